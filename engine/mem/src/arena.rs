@@ -1,0 +1,299 @@
+//! The frames of all packets, made once at start-up, and each thread's cache of free ones.
+//!
+//! The arena is shared; a [`FrameCache`] belongs to one thread (workers and the slow path) and makes allocation two loads and a
+//! store. Frames travel freely between threads inside [`PktBuf`]s.
+
+use std::cell::Cell;
+use std::io;
+use std::marker::PhantomData;
+use std::ptr::NonNull;
+
+use crossbeam_queue::ArrayQueue;
+
+use crate::map;
+use crate::pktbuf::Line;
+use crate::{FRAME, HEADROOM, JUMBO_MAX, Outer, PktBuf, SMALL_MAX, TAILROOM};
+
+/// Bytes from one small frame to the next. One cache line more than the frame: with a power of two the first lines of all packets would
+/// share two sets of a 32 KiB first-level cache, so that a burst of small packets would not stay in it.
+const STRIDE: usize = FRAME + 64;
+
+/// Bytes of a jumbo frame.
+const JUMBO_FRAME: usize = HEADROOM + JUMBO_MAX + TAILROOM;
+
+/// Bytes from one jumbo frame to the next: whole pages, and an odd number of them.
+const JUMBO_STRIDE: usize = 17 * 4096;
+
+/// Free frames of one size that a cache holds at most; jumbo frames are few.
+const CACHED: usize = 256;
+const CACHED_JUMBO: usize = 8;
+
+/// How many frames to make.
+#[derive(Clone, Copy, Debug)]
+pub struct ArenaConfig {
+    /// Small frames, [`FRAME`] bytes each. They are resident from the start.
+    pub frames: usize,
+    /// Frames for packets longer than [`SMALL_MAX`]. They take memory only once they are used.
+    pub jumbo_frames: usize,
+}
+
+/// What stands before the first metadata line, so that a line finds its arena.
+#[repr(C, align(64))]
+struct Header {
+    arena: &'static Arena,
+}
+
+const _: () = assert!(size_of::<Header>() == size_of::<Line>());
+
+/// All frames and their free lists.
+///
+/// Line `i` (0 to `small`) describes small frame `i`, the lines from `small` on describe jumbo frames. An index is in a free list, in one
+/// cache, or in one [`PktBuf`], never in two of them.
+pub struct Arena {
+    lines: NonNull<Line>,
+    small: u32,
+    total: u32,
+    free: ArrayQueue<u32>,
+    free_jumbo: ArrayQueue<u32>,
+}
+
+// SAFETY: the lines and frames are only reached through the index of a free frame, which has one owner; the free lists are
+// made for sharing.
+unsafe impl Send for Arena {}
+// SAFETY: as above.
+unsafe impl Sync for Arena {}
+
+impl Arena {
+    /// Makes the frames. The arena lives as long as the process.
+    pub fn new(config: &ArenaConfig) -> io::Result<&'static Arena> {
+        let too_many = || io::Error::new(io::ErrorKind::InvalidInput, "too many packet frames");
+        let small = u32::try_from(config.frames).map_err(|_| too_many())?;
+        let jumbo = u32::try_from(config.jumbo_frames).map_err(|_| too_many())?;
+        let total = small
+            .checked_add(jumbo)
+            .filter(|n| *n <= u32::MAX >> 1)
+            .ok_or_else(too_many)?;
+
+        let headers = map::resident((total as usize + 1) * size_of::<Line>())?.cast::<Line>();
+        // SAFETY: the mapping holds `total` lines behind the header.
+        let lines = unsafe { headers.add(1) };
+        let frames = map::resident((small as usize * STRIDE).max(1))?;
+        let jumbos = map::sparse((jumbo as usize * JUMBO_STRIDE).max(1))?;
+
+        let free = ArrayQueue::new((small as usize).max(1));
+        let free_jumbo = ArrayQueue::new((jumbo as usize).max(1));
+        for index in 0..total {
+            let (base, capacity, list) = if index < small {
+                // SAFETY: the mapping holds `small` strides.
+                (unsafe { frames.add(index as usize * STRIDE) }, FRAME, &free)
+            } else {
+                // SAFETY: the mapping holds `jumbo` strides.
+                (
+                    unsafe { jumbos.add((index - small) as usize * JUMBO_STRIDE) },
+                    JUMBO_FRAME,
+                    &free_jumbo,
+                )
+            };
+            let line = Line {
+                base,
+                index,
+                capacity: capacity as u32,
+                offset: 0,
+                len: 0,
+                outer: Outer::NONE,
+            };
+            // SAFETY: the mapping holds `total` lines, aligned to pages.
+            unsafe { lines.add(index as usize).write(line) };
+            let pushed = list.push(index);
+            debug_assert!(pushed.is_ok(), "the list has room for every frame of its size");
+        }
+        let arena: &'static Arena = Box::leak(Box::new(Arena {
+            lines,
+            small,
+            total,
+            free,
+            free_jumbo,
+        }));
+        // SAFETY: the mapping begins with room for the header.
+        unsafe { headers.cast::<Header>().write(Header { arena }) };
+        Ok(arena)
+    }
+
+    /// All frames of both sizes.
+    pub fn frames(&self) -> usize {
+        self.total as usize
+    }
+
+    /// Frames that are neither in a packet nor in a thread's cache. When all packets and caches are dropped this is
+    /// [`frames`](Arena::frames) again.
+    pub fn free_frames(&self) -> usize {
+        self.free.len() + self.free_jumbo.len()
+    }
+
+    /// The arena that a packet's line belongs to.
+    #[inline]
+    pub(crate) fn of_line(line: NonNull<Line>) -> &'static Arena {
+        // SAFETY: lines are only made in `new`, in one mapping with the header before line 0, and `index` never changes.
+        unsafe {
+            line.sub(line.as_ref().index as usize + 1)
+                .cast::<Header>()
+                .as_ref()
+                .arena
+        }
+    }
+
+    /// Puts a frame into its free list. The caller gives up the only handle to it.
+    pub(crate) fn release(&self, index: u32) {
+        let list = if index < self.small {
+            &self.free
+        } else {
+            &self.free_jumbo
+        };
+        let pushed = list.push(index);
+        debug_assert!(pushed.is_ok(), "the list has room for every frame of its size");
+    }
+}
+
+/// Indices of free frames, the last one freed on top because it is the warmest.
+struct Stack<const N: usize> {
+    len: usize,
+    slots: [u32; N],
+}
+
+impl<const N: usize> Stack<N> {
+    const EMPTY: Stack<N> = Stack {
+        len: 0,
+        slots: [0; N],
+    };
+
+    /// Takes the top, after moving half a stack in from the shared list if there is none.
+    #[inline]
+    fn pop(&mut self, shared: &ArrayQueue<u32>) -> Option<u32> {
+        if self.len == 0 {
+            self.refill(shared);
+        }
+        self.len = self.len.checked_sub(1)?;
+        Some(self.slots[self.len])
+    }
+
+    /// Puts an index on top, after moving the older half of a full stack to the shared list.
+    #[inline]
+    fn push(&mut self, index: u32, shared: &ArrayQueue<u32>) {
+        if self.len == N {
+            self.spill(shared, N / 2);
+        }
+        self.slots[self.len] = index;
+        self.len += 1;
+    }
+
+    #[cold]
+    fn refill(&mut self, shared: &ArrayQueue<u32>) {
+        while self.len < N / 2
+            && let Some(index) = shared.pop()
+        {
+            self.slots[self.len] = index;
+            self.len += 1;
+        }
+    }
+
+    /// Moves the oldest `n` to the shared list.
+    #[cold]
+    fn spill(&mut self, shared: &ArrayQueue<u32>, n: usize) {
+        for index in &self.slots[..n] {
+            let pushed = shared.push(*index);
+            debug_assert!(pushed.is_ok(), "the list has room for every frame of its size");
+        }
+        self.slots.copy_within(n..self.len, 0);
+        self.len -= n;
+    }
+}
+
+/// One thread's free frames. Dropping it gives them back to the arena.
+pub struct FrameCache {
+    arena: &'static Arena,
+    small: Stack<CACHED>,
+    jumbo: Stack<CACHED_JUMBO>,
+    /// One thread at a time: a cache may move to another thread but is never shared.
+    not_sync: PhantomData<Cell<()>>,
+}
+
+impl FrameCache {
+    /// An empty cache over `arena`.
+    pub fn new(arena: &'static Arena) -> FrameCache {
+        FrameCache {
+            arena,
+            small: Stack::EMPTY,
+            jumbo: Stack::EMPTY,
+            not_sync: PhantomData,
+        }
+    }
+
+    /// A small frame, empty, with [`HEADROOM`] before it; `None` if all are in use.
+    #[inline]
+    pub fn alloc(&mut self) -> Option<PktBuf> {
+        let index = self.small.pop(&self.arena.free)?;
+        Some(self.take(index))
+    }
+
+    /// An empty frame that holds `len` bytes with [`HEADROOM`] before and [`TAILROOM`] behind them. `None` if all of that size
+    /// are in use or `len` is more than [`JUMBO_MAX`].
+    #[inline]
+    pub fn alloc_for(&mut self, len: usize) -> Option<PktBuf> {
+        if len <= SMALL_MAX {
+            return self.alloc();
+        }
+        if len > JUMBO_MAX {
+            return None;
+        }
+        let index = self.jumbo.pop(&self.arena.free_jumbo)?;
+        Some(self.take(index))
+    }
+
+    /// The frame `index`, which was taken from this cache's stacks.
+    #[inline]
+    fn take(&self, index: u32) -> PktBuf {
+        // SAFETY: indices in free lists are below `total`, so this is one of the arena's lines; the index left the free
+        // list and is now only in the new handle.
+        unsafe { PktBuf::from_line(self.arena.lines.add(index as usize)) }
+    }
+
+    /// Takes a packet's frame back.
+    #[inline]
+    pub fn free(&mut self, pkt: PktBuf) {
+        let line = pkt.into_line();
+        // SAFETY: the handle was the line's only owner and is gone; its index never changes.
+        let index = unsafe { line.as_ref().index };
+        if index >= self.arena.total || line != self.line_at(index) {
+            // A frame of another arena goes home.
+            Arena::of_line(line).release(index);
+        } else if index < self.arena.small {
+            self.small.push(index, &self.arena.free);
+        } else {
+            self.jumbo.push(index, &self.arena.free_jumbo);
+        }
+    }
+
+    #[inline]
+    fn line_at(&self, index: u32) -> NonNull<Line> {
+        debug_assert!(index < self.arena.total);
+        // SAFETY: the arena has `total` lines and the index is smaller.
+        unsafe { self.arena.lines.add(index as usize) }
+    }
+
+    /// The arena that the frames come from.
+    pub fn arena(&self) -> &'static Arena {
+        self.arena
+    }
+
+    /// Gives all cached frames back to the arena.
+    pub fn flush(&mut self) {
+        self.small.spill(&self.arena.free, self.small.len);
+        self.jumbo.spill(&self.arena.free_jumbo, self.jumbo.len);
+    }
+}
+
+impl Drop for FrameCache {
+    fn drop(&mut self) {
+        self.flush();
+    }
+}

@@ -1,0 +1,104 @@
+//! Anonymous memory mappings for the arena and the key slabs. All of them live until the process ends.
+
+use std::io;
+use std::ptr::NonNull;
+
+/// Size of a huge page on x86-64 and the usual one on AArch64, in bytes.
+#[cfg(not(miri))]
+const HUGE_PAGE: usize = 2 << 20;
+
+/// Bytes of the smallest page of any machine that we run on; guards and locks are rounded to the real page size.
+#[cfg(not(miri))]
+pub(crate) fn page_size() -> usize {
+    // SAFETY: sysconf reads a constant of the system.
+    let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    usize::try_from(size).unwrap_or(4096)
+}
+
+#[cfg(not(miri))]
+fn map(len: usize, protection: libc::c_int, flags: libc::c_int) -> io::Result<NonNull<u8>> {
+    let flags = flags | libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    // SAFETY: a new anonymous mapping at an address that the kernel chooses touches no existing object.
+    let ptr = unsafe { libc::mmap(std::ptr::null_mut(), len, protection, flags, -1, 0) };
+    if ptr == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    NonNull::new(ptr.cast()).ok_or_else(|| io::Error::from(io::ErrorKind::OutOfMemory))
+}
+
+/// Gives advice about a range that lies within one of our mappings; true if the kernel took it.
+#[cfg(not(miri))]
+pub(crate) fn advise(start: NonNull<u8>, len: usize, advice: libc::c_int) -> bool {
+    // SAFETY: callers pass ranges of their own mappings, and none of the kinds of advice used in this package
+    // (huge pages, populate, dump, fork) changes bytes that this process sees.
+    unsafe { libc::madvise(start.as_ptr().cast(), len, advice) == 0 }
+}
+
+/// Maps `len` zeroed bytes, resident from the start and on huge pages where the machine has them: reserved ones
+/// first, transparent ones otherwise.
+#[cfg(not(miri))]
+pub(crate) fn resident(len: usize) -> io::Result<NonNull<u8>> {
+    const READ_WRITE: libc::c_int = libc::PROT_READ | libc::PROT_WRITE;
+    let rounded = len.next_multiple_of(HUGE_PAGE);
+    if len >= HUGE_PAGE
+        && let Ok(start) = map(rounded, READ_WRITE, libc::MAP_HUGETLB)
+    {
+        // Touching the pages here turns a limit on huge pages into an error now instead of a signal later.
+        if advise(start, rounded, libc::MADV_POPULATE_WRITE) {
+            advise(start, rounded, libc::MADV_DONTDUMP);
+            return Ok(start);
+        }
+        // SAFETY: the mapping was made above and nothing points into it yet.
+        unsafe { libc::munmap(start.as_ptr().cast(), rounded) };
+    }
+    let slack = if len >= HUGE_PAGE { HUGE_PAGE } else { 0 };
+    let mut start = map(rounded + slack, READ_WRITE, 0)?;
+    if slack > 0 {
+        let skip = start.as_ptr().align_offset(HUGE_PAGE);
+        // SAFETY: the mapping is longer than `rounded` by one huge page and an alignment skips less than that.
+        start = unsafe { start.add(skip) };
+        advise(start, rounded, libc::MADV_HUGEPAGE);
+    }
+    advise(start, rounded, libc::MADV_DONTDUMP);
+    advise(
+        start,
+        len.next_multiple_of(page_size()),
+        libc::MADV_POPULATE_WRITE,
+    );
+    Ok(start)
+}
+
+/// Maps `len` zeroed bytes that take memory only where they are touched.
+#[cfg(not(miri))]
+pub(crate) fn sparse(len: usize) -> io::Result<NonNull<u8>> {
+    let start = map(len, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_NORESERVE)?;
+    advise(start, len, libc::MADV_DONTDUMP);
+    Ok(start)
+}
+
+/// Maps `len` bytes (a multiple of the page size) between two inaccessible pages.
+#[cfg(not(miri))]
+pub(crate) fn guarded(len: usize) -> io::Result<NonNull<u8>> {
+    let guard = page_size();
+    let outer = map(len + 2 * guard, libc::PROT_NONE, 0)?;
+    // SAFETY: the mapping is two guards longer than `len`.
+    let start = unsafe { outer.add(guard) };
+    // SAFETY: the range lies within the mapping made above, and nothing points into it yet.
+    if unsafe { libc::mprotect(start.as_ptr().cast(), len, libc::PROT_READ | libc::PROT_WRITE) } != 0 {
+        let error = io::Error::last_os_error();
+        // SAFETY: as above.
+        unsafe { libc::munmap(outer.as_ptr().cast(), len + 2 * guard) };
+        return Err(error);
+    }
+    Ok(start)
+}
+
+// The interpreter that checks this package for undefined behaviour knows no mappings: it gets plain zeroed memory.
+#[cfg(miri)]
+fn zeroed(len: usize) -> io::Result<NonNull<u8>> {
+    let layout = std::alloc::Layout::from_size_align(len.max(1), 4096).map_err(io::Error::other)?;
+    // SAFETY: the layout's size is not zero.
+    NonNull::new(unsafe { std::alloc::alloc_zeroed(layout) }).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
+}
+#[cfg(miri)]
+pub(crate) use {zeroed as guarded, zeroed as resident, zeroed as sparse};
