@@ -86,7 +86,7 @@ impl Kind {
         if self == Kind::Plain {
             return None;
         }
-        if let Some(path) = std::env::var_os(self.env_var()) {
+        if let Some(path) = std::env::var_os(self.env_var()).filter(|path| !path.is_empty()) {
             return Some(PathBuf::from(path));
         }
         let built = if self == Kind::Engine {
@@ -104,8 +104,14 @@ impl Kind {
             .find(|file| file.is_file())
     }
 
-    /// What the program says of its version, in one line.
+    /// The program's version, in one line: of the package that it was unpacked from (a file `PROGRAM.version` beside
+    /// it), else what it says itself.
     pub fn version(self, program: &Path) -> String {
+        let mut noted = program.as_os_str().to_owned();
+        noted.push(".version");
+        if let Ok(text) = std::fs::read_to_string(noted) {
+            return text.trim().to_owned();
+        }
         let mut command = Command::new(program);
         command.arg("--version");
         let said = run_to_end(command, b"").unwrap_or_default();
