@@ -12,7 +12,12 @@
 //!   asking anybody. `timers::Traffic` is the one thing both see: counters and times that the worker writes.
 #![forbid(unsafe_code)]
 
+pub mod aead;
 mod clock;
+pub mod keypair;
+pub mod replay;
+pub mod timeouts;
+pub mod x25519;
 
 pub use clock::{Duration, Now, Random, Time, WallClock};
 

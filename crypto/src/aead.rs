@@ -1,0 +1,82 @@
+//! ChaCha20-Poly1305 (RFC 8439) over bursts of packets, behind one trait.
+//!
+//! Called by the workers, a whole burst at a time: packets of several sessions and lengths together, in place. Nothing
+//! here knows of ports or packet buffers. Which backend is the default and why is in docs/adr/0003-aead-backend.md.
+
+use patronus_mem::Secret;
+
+mod aws_lc;
+mod rustcrypto;
+
+/// Length of the authentication tag behind a sealed text, bytes.
+pub const TAG: usize = 16;
+
+/// One packet to seal or open.
+pub struct Job<'a> {
+    /// The session's key for this direction.
+    pub key: &'a Secret<32>,
+    /// The packet's counter. The nonce is four zero bytes and this number in little-endian order (WireGuard paper,
+    /// section 5.4.6).
+    pub counter: u64,
+    /// To seal: the plain text and [`TAG`] bytes of room behind it. To open: cipher text and tag.
+    pub buf: &'a mut [u8],
+    /// Set by the call: whether `buf` now holds what was asked for. A buffer too short for a tag is never `ok`.
+    pub ok: bool,
+}
+
+impl<'a> Job<'a> {
+    /// A packet that has not been worked on.
+    pub fn new(key: &'a Secret<32>, counter: u64, buf: &'a mut [u8]) -> Self {
+        Job {
+            key,
+            counter,
+            buf,
+            ok: false,
+        }
+    }
+}
+
+/// An implementation of ChaCha20-Poly1305. Keys are only borrowed: an implementation leaves no copy of one in memory
+/// that it owns.
+pub trait Aead: Send + Sync {
+    /// The name by which [`by_name`] finds it.
+    fn name(&self) -> &'static str;
+
+    /// Encrypts each packet in place and writes its tag behind it. No additional data.
+    fn seal(&self, burst: &mut [Job<'_>]);
+
+    /// Checks each packet's tag and decrypts it in place. Where the tag is wrong, `ok` is false and no plain text is
+    /// left in the buffer.
+    fn open(&self, burst: &mut [Job<'_>]);
+
+    /// Seals one text with any nonce and additional data, `buf` as in [`Job`]: the whole of RFC 8439, section 2.8, for
+    /// handshakes and test vectors. False if `buf` is shorter than a tag.
+    fn seal_one(&self, key: &[u8; 32], nonce: &[u8; 12], aad: &[u8], buf: &mut [u8]) -> bool;
+
+    /// Opens one text with any nonce and additional data, `buf` as in [`Job`].
+    fn open_one(&self, key: &[u8; 32], nonce: &[u8; 12], aad: &[u8], buf: &mut [u8]) -> bool;
+}
+
+/// The nonce of the packet with this counter.
+fn nonce(counter: u64) -> [u8; 12] {
+    let mut nonce = [0; 12];
+    nonce[4..].copy_from_slice(&counter.to_le_bytes());
+    nonce
+}
+
+static ALL: [&dyn Aead; 2] = [&aws_lc::AwsLc, &rustcrypto::RustCrypto];
+
+/// The backend to use where nothing else is asked for.
+pub fn default() -> &'static dyn Aead {
+    ALL[0]
+}
+
+/// The backend called `name`.
+pub fn by_name(name: &str) -> Option<&'static dyn Aead> {
+    ALL.iter().copied().find(|aead| aead.name() == name)
+}
+
+/// Every backend, the default first.
+pub fn all() -> &'static [&'static dyn Aead] {
+    &ALL
+}
