@@ -107,6 +107,17 @@ impl Outer {
         } == *other
     }
 
+    /// A quick hash of the remote address and UDP port, for small tables that may collide. It is not seeded: never let
+    /// more than speed depend on it.
+    #[inline]
+    pub fn path_hash(&self) -> u32 {
+        const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
+        let ip = u128::from_ne_bytes(self.remote);
+        let low = (ip as u64 ^ u64::from(self.port)).wrapping_mul(ODD);
+        let all = (low ^ (ip >> 64) as u64).wrapping_mul(ODD);
+        (all >> 32) as u32
+    }
+
     /// True if there is no remote address.
     pub fn is_none(&self) -> bool {
         self.family == FAMILY_NONE
