@@ -7,6 +7,7 @@
 
 use std::fmt;
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,7 +15,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use arrayvec::ArrayVec;
 use patronus_mem::{Burst, FrameCache};
 
+pub mod ip;
 pub mod loopback;
+pub mod netlink;
+pub mod offload;
+pub mod signal;
+mod sys;
+pub mod tun;
+pub mod udp;
 
 /// File descriptors of a port at most: a UDP port has one for each address family.
 pub const PORT_FDS: usize = 2;
@@ -55,7 +63,8 @@ impl From<io::Error> for PortError {
 /// Where a worker takes and gives packets. All calls come from the worker's thread.
 pub trait Port {
     /// Appends what has arrived to `burst`, up to its room, in order of arrival within a flow. Returns how many packets; 0 means
-    /// that nothing is there now. Frames come from `frames`.
+    /// that nothing is there now: before that, the port may hold packets that [`wait_fds`](Port::wait_fds) do not show.
+    /// Frames come from `frames`.
     fn rx_burst(&mut self, frames: &mut FrameCache, burst: &mut Burst) -> Result<usize, PortError>;
 
     /// Sends all packets of `burst`, in order within a path. The burst is empty afterwards, its frames are back in `frames` (or
@@ -65,6 +74,12 @@ pub trait Port {
     /// What to wait on, readable when [`rx_burst`](Port::rx_burst) may find packets. Level-triggered; a port without
     /// descriptors is polled.
     fn wait_fds(&self) -> ArrayVec<BorrowedFd<'_>, PORT_FDS>;
+
+    /// An own address that the kernel no longer takes as a source, if one was met since the last call: whoever answers
+    /// from it should forget it. None for ports that have no addresses.
+    fn take_stale_source(&mut self) -> Option<IpAddr> {
+        None
+    }
 
     /// What the port has done. Anyone may read it at any time.
     fn counters(&self) -> &Arc<PortCounters>;

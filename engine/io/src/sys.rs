@@ -1,0 +1,95 @@
+//! The few system calls for which there is no safe wrapper: several datagrams at once, and integer socket options.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+/// Sets an integer socket option.
+pub(crate) fn set_option(
+    fd: BorrowedFd<'_>,
+    level: libc::c_int,
+    name: libc::c_int,
+    value: libc::c_int,
+) -> io::Result<()> {
+    // SAFETY: the pointer and the length describe `value`, which lives until the call returns.
+    let rc = unsafe {
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            level,
+            name,
+            (&raw const value).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    if rc == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Receives into the messages, without waiting. Returns how many were filled; never interrupted by a signal.
+///
+/// # Safety
+/// The pointers in every header are valid for the lengths beside them, to be written, until the call returns.
+pub(crate) unsafe fn recvmmsg(fd: BorrowedFd<'_>, headers: &mut [libc::mmsghdr]) -> io::Result<usize> {
+    loop {
+        // SAFETY: the slice describes the headers; the caller vouches for what they point to.
+        let n = unsafe {
+            libc::recvmmsg(
+                fd.as_raw_fd(),
+                headers.as_mut_ptr(),
+                headers.len() as libc::c_uint,
+                libc::MSG_DONTWAIT as _,
+                std::ptr::null_mut(),
+            )
+        };
+        if let Some(n) = received(n)? {
+            return Ok(n);
+        }
+    }
+}
+
+/// Sends the messages, without waiting. Returns how many were sent, from the front; an error is that of the first one. Never
+/// interrupted by a signal.
+///
+/// # Safety
+/// The pointers in every header are valid for the lengths beside them, to be read, until the call returns.
+pub(crate) unsafe fn sendmmsg(fd: BorrowedFd<'_>, headers: &mut [libc::mmsghdr]) -> io::Result<usize> {
+    loop {
+        // SAFETY: the slice describes the headers; the caller vouches for what they point to.
+        let n = unsafe {
+            libc::sendmmsg(
+                fd.as_raw_fd(),
+                headers.as_mut_ptr(),
+                headers.len() as libc::c_uint,
+                libc::MSG_DONTWAIT as _,
+            )
+        };
+        if let Some(n) = received(n)? {
+            return Ok(n);
+        }
+    }
+}
+
+/// What a call returned: a count, an error, or `None` if a signal interrupted it.
+fn received(n: libc::c_int) -> io::Result<Option<usize>> {
+    match usize::try_from(n) {
+        Ok(n) => Ok(Some(n)),
+        Err(_) => match io::Error::last_os_error() {
+            error if error.kind() == io::ErrorKind::Interrupted => Ok(None),
+            error => Err(error),
+        },
+    }
+}
+
+/// Waits until the socket can send, one millisecond at most.
+pub(crate) fn wait_writable(fd: &impl AsFd) {
+    let limit = Timespec {
+        tv_sec: 0,
+        tv_nsec: 1_000_000,
+    };
+    // However this ends, the caller tries once more and then counts a drop.
+    let _ = poll(&mut [PollFd::new(fd, PollFlags::OUT)], Some(&limit));
+}

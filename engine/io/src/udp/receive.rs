@@ -1,0 +1,260 @@
+//! Receiving: several messages per call, each cut into the datagrams that the kernel coalesced.
+//!
+//! What does not fit into the caller's burst stays here for the next call, so nothing is lost and the next call needs no
+//! system call.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use patronus_mem::{Burst, FrameCache, Outer};
+
+use super::message::{Control, Name, read_control, read_name};
+use super::socket::Pair;
+use crate::{PortCounters, sys};
+
+/// Messages received per call at most.
+const MESSAGES: usize = 32;
+
+/// Bytes received per message at most, one more than any UDP payload or coalesced train has.
+const MESSAGE: usize = 65536;
+
+/// Distance of the messages' buffers: with a power of two their beginnings would share one set of the first-level cache.
+const STRIDE: usize = MESSAGE + 3 * 64;
+
+/// How many receives a family that had nothing is left alone while the other one has something.
+const QUIET: u8 = 8;
+
+/// A received message that is not yet handed on completely.
+#[derive(Clone, Copy)]
+struct Train {
+    outer: Outer,
+    /// Bytes of each datagram but the last; not 0.
+    segment: usize,
+    /// Bytes of the whole message.
+    len: usize,
+    /// Bytes already handed on.
+    done: usize,
+}
+
+pub(super) struct Receiver {
+    buffers: Box<[u8]>,
+    names: Box<[Name; MESSAGES]>,
+    controls: Box<[Control; MESSAGES]>,
+    headers: Headers,
+    /// The messages of the last call; those before `next` are finished.
+    trains: Box<[Train; MESSAGES]>,
+    next: usize,
+    received: usize,
+    /// Packets per message in the last call, to ask for no more messages than fit the burst.
+    train_len: usize,
+    /// Which family is asked next.
+    ipv6_next: bool,
+    /// For each family, how many more receives it is left alone.
+    quiet: [u8; 2],
+}
+
+/// The arguments of the system call. The pointers are written before each call and not used after it.
+struct Headers {
+    messages: Box<[libc::mmsghdr; MESSAGES]>,
+    vectors: Box<[libc::iovec; MESSAGES]>,
+}
+
+// SAFETY: the pointers are dead between calls.
+unsafe impl Send for Headers {}
+
+impl Receiver {
+    pub(super) fn new() -> Receiver {
+        let train = Train {
+            outer: Outer::NONE,
+            segment: 1,
+            len: 0,
+            done: 0,
+        };
+        Receiver {
+            buffers: vec![0; MESSAGES * STRIDE].into_boxed_slice(),
+            names: Box::new([Name::EMPTY; MESSAGES]),
+            controls: Box::new([Control::EMPTY; MESSAGES]),
+            headers: Headers {
+                // SAFETY: both are plain structures of integers and pointers, for which zero is a value.
+                messages: Box::new(unsafe { std::mem::zeroed() }),
+                // SAFETY: as above.
+                vectors: Box::new(unsafe { std::mem::zeroed() }),
+            },
+            trains: Box::new([train; MESSAGES]),
+            next: 0,
+            received: 0,
+            train_len: 1,
+            ipv6_next: false,
+            quiet: [0; 2],
+        }
+    }
+
+    /// Appends received packets to `burst`, first what is left from the last call. Returns how many.
+    pub(super) fn receive(
+        &mut self,
+        sockets: &Pair,
+        frames: &mut FrameCache,
+        burst: &mut Burst,
+        counters: &PortCounters,
+    ) -> io::Result<usize> {
+        let before = burst.len();
+        self.hand_on(frames, burst, counters);
+        while burst.room() > 0 {
+            let want = (burst.room() / self.train_len).clamp(1, MESSAGES);
+            self.fill(sockets, want, counters)?;
+            let all = self.received == want;
+            self.hand_on(frames, burst, counters);
+            if !all {
+                break;
+            }
+        }
+        Ok(burst.len() - before)
+    }
+
+    /// Receives up to `want` messages from one family: the one whose turn it is, or the other if that has nothing.
+    fn fill(&mut self, sockets: &Pair, want: usize, counters: &PortCounters) -> io::Result<()> {
+        (self.next, self.received) = (0, 0);
+        let turn = self.ipv6_next;
+        for ipv6 in [turn, !turn] {
+            let Some(socket) = sockets.of(ipv6) else { continue };
+            self.received = self.call(socket.as_fd(), want, counters)?;
+            if self.received > 0 {
+                self.give_turn(!ipv6);
+                break;
+            }
+            self.quiet[usize::from(ipv6)] = QUIET;
+        }
+        Ok(())
+    }
+
+    /// The other family is asked next, unless it was found empty a short while ago.
+    fn give_turn(&mut self, ipv6: bool) {
+        let quiet = &mut self.quiet[usize::from(ipv6)];
+        self.ipv6_next = if *quiet == 0 { ipv6 } else { !ipv6 };
+        *quiet = quiet.saturating_sub(1);
+    }
+
+    /// One system call; the messages become trains. Returns how many there are.
+    fn call(&mut self, fd: BorrowedFd<'_>, want: usize, counters: &PortCounters) -> io::Result<usize> {
+        self.point_headers(want);
+        // SAFETY: `point_headers` has just set the first `want` headers to buffers that are owned by `self` and not borrowed
+        // until the call returns.
+        let count = match unsafe { sys::recvmmsg(fd, &mut self.headers.messages[..want]) } {
+            Ok(count) => count.min(want),
+            Err(error) if is_transient(&error) => 0,
+            Err(error) => return Err(error),
+        };
+        let mut packets = 0;
+        for index in 0..count {
+            packets += self.read_train(index, counters);
+        }
+        if let Some(average) = packets.checked_div(count) {
+            counters.rx_calls.add(1);
+            self.train_len = average.max(1);
+        }
+        Ok(count)
+    }
+
+    fn point_headers(&mut self, want: usize) {
+        for index in 0..want {
+            let buffer = &mut self.buffers[index * STRIDE..][..MESSAGE];
+            let vector = &mut self.headers.vectors[index];
+            vector.iov_base = buffer.as_mut_ptr().cast();
+            vector.iov_len = MESSAGE;
+            let header = &mut self.headers.messages[index].msg_hdr;
+            header.msg_name = self.names[index].0.as_mut_ptr().cast();
+            header.msg_namelen = self.names[index].0.len() as _;
+            header.msg_iov = vector;
+            header.msg_iovlen = 1;
+            header.msg_control = self.controls[index].0.as_mut_ptr().cast();
+            header.msg_controllen = self.controls[index].0.len() as _;
+            header.msg_flags = 0;
+        }
+    }
+
+    /// Reads what the kernel wrote about message `index`; returns how many packets it holds.
+    fn read_train(&mut self, index: usize, counters: &PortCounters) -> usize {
+        let message = &self.headers.messages[index];
+        let header = &message.msg_hdr;
+        let name = &self.names[index].0;
+        let name = &name[..name.len().min(header.msg_namelen as _)];
+        let control = &self.controls[index].0;
+        let control = &control[..control.len().min(header.msg_controllen as _)];
+        let len = (message.msg_len as usize).min(MESSAGE);
+        let train = &mut self.trains[index];
+        // A message without its control part may be a train of unknown segments.
+        let cut_off = header.msg_flags & (libc::MSG_TRUNC | libc::MSG_CTRUNC) != 0;
+        let Some(remote) = read_name(name).filter(|_| !cut_off) else {
+            counters.rx_malformed.add(1);
+            *train = Train {
+                outer: Outer::NONE,
+                segment: 1,
+                len: 0,
+                done: 1,
+            };
+            return 0;
+        };
+        let ancillary = read_control(control);
+        let mut outer = Outer::new(remote);
+        outer.set_local(ancillary.local, ancillary.ifindex);
+        outer.set_tos(ancillary.tos);
+        let segment = if ancillary.segment == 0 {
+            len.max(1)
+        } else {
+            ancillary.segment
+        };
+        *train = Train {
+            outer,
+            segment,
+            len,
+            done: 0,
+        };
+        len.div_ceil(segment).max(1)
+    }
+
+    /// Moves packets into the burst until it is full or nothing is left.
+    fn hand_on(&mut self, frames: &mut FrameCache, burst: &mut Burst, counters: &PortCounters) {
+        let (mut packets, mut bytes) = (0, 0);
+        while self.next < self.received && burst.room() > 0 {
+            let buffer = &self.buffers[self.next * STRIDE..][..MESSAGE];
+            let train = &mut self.trains[self.next];
+            let Some((start, len)) = train.cut() else {
+                self.next += 1;
+                continue;
+            };
+            let Some(mut pkt) = frames.alloc_for(len) else {
+                counters.rx_no_frame.add(1);
+                continue;
+            };
+            pkt.append(len).copy_from_slice(&buffer[start..start + len]);
+            *pkt.outer_mut() = train.outer;
+            burst.push(pkt);
+            packets += 1;
+            bytes += len as u64;
+        }
+        counters.rx_packets.add(packets);
+        counters.rx_bytes.add(bytes);
+    }
+}
+
+impl Train {
+    /// The next datagram's start and length; `None` after the last. An empty message is one empty datagram.
+    fn cut(&mut self) -> Option<(usize, usize)> {
+        let start = self.done;
+        if start >= self.len.max(1) {
+            return None;
+        }
+        let len = self.segment.min(self.len - start);
+        self.done = start + len.max(1);
+        Some((start, len))
+    }
+}
+
+/// Errors that say nothing about the socket as a whole: nothing to read, no memory at the moment, or the fate of some
+/// earlier datagram.
+fn is_transient(error: &io::Error) -> bool {
+    !matches!(
+        error.raw_os_error(),
+        None | Some(libc::EBADF | libc::ENOTSOCK | libc::EFAULT | libc::EINVAL)
+    )
+}

@@ -1,0 +1,325 @@
+//! Sending: a burst becomes messages ([`plan`](super::plan)), all of which go out in as few calls as possible. Whatever the
+//! kernel refuses is tried in the next simpler way, and counted when there is none.
+
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use arrayvec::ArrayVec;
+use patronus_mem::{BURST_MAX, Burst, Outer};
+
+use super::message::{Control, Name};
+use super::plan::{Message, Plan};
+use super::socket::Pair;
+use crate::{PortCounters, sys};
+
+/// Refused source addresses that are remembered until they are asked for.
+const STALE_SOURCES: usize = 4;
+
+pub(super) struct Transmitter {
+    plan: Plan,
+    names: Box<[Name; BURST_MAX]>,
+    controls: Box<[Control; BURST_MAX]>,
+    headers: Headers,
+    /// For each header its message in the plan.
+    order: ArrayVec<u8, BURST_MAX>,
+    /// For each family, whether the kernel segments.
+    segments: [bool; 2],
+    stale: ArrayVec<IpAddr, STALE_SOURCES>,
+}
+
+/// The arguments of the system call. The pointers are written before each burst and not used after it.
+struct Headers {
+    messages: Box<[libc::mmsghdr; BURST_MAX]>,
+    vectors: Box<[libc::iovec; BURST_MAX]>,
+}
+
+// SAFETY: the pointers are dead between bursts.
+unsafe impl Send for Headers {}
+
+/// What an error may mean.
+enum Refused {
+    /// It says nothing about this message: try again.
+    Again,
+    /// The system has no room at the moment.
+    NoRoom,
+    /// No way there; perhaps only not from that source address.
+    Source,
+    /// Segments that are too long for the path, or a source address that is not ours.
+    SegmentOrSource,
+    /// The device cannot segment.
+    NoSegments,
+    /// There is no way to send this.
+    Final,
+}
+
+fn classify(error: &io::Error) -> Refused {
+    match error.raw_os_error() {
+        // ECONNREFUSED is an earlier datagram's fate.
+        Some(libc::ECONNREFUSED | libc::EINTR) => Refused::Again,
+        Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM) => Refused::NoRoom,
+        Some(libc::EADDRNOTAVAIL | libc::ENETUNREACH | libc::EHOSTUNREACH) => Refused::Source,
+        Some(libc::EINVAL | libc::EMSGSIZE) => Refused::SegmentOrSource,
+        Some(libc::EIO) => Refused::NoSegments,
+        _ => Refused::Final,
+    }
+}
+
+fn count_drop(counters: &PortCounters, error: &io::Error, packets: u64) {
+    let counter = match error.raw_os_error() {
+        Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM) => &counters.tx_no_buffer,
+        Some(libc::EMSGSIZE) => &counters.tx_too_big,
+        Some(libc::EPERM | libc::EACCES) => &counters.tx_forbidden,
+        Some(libc::ENETDOWN) => &counters.tx_down,
+        Some(
+            libc::ENETUNREACH
+            | libc::EHOSTUNREACH
+            | libc::EADDRNOTAVAIL
+            | libc::EAFNOSUPPORT
+            | libc::EINVAL
+            | libc::ENONET
+            | libc::EHOSTDOWN,
+        ) => &counters.tx_unreachable,
+        _ => &counters.tx_error,
+    };
+    counter.add(packets);
+}
+
+impl Transmitter {
+    pub(super) fn new(offload: bool) -> Transmitter {
+        Transmitter {
+            plan: Plan::new(),
+            names: Box::new([Name::EMPTY; BURST_MAX]),
+            controls: Box::new([Control::EMPTY; BURST_MAX]),
+            headers: Headers {
+                // SAFETY: both are plain structures of integers and pointers, for which zero is a value.
+                messages: Box::new(unsafe { std::mem::zeroed() }),
+                // SAFETY: as above.
+                vectors: Box::new(unsafe { std::mem::zeroed() }),
+            },
+            order: ArrayVec::new(),
+            segments: [offload; 2],
+            stale: ArrayVec::new(),
+        }
+    }
+
+    pub(super) fn take_stale_source(&mut self) -> Option<IpAddr> {
+        self.stale.pop()
+    }
+
+    pub(super) fn segments(&self, ipv6: bool) -> bool {
+        self.segments[usize::from(ipv6)]
+    }
+
+    /// Sends the burst's packets; they stay in the burst for the caller to free.
+    pub(super) fn transmit(&mut self, sockets: &Pair, burst: &Burst, counters: &PortCounters) {
+        self.plan.clear();
+        for (index, pkt) in burst.iter().enumerate() {
+            let outer = pkt.outer();
+            if outer.is_none() || sockets.of(outer.is_ipv6()).is_none() {
+                counters.tx_unreachable.add(1);
+                continue;
+            }
+            self.plan.add(
+                index,
+                outer,
+                pkt.len(),
+                self.segments[usize::from(outer.is_ipv6())],
+            );
+        }
+        for ipv6 in [false, true] {
+            if let Some(socket) = sockets.of(ipv6)
+                && self.point_headers(burst, ipv6) > 0
+            {
+                self.send_all(socket, burst, counters);
+            }
+        }
+    }
+
+    /// Writes a header for every message to the family; returns how many there are.
+    fn point_headers(&mut self, burst: &Burst, ipv6: bool) -> usize {
+        self.order.clear();
+        let mut vectors = 0;
+        for (index, message) in self.plan.messages().iter().enumerate() {
+            let Some(remote) = message.outer.remote().filter(|_| message.outer.is_ipv6() == ipv6) else {
+                continue;
+            };
+            let at = self.order.len();
+            let first_vector = vectors;
+            for packet in self.plan.packets(message) {
+                let data = burst[packet].data();
+                self.headers.vectors[vectors] = libc::iovec {
+                    iov_base: data.as_ptr().cast_mut().cast(),
+                    iov_len: data.len(),
+                };
+                vectors += 1;
+            }
+            let header = &mut self.headers.messages[at].msg_hdr;
+            header.msg_namelen = self.names[at].set(remote) as _;
+            header.msg_name = self.names[at].0.as_mut_ptr().cast();
+            header.msg_iov = self.headers.vectors[first_vector..].as_mut_ptr();
+            header.msg_iovlen = (vectors - first_vector) as _;
+            let segment = if message.packets > 1 { message.segment } else { 0 };
+            header.msg_controllen = self.controls[at].set(&message.outer, true, segment) as _;
+            header.msg_control = self.controls[at].0.as_mut_ptr().cast();
+            self.order.push(index as u8);
+        }
+        self.order.len()
+    }
+
+    fn message(&self, at: usize) -> Message {
+        self.plan.messages()[usize::from(self.order[at])]
+    }
+
+    /// Sends the messages that the headers describe.
+    fn send_all(&mut self, socket: &OwnedFd, burst: &Burst, counters: &PortCounters) {
+        let mut patience = Patience::new();
+        let mut at = 0;
+        while at < self.order.len() {
+            // SAFETY: `point_headers` has just set the first `order.len()` headers to buffers of `self` and to packets of
+            // `burst`, which is borrowed; the kernel only reads them.
+            match unsafe { sys::sendmmsg(socket.as_fd(), &mut self.headers.messages[at..self.order.len()]) } {
+                Ok(0) => return,
+                Ok(sent) => {
+                    counters.tx_calls.add(1);
+                    for sent in at..at + sent {
+                        let message = self.message(sent);
+                        counters.tx_packets.add(u64::from(message.packets));
+                        counters.tx_bytes.add(u64::from(message.bytes));
+                    }
+                    at += sent;
+                    patience.progress();
+                }
+                Err(error) if patience.retry(socket, &error) => {}
+                Err(error) => {
+                    self.send_otherwise(socket, burst, at, error, &mut patience, counters);
+                    at += 1;
+                }
+            }
+        }
+    }
+
+    /// Sends message `at`, which the kernel refused as it is, in the next simpler way: packet by packet, and without its source
+    /// address if it is that.
+    #[cold]
+    fn send_otherwise(
+        &mut self,
+        socket: &OwnedFd,
+        burst: &Burst,
+        at: usize,
+        error: io::Error,
+        patience: &mut Patience,
+        counters: &PortCounters,
+    ) {
+        let message = self.message(at);
+        let several = message.packets > 1;
+        let source = message.outer.local();
+        match classify(&error) {
+            Refused::Source if source.is_some() => {}
+            Refused::SegmentOrSource if several || source.is_some() => {}
+            Refused::NoSegments if several => {
+                self.segments[usize::from(message.outer.is_ipv6())] = false;
+            }
+            _ => return count_drop(counters, &error, u64::from(message.packets)),
+        }
+        let (mut as_it_is, mut without_source) = (false, false);
+        for packet in self.plan.packets(&message) {
+            let data = burst[packet].data();
+            let result = loop {
+                match send_datagram(socket.as_fd(), &message.outer, data) {
+                    Err(error) if patience.retry(socket, &error) => {}
+                    result => break result,
+                }
+            };
+            match result {
+                Ok(with_source) => {
+                    counters.tx_calls.add(1);
+                    counters.tx_packets.add(1);
+                    counters.tx_bytes.add(data.len() as u64);
+                    as_it_is |= with_source;
+                    without_source |= !with_source;
+                }
+                Err(error) => count_drop(counters, &error, 1),
+            }
+        }
+        if as_it_is && several && matches!(classify(&error), Refused::SegmentOrSource) {
+            self.plan.refuse_segment(&message.outer, message.segment);
+        }
+        if let Some(source) = source.filter(|ip| without_source && !self.stale.contains(ip)) {
+            // If the list is full, the address is refused and reported another time.
+            let _ = self.stale.try_push(source);
+        }
+    }
+}
+
+/// How often an error that may pass is answered by another try: a burst waits once, and no message is tried forever.
+struct Patience {
+    waited: bool,
+    again: u8,
+}
+
+impl Patience {
+    const AGAIN: u8 = 8;
+
+    fn new() -> Patience {
+        Patience {
+            waited: false,
+            again: Patience::AGAIN,
+        }
+    }
+
+    fn progress(&mut self) {
+        self.again = Patience::AGAIN;
+    }
+
+    /// True if the same call should be made again; waits if the system has no room.
+    fn retry(&mut self, socket: &OwnedFd, error: &io::Error) -> bool {
+        match classify(error) {
+            Refused::Again if self.again > 0 => {
+                self.again -= 1;
+                true
+            }
+            Refused::NoRoom if !self.waited => {
+                self.waited = true;
+                sys::wait_writable(socket);
+                true
+            }
+            _ => false,
+        }
+    }
+}
+
+/// Sends one datagram, without its source address if the kernel refuses it with that. True if the source was used (or none is
+/// set).
+pub(super) fn send_datagram(fd: BorrowedFd<'_>, outer: &Outer, data: &[u8]) -> io::Result<bool> {
+    match send_as(fd, outer, true, data) {
+        Err(error)
+            if outer.local().is_some()
+                && matches!(classify(&error), Refused::Source | Refused::SegmentOrSource) =>
+        {
+            send_as(fd, outer, false, data).map(|()| false)
+        }
+        result => result.map(|()| true),
+    }
+}
+
+fn send_as(fd: BorrowedFd<'_>, outer: &Outer, source: bool, data: &[u8]) -> io::Result<()> {
+    let remote = outer.remote().ok_or(io::ErrorKind::NetworkUnreachable)?;
+    let mut name = Name::EMPTY;
+    let mut control = Control::EMPTY;
+    let mut vector = libc::iovec {
+        iov_base: data.as_ptr().cast_mut().cast(),
+        iov_len: data.len(),
+    };
+    // SAFETY: a plain structure of integers and pointers, for which zero is a value.
+    let mut message: libc::mmsghdr = unsafe { std::mem::zeroed() };
+    let header = &mut message.msg_hdr;
+    header.msg_namelen = name.set(remote) as _;
+    header.msg_name = name.0.as_mut_ptr().cast();
+    header.msg_iov = &raw mut vector;
+    header.msg_iovlen = 1;
+    header.msg_controllen = control.set(outer, source, 0) as _;
+    header.msg_control = control.0.as_mut_ptr().cast();
+    // SAFETY: the header points to local variables and to `data`, which is borrowed; the kernel only reads them.
+    unsafe { sys::sendmmsg(fd, std::slice::from_mut(&mut message)) }.map(|_| ())
+}

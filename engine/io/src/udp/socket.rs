@@ -1,0 +1,191 @@
+//! Opening and binding the sockets: both families on one UDP port.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, getsockname, socket_with, sockopt};
+
+use super::UdpConfig;
+use crate::sys;
+
+/// How often another free port is tried when one that is free for IPv4 is taken for IPv6.
+const PORT_TRIES: usize = 100;
+
+/// The two sockets of one worker. Clones share them.
+#[derive(Clone, Debug)]
+pub(super) struct Pair {
+    v4: Option<Arc<OwnedFd>>,
+    v6: Option<Arc<OwnedFd>>,
+}
+
+impl Pair {
+    /// The socket of a family, if there is one.
+    #[inline]
+    pub(super) fn of(&self, ipv6: bool) -> Option<&OwnedFd> {
+        if ipv6 {
+            self.v6.as_deref()
+        } else {
+            self.v4.as_deref()
+        }
+    }
+
+    pub(super) fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        [&self.v4, &self.v6].into_iter().flatten().map(|fd| fd.as_fd())
+    }
+}
+
+/// Binds the sockets of all workers; returns them and the UDP port.
+pub(super) fn bind_all(config: &UdpConfig) -> io::Result<(Vec<Pair>, u16)> {
+    let (first, port) = bind_first(config)?;
+    if config.workers > 1 {
+        // Only now: a socket that may share its port would also share it with a stranger's. Bound alone first, a
+        // port that is in use is an error.
+        first.fds().try_for_each(share_port)?;
+    }
+    let mut workers = vec![first];
+    while workers.len() < config.workers {
+        let another = |present: bool, ipv6| match present {
+            true => open(config, ipv6, port, true).map(|socket| Some(Arc::new(socket))),
+            false => Ok(None),
+        };
+        workers.push(Pair {
+            v4: another(workers[0].v4.is_some(), false)?,
+            v6: another(workers[0].v6.is_some(), true)?,
+        });
+    }
+    Ok((workers, port))
+}
+
+/// Binds the first worker's sockets: IPv4 first, then IPv6 to the same port.
+fn bind_first(config: &UdpConfig) -> io::Result<(Pair, u16)> {
+    let mut tries = 0;
+    loop {
+        let v4 = if_supported(open(config, false, config.port, false))?;
+        let port = v4.as_ref().map_or(Ok(config.port), local_port)?;
+        match if_supported(open(config, true, port, false)) {
+            Err(error)
+                if error.kind() == io::ErrorKind::AddrInUse && config.port == 0 && tries < PORT_TRIES =>
+            {
+                tries += 1;
+            }
+            Err(error) => return Err(error),
+            Ok(v6) => {
+                let Some(any) = v4.as_ref().or(v6.as_ref()) else {
+                    return Err(io::Error::from_raw_os_error(libc::EAFNOSUPPORT));
+                };
+                let port = local_port(any)?;
+                return Ok((
+                    Pair {
+                        v4: v4.map(Arc::new),
+                        v6: v6.map(Arc::new),
+                    },
+                    port,
+                ));
+            }
+        }
+    }
+}
+
+/// `None` if the kernel does not have the address family, or has it switched off.
+fn if_supported(socket: io::Result<OwnedFd>) -> io::Result<Option<OwnedFd>> {
+    match socket {
+        Ok(socket) => Ok(Some(socket)),
+        Err(error)
+            if matches!(
+                error.raw_os_error(),
+                Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)
+            ) =>
+        {
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn local_port(socket: &OwnedFd) -> io::Result<u16> {
+    let address = SocketAddr::try_from(getsockname(socket)?)?;
+    Ok(address.port())
+}
+
+fn share_port(fd: BorrowedFd<'_>) -> io::Result<()> {
+    Ok(sockopt::set_socket_reuseport(fd, true)?)
+}
+
+/// Opens and binds one socket.
+fn open(config: &UdpConfig, ipv6: bool, port: u16, shared: bool) -> io::Result<OwnedFd> {
+    let family = if ipv6 {
+        AddressFamily::INET6
+    } else {
+        AddressFamily::INET
+    };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(family, SocketType::DGRAM, flags, None)?;
+    let fd = socket.as_fd();
+    if ipv6 {
+        sockopt::set_ipv6_v6only(fd, true)?;
+    }
+    if shared {
+        share_port(fd)?;
+    }
+    set_buffers(fd, config.buffer_bytes)?;
+    set_ip_options(fd, ipv6)?;
+    if config.fwmark != 0 {
+        set_fwmark(fd, config.fwmark)?;
+    }
+    if config.offload {
+        // A kernel without it delivers single datagrams.
+        let _ = sys::set_option(fd, libc::SOL_UDP, libc::UDP_GRO, 1);
+    }
+    let address: SocketAddr = match ipv6 {
+        false => (Ipv4Addr::UNSPECIFIED, port).into(),
+        true => (Ipv6Addr::UNSPECIFIED, port).into(),
+    };
+    bind(fd, &address)?;
+    Ok(socket)
+}
+
+/// Sets both buffers, beyond the system's limit where we may.
+fn set_buffers(fd: BorrowedFd<'_>, bytes: usize) -> io::Result<()> {
+    // The kernel doubles the value and keeps it in an int.
+    let bytes = bytes.min(i32::MAX as usize / 2);
+    if sockopt::set_socket_recv_buffer_size_force(fd, bytes).is_err() {
+        sockopt::set_socket_recv_buffer_size(fd, bytes)?;
+    }
+    let size = bytes as libc::c_int;
+    if sys::set_option(fd, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, size).is_err() {
+        sockopt::set_socket_send_buffer_size(fd, bytes)?;
+    }
+    Ok(())
+}
+
+/// Asks for the own address and the DSCP byte of every datagram, and sends with DF clear as the kernel's WireGuard does.
+fn set_ip_options(fd: BorrowedFd<'_>, ipv6: bool) -> io::Result<()> {
+    let (level, options) = match ipv6 {
+        false => (
+            libc::IPPROTO_IP,
+            [
+                (libc::IP_PKTINFO, 1),
+                (libc::IP_RECVTOS, 1),
+                (libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT),
+            ],
+        ),
+        true => (
+            libc::IPPROTO_IPV6,
+            [
+                (libc::IPV6_RECVPKTINFO, 1),
+                (libc::IPV6_RECVTCLASS, 1),
+                (libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DONT),
+            ],
+        ),
+    };
+    options
+        .into_iter()
+        .try_for_each(|(name, value)| sys::set_option(fd, level, name, value))
+}
+
+/// Sets the mark of outgoing packets.
+pub(super) fn set_fwmark(fd: BorrowedFd<'_>, fwmark: u32) -> io::Result<()> {
+    sys::set_option(fd, libc::SOL_SOCKET, libc::SO_MARK, fwmark.cast_signed())
+}
