@@ -1,0 +1,531 @@
+//! Inner IP, TCP and UDP headers, and the Internet checksum.
+//!
+//! Everything here reads bytes that somebody else wrote: a packet from the kernel's TUN queue or the
+//! plaintext that a peer sealed. Nothing panics and nothing allocates, whatever the bytes are. The
+//! TUN port's offload code and the engine's stages call these functions per packet on their worker
+//! thread; the functions themselves know nothing of threads or ports.
+//!
+//! Sources: RFC 791 (IPv4), RFC 8200 (IPv6), RFC 1071 and RFC 1624 (checksum), RFC 3168 (ECN).
+
+use core::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// Length of an IPv4 header without options, in bytes (RFC 791).
+pub const IPV4_HEADER: usize = 20;
+/// Length of the fixed IPv6 header, in bytes (RFC 8200).
+pub const IPV6_HEADER: usize = 40;
+/// Length of a UDP header, in bytes (RFC 768).
+pub const UDP_HEADER: usize = 8;
+/// Length of a TCP header without options, in bytes (RFC 9293).
+pub const TCP_HEADER: usize = 20;
+
+/// Protocol number of ICMP for IPv4.
+pub const PROTO_ICMP: u8 = 1;
+/// Protocol number of TCP.
+pub const PROTO_TCP: u8 = 6;
+/// Protocol number of UDP.
+pub const PROTO_UDP: u8 = 17;
+/// Protocol number of ICMP for IPv6.
+pub const PROTO_ICMPV6: u8 = 58;
+
+/// How many IPv6 extension headers are followed before a packet is given up as malformed. RFC 8200
+/// lets each kind occur once (destination options twice), which makes eight.
+const EXTENSIONS_MAX: usize = 8;
+
+/// The two ECN bits of the traffic class byte (RFC 3168, section 5).
+pub const ECN_MASK: u8 = 0b11;
+
+/// Which IP a packet is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Version {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+/// Why bytes are not a usable IP packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Malformed {
+    /// The first nibble is neither 4 nor 6, or there is no first nibble.
+    NotIp,
+    /// Shorter than the header of its version.
+    Truncated,
+    /// IPv4 header length below 20, or more than the packet.
+    HeaderLength,
+    /// The declared total length is below the header's length or above what was received.
+    TotalLength,
+    /// A chain of IPv6 extension headers that is too long or runs off the packet.
+    Extensions,
+    /// A TCP or UDP header that does not fit or contradicts the packet's length.
+    Transport,
+    /// Offload metadata that does not describe the packet it came with.
+    Offload,
+}
+
+impl fmt::Display for Malformed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Malformed::NotIp => "not an IP packet",
+            Malformed::Truncated => "shorter than its IP header",
+            Malformed::HeaderLength => "bad IP header length",
+            Malformed::TotalLength => "bad IP total length",
+            Malformed::Extensions => "bad chain of IPv6 extension headers",
+            Malformed::Transport => "bad TCP or UDP header",
+            Malformed::Offload => "bad offload metadata",
+        })
+    }
+}
+
+impl std::error::Error for Malformed {}
+
+/// An IP packet whose lengths were checked: exactly the bytes that its header declares.
+#[derive(Clone, Copy, Debug)]
+pub struct Packet<'a> {
+    bytes: &'a [u8],
+    header_len: usize,
+    version: Version,
+}
+
+impl<'a> Packet<'a> {
+    /// Checks version, header length and total length of the packet at the front of `bytes`. Bytes
+    /// behind the declared total length (WireGuard's padding) are legal and cut off.
+    #[inline]
+    pub fn parse(bytes: &'a [u8]) -> Result<Packet<'a>, Malformed> {
+        match bytes.first().map(|b| b >> 4) {
+            Some(4) => Self::parse_v4(bytes),
+            Some(6) => Self::parse_v6(bytes),
+            _ => Err(Malformed::NotIp),
+        }
+    }
+
+    #[inline]
+    fn parse_v4(bytes: &'a [u8]) -> Result<Packet<'a>, Malformed> {
+        if bytes.len() < IPV4_HEADER {
+            return Err(Malformed::Truncated);
+        }
+        let header_len = usize::from(bytes[0] & 0x0f) * 4;
+        if header_len < IPV4_HEADER || header_len > bytes.len() {
+            return Err(Malformed::HeaderLength);
+        }
+        let total = usize::from(be16(bytes, 2));
+        if total < header_len || total > bytes.len() {
+            return Err(Malformed::TotalLength);
+        }
+        Ok(Packet {
+            bytes: &bytes[..total],
+            header_len,
+            version: Version::V4,
+        })
+    }
+
+    #[inline]
+    fn parse_v6(bytes: &'a [u8]) -> Result<Packet<'a>, Malformed> {
+        if bytes.len() < IPV6_HEADER {
+            return Err(Malformed::Truncated);
+        }
+        let total = IPV6_HEADER + usize::from(be16(bytes, 4));
+        if total > bytes.len() {
+            return Err(Malformed::TotalLength);
+        }
+        Ok(Packet {
+            bytes: &bytes[..total],
+            header_len: IPV6_HEADER,
+            version: Version::V6,
+        })
+    }
+
+    /// IPv4 or IPv6.
+    #[inline]
+    pub fn version(&self) -> Version {
+        self.version
+    }
+
+    /// The packet's bytes, header included, without anything behind the declared length.
+    #[inline]
+    pub fn bytes(&self) -> &'a [u8] {
+        self.bytes
+    }
+
+    /// Bytes of IP header: with options for IPv4, the fixed 40 for IPv6.
+    #[inline]
+    pub fn header_len(&self) -> usize {
+        self.header_len
+    }
+
+    /// Bytes of the whole packet as its header declares them.
+    #[inline]
+    pub fn total_len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// The source address.
+    #[inline]
+    pub fn src(&self) -> IpAddr {
+        match self.version {
+            Version::V4 => IpAddr::V4(v4_at(self.bytes, 12)),
+            Version::V6 => IpAddr::V6(v6_at(self.bytes, 8)),
+        }
+    }
+
+    /// The destination address.
+    #[inline]
+    pub fn dst(&self) -> IpAddr {
+        match self.version {
+            Version::V4 => IpAddr::V4(v4_at(self.bytes, 16)),
+            Version::V6 => IpAddr::V6(v6_at(self.bytes, 24)),
+        }
+    }
+
+    /// The type of service or traffic class byte: DSCP in the upper six bits, ECN in the lower two.
+    #[inline]
+    pub fn tos(&self) -> u8 {
+        match self.version {
+            Version::V4 => self.bytes[1],
+            Version::V6 => (self.bytes[0] << 4) | (self.bytes[1] >> 4),
+        }
+    }
+
+    /// Time to live or hop limit.
+    #[inline]
+    pub fn hop_limit(&self) -> u8 {
+        match self.version {
+            Version::V4 => self.bytes[8],
+            Version::V6 => self.bytes[7],
+        }
+    }
+
+    /// Whether routers may not fragment the packet: IPv4's DF bit, and always for IPv6.
+    #[inline]
+    pub fn dont_fragment(&self) -> bool {
+        match self.version {
+            Version::V4 => self.bytes[6] & 0x40 != 0,
+            Version::V6 => true,
+        }
+    }
+
+    /// Finds the transport header, behind IPv4 options or IPv6 extension headers.
+    #[inline]
+    pub fn transport(&self) -> Result<Transport, Malformed> {
+        match self.version {
+            Version::V4 => {
+                let fragment_word = be16(self.bytes, 6) & 0x3fff;
+                Ok(Transport {
+                    protocol: self.bytes[9],
+                    offset: self.header_len,
+                    fragment: fragment_word != 0,
+                    first: fragment_word & 0x1fff == 0,
+                })
+            }
+            Version::V6 => self.transport_v6(),
+        }
+    }
+
+    fn transport_v6(&self) -> Result<Transport, Malformed> {
+        let mut found = Transport {
+            protocol: self.bytes[6],
+            offset: IPV6_HEADER,
+            fragment: false,
+            first: true,
+        };
+        for _ in 0..=EXTENSIONS_MAX {
+            let rest = self.bytes.get(found.offset..).unwrap_or_default();
+            let len = match (found.protocol, rest) {
+                // Hop-by-hop, routing, destination options, mobility, HIP, shim6: units of 8 behind the first 8.
+                (0 | 43 | 60 | 135 | 139 | 140, [_, units, ..]) => (usize::from(*units) + 1) * 8,
+                // Authentication header: units of 4 less 2 (RFC 4302).
+                (51, [_, units, ..]) => (usize::from(*units) + 2) * 4,
+                (44, [_, _, hi, lo, ..]) => {
+                    found.fragment |= (hi, lo & 0xf9) != (&0, 0);
+                    found.first = (*hi, lo & 0xf8) == (0, 0);
+                    8
+                }
+                (0 | 43 | 44 | 51 | 60 | 135 | 139 | 140, _) => return Err(Malformed::Extensions),
+                _ => return Ok(found),
+            };
+            if len > rest.len() {
+                return Err(Malformed::Extensions);
+            }
+            found.protocol = rest[0];
+            found.offset += len;
+            if !found.first {
+                // What follows is the middle of somebody's payload.
+                return Ok(found);
+            }
+        }
+        Err(Malformed::Extensions)
+    }
+
+    /// What identifies the packet's flow. Ports are zero where there are none to read: other
+    /// protocols, fragments (all of them, so that they stay together) and cut-off headers.
+    #[inline]
+    pub fn flow(&self) -> FlowKey {
+        let (src, dst) = match self.version {
+            Version::V4 => (
+                v4_at(self.bytes, 12).to_ipv6_mapped(),
+                v4_at(self.bytes, 16).to_ipv6_mapped(),
+            ),
+            Version::V6 => (v6_at(self.bytes, 8), v6_at(self.bytes, 24)),
+        };
+        let mut key = FlowKey {
+            src: src.octets(),
+            dst: dst.octets(),
+            protocol: 0,
+            src_port: 0,
+            dst_port: 0,
+        };
+        let Ok(transport) = self.transport() else {
+            return key;
+        };
+        key.protocol = transport.protocol;
+        let has_ports = matches!(transport.protocol, PROTO_TCP | PROTO_UDP) && !transport.fragment;
+        if let (true, Some([a, b, c, d])) =
+            (has_ports, self.bytes.get(transport.offset..transport.offset + 4))
+        {
+            key.src_port = u16::from_be_bytes([*a, *b]);
+            key.dst_port = u16::from_be_bytes([*c, *d]);
+        }
+        key
+    }
+
+    /// The checksum contribution of the pseudo header for `len` bytes of `protocol` between the
+    /// packet's addresses (RFC 9293 section 3.1, RFC 8200 section 8.1).
+    #[inline]
+    pub fn pseudo_sum(&self, protocol: u8, len: usize) -> Sum {
+        let addresses = match self.version {
+            Version::V4 => &self.bytes[12..20],
+            Version::V6 => &self.bytes[8..40],
+        };
+        pseudo_sum(addresses, protocol, len)
+    }
+}
+
+/// Where a packet's transport header is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Transport {
+    /// Protocol number of what stands at `offset`.
+    pub protocol: u8,
+    /// Bytes from the start of the packet. May equal the packet's length, or exceed nothing.
+    pub offset: usize,
+    /// The packet is a fragment: not the whole datagram, or not alone.
+    pub fragment: bool,
+    /// The transport header itself is here: true for whole packets and first fragments.
+    pub first: bool,
+}
+
+/// The inputs of a flow hash, IPv4 addresses in their IPv6-mapped form.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FlowKey {
+    /// Source address.
+    pub src: [u8; 16],
+    /// Destination address.
+    pub dst: [u8; 16],
+    /// Source port, 0 if there is none.
+    pub src_port: u16,
+    /// Destination port, 0 if there is none.
+    pub dst_port: u16,
+    /// Transport protocol number.
+    pub protocol: u8,
+}
+
+/// Sets the type of service or traffic class byte of a packet and keeps an IPv4 header's checksum
+/// right (RFC 1624). Bytes that are not IP are left alone.
+#[inline]
+pub fn set_tos(packet: &mut [u8], tos: u8) {
+    match packet {
+        [first, old, _, _, _, _, _, _, _, _, sum_hi, sum_lo, ..] if *first >> 4 == 4 => {
+            let sum = update([*sum_hi, *sum_lo], [*first, *old], [*first, tos]);
+            (*old, *sum_hi, *sum_lo) = (tos, sum[0], sum[1]);
+        }
+        [first, second, ..] if *first >> 4 == 6 => {
+            *first = 0x60 | (tos >> 4);
+            *second = (tos << 4) | (*second & 0x0f);
+        }
+        _ => {}
+    }
+}
+
+/// Sets the two ECN bits of a packet and leaves the DSCP as it is; see [`set_tos`].
+#[inline]
+pub fn set_ecn(packet: &mut [u8], ecn: u8) {
+    let tos = match packet {
+        [first, tos, ..] if *first >> 4 == 4 => *tos,
+        [first, second, ..] if *first >> 4 == 6 => (*first << 4) | (*second >> 4),
+        _ => return,
+    };
+    set_tos(packet, (tos & !ECN_MASK) | (ecn & ECN_MASK));
+}
+
+/// A checksum field after one 16-bit word that it covers changed from `old` to `new` (RFC 1624,
+/// equation 3). All three are bytes as they stand in the packet.
+#[inline]
+pub fn update(field: [u8; 2], old: [u8; 2], new: [u8; 2]) -> [u8; 2] {
+    let not = |bytes: [u8; 2]| u64::from(!u16::from_ne_bytes(bytes));
+    Sum(not(field) + not(old) + u64::from(u16::from_ne_bytes(new))).checksum()
+}
+
+/// The pseudo header of TCP and UDP: `addresses` are source and destination, 8 or 32 bytes.
+#[inline]
+pub fn pseudo_sum(addresses: &[u8], protocol: u8, len: usize) -> Sum {
+    // IPv6 has a 32-bit length and three zero bytes before the protocol, IPv4 16 bits and one: for
+    // the sum of 16-bit words that is the same thing as long as the length fits 16 bits.
+    Sum::of(addresses)
+        .word([0, protocol])
+        .word((len as u16).to_be_bytes())
+}
+
+/// A ones' complement sum under way (RFC 1071), over 16-bit words in the machine's byte order: the
+/// sum does not care, and the result comes out as bytes in the right order.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sum(u64);
+
+impl Sum {
+    /// The sum over `bytes`.
+    #[inline]
+    pub fn of(bytes: &[u8]) -> Sum {
+        Sum(sum_bytes(bytes))
+    }
+
+    /// Adds `bytes`, which must stand at an even distance from where the sum began.
+    #[inline]
+    pub fn bytes(self, bytes: &[u8]) -> Sum {
+        Sum(self.0 + sum_bytes(bytes))
+    }
+
+    /// Adds one word, given as it stands in the packet.
+    #[inline]
+    pub fn word(self, word: [u8; 2]) -> Sum {
+        Sum(self.0 + u64::from(u16::from_ne_bytes(word)))
+    }
+
+    /// The sum folded to 16 bits.
+    #[inline]
+    fn fold(self) -> u16 {
+        // Each input is far below 2^48 (64 KiB of words is below 2^48 even as 32-bit words), so the
+        // first step leaves at most 33 bits.
+        let mut sum = (self.0 & 0xffff_ffff) + (self.0 >> 32);
+        sum = (sum & 0xffff) + (sum >> 16);
+        sum = (sum & 0xffff) + (sum >> 16);
+        sum = (sum & 0xffff) + (sum >> 16);
+        sum as u16
+    }
+
+    /// The folded sum, not complemented: what stands in the checksum field of a packet whose
+    /// checksum the next one down is asked to complete.
+    #[inline]
+    pub fn partial(self) -> [u8; 2] {
+        self.fold().to_ne_bytes()
+    }
+
+    /// The complement of the sum: the checksum.
+    #[inline]
+    pub fn checksum(self) -> [u8; 2] {
+        (!self.fold()).to_ne_bytes()
+    }
+
+    /// The checksum for a TCP or UDP header: never zero, which in UDP means "none" (RFC 768). For
+    /// TCP both forms of zero verify alike.
+    #[inline]
+    pub fn transport_checksum(self) -> [u8; 2] {
+        match self.checksum() {
+            [0, 0] => [0xff, 0xff],
+            sum => sum,
+        }
+    }
+
+    /// Whether the summed bytes, a checksum among them, verify.
+    #[inline]
+    pub fn is_valid(self) -> bool {
+        self.fold() == 0xffff
+    }
+}
+
+impl core::ops::Add for Sum {
+    type Output = Sum;
+
+    #[inline]
+    fn add(self, other: Sum) -> Sum {
+        Sum(self.0 + other.0)
+    }
+}
+
+/// Bytes summed per step of the main loops: four vectors of 16, as the compiler likes them.
+const STEP: usize = 64;
+
+#[inline]
+fn sum_bytes(bytes: &[u8]) -> u64 {
+    let (steps, rest) = bytes.as_chunks::<STEP>();
+    let mut lanes = [0u64; 8];
+    for step in steps {
+        add_step(&mut lanes, step);
+    }
+    lanes.iter().sum::<u64>() + sum_short(rest)
+}
+
+/// Copies `src` to `dst` and returns the sum of what was copied: one pass over memory where copying
+/// and summing would be two. Both slices have the same length; if not, the shorter one counts.
+#[inline]
+pub fn copy_and_sum(dst: &mut [u8], src: &[u8]) -> Sum {
+    let len = dst.len().min(src.len());
+    let (to_steps, to_rest) = dst[..len].as_chunks_mut::<STEP>();
+    let (from_steps, from_rest) = src[..len].as_chunks::<STEP>();
+    let mut lanes = [0u64; 8];
+    for (to, from) in to_steps.iter_mut().zip(from_steps) {
+        let step = *from;
+        add_step(&mut lanes, &step);
+        *to = step;
+    }
+    to_rest.copy_from_slice(from_rest);
+    Sum(lanes.iter().sum::<u64>() + sum_short(from_rest))
+}
+
+#[inline(always)]
+fn add_step(lanes: &mut [u64; 8], step: &[u8; STEP]) {
+    let (words, _) = step.as_chunks::<4>();
+    for (i, lane) in lanes.iter_mut().enumerate() {
+        *lane += u64::from(u32::from_ne_bytes(words[i])) + u64::from(u32::from_ne_bytes(words[i + 8]));
+    }
+}
+
+#[inline]
+fn sum_short(bytes: &[u8]) -> u64 {
+    let (words, rest) = bytes.as_chunks::<4>();
+    let mut sum: u64 = words
+        .iter()
+        .map(|word| u64::from(u32::from_ne_bytes(*word)))
+        .sum();
+    sum += match *rest {
+        [a] => u64::from(u16::from_ne_bytes([a, 0])),
+        [a, b] => u64::from(u16::from_ne_bytes([a, b])),
+        [a, b, c] => u64::from(u16::from_ne_bytes([a, b])) + u64::from(u16::from_ne_bytes([c, 0])),
+        _ => 0,
+    };
+    sum
+}
+
+/// The big-endian word at `at`, 0 where the bytes end before it.
+#[inline]
+pub(crate) fn be16(bytes: &[u8], at: usize) -> u16 {
+    match bytes.get(at..at + 2) {
+        Some(&[hi, lo]) => u16::from_be_bytes([hi, lo]),
+        _ => 0,
+    }
+}
+
+#[inline]
+fn v4_at(bytes: &[u8], at: usize) -> Ipv4Addr {
+    let octets: [u8; 4] = bytes
+        .get(at..at + 4)
+        .and_then(|s| s.try_into().ok())
+        .unwrap_or_default();
+    Ipv4Addr::from(octets)
+}
+
+#[inline]
+fn v6_at(bytes: &[u8], at: usize) -> Ipv6Addr {
+    let octets: [u8; 16] = bytes
+        .get(at..at + 16)
+        .and_then(|s| s.try_into().ok())
+        .unwrap_or_default();
+    Ipv6Addr::from(octets)
+}

@@ -1,0 +1,270 @@
+//! The TUN device: where the host's own packets enter and leave the engine.
+//!
+//! [`Tun::create`] is called once by the binary, before privileges are dropped. The [`TunDevice`] goes
+//! to the slow-path thread, each [`TunPort`] to the worker that owns it.
+//!
+//! The device is opened with a virtio-net header, so that the kernel hands over TCP and UDP
+//! super-packets of up to 64 KiB instead of packets, and takes them: that is what makes a TUN fast (a
+//! read costs 400 ns, whatever its size). Sources: Linux `include/uapi/linux/if_tun.h`,
+//! Documentation/networking/tuntap.rst.
+
+mod ioctl;
+mod port;
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use rustix::fs::{Mode, OFlags};
+
+use crate::netlink;
+use crate::offload::VNET_HEADER;
+use crate::offload::coalesce::Accepts;
+
+pub use port::TunPort;
+
+/// Longest name of a network interface, in bytes (Linux `IFNAMSIZ` without the closing zero).
+pub const NAME_MAX: usize = 15;
+
+/// Largest UDP payload over IPv4, in bytes: what one send with `UDP_SEGMENT` takes at most.
+const UDP_PAYLOAD_MAX: u32 = 65_507;
+/// Datagrams that one send with `UDP_SEGMENT` takes at most (Linux `UDP_MAX_SEGMENTS` before 6.9).
+const UDP_SEGMENTS_MAX: u32 = 64;
+/// What a data message adds to an inner packet: header and authentication tag (WireGuard 5.4.6).
+const DATA_OVERHEAD: u32 = 32;
+
+/// How to make a TUN device.
+#[derive(Clone, Debug)]
+pub struct TunConfig<'a> {
+    /// Name of the interface, at most [`NAME_MAX`] bytes. A `%d` in it is replaced by the kernel.
+    pub name: &'a str,
+    /// Queues, one for each worker; the kernel spreads flows over them.
+    pub queues: usize,
+    /// Largest packet in bytes, or what the kernel gives (1,500).
+    pub mtu: Option<u32>,
+    /// Packets that the kernel queues towards us. The kernel's default of 500 overflows within one
+    /// time slice of a sender; 4,000 does not.
+    pub txqueuelen: u32,
+    /// Exchange super-packets with the kernel.
+    pub offload: bool,
+}
+
+impl Default for TunConfig<'_> {
+    fn default() -> Self {
+        TunConfig {
+            name: "wg%d",
+            queues: 1,
+            mtu: None,
+            txqueuelen: 4000,
+            offload: true,
+        }
+    }
+}
+
+/// Makes TUN devices.
+#[derive(Debug)]
+pub enum Tun {}
+
+impl Tun {
+    /// Creates the interface and one port for each of its queues. The interface is down and lives
+    /// until the last port is dropped.
+    ///
+    /// Errors of the system come back with their kind and number: `NotFound` when there is no
+    /// `/dev/net/tun`, `PermissionDenied` without `CAP_NET_ADMIN`, `ResourceBusy` when another process
+    /// holds the device, `AlreadyExists` when an interface of another kind has the name, and
+    /// `InvalidInput` for a name that cannot be one.
+    pub fn create(config: &TunConfig<'_>) -> io::Result<(TunDevice, Vec<TunPort>)> {
+        check_name(config.name)?;
+        let several = config.queues > 1;
+        let control = ioctl::Control::new()?;
+        let first = open_queue()?;
+        let name =
+            ioctl::attach(&first, config.name, several).map_err(|e| explain(e, &control, config.name))?;
+        let mut queues = vec![first];
+        while queues.len() < config.queues {
+            let queue = open_queue()?;
+            ioctl::attach(&queue, &name, several)?;
+            queues.push(queue);
+        }
+        let mut ports = Vec::with_capacity(queues.len());
+        for queue in queues {
+            ioctl::set_vnet_header(&queue, VNET_HEADER as libc::c_int)?;
+            let accepts = if config.offload {
+                offer_offloads(&queue)?
+            } else {
+                no_offloads(&queue)?
+            };
+            ports.push(TunPort::new(queue, accepts));
+        }
+        let device = TunDevice {
+            ifindex: control.index(&name)?,
+            name,
+            control,
+        };
+        device.control.set_txqueuelen(&device.name, config.txqueuelen)?;
+        match config.mtu {
+            Some(mtu) => device.set_mtu(mtu)?,
+            None => device.fit_super_packets(device.mtu()?),
+        }
+        Ok((device, ports))
+    }
+}
+
+/// The interface as a whole: its name, index, size and state. Any thread may own it.
+#[derive(Debug)]
+pub struct TunDevice {
+    name: String,
+    ifindex: u32,
+    control: ioctl::Control,
+}
+
+impl TunDevice {
+    /// The name that the interface was created with.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The interface's index in the namespace that it was created in.
+    pub fn ifindex(&self) -> u32 {
+        self.ifindex
+    }
+
+    /// Largest packet, in bytes.
+    pub fn mtu(&self) -> io::Result<u32> {
+        self.control.mtu(&self.current_name()?)
+    }
+
+    /// Sets the largest packet, in bytes, and with it the size of the super-packets that we ask for.
+    pub fn set_mtu(&self, mtu: u32) -> io::Result<()> {
+        self.control.set_mtu(&self.current_name()?, mtu)?;
+        self.fit_super_packets(mtu);
+        Ok(())
+    }
+
+    /// Whether the interface is up, as its administrator set it.
+    pub fn is_up(&self) -> io::Result<bool> {
+        self.control.is_up(&self.current_name()?)
+    }
+
+    /// Tells the kernel to make super-packets of no more packets than fit one UDP send once they
+    /// are sealed, for an MTU of `mtu` bytes. To be called when somebody else changed the MTU. Only
+    /// speed depends on it, so failure is not reported.
+    pub fn fit_super_packets(&self, mtu: u32) {
+        let _ = netlink::set_gso_max_segments(self.ifindex, super_packet_segments(mtu));
+    }
+
+    /// The interface may have been renamed meanwhile.
+    fn current_name(&self) -> io::Result<String> {
+        self.control.name(self.ifindex)
+    }
+}
+
+/// How many packets a super-packet from the kernel may stand for. Sealed, each of them is at most
+/// `mtu + 32` bytes, and all of them together should be one UDP send: that is a 16-bit number of bytes
+/// and at most 64 datagrams. More than that would leave a rest of a few packets that costs a send of
+/// its own.
+fn super_packet_segments(mtu: u32) -> u32 {
+    (UDP_PAYLOAD_MAX / mtu.saturating_add(DATA_OVERHEAD)).clamp(1, UDP_SEGMENTS_MAX)
+}
+
+fn open_queue() -> io::Result<OwnedFd> {
+    let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    Ok(rustix::fs::open("/dev/net/tun", flags, Mode::empty())?)
+}
+
+/// Asks for all that the kernel has; UDP super-packets came with Linux 6.2, the rest is older than
+/// anything that we run on.
+fn offer_offloads(queue: &OwnedFd) -> io::Result<Accepts> {
+    let tcp = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
+    let udp = libc::TUN_F_USO4 | libc::TUN_F_USO6;
+    if ioctl::set_offload(queue, tcp | udp).is_ok() {
+        return Ok(Accepts { tcp: true, udp: true });
+    }
+    if ioctl::set_offload(queue, tcp).is_ok() {
+        return Ok(Accepts {
+            tcp: true,
+            udp: false,
+        });
+    }
+    no_offloads(queue)
+}
+
+fn no_offloads(queue: &OwnedFd) -> io::Result<Accepts> {
+    ioctl::set_offload(queue, 0)?;
+    Ok(Accepts {
+        tcp: false,
+        udp: false,
+    })
+}
+
+/// The kernel's own rules for names (`dev_valid_name`), so that a bad one is told apart from other
+/// reasons for "invalid argument".
+fn check_name(name: &str) -> io::Result<()> {
+    let bad = |why| Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+    if name.is_empty() {
+        return bad("the interface name is empty");
+    }
+    if name.len() > NAME_MAX {
+        return bad("the interface name is longer than 15 bytes");
+    }
+    if name == "." || name == ".." {
+        return bad("the interface name is a directory");
+    }
+    if name
+        .bytes()
+        .any(|b| matches!(b, b'/' | b':') || b.is_ascii_whitespace() || b.is_ascii_control() || b == 0xa0)
+    {
+        return bad("the interface name contains '/', ':', white space or a control character");
+    }
+    Ok(())
+}
+
+/// "Invalid argument" for a good name means that the name belongs to another kind of interface.
+fn explain(error: io::Error, control: &ioctl::Control, name: &str) -> io::Error {
+    if error.raw_os_error() == Some(libc::EINVAL) && control.index(name).is_ok() {
+        return io::Error::from_raw_os_error(libc::EEXIST);
+    }
+    error
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_follow_the_kernels_rules() {
+        for good in ["wg0", "a", "wg%d", "patronus-hub-01", "wg.100", "..."] {
+            assert!(check_name(good).is_ok(), "{good}");
+        }
+        for bad in [
+            "",
+            "sixteen-bytes-xx",
+            "a/b",
+            "a b",
+            "a\tb",
+            "a:b",
+            ".",
+            "..",
+            "a\0b",
+            "a\nb",
+        ] {
+            let error = check_name(bad).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_super_packet_fits_one_udp_send() {
+        assert_eq!(super_packet_segments(1420), 45);
+        assert_eq!(super_packet_segments(1280), 49);
+        assert_eq!(super_packet_segments(576), 64);
+        assert_eq!(super_packet_segments(8920), 7);
+        assert_eq!(super_packet_segments(65_535), 1);
+        assert_eq!(super_packet_segments(0), 64);
+        assert_eq!(super_packet_segments(u32::MAX), 1);
+        for mtu in 68..=65_475 {
+            let segments = super_packet_segments(mtu);
+            assert!(segments * (mtu + DATA_OVERHEAD) <= UDP_PAYLOAD_MAX, "mtu {mtu}");
+            assert!(segments <= UDP_SEGMENTS_MAX);
+        }
+    }
+}
