@@ -14,12 +14,24 @@
 
 pub mod aead;
 mod clock;
+mod cookie;
+mod device;
+mod hash;
+mod index;
 pub mod keypair;
+pub mod messages;
+mod noise;
+mod ratelimit;
+mod refusal;
 pub mod replay;
+pub mod tai64n;
 pub mod timeouts;
+pub mod timers;
 pub mod x25519;
 
 pub use clock::{Duration, Now, Random, Time, WallClock};
+pub use device::{AddPeerError, Device, Limits, Output, Outputs, To};
+pub use refusal::{DropCounters, Refusal};
 
 /// A Curve25519 public key: the identity of a site or peer.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -1,0 +1,327 @@
+//! Handshake messages, in and out.
+
+use std::net::SocketAddr;
+
+use arrayvec::ArrayVec;
+use patronus_mem::wipe_stack;
+
+use super::output::{Output, Outputs, To};
+use super::{Device, Local};
+use crate::keypair::{Keypair, Session};
+use crate::messages::{self, CookieReply, Initiation, Malformed, Message, Response};
+use crate::noise::{self, SessionKeys};
+use crate::ratelimit::Verdict;
+use crate::refusal::Refusal;
+use crate::{Now, PeerId, Random, Time, WallClock};
+
+/// How long we count as under load after the queue was last long.
+const LOAD_LINGERS: crate::Duration = crate::Duration::from_secs(1);
+
+impl Device {
+    /// Takes a datagram that is not data. `queue_len`: how many more are waiting, from which we see whether we are under load.
+    pub fn receive(
+        &mut self,
+        now: &Now,
+        from: &SocketAddr,
+        msg: &[u8],
+        queue_len: usize,
+        rng: &mut dyn Random,
+        out: &mut Outputs,
+    ) {
+        let operations = self.dh_operations();
+        if let Err(refusal) = self.take(now, from, msg, queue_len, rng, out) {
+            self.counters.count(refusal);
+        }
+        if self.dh_operations() != operations {
+            wipe_stack();
+        }
+    }
+
+    /// What costs nothing is checked first, and nothing that costs a Diffie-Hellman before both MACs.
+    #[inline(never)]
+    fn take(
+        &mut self,
+        now: &Now,
+        from: &SocketAddr,
+        msg: &[u8],
+        queue_len: usize,
+        rng: &mut dyn Random,
+        out: &mut Outputs,
+    ) -> Result<(), Refusal> {
+        let parsed = messages::parse(msg).map_err(|malformed| match malformed {
+            Malformed::Length => Refusal::Length,
+            Malformed::Type => Refusal::Type,
+        })?;
+        if !self.up {
+            return Err(Refusal::Down);
+        }
+        match parsed {
+            Message::Initiation(initiation) => {
+                self.admit(now.mono, from, msg, initiation.sender, queue_len, rng, out)?;
+                self.take_initiation(now, &initiation, rng, out)
+            }
+            Message::Response(response) => {
+                self.admit(now.mono, from, msg, response.sender, queue_len, rng, out)?;
+                self.take_response(now, &response, out)
+            }
+            Message::CookieReply(reply) => self.take_cookie(now.mono, &reply),
+            Message::Data(..) => Err(Refusal::Type),
+        }
+    }
+
+    /// Whether a message may cost us a Diffie-Hellman: mac1, and under load mac2 and the source's share.
+    #[expect(clippy::too_many_arguments)]
+    fn admit(
+        &mut self,
+        now: Time,
+        from: &SocketAddr,
+        msg: &[u8],
+        sender: u32,
+        queue_len: usize,
+        rng: &mut dyn Random,
+        out: &mut Outputs,
+    ) -> Result<(), Refusal> {
+        let under_load = self.is_under_load(now, queue_len);
+        let Local { checker, .. } = self.local.as_mut().ok_or(Refusal::NoPrivateKey)?;
+        if !checker.mac1_is_valid(msg) {
+            return Err(Refusal::Mac1);
+        }
+        if !under_load {
+            return Ok(());
+        }
+        if !checker.mac2_is_valid(msg, from, &self.times, now, rng) {
+            if let Some(reply) = checker.reply(msg, sender, from, &self.times, now, rng) {
+                let msg = payload(&reply.encode());
+                out.push(Output::Send {
+                    to: To::Source,
+                    msg,
+                    handshake: false,
+                });
+            }
+            return Err(Refusal::CookieRequired);
+        }
+        match self.limiter.allow(from.ip(), now) {
+            Verdict::Allowed => Ok(()),
+            Verdict::Limited => Err(Refusal::RateLimited),
+            Verdict::Full => Err(Refusal::TooManySources),
+        }
+    }
+
+    fn is_under_load(&mut self, now: Time, queue_len: usize) -> bool {
+        if queue_len >= self.limits.load_threshold {
+            self.under_load = Some(now);
+        } else if self
+            .under_load
+            .is_some_and(|since| now.since(since) >= LOAD_LINGERS)
+        {
+            self.under_load = None;
+        }
+        self.under_load.is_some()
+    }
+
+    /// An initiation that passed the MACs: proves its sender, answers it, and makes a session that the peer has to confirm.
+    fn take_initiation(
+        &mut self,
+        now: &Now,
+        message: &Initiation,
+        rng: &mut dyn Random,
+        out: &mut Outputs,
+    ) -> Result<(), Refusal> {
+        let local = self.local.as_ref().ok_or(Refusal::NoPrivateKey)?;
+        let claimed = noise::identify(&mut self.curve, &local.identity, message)?;
+        let id = self.peer(&claimed.remote).ok_or(Refusal::UnknownPeer)?;
+        let peer = self.peers[id.0 as usize].as_mut().ok_or(Refusal::UnknownPeer)?;
+        let shared = peer.shared.as_ref().ok_or(Refusal::LowOrderKey)?;
+        let proven = noise::authenticate(claimed, shared, message)?;
+        if !peer.stamps.is_newer(proven.stamp) {
+            return Err(Refusal::OldTimestamp);
+        }
+        if peer
+            .last_initiation
+            .is_some_and(|last| now.mono.since(last) < self.times.initiation_interval)
+        {
+            return Err(Refusal::Flood);
+        }
+        peer.stamps.accept(proven.stamp);
+        peer.last_initiation = Some(now.mono);
+
+        let index = self.indices.allocate(id, rng);
+        let responded = noise::respond(&mut self.curve, proven, peer.psk.as_ref(), index, rng);
+        let (keys, response) = responded.inspect_err(|_| self.indices.free(index))?;
+        let mut msg = payload(&response.encode());
+        peer.macs.add_macs(&mut msg, &self.times, now.mono);
+        peer.last_handshake_sent = Some(now.mono);
+        peer.unconfirmed = Some(now.mono);
+        peer.traffic.handshake_received(messages::INITIATION_LEN);
+        peer.traffic.handshake_sent(msg.len());
+
+        let session = Session {
+            peer: id,
+            local_index: index,
+            remote_index: response.receiver,
+            initiator: false,
+            created: now.mono,
+        };
+        out.push(Output::MoveEndpoint { peer: id });
+        self.session_derived(session, &keys, out);
+        // After the session, so that the worker knows it before the peer can use it.
+        out.push(Output::Send {
+            to: To::Peer(id),
+            msg,
+            handshake: true,
+        });
+        Ok(())
+    }
+
+    /// A response that passed the MACs: completes our handshake, if it is for the one that waits.
+    fn take_response(&mut self, now: &Now, message: &Response, out: &mut Outputs) -> Result<(), Refusal> {
+        let local = self.local.as_ref().ok_or(Refusal::NoPrivateKey)?;
+        let id = self
+            .indices
+            .peer(message.receiver)
+            .ok_or(Refusal::ResponseIndex)?;
+        let found = self.peers.get_mut(id.0 as usize).and_then(Option::as_mut);
+        let peer = found.ok_or(Refusal::ResponseIndex)?;
+        let waiting = peer
+            .waiting
+            .take_if(|waiting| waiting.index == message.receiver)
+            .ok_or(Refusal::ResponseState)?;
+        let finished = noise::finish(
+            &mut self.curve,
+            &local.identity,
+            &waiting,
+            peer.psk.as_ref(),
+            message,
+        );
+        let keys = match finished {
+            Ok(keys) => keys,
+            Err(refusal) => {
+                // Anybody who saw our initiation can answer it wrongly; the right answer may still come.
+                peer.waiting = Some(waiting);
+                return Err(refusal);
+            }
+        };
+        drop(waiting);
+        peer.session = Some(now.mono);
+        peer.traffic.handshake_received(messages::RESPONSE_LEN);
+        let session = Session {
+            peer: id,
+            local_index: message.receiver,
+            remote_index: message.sender,
+            initiator: true,
+            created: now.mono,
+        };
+        out.push(Output::MoveEndpoint { peer: id });
+        self.session_derived(session, &keys, out);
+        self.handshake_complete(id, now.wall);
+        Ok(())
+    }
+
+    /// A cookie reply. Not authentic in the sense that it came from the peer, so it moves no endpoint and no timer; the next
+    /// retry of the handshake will use the cookie.
+    fn take_cookie(&mut self, now: Time, reply: &CookieReply) -> Result<(), Refusal> {
+        let id = self.indices.peer(reply.receiver).ok_or(Refusal::CookieIndex)?;
+        let peer = self.get_mut(id).ok_or(Refusal::CookieIndex)?;
+        peer.macs.consume(reply, now)
+    }
+
+    /// Hands a new session to the worker.
+    fn session_derived(&mut self, session: Session, keys: &SessionKeys, out: &mut Outputs) {
+        let mut keypair = self
+            .spare
+            .pop()
+            .unwrap_or_else(|| Keypair::vacant(self.limits.window_bits));
+        keypair.arm(session, &self.times, &keys.send, &keys.receive);
+        out.push(Output::Install {
+            peer: session.peer,
+            keypair,
+        });
+        let erase_at = session.created.after(self.times.erase_after());
+        if let Some(peer) = self.get_mut(session.peer) {
+            peer.timers.handshake_traversed(session.created);
+            peer.timers.erase_at = Some(erase_at);
+        }
+        self.reschedule(session.peer);
+    }
+
+    /// Both sides are known to have the keys of the newest session.
+    fn handshake_complete(&mut self, id: PeerId, wall: WallClock) {
+        if let Some(peer) = self.get_mut(id) {
+            peer.timers.retransmit_at = None;
+            peer.timers.attempts = 0;
+            peer.last_handshake = Some(wall);
+        }
+        self.reschedule(id);
+    }
+
+    /// A worker received the first packet under a session that we answered.
+    pub fn key_confirmed(&mut self, peer: PeerId, now: &Now) {
+        let Some(found) = self.get_mut(peer) else { return };
+        found.session = found.unconfirmed.take().or(found.session);
+        // An initiation of our own that is still out has been overtaken.
+        if let Some(waiting) = found.waiting.take() {
+            self.indices.free(waiting.index);
+        }
+        self.handshake_complete(peer, now.wall);
+    }
+
+    /// A worker needs a session: it has a packet and no key, or the key is due to be replaced. Starts a handshake unless a
+    /// handshake message was sent to this peer within the last 5 s.
+    pub fn want_handshake(&mut self, peer: PeerId, now: &Now, rng: &mut dyn Random, out: &mut Outputs) {
+        if let Some(found) = self.get_mut(peer) {
+            found.timers.attempts = 0;
+            self.initiate(peer, now, rng, out);
+        }
+    }
+
+    /// Sends an initiation, if one may be sent now.
+    pub(super) fn initiate(&mut self, id: PeerId, now: &Now, rng: &mut dyn Random, out: &mut Outputs) {
+        let Some(peer) = self.peers.get_mut(id.0 as usize).and_then(Option::as_mut) else {
+            return;
+        };
+        let (Some(local), Some(shared)) = (&self.local, &peer.shared) else {
+            return;
+        };
+        if !self.up || peer.must_pause(&self.times, now.mono) {
+            return;
+        }
+        peer.last_handshake_sent = Some(now.mono);
+        if !self.clock.plausible(now.mono, now.wall) {
+            self.counters.count(Refusal::ClockAhead);
+            return;
+        }
+        if let Some(waiting) = peer.waiting.take() {
+            self.indices.free(waiting.index);
+        }
+        let index = self.indices.allocate(id, rng);
+        let stamp = peer.stamps.stamp(now.wall);
+        let (identity, curve) = (&local.identity, &mut self.curve);
+        let begun = noise::initiate(curve, identity, &peer.public, shared, stamp, index, rng);
+        wipe_stack();
+        match begun {
+            Ok((waiting, message)) => {
+                let mut msg = payload(&message.encode());
+                peer.macs.add_macs(&mut msg, &self.times, now.mono);
+                peer.waiting = Some(waiting);
+                peer.traffic.handshake_sent(msg.len());
+                peer.timers.handshake_traversed(now.mono);
+                let pause = self.times.rekey_timeout + self.jitter.draw(self.times.rekey_timeout_jitter);
+                peer.timers.retransmit_at = Some(now.mono.after(pause));
+                out.push(Output::Send {
+                    to: To::Peer(id),
+                    msg,
+                    handshake: true,
+                });
+                self.reschedule(id);
+            }
+            Err(refusal) => {
+                self.indices.free(index);
+                self.counters.count(refusal);
+            }
+        }
+    }
+}
+
+fn payload(message: &[u8]) -> ArrayVec<u8, { messages::INITIATION_LEN }> {
+    message.iter().copied().collect()
+}

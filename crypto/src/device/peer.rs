@@ -1,0 +1,74 @@
+//! What the slow path keeps about one peer.
+
+use std::sync::Arc;
+
+use patronus_mem::Secret;
+
+use crate::cookie::Generator;
+use crate::noise::Waiting;
+use crate::tai64n::Stamps;
+use crate::timeouts::Timeouts;
+use crate::timers::{PeerTimers, Traffic};
+use crate::{PublicKey, Time, WallClock};
+
+/// A peer: identity, the handshake in progress, and what limits the next one.
+pub(super) struct Peer {
+    pub(super) public: PublicKey,
+    /// The secret of both static keys; `None` while we have no private key, and for good if the peer's key is of low order.
+    pub(super) shared: Option<Secret<32>>,
+    pub(super) psk: Option<Secret<32>>,
+    pub(super) macs: Generator,
+    /// Timestamps of the base session, the only one a stock peer has.
+    pub(super) stamps: Stamps,
+    /// Our initiation that waits for a response.
+    pub(super) waiting: Option<Waiting>,
+    /// When we last sent an initiation or a response.
+    pub(super) last_handshake_sent: Option<Time>,
+    /// When an initiation of the peer was last accepted.
+    pub(super) last_initiation: Option<Time>,
+    /// When the last handshake completed, by the wall clock.
+    pub(super) last_handshake: Option<WallClock>,
+    /// When the newest session was made that the worker may send under.
+    pub(super) session: Option<Time>,
+    /// When the newest session was made that the peer has not used yet.
+    pub(super) unconfirmed: Option<Time>,
+    pub(super) timers: PeerTimers,
+    pub(super) traffic: Arc<Traffic>,
+}
+
+impl Peer {
+    pub(super) fn new(public: PublicKey, shared: Option<Secret<32>>) -> Peer {
+        Peer {
+            public,
+            shared,
+            psk: None,
+            macs: Generator::new(&public),
+            stamps: Stamps::default(),
+            waiting: None,
+            last_handshake_sent: None,
+            last_initiation: None,
+            last_handshake: None,
+            session: None,
+            unconfirmed: None,
+            timers: PeerTimers::default(),
+            traffic: Arc::default(),
+        }
+    }
+
+    /// No session may be sent under any more. True if there was one.
+    pub(super) fn forget_session(&mut self) -> bool {
+        self.session.take().is_some() | self.unconfirmed.take().is_some()
+    }
+
+    /// Whether the worker has a session that it may send under now.
+    pub(super) fn has_session(&self, times: &Timeouts, now: Time) -> bool {
+        self.session
+            .is_some_and(|made| now.since(made) < times.reject_after_time)
+    }
+
+    /// Whether a handshake message may not be sent yet, because one was sent just now.
+    pub(super) fn must_pause(&self, times: &Timeouts, now: Time) -> bool {
+        self.last_handshake_sent
+            .is_some_and(|sent| now.since(sent) < times.rekey_timeout)
+    }
+}

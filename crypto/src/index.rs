@@ -1,0 +1,100 @@
+//! The indices by which peers address our handshakes and sessions.
+//!
+//! Held by the [`Device`](crate::Device) on the slow-path thread. Over all peers and over handshakes and sessions alike, no
+//! number stands for two things at a time; each is drawn at random, so that it tells nobody how many there are.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::hash::{BuildHasherDefault, Hasher};
+
+use crate::{PeerId, Random};
+
+/// Which peer each index in use belongs to.
+#[derive(Default)]
+pub(crate) struct IndexTable {
+    peers: HashMap<u32, PeerId, BuildHasherDefault<Spread>>,
+}
+
+impl IndexTable {
+    /// Makes room for `count` indices in all.
+    pub(crate) fn reserve(&mut self, count: usize) {
+        self.peers.reserve(count.saturating_sub(self.peers.len()));
+    }
+
+    /// A fresh index for `peer`.
+    pub(crate) fn allocate(&mut self, peer: PeerId, rng: &mut dyn Random) -> u32 {
+        loop {
+            if let Entry::Vacant(place) = self.peers.entry(rng.u32()) {
+                let index = *place.key();
+                place.insert(peer);
+                return index;
+            }
+        }
+    }
+
+    /// The peer that `index` belongs to.
+    pub(crate) fn peer(&self, index: u32) -> Option<PeerId> {
+        self.peers.get(&index).copied()
+    }
+
+    /// Gives `index` back.
+    pub(crate) fn free(&mut self, index: u32) {
+        self.peers.remove(&index);
+    }
+
+    /// Indices in use.
+    pub(crate) fn len(&self) -> usize {
+        self.peers.len()
+    }
+}
+
+/// Spreads a random number over all bits. Nobody but our random source chooses what is in the table, so the hash needs
+/// no secret.
+#[derive(Default)]
+struct Spread(u64);
+
+impl Hasher for Spread {
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.write_u32(u32::from(byte));
+        }
+    }
+
+    fn write_u32(&mut self, n: u32) {
+        self.0 = (self.0 ^ u64::from(n)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Counts up, so that collisions can be arranged.
+    struct Listed(Vec<u32>);
+
+    impl Random for Listed {
+        fn fill(&mut self, buf: &mut [u8]) {
+            buf.copy_from_slice(&self.0.remove(0).to_le_bytes()[..buf.len()]);
+        }
+    }
+
+    #[test]
+    fn c14_an_index_in_use_is_not_given_again() {
+        let mut table = IndexTable::default();
+        let mut rng = Listed(vec![7, 7, 7, 8, 7]);
+        assert_eq!(table.allocate(PeerId(1), &mut rng), 7);
+        assert_eq!(table.allocate(PeerId(2), &mut rng), 8);
+        assert_eq!(
+            (table.peer(7), table.peer(8), table.peer(9)),
+            (Some(PeerId(1)), Some(PeerId(2)), None)
+        );
+        table.free(7);
+        assert_eq!(table.peer(7), None);
+        assert_eq!(table.allocate(PeerId(3), &mut rng), 7, "freed indices are free");
+        assert_eq!(table.len(), 2);
+    }
+}
