@@ -11,6 +11,12 @@ use arrayvec::ArrayVec;
 use patronus_mem::Secret;
 use zeroize::Zeroize;
 
+/// The times of a keypair without keys: it is too old for anything from the start.
+const DEAD: Timeouts = Timeouts {
+    reject_after_time: Duration::ZERO,
+    ..Timeouts::protocol()
+};
+
 /// Why a packet may not be opened, or not be accepted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Reject {
@@ -73,9 +79,9 @@ impl Keypair {
             created: Time(0),
             send: Secret::zeroed(),
             receive: Secret::zeroed(),
-            counter: REJECT_AFTER_MESSAGES,
+            counter: 0,
             window: ReplayWindow::new(window_bits),
-            times: Timeouts::protocol(),
+            times: DEAD,
             may_send: false,
             ask_again: Time(0),
             asked_on_receive: false,
@@ -104,7 +110,7 @@ impl Keypair {
         self.send.zeroize();
         self.receive.zeroize();
         self.window.clear();
-        self.counter = REJECT_AFTER_MESSAGES;
+        self.times = DEAD;
         self.may_send = false;
     }
 
@@ -277,6 +283,16 @@ impl Keypairs {
             .find(|keypair| keypair.local_index == local_index)
     }
 
+    /// The session that the peer addresses by `local_index`, to look at.
+    #[inline]
+    pub fn get(&self, local_index: u32) -> Option<&Keypair> {
+        [&self.current, &self.next, &self.previous]
+            .into_iter()
+            .flatten()
+            .map(Box::as_ref)
+            .find(|keypair| keypair.local_index == local_index)
+    }
+
     /// The session to send under.
     #[inline]
     pub fn current(&self) -> Option<&Keypair> {
@@ -315,5 +331,67 @@ impl Keypairs {
         {
             keypair.may_send = false;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Time = Time::from_secs(1000);
+
+    fn keypair_at(counter: u64, initiator: bool) -> Box<Keypair> {
+        let mut keypair = Keypair::vacant(128);
+        let session = Session {
+            peer: PeerId(0),
+            local_index: 1,
+            remote_index: 2,
+            initiator,
+            created: NOW,
+        };
+        keypair.arm(session, &Timeouts::protocol(), &[1; 32], &[2; 32]);
+        keypair.counter = counter;
+        keypair
+    }
+
+    #[test]
+    fn r03_the_counter_stops_at_the_limit() {
+        let mut keypair = keypair_at(REJECT_AFTER_MESSAGES - 2, true);
+        assert_eq!(keypair.next_counter(NOW), Some(REJECT_AFTER_MESSAGES - 2));
+        assert!(!keypair.sending_expired(NOW));
+        assert_eq!(keypair.next_counter(NOW), Some(REJECT_AFTER_MESSAGES - 1));
+        assert!(keypair.sending_expired(NOW));
+        for _ in 0..3 {
+            assert_eq!(keypair.next_counter(NOW), None);
+        }
+        assert_eq!(keypair.sent(), REJECT_AFTER_MESSAGES);
+    }
+
+    #[test]
+    fn r04_counters_have_64_bits() {
+        let mut keypair = keypair_at(u64::from(u32::MAX), true);
+        assert_eq!(keypair.next_counter(NOW), Some(0xffff_ffff));
+        assert_eq!(keypair.next_counter(NOW), Some(0x1_0000_0000));
+    }
+
+    #[test]
+    fn c50_either_side_rekeys_on_send_by_messages() {
+        for initiator in [true, false] {
+            let mut keypair = keypair_at(REKEY_AFTER_MESSAGES, initiator);
+            assert!(!keypair.rekey_due_on_send(NOW));
+            keypair.next_counter(NOW);
+            assert!(keypair.rekey_due_on_send(NOW));
+            assert!(
+                !keypair.rekey_due_on_receive(NOW),
+                "receiving is not what used the key up"
+            );
+        }
+    }
+
+    #[test]
+    fn c53_a_used_up_key_still_receives() {
+        let mut keypair = keypair_at(REJECT_AFTER_MESSAGES, true);
+        assert_eq!(keypair.next_counter(NOW), None);
+        assert_eq!(keypair.may_receive(0, NOW), Ok(()));
     }
 }
