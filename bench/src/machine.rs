@@ -1,0 +1,80 @@
+//! The machine and its settings, printed at the head of a run, because figures mean nothing without them.
+
+use patronus_netns::{Error, Result};
+use std::fs;
+
+/// Socket buffer limits that `--set-sysctls` sets, bytes.
+const BUFFER_MAX: u32 = 4 << 20;
+
+fn read(path: &str) -> String {
+    fs::read_to_string(path)
+        .unwrap_or_default()
+        .split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+/// Lines `name: value`.
+pub fn settings() -> Vec<(&'static str, String)> {
+    let sysctl = |key: &str| read(&format!("/proc/sys/net/{}", key.replace('.', "/")));
+    let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let field = |name: &str| {
+        let line = cpuinfo
+            .lines()
+            .find(|line| line.starts_with(name))
+            .unwrap_or_default();
+        line.split(": ").nth(1).unwrap_or("unknown").to_owned()
+    };
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    vec![
+        ("kernel", read("/proc/sys/kernel/osrelease")),
+        (
+            "cpu",
+            format!(
+                "{} (family {}, model {}), {cores} cores",
+                field("model name"),
+                field("cpu family"),
+                field("model\t")
+            ),
+        ),
+        ("load before", read("/proc/loadavg")),
+        (
+            "net.core.rmem_max wmem_max",
+            format!("{} {}", sysctl("core.rmem_max"), sysctl("core.wmem_max")),
+        ),
+        (
+            "net.core.rmem_default wmem_default",
+            format!("{} {}", sysctl("core.rmem_default"), sysctl("core.wmem_default")),
+        ),
+        ("net.ipv4.tcp_rmem", sysctl("ipv4.tcp_rmem")),
+        ("net.ipv4.tcp_wmem", sysctl("ipv4.tcp_wmem")),
+        ("congestion control", sysctl("ipv4.tcp_congestion_control")),
+        ("net.core.default_qdisc", sysctl("core.default_qdisc")),
+    ]
+}
+
+/// The machine in one line, for the picture.
+pub fn summary() -> String {
+    let settings = settings();
+    let value = |name| settings.iter().find(|s| s.0 == name).map_or("", |s| s.1.as_str());
+    format!("{}; Linux {}", value("cpu"), value("kernel"))
+}
+
+/// Sets the machine's socket buffer limits.
+pub fn set_sysctls() -> Result<()> {
+    for key in ["rmem_max", "wmem_max"] {
+        let path = format!("/proc/sys/net/core/{key}");
+        fs::write(&path, BUFFER_MAX.to_string()).map_err(|e| Error::new(format!("net.core.{key}: {e}")))?;
+    }
+    Ok(())
+}
+
+/// Time that the host took from this machine's CPUs so far (`steal` of /proc/stat), in clock ticks of 10 ms.
+pub fn stolen_ticks() -> u64 {
+    let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
+    let steal = stat
+        .split_whitespace()
+        .nth(8)
+        .and_then(|field| field.parse().ok());
+    steal.unwrap_or(0)
+}

@@ -1,0 +1,196 @@
+//! `patronus-bench soak`: a long run with a rekey every 20 seconds against an equal one without rekeys. Called by
+//! scripts/soak.
+//!
+//! Rekeys are made frequent by the engine's test option that divides the protocol's times (120 s / 6). The run without
+//! is cut into pieces that end before the first rekey is due, each with a new tunnel.
+
+use crate::load::tcp::Streams;
+use crate::load::udp::{Flow, Mix, Trial};
+use crate::subject::{OURS, Subject};
+use patronus_netns::{Error, Result, Site, Tunnel};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// What the protocol's times are divided by.
+const DIVISOR: &str = "6";
+/// Length of a piece without rekey: less than REKEY_AFTER_TIME with the handshake and the start of the traffic.
+const PIECE: Duration = Duration::from_secs(100);
+/// Traffic before counters and memory are read for the first time: longer than the interface's own messages at its start
+/// (router solicitations go nowhere and are counted as drops).
+const WARM_UP: Duration = Duration::from_secs(20);
+/// UDP packets of 1,400 bytes a second.
+const RATE: f64 = 10_000.0;
+/// Bits a second of a TCP stream beside them, whose acknowledgements are the traffic in the other direction.
+const TCP_PACE: f64 = 200e6;
+/// Resident memory may differ by this part.
+const MEMORY_TOLERANCE: f64 = 0.02;
+/// Loss below this is called none: the sender and the receiver share the cores with everything else.
+const LOSS_FLOOR: f64 = 1e-5;
+
+/// What `soak` can be told.
+#[derive(clap::Args)]
+pub struct Options {
+    /// The engine; default: the one beside this program.
+    #[arg(long, value_name = "PATH")]
+    engine: Option<PathBuf>,
+    /// Length of each of the two runs.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+    minutes: u32,
+}
+
+/// What one engine counts and holds.
+struct Reading {
+    /// Every counter, by name.
+    counters: BTreeMap<String, u64>,
+    /// Resident memory, KiB.
+    resident: u64,
+}
+
+/// Runs both and judges.
+pub fn run(options: &Options) -> Result<()> {
+    let length = Duration::from_secs(60) * options.minutes;
+    let wanted = [OURS.to_owned()];
+    let (subjects, _) = Subject::choose(Some(&wanted), options.engine.clone(), None)?;
+    let plain = subjects.into_iter().next().ok_or_else(|| Error::new("patronus-engine is not built: --engine PATH"))?;
+    let program = plain.options.program.clone().unwrap_or_default();
+    let mut rekeying = plain.clone();
+    rekeying.options.args.extend(["--test-timer-divisor", DIVISOR].map(str::to_owned));
+
+    let mut without = Trial::default();
+    let mut left = length;
+    while !left.is_zero() {
+        let piece = left.min(PIECE);
+        let (tunnel, _) = plain.first_answer()?;
+        without.add(&traffic(&tunnel, piece)?);
+        left -= piece;
+    }
+    println!("without rekeys: {}", describe(&without));
+
+    let (tunnel, _) = rekeying.first_answer()?;
+    traffic(&tunnel, WARM_UP)?;
+    let before = both(&tunnel, &program)?;
+    let with = traffic(&tunnel, length)?;
+    let after = both(&tunnel, &program)?;
+    println!("with a rekey every 20 s: {}", describe(&with));
+
+    let mut problems = Vec::new();
+    if with.loss() > without.loss().max(LOSS_FLOOR) {
+        problems.push("more loss with rekeys than without".to_owned());
+    }
+    for (site, (before, after)) in ["a", "b"].into_iter().zip(before.iter().zip(&after)) {
+        judge(site, before, after, &mut problems);
+    }
+    if problems.is_empty() { Ok(()) } else { Err(Error::new(problems.join("; "))) }
+}
+
+fn describe(trial: &Trial) -> String {
+    let lost = trial.sent - trial.received;
+    format!("{} of {} UDP packets lost ({:.5} %) in {:.0} s", lost, trial.sent, trial.loss() * 100.0, trial.seconds)
+}
+
+/// Both kinds of traffic for `duration`; gives the UDP packets' fate.
+fn traffic(tunnel: &Tunnel, duration: Duration) -> Result<Trial> {
+    let _tcp = Streams::start(tunnel, 1, Some(TCP_PACE))?;
+    Flow::new(tunnel)?.trial(Mix::LARGE, RATE, duration, None)
+}
+
+fn both(tunnel: &Tunnel, engine: &Path) -> Result<[Reading; 2]> {
+    Ok([read(&tunnel.a, engine)?, read(&tunnel.b, engine)?])
+}
+
+fn read(site: &Site, engine: &Path) -> Result<Reading> {
+    let text = site.namespace.exec(&engine.to_string_lossy(), &["--stats", &site.interface])?;
+    let daemon = site.daemon.as_ref().ok_or_else(|| Error::new("no daemon"))?;
+    let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid()))?;
+    let resident = resident(&status).ok_or_else(|| Error::new("no VmRSS in /proc/PID/status"))?;
+    Ok(Reading { counters: counters(&text), resident })
+}
+
+/// `VmRSS` of /proc/PID/status, KiB.
+fn resident(status: &str) -> Option<u64> {
+    let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
+    line.split_whitespace().nth(1)?.parse().ok()
+}
+
+/// Lines `name=value`.
+fn counters(text: &str) -> BTreeMap<String, u64> {
+    let pair = |line: &str| {
+        let (name, value) = line.split_once('=')?;
+        Some((name.to_owned(), value.parse().ok()?))
+    };
+    text.lines().filter_map(pair).collect()
+}
+
+/// Whether a counter counts packets that disappeared: the stages' reasons, and at the ports all that is not traffic.
+fn is_drop(name: &str) -> bool {
+    let last = name.rsplit('.').next().unwrap_or(name);
+    let port = last.starts_with("rx_") || last.starts_with("tx_");
+    let traffic = ["_packets", "_bytes", "_calls"].iter().any(|end| last.ends_with(end));
+    name.contains(".drop.") || (port && !traffic)
+}
+
+/// Adds what is wrong with an engine after the run.
+fn judge(site: &str, before: &Reading, after: &Reading, problems: &mut Vec<String>) {
+    let mut drops = 0;
+    for (name, value) in after.counters.iter().filter(|(name, _)| is_drop(name)) {
+        drops += 1;
+        let more = value - before.counters.get(name).unwrap_or(&0).min(value);
+        if more > 0 {
+            problems.push(format!("site {site}: {name} rose by {more}"));
+        }
+    }
+    if drops == 0 {
+        problems.push(format!("site {site}: the engine shows no drop counters"));
+    }
+    let change = after.resident as f64 / before.resident.max(1) as f64 - 1.0;
+    println!("site {site}: resident {} KiB, then {} KiB ({:+.2} %)", before.resident, after.resident, change * 100.0);
+    if change.abs() > MEMORY_TOLERANCE {
+        problems.push(format!("site {site}: resident memory changed by {:+.1} %", change * 100.0));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reading(text: &str, resident: u64) -> Reading {
+        Reading { counters: counters(text), resident }
+    }
+
+    #[test]
+    fn drops_are_told_from_traffic() {
+        for name in ["worker0.drop.decap-replay", "tun0.tx_no_buffer", "udp0.rx_no_frame"] {
+            assert!(is_drop(name), "{name}");
+        }
+        for name in ["worker0.stage.encap.packets", "tun0.rx_packets", "udp0.tx_calls", "worker0.sleeps"] {
+            assert!(!is_drop(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn quiet_engine_passes() {
+        let mut problems = Vec::new();
+        let text = "worker0.drop.decap-replay=3\nworker0.sleeps=9\n";
+        judge("a", &reading(text, 1000), &reading(text, 1019), &mut problems);
+        assert!(problems.is_empty(), "{problems:?}");
+    }
+
+    #[test]
+    fn new_drops_growth_and_missing_counters_are_told() {
+        let told = |before: &str, after: &str, resident| {
+            let mut problems = Vec::new();
+            judge("a", &reading(before, 1000), &reading(after, resident), &mut problems);
+            problems.join("; ")
+        };
+        assert!(told("w.drop.x=3\n", "w.drop.x=4\n", 1000).contains("w.drop.x rose by 1"));
+        assert!(told("w.drop.x=3\n", "w.drop.x=3\n", 1021).contains("resident"));
+        assert!(told("", "", 1000).contains("no drop counters"));
+    }
+
+    #[test]
+    fn resident_memory_is_found() {
+        assert_eq!(resident("Name:\tx\nVmRSS:\t   12345 kB\n"), Some(12345));
+        assert_eq!(resident("Name:\tx\n"), None);
+    }
+}
