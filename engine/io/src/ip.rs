@@ -7,8 +7,12 @@
 //!
 //! Sources: RFC 791 (IPv4), RFC 8200 (IPv6), RFC 1071 and RFC 1624 (checksum), RFC 3168 (ECN).
 
+mod checksum;
+
 use core::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+pub use checksum::{Sum, copy_and_sum, pseudo_sum, update};
 
 /// Length of an IPv4 header without options, in bytes (RFC 791).
 pub const IPV4_HEADER: usize = 20;
@@ -354,153 +358,6 @@ pub fn set_ecn(packet: &mut [u8], ecn: u8) {
         _ => return,
     };
     set_tos(packet, (tos & !ECN_MASK) | (ecn & ECN_MASK));
-}
-
-/// A checksum field after one 16-bit word that it covers changed from `old` to `new` (RFC 1624,
-/// equation 3). All three are bytes as they stand in the packet.
-#[inline]
-pub fn update(field: [u8; 2], old: [u8; 2], new: [u8; 2]) -> [u8; 2] {
-    let not = |bytes: [u8; 2]| u64::from(!u16::from_ne_bytes(bytes));
-    Sum(not(field) + not(old) + u64::from(u16::from_ne_bytes(new))).checksum()
-}
-
-/// The pseudo header of TCP and UDP: `addresses` are source and destination, 8 or 32 bytes.
-#[inline]
-pub fn pseudo_sum(addresses: &[u8], protocol: u8, len: usize) -> Sum {
-    // IPv6 has a 32-bit length and three zero bytes before the protocol, IPv4 16 bits and one: for
-    // the sum of 16-bit words that is the same thing as long as the length fits 16 bits.
-    Sum::of(addresses)
-        .word([0, protocol])
-        .word((len as u16).to_be_bytes())
-}
-
-/// A ones' complement sum under way (RFC 1071), over 16-bit words in the machine's byte order: the
-/// sum does not care, and the result comes out as bytes in the right order.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Sum(u64);
-
-impl Sum {
-    /// The sum over `bytes`.
-    #[inline]
-    pub fn of(bytes: &[u8]) -> Sum {
-        Sum(sum_bytes(bytes))
-    }
-
-    /// Adds `bytes`, which must stand at an even distance from where the sum began.
-    #[inline]
-    pub fn bytes(self, bytes: &[u8]) -> Sum {
-        Sum(self.0 + sum_bytes(bytes))
-    }
-
-    /// Adds one word, given as it stands in the packet.
-    #[inline]
-    pub fn word(self, word: [u8; 2]) -> Sum {
-        Sum(self.0 + u64::from(u16::from_ne_bytes(word)))
-    }
-
-    /// The sum folded to 16 bits.
-    #[inline]
-    fn fold(self) -> u16 {
-        // Each input is far below 2^48 (64 KiB of words is below 2^48 even as 32-bit words), so the
-        // first step leaves at most 33 bits.
-        let mut sum = (self.0 & 0xffff_ffff) + (self.0 >> 32);
-        sum = (sum & 0xffff) + (sum >> 16);
-        sum = (sum & 0xffff) + (sum >> 16);
-        sum = (sum & 0xffff) + (sum >> 16);
-        sum as u16
-    }
-
-    /// The folded sum, not complemented: what stands in the checksum field of a packet whose
-    /// checksum the next one down is asked to complete.
-    #[inline]
-    pub fn partial(self) -> [u8; 2] {
-        self.fold().to_ne_bytes()
-    }
-
-    /// The complement of the sum: the checksum.
-    #[inline]
-    pub fn checksum(self) -> [u8; 2] {
-        (!self.fold()).to_ne_bytes()
-    }
-
-    /// The checksum for a TCP or UDP header: never zero, which in UDP means "none" (RFC 768). For
-    /// TCP both forms of zero verify alike.
-    #[inline]
-    pub fn transport_checksum(self) -> [u8; 2] {
-        match self.checksum() {
-            [0, 0] => [0xff, 0xff],
-            sum => sum,
-        }
-    }
-
-    /// Whether the summed bytes, a checksum among them, verify.
-    #[inline]
-    pub fn is_valid(self) -> bool {
-        self.fold() == 0xffff
-    }
-}
-
-impl core::ops::Add for Sum {
-    type Output = Sum;
-
-    #[inline]
-    fn add(self, other: Sum) -> Sum {
-        Sum(self.0 + other.0)
-    }
-}
-
-/// Bytes summed per step of the main loops: four vectors of 16, as the compiler likes them.
-const STEP: usize = 64;
-
-#[inline]
-fn sum_bytes(bytes: &[u8]) -> u64 {
-    let (steps, rest) = bytes.as_chunks::<STEP>();
-    let mut lanes = [0u64; 8];
-    for step in steps {
-        add_step(&mut lanes, step);
-    }
-    lanes.iter().sum::<u64>() + sum_short(rest)
-}
-
-/// Copies `src` to `dst` and returns the sum of what was copied: one pass over memory where copying
-/// and summing would be two. Both slices have the same length; if not, the shorter one counts.
-#[inline]
-pub fn copy_and_sum(dst: &mut [u8], src: &[u8]) -> Sum {
-    let len = dst.len().min(src.len());
-    let (to_steps, to_rest) = dst[..len].as_chunks_mut::<STEP>();
-    let (from_steps, from_rest) = src[..len].as_chunks::<STEP>();
-    let mut lanes = [0u64; 8];
-    for (to, from) in to_steps.iter_mut().zip(from_steps) {
-        let step = *from;
-        add_step(&mut lanes, &step);
-        *to = step;
-    }
-    to_rest.copy_from_slice(from_rest);
-    Sum(lanes.iter().sum::<u64>() + sum_short(from_rest))
-}
-
-#[inline(always)]
-fn add_step(lanes: &mut [u64; 8], step: &[u8; STEP]) {
-    let (words, _) = step.as_chunks::<4>();
-    for (i, lane) in lanes.iter_mut().enumerate() {
-        *lane += u64::from(u32::from_ne_bytes(words[i])) + u64::from(u32::from_ne_bytes(words[i + 8]));
-    }
-}
-
-#[inline]
-fn sum_short(bytes: &[u8]) -> u64 {
-    let (words, rest) = bytes.as_chunks::<4>();
-    let mut sum: u64 = words
-        .iter()
-        .map(|word| u64::from(u32::from_ne_bytes(*word)))
-        .sum();
-    sum += match *rest {
-        [a] => u64::from(u16::from_ne_bytes([a, 0])),
-        [a, b] => u64::from(u16::from_ne_bytes([a, b])),
-        [a, b, c] => u64::from(u16::from_ne_bytes([a, b])) + u64::from(u16::from_ne_bytes([c, 0])),
-        _ => 0,
-    };
-    sum
 }
 
 /// The big-endian word at `at`, 0 where the bytes end before it.

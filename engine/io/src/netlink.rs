@@ -29,10 +29,8 @@ const READS_MAX: usize = 64;
 
 const NLMSG_ERROR: u16 = 2;
 const NLM_F_REQUEST: u16 = 1;
-const NLM_F_ACK: u16 = 4;
 const RTM_GETLINK: u16 = 18;
 const IFLA_MTU: u16 = 4;
-const IFLA_GSO_MAX_SEGS: u16 = 40;
 const IFLA_NEW_NETNSID: u16 = 45;
 /// The bits of an attribute's type that are not flags.
 const ATTRIBUTE_TYPE: u16 = 0x3fff;
@@ -118,31 +116,16 @@ impl LinkWatch {
 
     /// Asks for the interface's state; the answer comes among the events.
     fn ask(&self) -> io::Result<()> {
-        send(
-            &self.socket,
-            &Request::new(RTM_GETLINK, NLM_F_REQUEST, self.seen.ifindex),
-        )
+        let kernel = SocketAddrNetlink::new(0, 0);
+        let question = question(self.seen.ifindex);
+        rustix::net::sendto(&self.socket, &question, SendFlags::empty(), &kernel)?;
+        Ok(())
     }
 }
 
 impl AsFd for LinkWatch {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
-    }
-}
-
-/// Sets how many packets one super-packet from the interface may stand for.
-pub fn set_gso_max_segments(ifindex: u32, segments: u32) -> io::Result<()> {
-    let socket = open(0)?;
-    let mut request = Request::new(libc::RTM_SETLINK, NLM_F_REQUEST | NLM_F_ACK, ifindex);
-    request.attribute(IFLA_GSO_MAX_SEGS, segments);
-    send(&socket, &request)?;
-    // The kernel has answered when the send returns.
-    let mut buffer = [0; 512];
-    match answer(receive(&socket, &mut buffer)?) {
-        Some(0) => Ok(()),
-        Some(error) => Err(io::Error::from_raw_os_error(error)),
-        None => Err(io::ErrorKind::InvalidData.into()),
     }
 }
 
@@ -226,14 +209,6 @@ fn find_attribute(mut bytes: &[u8], wanted: u16) -> Option<&[u8]> {
     }
 }
 
-/// The error number in an acknowledgement; 0 is success.
-fn answer(datagram: &[u8]) -> Option<i32> {
-    match next_message(datagram)? {
-        (NLMSG_ERROR, body, _) => Some((word(body, 0)? as i32).wrapping_neg()),
-        _ => None,
-    }
-}
-
 fn word(bytes: &[u8], at: usize) -> Option<u32> {
     bytes
         .get(at..)?
@@ -241,42 +216,15 @@ fn word(bytes: &[u8], at: usize) -> Option<u32> {
         .map(|word| u32::from_ne_bytes(*word))
 }
 
-/// A message about one interface, with room for an attribute.
-struct Request {
-    bytes: [u8; MESSAGE_HEADER + LINK_HEADER + ATTRIBUTE_HEADER + 4],
-    len: usize,
-}
-
-impl Request {
-    fn new(kind: u16, flags: u16, ifindex: u32) -> Request {
-        let mut request = Request {
-            bytes: [0; MESSAGE_HEADER + LINK_HEADER + ATTRIBUTE_HEADER + 4],
-            len: MESSAGE_HEADER + LINK_HEADER,
-        };
-        request.put(4, &kind.to_ne_bytes());
-        request.put(6, &flags.to_ne_bytes());
-        request.put(MESSAGE_HEADER + 4, &ifindex.to_ne_bytes());
-        request.seal();
-        request
-    }
-
-    /// Adds the one attribute that there is room for.
-    fn attribute(&mut self, kind: u16, value: u32) {
-        let at = MESSAGE_HEADER + LINK_HEADER;
-        self.put(at, &((ATTRIBUTE_HEADER + 4) as u16).to_ne_bytes());
-        self.put(at + 2, &kind.to_ne_bytes());
-        self.put(at + ATTRIBUTE_HEADER, &value.to_ne_bytes());
-        self.len = at + ATTRIBUTE_HEADER + 4;
-        self.seal();
-    }
-
-    fn seal(&mut self) {
-        self.put(0, &(self.len as u32).to_ne_bytes());
-    }
-
-    fn put(&mut self, at: usize, value: &[u8]) {
-        self.bytes[at..at + value.len()].copy_from_slice(value);
-    }
+/// A question about one interface's state.
+fn question(ifindex: u32) -> [u8; MESSAGE_HEADER + LINK_HEADER] {
+    let mut bytes = [0; MESSAGE_HEADER + LINK_HEADER];
+    let len = bytes.len() as u32;
+    bytes[..4].copy_from_slice(&len.to_ne_bytes());
+    bytes[4..6].copy_from_slice(&RTM_GETLINK.to_ne_bytes());
+    bytes[6..8].copy_from_slice(&NLM_F_REQUEST.to_ne_bytes());
+    bytes[MESSAGE_HEADER + 4..MESSAGE_HEADER + 8].copy_from_slice(&ifindex.to_ne_bytes());
+    bytes
 }
 
 fn open(groups: u32) -> io::Result<OwnedFd> {
@@ -285,12 +233,6 @@ fn open(groups: u32) -> io::Result<OwnedFd> {
     let socket = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, None)?;
     rustix::net::bind(&socket, &SocketAddrNetlink::new(0, groups))?;
     Ok(socket)
-}
-
-fn send(socket: &OwnedFd, request: &Request) -> io::Result<()> {
-    let kernel = SocketAddrNetlink::new(0, 0);
-    rustix::net::sendto(socket, &request.bytes[..request.len], SendFlags::empty(), &kernel)?;
-    Ok(())
 }
 
 /// One datagram. Those of other processes, which may send to us, are empty.

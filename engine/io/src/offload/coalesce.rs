@@ -90,8 +90,9 @@ struct Group {
 pub struct Planner {
     accepts: Accepts,
     groups: ArrayVec<Group, BURST_MAX>,
-    /// Groups that still take packets, oldest first.
+    /// Groups that still take packets, oldest first, and beside them their tags.
     open: ArrayVec<u8, OPEN_MAX>,
+    tags: ArrayVec<u64, OPEN_MAX>,
     /// For each packet the one after it in its group.
     next: [u8; BURST_MAX],
 }
@@ -103,6 +104,7 @@ impl Planner {
             accepts,
             groups: ArrayVec::new(),
             open: ArrayVec::new(),
+            tags: ArrayVec::new(),
             next: [NONE; BURST_MAX],
         }
     }
@@ -125,17 +127,19 @@ impl Planner {
     /// `BURST_MAX` are not looked at.
     pub fn plan(&mut self, packets: &[&[u8]]) {
         self.groups.clear();
-        self.open.clear();
+        self.shut_all();
         for (index, packet) in packets.iter().take(BURST_MAX).enumerate() {
             self.next[index] = NONE;
             match glance(packet, self.accepts) {
                 Glance::Candidate(candidate) => self.place(index as u8, candidate, packets),
                 Glance::Flow(tag) => {
-                    self.close(tag);
+                    if let Some(at) = self.find(tag) {
+                        self.shut(at);
+                    }
                     self.alone(index as u8);
                 }
                 Glance::Unknown => {
-                    self.open.clear();
+                    self.shut_all();
                     self.alone(index as u8);
                 }
                 Glance::Alone => self.alone(index as u8),
@@ -206,37 +210,46 @@ impl Planner {
         };
         if open {
             if self.open.is_full() {
-                self.open.remove(0);
+                self.shut(0);
             }
             self.open.push(self.groups.len() as u8);
+            self.tags.push(first.tag);
         }
         // At most one group a packet, and at most BURST_MAX packets.
         self.groups.push(group);
     }
 
-    fn close(&mut self, tag: u64) {
-        self.open
-            .retain(|group| self.groups[usize::from(*group)].first.tag != tag);
+    /// Which of the open groups has this tag: at most one, because another packet of the flow either
+    /// joins it or closes it.
+    fn find(&self, tag: u64) -> Option<usize> {
+        self.tags.iter().position(|open| *open == tag)
+    }
+
+    fn shut_all(&mut self) {
+        self.open.clear();
+        self.tags.clear();
+    }
+
+    /// Closes the group at a place in the list of open ones.
+    fn shut(&mut self, at: usize) {
+        self.open.remove(at);
+        self.tags.remove(at);
     }
 
     /// Gives a candidate to the open group of its flow, or opens one.
     fn place(&mut self, index: u8, candidate: Candidate, packets: &[&[u8]]) {
-        let found = self
-            .open
-            .iter()
-            .position(|g| self.groups[usize::from(*g)].first.tag == candidate.tag);
-        if let Some(at) = found {
+        if let Some(at) = self.find(candidate.tag) {
             let group = &mut self.groups[usize::from(self.open[at])];
             if group.append(index, &candidate, packets) {
                 self.next[usize::from(group.tail)] = index;
                 group.tail = index;
                 // The last packet of a super-packet is the one that is shorter or pushes.
                 if candidate.push || candidate.payload_len() < group.first.payload_len() {
-                    self.open.remove(at);
+                    self.shut(at);
                 }
                 return;
             }
-            self.open.remove(at);
+            self.shut(at);
         }
         self.begin(index, candidate, !candidate.push);
     }
@@ -294,6 +307,7 @@ impl Group {
 pub struct SuperHeaders {
     bytes: [u8; VNET_HEADER + HEADERS_MAX],
     headers: usize,
+    total: usize,
     /// What kind of super-packet this is.
     pub gso: Gso,
 }
@@ -307,6 +321,11 @@ impl SuperHeaders {
     /// Bytes of headers at the front of each of the packets; what follows is payload.
     pub fn skip(&self) -> usize {
         self.headers
+    }
+
+    /// Bytes of the super-packet, without the virtio-net header.
+    pub fn total(&self) -> usize {
+        self.total
     }
 
     fn build(group: &Group, first: &[u8]) -> Option<SuperHeaders> {
@@ -329,6 +348,7 @@ impl SuperHeaders {
         let mut built = SuperHeaders {
             bytes: [0; VNET_HEADER + HEADERS_MAX],
             headers,
+            total: group.len,
             gso: vnet.gso,
         };
         built.bytes[..VNET_HEADER].copy_from_slice(&vnet.encode());
