@@ -1,11 +1,11 @@
 //! `patronus-bench demo`: a short look at one tunnel of each kind that is installed. Called by scripts/demo, which makes
 //! the namespaces' outer walls; what it shows is indicative, `patronus-bench peers` is what measures.
 
-use crate::load::tcp::Streams;
-use crate::load::udp::{Flow, Mix};
 use crate::load::echo::round_trips;
-use crate::subject::{Subject, daemons_cpu};
-use patronus_netns::{Error, Kind, Result, Tunnel};
+use crate::load::tcp::{self, Streams};
+use crate::load::udp::{Flow, Mix};
+use crate::subject::{MTU, Subject, daemons_cpu};
+use patronus_netns::{Error, Kind, Result, Tunnel, TwoSites};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -72,21 +72,34 @@ pub fn run(options: &Options) -> Result<()> {
     let mut names = vec!["patronus", "wireguard-go"];
     names.truncate(if options.quick { 1 } else { names.len() });
     let names: Vec<String> = names.into_iter().map(str::to_owned).collect();
-    let (subjects, left_out) = Subject::choose(Some(&names), options.engine.clone(), None)?;
+    let (subjects, left_out) = Subject::choose(Some(&names), options.engine.clone(), None, None)?;
     for reason in &left_out {
         println!("left out: {reason}");
     }
     if !subjects.iter().any(Subject::is_ours) {
-        return Err(Error::new("patronus-engine is not built: cargo build --release, or --engine PATH"));
+        return Err(Error::new(
+            "patronus-engine is not built: cargo build --release, or --engine PATH",
+        ));
     }
     println!("two sites in network namespaces, one veth between them, a WireGuard daemon in each");
-    let shown = subjects.iter().map(|subject| show(subject, &times)).collect::<Result<Vec<_>>>()?;
+    let shown = subjects
+        .iter()
+        .map(|subject| show(subject, &times))
+        .collect::<Result<Vec<_>>>()?;
     print!("{}", table(&shown));
     if !options.quick {
-        println!("one short run; the daemons, the sender and the receiver share the cores. Measured: patronus-bench peers");
+        println!(
+            "one short run; the daemons, the sender and the receiver share the cores. Measured: patronus-bench peers"
+        );
     }
-    match shown.iter().find(|s| s.name == crate::subject::OURS && s.udp_loss > LOSS_MAX) {
-        Some(ours) => Err(Error::new(format!("{:.1} % of the UDP packets were lost", ours.udp_loss * 100.0))),
+    match shown
+        .iter()
+        .find(|s| s.name == crate::subject::OURS && s.udp_loss > LOSS_MAX)
+    {
+        Some(ours) => Err(Error::new(format!(
+            "{:.1} % of the UDP packets were lost",
+            ours.udp_loss * 100.0
+        ))),
         None => Ok(()),
     }
 }
@@ -94,18 +107,28 @@ pub fn run(options: &Options) -> Result<()> {
 fn show(subject: &Subject, times: &Times) -> Result<Shown> {
     println!("\n{}", subject.describe());
     let (mut tunnel, handshake) = tunnels(subject, times.handshakes)?;
-    println!("  tunnel up; first packet answered after {:.1} ms, handshake included", handshake.as_secs_f64() * 1e3);
+    println!(
+        "  tunnel up; first packet answered after {:.1} ms, handshake included",
+        handshake.as_secs_f64() * 1e3
+    );
     let echo = round_trips(&tunnel, times.echo)?;
     println!("  {} round trips, {} lost", echo.times.len(), echo.lost);
     let udp = Flow::new(&tunnel)?.trial(Mix::LARGE, UDP_RATE, times.udp, None)?;
-    println!("  UDP: {} of {} packets of 1400 bytes arrived", udp.received, udp.sent);
+    println!(
+        "  UDP: {} of {} packets of 1400 bytes arrived",
+        udp.received, udp.sent
+    );
     let before = daemons_cpu(&tunnel)?.unwrap_or_default();
-    let there = tcp(&tunnel, times.tcp)?;
+    let there = one_stream(&tunnel, times.tcp)?;
     std::mem::swap(&mut tunnel.a, &mut tunnel.b);
-    let back = tcp(&tunnel, times.tcp)?;
+    let back = one_stream(&tunnel, times.tcp)?;
     let cpu = daemons_cpu(&tunnel)?.unwrap_or_default() - before;
     let moved = (there + back) as f64;
-    println!("  TCP: {:.2} GB there, {:.2} GB back", there as f64 / 1e9, back as f64 / 1e9);
+    println!(
+        "  TCP: {:.2} GB there, {:.2} GB back",
+        there as f64 / 1e9,
+        back as f64 / 1e9
+    );
     let mbps = |bytes: u64| bytes as f64 * 8.0 / times.tcp.as_secs_f64() / 1e6;
     Ok(Shown {
         name: subject.name.clone(),
@@ -121,11 +144,11 @@ fn show(subject: &Subject, times: &Times) -> Result<Shown> {
 
 /// Makes `count` tunnels, one after the other; gives the last one, and the median time to the first answer.
 fn tunnels(subject: &Subject, count: usize) -> Result<(Tunnel, Duration)> {
-    let (mut tunnel, first) = subject.first_answer()?;
+    let (mut tunnel, first) = first_answer(subject)?;
     let mut answers = vec![first];
     for _ in 1..count {
         drop(tunnel);
-        let (next, answer) = subject.first_answer()?;
+        let (next, answer) = first_answer(subject)?;
         answers.push(answer);
         tunnel = next;
     }
@@ -133,9 +156,28 @@ fn tunnels(subject: &Subject, count: usize) -> Result<(Tunnel, Duration)> {
     Ok((tunnel, answers[answers.len() / 2]))
 }
 
+/// Two sites with the subject between them, and the time from the first packet to its answer: there is no session
+/// before it.
+pub fn first_answer(subject: &Subject) -> Result<(Tunnel, Duration)> {
+    let mut plan = TwoSites::new(subject.kind, subject.kind);
+    plan.options_a = subject.options.clone();
+    plan.options_b = subject.options.clone();
+    plan.mtu = MTU;
+    let tunnel = plan.up()?;
+    let answer = tunnel.probe(false, Duration::from_secs(10))?;
+    Ok((tunnel, answer))
+}
+
 /// One stream from site a to site b; gives the bytes that arrived.
-fn tcp(tunnel: &Tunnel, duration: Duration) -> Result<u64> {
-    let streams = Streams::start(tunnel, 1, None)?;
+fn one_stream(tunnel: &Tunnel, duration: Duration) -> Result<u64> {
+    let streams = Streams::start(
+        tunnel,
+        tcp::Kind {
+            count: 1,
+            pace: None,
+            congestion: None,
+        },
+    )?;
     let start = Instant::now();
     std::thread::sleep(duration.saturating_sub(start.elapsed()));
     match streams.received() {
@@ -155,7 +197,9 @@ fn table(shown: &[Shown]) -> String {
         ("round trip p50, microseconds", |s| format!("{:.0}", s.p50)),
         ("round trip p99, microseconds", |s| format!("{:.0}", s.p99)),
         ("CPU of both daemons, s/GB", |s| format!("{:.2}", s.cpu_per_gb)),
-        ("first answer with handshake, ms", |s| format!("{:.1}", s.handshake.as_secs_f64() * 1e3)),
+        ("first answer with handshake, ms", |s| {
+            format!("{:.1}", s.handshake.as_secs_f64() * 1e3)
+        }),
     ];
     let mut out = String::new();
     let mut line = |first: &str, cells: Vec<String>| {

@@ -2,6 +2,7 @@
 //! docs/performance.md for what the figures mean.
 #![forbid(unsafe_code)]
 
+mod demo;
 mod goals;
 mod load;
 mod machine;
@@ -10,6 +11,7 @@ mod plot;
 mod report;
 mod sandbox;
 mod search;
+mod soak;
 mod subject;
 mod tests_of;
 
@@ -29,11 +31,20 @@ enum Command {
     /// Side by side in one run, alternating: no tunnel, ours, and the WireGuard daemons that are installed
     /// (scripts/install-peers).
     Peers(peers::Options),
+    /// A short look at one tunnel (scripts/demo).
+    Demo(demo::Options),
+    /// A long run with frequent rekeys (scripts/soak).
+    Soak(soak::Options),
 }
 
 fn main() -> ExitCode {
-    let Command::Peers(options) = Arguments::parse().command;
-    match sandbox::enter().and_then(|()| peers::run(&options)) {
+    let command = Arguments::parse().command;
+    let run = || match &command {
+        Command::Peers(options) => peers::run(options),
+        Command::Demo(options) => demo::run(options),
+        Command::Soak(options) => soak::run(options),
+    };
+    match sandbox::enter().and_then(|()| run()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("patronus-bench: {error}");

@@ -47,7 +47,7 @@ pub struct Options {
     /// Sets the machine's net.core.rmem_max and wmem_max to 4 MiB first; otherwise they are only shown.
     #[arg(long)]
     set_sysctls: bool,
-    /// TCP congestion control of both ends [default: the machine's].
+    /// TCP congestion control of the generators [default: the machine's].
     #[arg(long, value_name = "NAME")]
     congestion: Option<String>,
     /// Length of a trial of paced UDP, seconds [default: 5].
@@ -150,7 +150,7 @@ impl Bench {
             .first()
             .and_then(|subject| subject.congestion.as_ref())
         {
-            println!("congestion control in the namespaces: {congestion}");
+            println!("congestion control of the generators: {congestion}");
         }
         for subject in &self.subjects {
             println!("{}", subject.describe());

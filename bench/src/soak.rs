@@ -4,7 +4,8 @@
 //! Rekeys are made frequent by the engine's test option that divides the protocol's times (120 s / 6). The run without
 //! is cut into pieces that end before the first rekey is due, each with a new tunnel.
 
-use crate::load::tcp::Streams;
+use crate::demo::first_answer;
+use crate::load::tcp::{self, Streams};
 use crate::load::udp::{Flow, Mix, Trial};
 use crate::subject::{OURS, Subject};
 use patronus_netns::{Error, Result, Site, Tunnel};
@@ -51,23 +52,29 @@ struct Reading {
 pub fn run(options: &Options) -> Result<()> {
     let length = Duration::from_secs(60) * options.minutes;
     let wanted = [OURS.to_owned()];
-    let (subjects, _) = Subject::choose(Some(&wanted), options.engine.clone(), None)?;
-    let plain = subjects.into_iter().next().ok_or_else(|| Error::new("patronus-engine is not built: --engine PATH"))?;
+    let (subjects, _) = Subject::choose(Some(&wanted), options.engine.clone(), None, None)?;
+    let plain = subjects
+        .into_iter()
+        .next()
+        .ok_or_else(|| Error::new("patronus-engine is not built: --engine PATH"))?;
     let program = plain.options.program.clone().unwrap_or_default();
     let mut rekeying = plain.clone();
-    rekeying.options.args.extend(["--test-timer-divisor", DIVISOR].map(str::to_owned));
+    rekeying
+        .options
+        .args
+        .extend(["--test-timer-divisor", DIVISOR].map(str::to_owned));
 
     let mut without = Trial::default();
     let mut left = length;
     while !left.is_zero() {
         let piece = left.min(PIECE);
-        let (tunnel, _) = plain.first_answer()?;
+        let (tunnel, _) = first_answer(&plain)?;
         without.add(&traffic(&tunnel, piece)?);
         left -= piece;
     }
     println!("without rekeys: {}", describe(&without));
 
-    let (tunnel, _) = rekeying.first_answer()?;
+    let (tunnel, _) = first_answer(&rekeying)?;
     traffic(&tunnel, WARM_UP)?;
     let before = both(&tunnel, &program)?;
     let with = traffic(&tunnel, length)?;
@@ -81,17 +88,34 @@ pub fn run(options: &Options) -> Result<()> {
     for (site, (before, after)) in ["a", "b"].into_iter().zip(before.iter().zip(&after)) {
         judge(site, before, after, &mut problems);
     }
-    if problems.is_empty() { Ok(()) } else { Err(Error::new(problems.join("; "))) }
+    if problems.is_empty() {
+        Ok(())
+    } else {
+        Err(Error::new(problems.join("; ")))
+    }
 }
 
 fn describe(trial: &Trial) -> String {
     let lost = trial.sent - trial.received;
-    format!("{} of {} UDP packets lost ({:.5} %) in {:.0} s", lost, trial.sent, trial.loss() * 100.0, trial.seconds)
+    format!(
+        "{} of {} UDP packets lost ({:.5} %) in {:.0} s",
+        lost,
+        trial.sent,
+        trial.loss() * 100.0,
+        trial.seconds
+    )
 }
 
 /// Both kinds of traffic for `duration`; gives the UDP packets' fate.
 fn traffic(tunnel: &Tunnel, duration: Duration) -> Result<Trial> {
-    let _tcp = Streams::start(tunnel, 1, Some(TCP_PACE))?;
+    let _tcp = Streams::start(
+        tunnel,
+        tcp::Kind {
+            count: 1,
+            pace: Some(TCP_PACE),
+            congestion: None,
+        },
+    )?;
     Flow::new(tunnel)?.trial(Mix::LARGE, RATE, duration, None)
 }
 
@@ -100,11 +124,16 @@ fn both(tunnel: &Tunnel, engine: &Path) -> Result<[Reading; 2]> {
 }
 
 fn read(site: &Site, engine: &Path) -> Result<Reading> {
-    let text = site.namespace.exec(&engine.to_string_lossy(), &["--stats", &site.interface])?;
+    let text = site
+        .namespace
+        .exec(&engine.to_string_lossy(), &["--stats", &site.interface])?;
     let daemon = site.daemon.as_ref().ok_or_else(|| Error::new("no daemon"))?;
     let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid()))?;
     let resident = resident(&status).ok_or_else(|| Error::new("no VmRSS in /proc/PID/status"))?;
-    Ok(Reading { counters: counters(&text), resident })
+    Ok(Reading {
+        counters: counters(&text),
+        resident,
+    })
 }
 
 /// `VmRSS` of /proc/PID/status, KiB.
@@ -126,7 +155,9 @@ fn counters(text: &str) -> BTreeMap<String, u64> {
 fn is_drop(name: &str) -> bool {
     let last = name.rsplit('.').next().unwrap_or(name);
     let port = last.starts_with("rx_") || last.starts_with("tx_");
-    let traffic = ["_packets", "_bytes", "_calls"].iter().any(|end| last.ends_with(end));
+    let traffic = ["_packets", "_bytes", "_calls"]
+        .iter()
+        .any(|end| last.ends_with(end));
     name.contains(".drop.") || (port && !traffic)
 }
 
@@ -144,9 +175,17 @@ fn judge(site: &str, before: &Reading, after: &Reading, problems: &mut Vec<Strin
         problems.push(format!("site {site}: the engine shows no drop counters"));
     }
     let change = after.resident as f64 / before.resident.max(1) as f64 - 1.0;
-    println!("site {site}: resident {} KiB, then {} KiB ({:+.2} %)", before.resident, after.resident, change * 100.0);
+    println!(
+        "site {site}: resident {} KiB, then {} KiB ({:+.2} %)",
+        before.resident,
+        after.resident,
+        change * 100.0
+    );
     if change.abs() > MEMORY_TOLERANCE {
-        problems.push(format!("site {site}: resident memory changed by {:+.1} %", change * 100.0));
+        problems.push(format!(
+            "site {site}: resident memory changed by {:+.1} %",
+            change * 100.0
+        ));
     }
 }
 
@@ -155,15 +194,27 @@ mod tests {
     use super::*;
 
     fn reading(text: &str, resident: u64) -> Reading {
-        Reading { counters: counters(text), resident }
+        Reading {
+            counters: counters(text),
+            resident,
+        }
     }
 
     #[test]
     fn drops_are_told_from_traffic() {
-        for name in ["worker0.drop.decap-replay", "tun0.tx_no_buffer", "udp0.rx_no_frame"] {
+        for name in [
+            "worker0.drop.decap-replay",
+            "tun0.tx_no_buffer",
+            "udp0.rx_no_frame",
+        ] {
             assert!(is_drop(name), "{name}");
         }
-        for name in ["worker0.stage.encap.packets", "tun0.rx_packets", "udp0.tx_calls", "worker0.sleeps"] {
+        for name in [
+            "worker0.stage.encap.packets",
+            "tun0.rx_packets",
+            "udp0.tx_calls",
+            "worker0.sleeps",
+        ] {
             assert!(!is_drop(name), "{name}");
         }
     }
@@ -180,7 +231,12 @@ mod tests {
     fn new_drops_growth_and_missing_counters_are_told() {
         let told = |before: &str, after: &str, resident| {
             let mut problems = Vec::new();
-            judge("a", &reading(before, 1000), &reading(after, resident), &mut problems);
+            judge(
+                "a",
+                &reading(before, 1000),
+                &reading(after, resident),
+                &mut problems,
+            );
             problems.join("; ")
         };
         assert!(told("w.drop.x=3\n", "w.drop.x=4\n", 1000).contains("w.drop.x rose by 1"));

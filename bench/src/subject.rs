@@ -22,7 +22,7 @@ pub struct Subject {
     pub kind: Kind,
     /// How it is started.
     pub options: DaemonOptions,
-    /// TCP congestion control in its namespaces; `None`: the machine's.
+    /// TCP congestion control of the generators; `None`: the machine's.
     pub congestion: Option<String>,
 }
 
@@ -111,11 +111,6 @@ impl Subject {
         plan.options_b = self.options.clone();
         plan.mtu = MTU;
         let tunnel = plan.up()?;
-        if let Some(name) = &self.congestion {
-            for site in [&tunnel.a, &tunnel.b] {
-                site.namespace.sysctl("net.ipv4.tcp_congestion_control", name)?;
-            }
-        }
         tunnel.probe(false, Duration::from_secs(10))?;
         Ok(tunnel)
     }

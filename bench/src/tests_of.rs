@@ -1,7 +1,7 @@
 //! The tests of a run: what each one does with one subject, once.
 
 use crate::load::udp::{Flow, Mix, Trial};
-use crate::load::{echo, tcp::Streams};
+use crate::load::{echo, tcp, tcp::Streams};
 use crate::machine::stolen_ticks;
 use crate::search::{self, Effort, Verdict};
 use crate::subject::{Subject, daemons_cpu};
@@ -179,12 +179,32 @@ pub struct Known {
 /// Runs `test` with a fresh tunnel of `subject`.
 pub fn measure(test: Test, subject: &Subject, lengths: &Lengths, known: Known) -> Result<Sample> {
     let tunnel = subject.up()?;
+    let congestion = subject.congestion.as_deref();
     match test {
-        Test::Tcp(streams) => tcp(&tunnel, streams, lengths),
+        Test::Tcp(count) => tcp_rate(
+            &tunnel,
+            tcp::Kind {
+                count,
+                pace: None,
+                congestion,
+            },
+            lengths,
+        ),
         Test::Highest(packets) => highest(&tunnel, packets, lengths, known.near_pps),
         Test::Common => common(&tunnel, lengths),
         Test::RttIdle => rtt(&tunnel, lengths.rtt),
-        Test::RttLoaded => rtt_loaded(&tunnel, lengths, known.pace_mbps),
+        Test::RttLoaded => {
+            let pace = Some(known.pace_mbps * 1e6);
+            rtt_loaded(
+                &tunnel,
+                tcp::Kind {
+                    count: 1,
+                    pace,
+                    congestion,
+                },
+                lengths,
+            )
+        }
         Test::Idle => idle(&tunnel, lengths),
     }
 }
@@ -194,8 +214,8 @@ fn seconds_between(before: Option<Duration>, after: Option<Duration>) -> Option<
     Some(after?.saturating_sub(before?).as_secs_f64())
 }
 
-fn tcp(tunnel: &Tunnel, streams: usize, lengths: &Lengths) -> Result<Sample> {
-    let load = Streams::start(tunnel, streams, None)?;
+fn tcp_rate(tunnel: &Tunnel, kind: tcp::Kind<'_>, lengths: &Lengths) -> Result<Sample> {
+    let load = Streams::start(tunnel, kind)?;
     std::thread::sleep(lengths.warm_up);
     let (start, bytes_before, cpu_before) = (Instant::now(), load.received(), daemons_cpu(tunnel)?);
     std::thread::sleep(lengths.tcp);
@@ -351,8 +371,8 @@ fn rtt(tunnel: &Tunnel, duration: Duration) -> Result<Sample> {
     })
 }
 
-fn rtt_loaded(tunnel: &Tunnel, lengths: &Lengths, pace_mbps: f64) -> Result<Sample> {
-    let load = Streams::start(tunnel, 1, Some(pace_mbps * 1e6))?;
+fn rtt_loaded(tunnel: &Tunnel, kind: tcp::Kind<'_>, lengths: &Lengths) -> Result<Sample> {
+    let load = Streams::start(tunnel, kind)?;
     std::thread::sleep(lengths.warm_up);
     let (start, before) = (Instant::now(), load.received());
     let mut sample = rtt(tunnel, lengths.rtt)?;

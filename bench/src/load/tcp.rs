@@ -1,6 +1,7 @@
 //! TCP from site a to site b: as much as goes, or at a given pace. Bytes are counted where they arrive.
 
 use patronus_netns::{Error, Result, Tunnel};
+use rustix::net::sockopt::set_tcp_congestion;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -13,6 +14,17 @@ const CHUNK: usize = 128 * 1024;
 /// How often a paced sender looks at the clock.
 const TICK: Duration = Duration::from_micros(500);
 
+/// What the streams are like.
+#[derive(Clone, Copy)]
+pub struct Kind<'a> {
+    /// How many.
+    pub count: usize,
+    /// Bits a second of all together; `None`: as much as goes.
+    pub pace: Option<f64>,
+    /// Congestion control; `None`: the machine's.
+    pub congestion: Option<&'a str>,
+}
+
 /// Streams that run until they are dropped.
 pub struct Streams {
     received: Arc<AtomicU64>,
@@ -22,8 +34,13 @@ pub struct Streams {
 }
 
 impl Streams {
-    /// Starts `count` streams; `pace` is bits a second of all together, `None` for as much as goes.
-    pub fn start(tunnel: &Tunnel, count: usize, pace: Option<f64>) -> Result<Streams> {
+    /// Connects and starts them.
+    pub fn start(tunnel: &Tunnel, kind: Kind<'_>) -> Result<Streams> {
+        let Kind {
+            count,
+            pace,
+            congestion,
+        } = kind;
         let address = SocketAddr::new(tunnel.b.inner_v4.into(), 0);
         let listener = tunnel.b.namespace.run(|| TcpListener::bind(address))??;
         let address = listener.local_addr()?;
@@ -42,6 +59,11 @@ impl Streams {
                 .run(connect)?
                 .map_err(|e| Error::new(format!("TCP connect: {e}")))?;
             let (receiver, _) = listener.accept()?;
+            if let Some(name) = congestion {
+                // On the socket: a namespace may only use what its machine allows to everyone.
+                set_tcp_congestion(&sender, name)
+                    .map_err(|e| Error::new(format!("congestion control {name}: {e}")))?;
+            }
             streams
                 .sockets
                 .extend([sender.try_clone()?, receiver.try_clone()?]);
