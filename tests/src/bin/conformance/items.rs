@@ -288,11 +288,7 @@ pub const SECTIONS: &[Section] = &[
             ),
             covered(71, "the engine ends when its TUN is deleted"),
             covered(72, "errors of the sockets are handled by kind"),
-            open(
-                73,
-                "counters have 64 bits on every target",
-                "not yet: built and tested for 64-bit targets only; the types are u64 throughout",
-            ),
+            covered(73, "counters have 64 bits on every target"),
             covered(74, "a clock that goes backwards does no harm"),
         ],
     },
@@ -331,7 +327,7 @@ pub const SECTIONS: &[Section] = &[
             covered(1, "an oversized datagram ends the receiver"),
             covered(2, "a peer may use another peer's address"),
             covered(3, "the hard message limit is not enforced"),
-            open(4, "a 32-bit counter wraps the nonce", "not yet: see C73"),
+            covered(4, "a 32-bit counter wraps the nonce"),
             covered(5, "the cookie does not cover the port"),
             covered(6, "one handshake limiter for all peers"),
             covered(7, "after a number of handshakes each gets a cookie"),
@@ -427,10 +423,10 @@ pub const SECTIONS: &[Section] = &[
     Section {
         heading: "Protocol",
         letter: 'R',
-        items: &[open(
+        items: &[part(
             55,
             "a wall clock far in the future makes the key unusable (CVE-2021-46873)",
-            "not yet: needs the high-water mark on disk, which comes with control; the threat model names it",
+            "a clock that is wrong from the start: needs the high-water mark on disk, which comes with control",
         )],
     },
 ];
