@@ -26,11 +26,11 @@ impl Prefix {
     pub fn new(addr: IpAddr, cidr: u8) -> Option<Self> {
         let addr = match addr {
             IpAddr::V4(ip) if cidr <= 32 => {
-                let mask = u32::MAX.checked_shl(u32::from(32 - cidr)).unwrap_or(0);
+                let mask = u32::MAX.unbounded_shl(u32::from(32 - cidr));
                 IpAddr::V4(Ipv4Addr::from_bits(ip.to_bits() & mask))
             }
             IpAddr::V6(ip) if cidr <= 128 => {
-                let mask = u128::MAX.checked_shl(u32::from(128 - cidr)).unwrap_or(0);
+                let mask = u128::MAX.unbounded_shl(u32::from(128 - cidr));
                 IpAddr::V6(Ipv6Addr::from_bits(ip.to_bits() & mask))
             }
             _ => return None,

@@ -1,2 +1,74 @@
-//! (skeleton)
-fn main() {}
+//! `patronus-engine NAME`: a userspace WireGuard interface, in place of wireguard-go.
+
+#![forbid(unsafe_code)]
+
+mod background;
+mod options;
+
+use std::process::ExitCode;
+
+use patronus_engine::engine;
+
+use crate::options::Action;
+
+fn main() -> ExitCode {
+    let action = match options::parse(std::env::args_os().skip(1)) {
+        Ok(action) => action,
+        Err(message) => {
+            eprintln!("patronus-engine: {message}");
+            return ExitCode::from(2);
+        }
+    };
+    match action {
+        Action::Print(text) => {
+            print!("{text}");
+            ExitCode::SUCCESS
+        }
+        Action::Stats(path) => show_stats(&path),
+        Action::Background(arguments) => background::start(&arguments),
+        Action::Run { config, announce } => run(&config, announce),
+    }
+}
+
+/// Runs the engine on this process until its interface or socket is gone.
+fn run(config: &engine::Config, announce: bool) -> ExitCode {
+    let slow_path = match engine::start(config) {
+        Ok(slow_path) => slow_path,
+        Err(error) => {
+            eprintln!("patronus-engine: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    if announce {
+        background::ready(slow_path.null());
+    }
+    let why = slow_path.run();
+    config.log.verbose(format_args!("ended: {why:?}"));
+    ExitCode::SUCCESS
+}
+
+/// Prints the counters of a running engine.
+fn show_stats(socket: &std::path::Path) -> ExitCode {
+    use std::io::{Read, Write};
+    let query = || -> std::io::Result<String> {
+        let mut stream = std::os::unix::net::UnixStream::connect(socket)?;
+        stream.write_all(b"get=stats\n\n")?;
+        stream.shutdown(std::net::Shutdown::Write)?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        Ok(text)
+    };
+    match query() {
+        Ok(text) => {
+            print!("{text}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!(
+                "patronus-engine: no engine answers at {}: {error}",
+                socket.display()
+            );
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -16,11 +16,7 @@ use arrayvec::ArrayVec;
 use patronus_mem::{Burst, FrameCache};
 
 pub mod ip;
-pub mod ip;
 pub mod loopback;
-pub mod netlink;
-pub mod offload;
-pub mod tun;
 pub mod netlink;
 pub mod offload;
 pub mod signal;

@@ -59,16 +59,11 @@ impl AllowedIpsConfig {
 
     /// Takes everything from `peer` and returns how many prefixes that were.
     pub fn remove_peer(&mut self, peer: PeerId) -> usize {
-        let mut from_here = self.of_peer.split_off(&(peer, FIRST));
-        let mut others = match peer.0.checked_add(1) {
-            Some(next) => from_here.split_off(&(PeerId(next), FIRST)),
-            None => BTreeSet::new(),
-        };
-        self.of_peer.append(&mut others);
-        for (_, prefix) in &from_here {
-            self.owners.remove(prefix);
+        let prefixes: Vec<Prefix> = self.of_peer(peer).collect();
+        for prefix in &prefixes {
+            self.remove(*prefix, peer);
         }
-        from_here.len()
+        prefixes.len()
     }
 
     /// Whose exactly this prefix is, not looking at shorter ones.

@@ -30,12 +30,12 @@ impl AllowedIps {
             match prefix.map(|prefix| (prefix.addr(), prefix.cidr())) {
                 Some((IpAddr::V4(ip), cidr)) => {
                     let first = ip.to_bits();
-                    let last = first | u32::MAX.checked_shr(u32::from(cidr)).unwrap_or(0);
+                    let last = first | u32::MAX.unbounded_shr(u32::from(cidr));
                     v4.push(Interval { first, last, peer });
                 }
                 Some((IpAddr::V6(ip), cidr)) => {
                     let first = ip.to_bits();
-                    let last = first | u128::MAX.checked_shr(u32::from(cidr)).unwrap_or(0);
+                    let last = first | u128::MAX.unbounded_shr(u32::from(cidr));
                     v6.push(Interval { first, last, peer });
                 }
                 None => {}

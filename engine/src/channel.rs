@@ -1,0 +1,198 @@
+//! What workers and the slow path say to each other, and how one wakes the other.
+//!
+//! Three bounded queues and nothing else is shared: commands to each worker, notices and handshake messages to the
+//! slow path. A worker never waits on any of them. The slow path may: what finds a command queue full stays with the
+//! slow path, in order, until there is room.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering, fence};
+
+use arrayvec::ArrayVec;
+use crossbeam_queue::ArrayQueue;
+use patronus_crypto::PeerId;
+use patronus_crypto::keypair::Keypair;
+use patronus_io::Port;
+use patronus_mem::{Outer, PktBuf};
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use crate::allowedips::AllowedIps;
+use crate::wg::PeerSlot;
+
+/// Handshake messages that may wait for the slow path. At an eighth of this it is under load and asks for cookies
+/// (as Linux does with its queue of 4,096).
+pub const HANDSHAKE_QUEUE: usize = 4096;
+/// Notices that may wait for the slow path.
+pub const NOTICE_QUEUE: usize = 16384;
+/// Commands that may wait for a worker.
+pub const COMMAND_QUEUE: usize = 4096;
+/// Packets that may wait for the worker that owns their peer, in each direction.
+pub const HANDOFF_QUEUE: usize = 1024;
+
+/// The longest handshake message, an initiation.
+pub const HANDSHAKE_MAX: usize = 148;
+
+/// From the slow path to a worker.
+pub enum Command {
+    /// A peer of this worker.
+    AddPeer(Box<PeerSlot>),
+    /// Forget the peer; its slot comes back as a notice.
+    RemovePeer(PeerId),
+    /// The allowed-ips of all peers.
+    Routes(Arc<AllowedIps>),
+    /// A session just negotiated.
+    Install(Box<Keypair>),
+    /// A receiver index that another worker owns: where to hand its packets.
+    IndexAdded(u32, PeerId),
+    /// That index is gone.
+    IndexRemoved(u32),
+    /// Where the peer is now; `Outer::NONE` if unknown.
+    Endpoint(PeerId, Outer),
+    /// Forget the address that the peer was last answered from, or every peer's.
+    ClearSource(Option<PeerId>),
+    /// Send an empty packet if there is a session.
+    Keepalive(PeerId),
+    /// The handshake was given up: drop what waits for it.
+    DropStaged(PeerId),
+    /// Drop all sessions of the peer.
+    EraseKeys(PeerId),
+    /// The current session may receive but not send.
+    ExpireSending(PeerId),
+    /// The UDP sockets to use, none while the interface is down.
+    Wan(Option<Box<dyn Port + Send>>),
+    /// The TUN's MTU.
+    Mtu(usize),
+    /// End the thread.
+    Stop,
+}
+
+/// From a worker to the slow path. Nothing here may be lost, so a worker makes sure of room before it takes packets.
+pub enum Notice {
+    /// A packet waits for a session, or the session wants renewing.
+    WantHandshake(PeerId),
+    /// The first packet arrived under a session that the peer began.
+    KeyConfirmed(PeerId),
+    /// A timer of the peer must be watched from now on.
+    Watch(PeerId),
+    /// The peer was heard from another address.
+    Endpoint(PeerId, Outer),
+    /// A session is over: free its index, clear its keys.
+    Retired(Box<Keypair>),
+    /// A removed peer's slot, to be freed off the data path.
+    Slot(Box<PeerSlot>),
+    /// A replaced routing table, likewise.
+    Routes(Arc<AllowedIps>),
+    /// Replaced UDP sockets, likewise.
+    Wan(Box<dyn Port + Send>),
+    /// The TUN is gone.
+    TunGone,
+}
+
+/// A handshake message on its way to the slow path.
+pub struct HandshakeMessage {
+    /// Where it came from, and to which of our addresses.
+    pub outer: Outer,
+    /// The message.
+    pub bytes: ArrayVec<u8, HANDSHAKE_MAX>,
+}
+
+/// Wakes a thread that may be asleep in `poll`.
+///
+/// The sleeper announces that it is about to sleep, looks at its queues once more, and only then sleeps; whoever
+/// filled a queue looks for the announcement after that. The fences between make sure that one of the two sees the other.
+pub struct Waker {
+    fd: OwnedFd,
+    asleep: AtomicBool,
+}
+
+impl Waker {
+    /// A waker for one sleeping thread.
+    pub fn new() -> std::io::Result<Self> {
+        let fd = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
+        Ok(Waker {
+            fd,
+            asleep: AtomicBool::new(false),
+        })
+    }
+
+    /// By the sleeper, before it looks at its queues for the last time.
+    pub fn announce_sleep(&self) {
+        self.asleep.store(true, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+    }
+
+    /// By the sleeper, when it is up again.
+    pub fn awake(&self) {
+        if self.asleep.swap(false, Ordering::Relaxed) {
+            return;
+        }
+        // Somebody cleared the flag and has written, or is about to write: take the count so that the next sleep holds.
+        let mut count = [0; 8];
+        let _ = rustix::io::read(&self.fd, &mut count);
+    }
+
+    /// By anybody, after filling a queue of the sleeper's.
+    pub fn wake(&self) {
+        fence(Ordering::SeqCst);
+        if self.asleep.load(Ordering::Relaxed) && self.asleep.swap(false, Ordering::Relaxed) {
+            let _ = rustix::io::write(&self.fd, &1u64.to_ne_bytes());
+        }
+    }
+}
+
+impl AsFd for Waker {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// The slow path's inbox, filled by all workers.
+pub struct ToSlowPath {
+    /// Handshake messages, dropped when full.
+    pub handshakes: ArrayQueue<HandshakeMessage>,
+    /// Notices, never dropped.
+    pub notices: ArrayQueue<Notice>,
+    /// Wakes the slow path.
+    pub waker: Waker,
+}
+
+impl ToSlowPath {
+    /// An empty inbox.
+    pub fn new() -> std::io::Result<Self> {
+        Ok(ToSlowPath {
+            handshakes: ArrayQueue::new(HANDSHAKE_QUEUE),
+            notices: ArrayQueue::new(NOTICE_QUEUE),
+            waker: Waker::new()?,
+        })
+    }
+
+    /// Whether `n` notices are sure to fit, whatever up to `workers` workers do meanwhile with the same promise.
+    pub fn has_room(&self, n: usize, workers: usize) -> bool {
+        self.notices.len() + n * workers <= NOTICE_QUEUE
+    }
+}
+
+/// A worker's inbox.
+pub struct ToWorker {
+    /// From the slow path.
+    pub commands: ArrayQueue<Command>,
+    /// Inner packets of this worker's peers that another worker took from the TUN.
+    pub encap: ArrayQueue<PktBuf>,
+    /// Datagrams of this worker's sessions that another worker received.
+    pub decap: ArrayQueue<PktBuf>,
+    /// Wakes the worker.
+    pub waker: Waker,
+}
+
+impl ToWorker {
+    /// An empty inbox; hand-off rings are sized only where there is somebody to hand off.
+    pub fn new(workers: usize) -> std::io::Result<Self> {
+        let handoff = if workers > 1 { HANDOFF_QUEUE } else { 1 };
+        Ok(ToWorker {
+            commands: ArrayQueue::new(COMMAND_QUEUE),
+            encap: ArrayQueue::new(handoff),
+            decap: ArrayQueue::new(handoff),
+            waker: Waker::new()?,
+        })
+    }
+}

@@ -1,0 +1,246 @@
+//! Puts an engine together: TUN, frames, workers, slow path.
+//!
+//! The order matters: devices and sockets are made with privileges, then the process gives them up, then threads are
+//! spawned, which inherit what is left.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use patronus_crypto::{Device, Duration, Limits, aead, x25519};
+use patronus_io::Port;
+use patronus_io::netlink::LinkWatch;
+use patronus_io::tun::{Tun, TunConfig, TunDevice};
+use patronus_io::udp::UdpConfig;
+use patronus_mem::{Arena, ArenaConfig, FrameCache};
+use rustix::thread::{CpuSet, sched_setaffinity};
+
+use crate::channel::{ToSlowPath, ToWorker};
+use crate::clock::{Clock, SystemClock, SystemRandom};
+use crate::log::Log;
+use crate::sandbox::{self, SandboxError};
+use crate::slowpath::{Parts, SlowPath, Workers};
+use crate::stats::WorkerStats;
+use crate::uapi::UapiServer;
+use crate::wg::{Crew, Wg};
+use crate::worker::{IdleLadder, Worker};
+
+/// Small frames, of 2 KiB each. Memory is used only once touched.
+const FRAMES: usize = 16384;
+/// Frames for packets beyond 1,856 bytes.
+const JUMBO_FRAMES: usize = 512;
+/// Socket buffers: a quarter of a second at 128 Mb/s, or what a worker may miss while the other threads of a small
+/// machine have their time slices.
+const SOCKET_BUFFER: usize = 8 << 20;
+/// Packets that the TUN holds for the engine. 500, the kernel's default, overflow in one time slice of a sender.
+pub const TUN_QUEUE: u32 = 4000;
+/// The MTU of a tunnel over a path of 1,500: 80 bytes for the largest outer headers.
+pub const DEFAULT_MTU: u32 = 1420;
+
+/// How to run an engine.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Name of the interface.
+    pub name: String,
+    /// Workers, one or more.
+    pub workers: usize,
+    /// Cores to pin the workers to, in turn; empty: the scheduler decides.
+    pub cores: Vec<usize>,
+    /// How long a worker looks for work before it blocks.
+    pub spin: Duration,
+    /// Peers that there may be.
+    pub max_peers: usize,
+    /// The AEAD backend's name; none: the default.
+    pub aead: Option<String>,
+    /// The protocol's times are divided by this: tests only, and it can only shorten.
+    pub timer_divisor: u32,
+    /// Where the UAPI socket is made.
+    pub uapi_dir: PathBuf,
+    /// Segmentation and checksum offload in the ports.
+    pub offload: bool,
+    /// Where messages go.
+    pub log: Log,
+}
+
+/// Why an engine does not start, in a sentence that says what to do.
+#[derive(Debug)]
+pub enum StartError {
+    /// The TUN device could not be made.
+    Tun(String, io::Error),
+    /// The UAPI socket could not be made.
+    Uapi(PathBuf, io::Error),
+    /// An option has no meaning.
+    Option(String),
+    /// Memory, threads or descriptors.
+    System(&'static str, io::Error),
+    /// Privileges could not be given up.
+    Sandbox(SandboxError),
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StartError::Tun(name, e) => match e.kind() {
+                io::ErrorKind::NotFound => {
+                    f.write_str("/dev/net/tun is not there: load the module with `modprobe tun` or give the container the device")
+                }
+                io::ErrorKind::PermissionDenied => {
+                    write!(f, "no permission to create interface {name}: run as root or with CAP_NET_ADMIN")
+                }
+                io::ErrorKind::ResourceBusy => write!(f, "interface {name} exists already: delete it or choose another name"),
+                io::ErrorKind::InvalidInput => {
+                    write!(f, "`{name}` is not an interface name: use 1 to 15 characters without spaces or slashes")
+                }
+                _ => write!(f, "cannot create interface {name}: {e}"),
+            },
+            StartError::Uapi(path, e) if e.kind() == io::ErrorKind::AddrInUse => {
+                write!(f, "{} is in use: another process serves this interface; end it first", path.display())
+            }
+            StartError::Uapi(path, e) => write!(f, "cannot serve {}: {e}", path.display()),
+            StartError::Option(what) => f.write_str(what),
+            StartError::System(what, e) => write!(f, "cannot {what}: {e}"),
+            StartError::Sandbox(e) => e.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for StartError {}
+
+/// Makes the interface and everything behind it. The slow path comes back ready to run on the calling thread.
+pub fn start(config: &Config) -> Result<SlowPath, StartError> {
+    let system = |what| move |e| StartError::System(what, e);
+    sandbox::hide_memory().map_err(StartError::Sandbox)?;
+    let signals = patronus_io::signal::termination().map_err(system("catch signals"))?;
+    let aead = match &config.aead {
+        None => aead::default(),
+        Some(name) => aead::by_name(name).ok_or_else(|| unknown_aead(name))?,
+    };
+    let (tun, tun_ports) = make_tun(config)?;
+    let watch = LinkWatch::new(tun.ifindex()).map_err(system("watch interfaces"))?;
+    let uapi = UapiServer::bind(&config.uapi_dir, &config.name)
+        .map_err(|e| StartError::Uapi(config.uapi_dir.join(format!("{}.sock", config.name)), e))?;
+    let arena = Arena::new(&ArenaConfig {
+        frames: FRAMES,
+        jumbo_frames: JUMBO_FRAMES,
+    })
+    .map_err(system("reserve memory for packets"))?;
+    if !patronus_mem::secrets_locked() {
+        config.log.error(format_args!(
+            "key memory could not be locked and may be swapped out: raise the limit with `ulimit -l` or LimitMEMLOCK="
+        ));
+    }
+    let null = open_null().map_err(system("open /dev/null"))?;
+
+    let inbox = Arc::new(ToSlowPath::new().map_err(system("make a wake-up descriptor"))?);
+    let inboxes: Vec<_> = (0..config.workers)
+        .map(|_| ToWorker::new(config.workers).map(Arc::new))
+        .collect::<io::Result<_>>()
+        .map_err(system("make a wake-up descriptor"))?;
+    let stats: Vec<_> = (0..config.workers)
+        .map(|_| Arc::new(WorkerStats::default()))
+        .collect();
+    let ports = tun_ports
+        .iter()
+        .enumerate()
+        .map(|(i, p)| (format!("tun{i}"), Arc::clone(p.counters())))
+        .collect();
+    let mtu = tun.mtu().map_err(system("read the MTU"))? as usize;
+
+    sandbox::drop_privileges().map_err(StartError::Sandbox)?;
+    sandbox::filter_system_calls().map_err(StartError::Sandbox)?;
+
+    let threads = tun_ports
+        .into_iter()
+        .enumerate()
+        .map(|(me, port)| {
+            let crew = Crew {
+                inboxes: inboxes.clone(),
+                me,
+            };
+            let worker = Worker {
+                wg: Wg::new(aead, crew, config.max_peers, mtu, FRAMES / 4 / config.workers),
+                tun: Box::new(port),
+                udp: None,
+                frames: FrameCache::new(arena),
+                stats: Arc::clone(&stats[me]),
+                slow: Arc::clone(&inbox),
+                clock: Box::new(SystemClock),
+                idle: IdleLadder { spin: config.spin },
+            };
+            let core = (!config.cores.is_empty()).then(|| config.cores[me % config.cores.len()]);
+            spawn(worker, me, core)
+        })
+        .collect::<io::Result<Vec<_>>>()
+        .map_err(system("start a worker"))?;
+
+    let mut random = SystemRandom;
+    let limits = Limits {
+        max_peers: config.max_peers as u32,
+        timer_divisor: config.timer_divisor,
+        ..Limits::default()
+    };
+    let device = Device::new(limits, x25519::default(), SystemClock.now(), &mut random);
+    Ok(SlowPath::new(Parts {
+        device,
+        tun,
+        watch,
+        uapi,
+        signals,
+        inbox,
+        workers: Workers::new(&inboxes, threads),
+        stats,
+        max_peers: config.max_peers,
+        ports,
+        clock: Box::new(SystemClock),
+        random: Box::new(random),
+        log: config.log.clone(),
+        udp: UdpConfig {
+            port: 0,
+            workers: config.workers,
+            fwmark: 0,
+            buffer_bytes: SOCKET_BUFFER,
+            offload: config.offload,
+        },
+        null,
+    }))
+}
+
+fn make_tun(config: &Config) -> Result<(TunDevice, Vec<patronus_io::tun::TunPort>), StartError> {
+    Tun::create(&TunConfig {
+        name: &config.name,
+        queues: config.workers,
+        mtu: Some(DEFAULT_MTU),
+        txqueuelen: TUN_QUEUE,
+        offload: config.offload,
+    })
+    .map_err(|e| StartError::Tun(config.name.clone(), e))
+}
+
+fn open_null() -> io::Result<rustix::fd::OwnedFd> {
+    use rustix::fs::{Mode, OFlags, open};
+    Ok(open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+fn unknown_aead(name: &str) -> StartError {
+    let known: Vec<_> = aead::all().iter().map(|a| a.name()).collect();
+    StartError::Option(format!(
+        "there is no AEAD backend `{name}`: choose one of {}",
+        known.join(", ")
+    ))
+}
+
+fn spawn(worker: Worker, number: usize, core: Option<usize>) -> io::Result<JoinHandle<()>> {
+    std::thread::Builder::new()
+        .name(format!("worker{number}"))
+        .spawn(move || {
+            if let Some(core) = core {
+                let mut cpus = CpuSet::new();
+                cpus.set(core);
+                // A core that is not there, or not ours, leaves the thread where it is.
+                let _ = sched_setaffinity(None, &cpus);
+            }
+            worker.run();
+        })
+}

@@ -1,0 +1,154 @@
+//! The command line.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use patronus_crypto::Duration;
+use patronus_engine::engine::Config;
+use patronus_engine::log::{Level, Log};
+
+/// Where `wg` looks for userspace interfaces.
+const UAPI_DIR: &str = "/var/run/wireguard";
+/// More workers than this have never been tried.
+const WORKERS_MAX: usize = 64;
+/// Peers that an interface may have.
+const MAX_PEERS: usize = 1 << 16;
+
+const HELP: &str = "\
+patronus-engine NAME      create the WireGuard interface NAME and serve it in the background
+patronus-engine --stats NAME    print the counters of a running engine
+
+  -f, --foreground        stay in the foreground (also: WG_PROCESS_FOREGROUND=1)
+      --workers N         packet threads, 1 to 64 (default 1)
+      --cores LIST        pin the workers to these cores, such as 1,2 (default: not pinned)
+      --spin MICROSECONDS look for packets this long before going to sleep (default 0); lowers the round-trip
+                          time of a quiet tunnel, costs the CPU time of as much waiting; try 3000
+      --aead NAME         cryptography backend: aws-lc (default) or rustcrypto
+      --no-offload        neither segmentation nor checksum offload
+      --version           print the version
+  -h, --help              print this
+
+Configure the interface with wg(8) and ip(8), or all at once with wg-quick(8):
+  WG_QUICK_USERSPACE_IMPLEMENTATION=patronus-engine wg-quick up FILE
+LOG_LEVEL=verbose, error (default) or silent sets how much is said on standard error.
+";
+
+/// What the command line asks for.
+pub enum Action {
+    /// Print this and end.
+    Print(String),
+    /// Print the counters of the engine behind this socket.
+    Stats(PathBuf),
+    /// Start again in the background with these arguments.
+    Background(Vec<OsString>),
+    /// Run here.
+    Run {
+        /// How.
+        config: Config,
+        /// Whether a process waits to hear that the interface is ready.
+        announce: bool,
+    },
+}
+
+/// Understands the command line; an error is one sentence.
+pub fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Action, String> {
+    use lexopt::prelude::*;
+    let arguments: Vec<OsString> = arguments.collect();
+    let mut parser = lexopt::Parser::from_args(arguments.iter().cloned());
+    let mut name: Option<String> = None;
+    let mut config = defaults();
+    let (mut foreground, mut announce, mut stats) = (false, false, false);
+    while let Some(argument) = parser.next().map_err(|e| e.to_string())? {
+        match argument {
+            Short('h') | Long("help") => return Ok(Action::Print(HELP.to_owned())),
+            Long("version") => return Ok(Action::Print(version())),
+            Short('f') | Long("foreground") => foreground = true,
+            Long("stats") => stats = true,
+            Long("workers") => config.workers = number(&mut parser, "--workers", 1, WORKERS_MAX)?,
+            Long("spin") => {
+                config.spin = Duration::from_micros(number(&mut parser, "--spin", 0, 1_000_000)? as u64)
+            }
+            Long("cores") => config.cores = cores(&mut parser)?,
+            Long("aead") => config.aead = Some(text(&mut parser)?),
+            Long("no-offload") => config.offload = false,
+            // Not in the help: for the background process, and for tests.
+            Long("announce") => announce = true,
+            Long("test-timer-divisor") => {
+                config.timer_divisor = number(&mut parser, "--test-timer-divisor", 1, 1000)? as u32;
+            }
+            Long("uapi-dir") => config.uapi_dir = text(&mut parser)?.into(),
+            Value(value) if name.is_none() => {
+                name = Some(
+                    value
+                        .into_string()
+                        .map_err(|_| "the interface's name must be text")?,
+                );
+            }
+            Value(value) => return Err(format!("one interface at a time: what is `{}`?", value.display())),
+            other => return Err(format!("{}; see --help", other.unexpected())),
+        }
+    }
+    let name = name.ok_or("which interface? `patronus-engine NAME`, for example wg0; see --help")?;
+    if stats {
+        return Ok(Action::Stats(config.uapi_dir.join(format!("{name}.sock"))));
+    }
+    if !foreground && !announce && std::env::var_os("WG_PROCESS_FOREGROUND").is_none_or(|v| v != "1") {
+        let mut again = vec![OsString::from("--announce")];
+        again.extend(arguments);
+        return Ok(Action::Background(again));
+    }
+    config.log = Log::new(&name, level());
+    config.name = name;
+    Ok(Action::Run { config, announce })
+}
+
+fn defaults() -> Config {
+    Config {
+        name: String::new(),
+        workers: 1,
+        cores: Vec::new(),
+        spin: Duration::ZERO,
+        max_peers: MAX_PEERS,
+        aead: None,
+        timer_divisor: 1,
+        uapi_dir: UAPI_DIR.into(),
+        offload: true,
+        log: Log::new("", Level::default()),
+    }
+}
+
+fn level() -> Level {
+    Level::from_env(std::env::var("LOG_LEVEL").ok().as_deref())
+}
+
+fn version() -> String {
+    format!("patronus-engine {}\n", env!("CARGO_PKG_VERSION"))
+}
+
+fn text(parser: &mut lexopt::Parser) -> Result<String, String> {
+    let value = parser.value().map_err(|e| e.to_string())?;
+    value
+        .into_string()
+        .map_err(|v| format!("`{}` is not text", v.display()))
+}
+
+fn number(parser: &mut lexopt::Parser, option: &str, min: usize, max: usize) -> Result<usize, String> {
+    let value = text(parser)?;
+    match value.parse() {
+        Ok(n) if (min..=max).contains(&n) => Ok(n),
+        _ => Err(format!(
+            "{option} takes a number from {min} to {max}, not `{value}`"
+        )),
+    }
+}
+
+fn cores(parser: &mut lexopt::Parser) -> Result<Vec<usize>, String> {
+    let value = text(parser)?;
+    let cores: Result<Vec<usize>, _> = value.split(',').map(str::parse).collect();
+    match cores {
+        Ok(cores) if !cores.is_empty() && cores.iter().all(|&c| c < 1024) => Ok(cores),
+        _ => Err(format!(
+            "--cores takes core numbers with commas between, such as 0,1, not `{value}`"
+        )),
+    }
+}

@@ -1,0 +1,161 @@
+//! What the process gives up once it is set up.
+//!
+//! Called by the main thread before it spawns the first worker, so that every thread inherits it: all capabilities but
+//! the one that socket marks need, the way to gain others, core dumps, and every system call that the engine does not make.
+//! docs/threat-model.md says against whom.
+
+use std::collections::BTreeMap;
+
+use rustix::io::Errno;
+use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, clear_ambient_capability_set, remove_capability_from_bounding_set,
+    set_capabilities, set_no_new_privs,
+};
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter};
+
+/// What could not be given up.
+#[derive(Debug)]
+pub enum SandboxError {
+    /// This step failed.
+    Step(&'static str, Errno),
+    /// The system-call filter could not be built or was refused.
+    Filter(String),
+}
+
+impl std::fmt::Display for SandboxError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            SandboxError::Step(step, errno) => write!(f, "cannot {step}: {errno}"),
+            SandboxError::Filter(why) => write!(f, "cannot install the system-call filter: {why}"),
+        }
+    }
+}
+
+impl std::error::Error for SandboxError {}
+
+/// No core dumps, no reading of this process's memory by its equals. Called first of all, before a key can arrive.
+pub fn hide_memory() -> Result<(), SandboxError> {
+    let none = Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
+    setrlimit(Resource::Core, none).map_err(|e| SandboxError::Step("forbid core dumps", e))?;
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)
+        .map_err(|e| SandboxError::Step("make the process non-dumpable", e))
+}
+
+/// Keeps `CAP_NET_ADMIN`, which `SO_MARK` and socket buffers beyond the system's limit need, and drops the rest.
+pub fn drop_privileges() -> Result<(), SandboxError> {
+    let kept = CapabilitySet::NET_ADMIN;
+    clear_ambient_capability_set().map_err(|e| SandboxError::Step("clear ambient capabilities", e))?;
+    for capability in CapabilitySet::all().difference(kept).iter() {
+        match remove_capability_from_bounding_set(capability) {
+            // EINVAL: a capability that this kernel does not know. EPERM: we may not, and have none to lose.
+            Ok(()) | Err(Errno::INVAL | Errno::PERM) => {}
+            Err(e) => return Err(SandboxError::Step("reduce the bounding set", e)),
+        }
+    }
+    let now = rustix::thread::capabilities(None).map_err(|e| SandboxError::Step("read capabilities", e))?;
+    let kept = now.permitted.intersection(kept);
+    let sets = CapabilitySets {
+        effective: kept,
+        permitted: kept,
+        inheritable: CapabilitySet::empty(),
+    };
+    set_capabilities(None, sets).map_err(|e| SandboxError::Step("drop capabilities", e))?;
+    set_no_new_privs(true).map_err(|e| SandboxError::Step("set no_new_privs", e))
+}
+
+/// Lets this thread and its children make only the system calls of [`ALLOWED`]; the others fail with EPERM.
+pub fn filter_system_calls() -> Result<(), SandboxError> {
+    let arch = std::env::consts::ARCH
+        .try_into()
+        .map_err(|e| SandboxError::Filter(format!("{e}")))?;
+    let rules: BTreeMap<i64, Vec<_>> = ALLOWED.iter().map(|&call| (call, Vec::new())).collect();
+    let refuse = SeccompAction::Errno(libc::EPERM as u32);
+    let filter = SeccompFilter::new(rules, refuse, SeccompAction::Allow, arch);
+    let program: BpfProgram = filter
+        .and_then(TryInto::try_into)
+        .map_err(|e| SandboxError::Filter(e.to_string()))?;
+    apply_filter(&program).map_err(|e| SandboxError::Filter(e.to_string()))
+}
+
+/// Every system call that the engine makes after set-up.
+const ALLOWED: &[i64] = &[
+    // Packets.
+    libc::SYS_read,
+    libc::SYS_readv,
+    libc::SYS_write,
+    libc::SYS_writev,
+    libc::SYS_recvmsg,
+    libc::SYS_recvmmsg,
+    libc::SYS_recvfrom,
+    libc::SYS_sendmsg,
+    libc::SYS_sendmmsg,
+    libc::SYS_sendto,
+    // Waiting.
+    libc::SYS_epoll_wait,
+    libc::SYS_epoll_pwait,
+    libc::SYS_epoll_pwait2,
+    libc::SYS_epoll_ctl,
+    libc::SYS_epoll_create1,
+    libc::SYS_poll,
+    libc::SYS_ppoll,
+    libc::SYS_eventfd2,
+    // Clocks and randomness.
+    libc::SYS_clock_gettime,
+    libc::SYS_clock_nanosleep,
+    libc::SYS_nanosleep,
+    libc::SYS_getrandom,
+    // Sockets that are made anew when the interface comes up or its UDP port changes, and UAPI clients.
+    libc::SYS_socket,
+    libc::SYS_bind,
+    libc::SYS_setsockopt,
+    libc::SYS_getsockopt,
+    libc::SYS_getsockname,
+    libc::SYS_accept4,
+    libc::SYS_fcntl,
+    libc::SYS_ioctl,
+    libc::SYS_close,
+    libc::SYS_shutdown,
+    // The UAPI socket's file: whether it is still there, and its removal.
+    libc::SYS_newfstatat,
+    libc::SYS_fstat,
+    libc::SYS_statx,
+    libc::SYS_unlinkat,
+    // Memory.
+    libc::SYS_mmap,
+    libc::SYS_munmap,
+    libc::SYS_mremap,
+    libc::SYS_mprotect,
+    libc::SYS_madvise,
+    libc::SYS_mlock,
+    libc::SYS_mlock2,
+    libc::SYS_brk,
+    // Threads, their start and their end.
+    libc::SYS_clone,
+    libc::SYS_clone3,
+    libc::SYS_set_robust_list,
+    libc::SYS_rseq,
+    libc::SYS_futex,
+    libc::SYS_sched_yield,
+    libc::SYS_sched_getaffinity,
+    libc::SYS_sched_setaffinity,
+    libc::SYS_sigaltstack,
+    libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_restart_syscall,
+    libc::SYS_prctl,
+    libc::SYS_gettid,
+    libc::SYS_getpid,
+    libc::SYS_tgkill,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+    // Background: a session of its own, standard streams to /dev/null, opened beforehand.
+    libc::SYS_setsid,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_dup2,
+    libc::SYS_dup3,
+];

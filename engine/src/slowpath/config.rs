@@ -1,0 +1,265 @@
+//! The interface's configuration, as the UAPI shows and changes it.
+//!
+//! A request that reaches this point was understood to its last line. What can fail (a busy UDP port, too many peers)
+//! is tried before anything is changed.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::sync::Arc;
+
+use patronus_crypto::{PeerId, PublicKey};
+use patronus_io::udp::{UdpConfig, UdpSockets};
+use patronus_mem::Outer;
+
+use super::SlowPath;
+use crate::allowedips::Prefix;
+use crate::channel::Command;
+use crate::uapi::{Errno, PeerView, Reply, SetPeer, SetRequest, UapiDevice};
+use crate::wg::PeerSlot;
+
+/// What the slow path knows of a peer beside the protocol's state.
+pub struct Peer {
+    /// Who it is.
+    pub key: PublicKey,
+    /// Where it is, as its worker last said or the configuration has it.
+    pub endpoint: Outer,
+}
+
+impl UapiDevice for SlowPath {
+    fn get(&mut self, reply: &mut Reply) {
+        reply.interface(self.device.private_key(), self.udp.port, self.udp.fwmark);
+        for (i, peer) in self.peers.iter().enumerate() {
+            let Some(peer) = peer else { continue };
+            let id = PeerId(i as u32);
+            let traffic = self.device.traffic(id);
+            let view = PeerView {
+                public_key: peer.key,
+                preshared_key: self.device.psk(id),
+                endpoint: peer.endpoint.remote(),
+                last_handshake: self.device.last_handshake(id),
+                tx_bytes: traffic.sent_bytes(),
+                rx_bytes: traffic.received_bytes(),
+                persistent_keepalive: self.device.persistent_keepalive(id),
+            };
+            reply.peer(&view, self.allowed_ips.of_peer(id).map(|p| (p.addr(), p.cidr())));
+        }
+    }
+
+    fn set(&mut self, request: SetRequest) -> Result<(), Errno> {
+        self.check_room(&request)?;
+        let sockets = self.bind_if_changed(&request)?;
+        if let Some(mark) = request.fwmark {
+            self.set_fwmark(mark)?;
+        }
+        if let Some(sockets) = sockets {
+            self.use_sockets(sockets);
+        } else if let Some(port) = request.listen_port {
+            self.udp.port = port;
+        }
+        if let Some(key) = request.private_key {
+            self.device.set_private_key(key, &mut self.outputs);
+            self.carry_out(None);
+        }
+        let mut routes_changed = request.replace_peers && !self.allowed_ips.is_empty();
+        if request.replace_peers {
+            self.keep_only(&request.peers);
+        }
+        for change in request.peers {
+            routes_changed |= self.change_peer(change, request.replace_peers);
+        }
+        if routes_changed {
+            let routes = Arc::new(self.allowed_ips.compile());
+            self.workers.to_all(|| Command::Routes(Arc::clone(&routes)));
+        }
+        Ok(())
+    }
+}
+
+impl SlowPath {
+    /// Refuses a request that would leave more peers than there is room for.
+    fn check_room(&self, request: &SetRequest) -> Result<(), Errno> {
+        let known = if request.replace_peers {
+            0
+        } else {
+            self.peers.iter().flatten().count()
+        };
+        let new: HashSet<_> = request
+            .peers
+            .iter()
+            .filter(|p| !p.remove)
+            .map(|p| p.public_key)
+            .collect();
+        let new = new
+            .iter()
+            .filter(|key| request.replace_peers || self.device.peer(key).is_none())
+            .count();
+        if known + new > self.max_peers {
+            Err(Errno::NOSPC)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// New sockets, if the request names another UDP port while the interface is up.
+    fn bind_if_changed(&self, request: &SetRequest) -> Result<Option<UdpSockets>, Errno> {
+        match request.listen_port {
+            Some(port) if self.up && port != self.udp.port => {
+                let fwmark = request.fwmark.unwrap_or(self.udp.fwmark);
+                let config = UdpConfig {
+                    port,
+                    fwmark,
+                    ..self.udp.clone()
+                };
+                let bound = UdpSockets::bind(&config);
+                bound
+                    .map(Some)
+                    .map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    fn set_fwmark(&mut self, mark: u32) -> Result<(), Errno> {
+        if let Some((sockets, _)) = &self.sockets {
+            sockets
+                .set_fwmark(mark)
+                .map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
+        }
+        self.udp.fwmark = mark;
+        // The route may be another one now, and with it the source address.
+        self.workers.to_all(|| Command::ClearSource(None));
+        Ok(())
+    }
+
+    /// Removes the peers that a replacing request does not name again; those it names keep their sessions.
+    fn keep_only(&mut self, named: &[SetPeer]) {
+        let named: HashSet<_> = named.iter().filter(|p| !p.remove).map(|p| p.public_key).collect();
+        let gone: Vec<_> = self
+            .known_peers()
+            .filter(|(_, peer)| !named.contains(&peer.key))
+            .map(|(id, _)| id)
+            .collect();
+        for id in gone {
+            self.remove_peer(id);
+        }
+    }
+
+    fn known_peers(&self) -> impl Iterator<Item = (PeerId, &Peer)> {
+        self.peers
+            .iter()
+            .enumerate()
+            .filter_map(|(i, peer)| Some((PeerId(i as u32), peer.as_ref()?)))
+    }
+
+    /// Applies one peer's changes. True if allowed-ips changed.
+    fn change_peer(&mut self, change: SetPeer, replacing: bool) -> bool {
+        let known = self.device.peer(&change.public_key);
+        if change.remove {
+            return known.is_some_and(|id| self.remove_peer(id));
+        }
+        let (id, new) = match known {
+            Some(id) => (id, false),
+            None if change.update_only => return false,
+            None => match self.add_peer(change.public_key) {
+                Some(id) => (id, true),
+                // Our own key: Linux ignores it without a word.
+                None => return false,
+            },
+        };
+        if let Some(psk) = change.preshared_key {
+            self.device.set_psk(id, psk);
+        }
+        if let Some(addr) = change.endpoint {
+            self.move_endpoint(id, Outer::new(addr));
+        }
+        let mut routes_changed = false;
+        if change.replace_allowed_ips || (replacing && !new) {
+            routes_changed |= self.allowed_ips.remove_peer(id) > 0;
+        }
+        for ip in &change.allowed_ips {
+            let Some(prefix) = Prefix::new(ip.addr, ip.cidr) else {
+                continue;
+            };
+            routes_changed |= if ip.remove {
+                self.allowed_ips.remove(prefix, id)
+            } else {
+                self.allowed_ips.insert(prefix, id) != Some(id)
+            };
+        }
+        if new {
+            self.introduce(id);
+        }
+        if let Some(secs) = change.persistent_keepalive {
+            self.device.set_persistent_keepalive(id, secs);
+        }
+        routes_changed
+    }
+
+    fn add_peer(&mut self, key: PublicKey) -> Option<PeerId> {
+        let id = self.device.add_peer(key).ok()?;
+        let at = id.0 as usize;
+        if self.peers.len() <= at {
+            self.peers.resize_with(at + 1, || None);
+        }
+        self.peers[at] = Some(Peer {
+            key,
+            endpoint: Outer::NONE,
+        });
+        Some(id)
+    }
+
+    /// Gives a new peer to its worker.
+    fn introduce(&mut self, id: PeerId) {
+        let Some(peer) = self.peer(id) else { return };
+        let slot = PeerSlot::new(id, Arc::clone(self.device.traffic(id)), peer.endpoint);
+        self.workers.to_owner(id, Command::AddPeer(Box::new(slot)));
+    }
+
+    /// Removes a peer altogether. True if allowed-ips changed.
+    fn remove_peer(&mut self, id: PeerId) -> bool {
+        self.device.remove_peer(id);
+        self.forget_peer(id);
+        self.allowed_ips.remove_peer(id) > 0
+    }
+
+    /// Forgets what the slow path and the worker know of a peer that the protocol has removed.
+    pub(super) fn forget_peer(&mut self, id: PeerId) {
+        if let Some(peer) = self.peers.get_mut(id.0 as usize) {
+            *peer = None;
+            self.workers.to_owner(id, Command::RemovePeer(id));
+        }
+    }
+
+    /// A peer's name in messages: the start of its key.
+    pub(super) fn peer_name(&self, id: PeerId) -> PeerName {
+        PeerName(self.peer(id).map(|p| p.key))
+    }
+
+    /// The engine's counters as `name=value` lines.
+    fn write_stats(&self, out: &mut String) {
+        use fmt::Write;
+        for (i, stats) in self.stats.iter().enumerate() {
+            stats.write(&format!("worker{i}."), out);
+        }
+        for (refusal, value) in self.device.counters().iter() {
+            let _ = writeln!(out, "handshake.{}={value}", refusal.name());
+        }
+        for (name, counters) in self.tun_counters.iter().chain(&self.udp_counters) {
+            for (counter, value) in counters.named() {
+                let _ = writeln!(out, "{name}.{counter}={value}");
+            }
+        }
+    }
+}
+
+/// How a peer is called in messages.
+pub struct PeerName(Option<PublicKey>);
+
+impl fmt::Display for PeerName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(key) => write!(f, "peer {key:?}"),
+            None => f.write_str("removed peer"),
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! The slow path's end of the command queues.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use patronus_crypto::PeerId;
+
+use crate::channel::{Command, ToWorker};
+use crate::wg::owner;
+
+struct Link {
+    inbox: Arc<ToWorker>,
+    backlog: VecDeque<Command>,
+    wake: bool,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// All workers, as the slow path sees them.
+pub struct Workers(Vec<Link>);
+
+impl Workers {
+    /// The workers behind `inboxes`; `threads` are joined at the end.
+    pub fn new(inboxes: &[Arc<ToWorker>], threads: Vec<JoinHandle<()>>) -> Self {
+        let mut threads = threads.into_iter();
+        let link = |inbox: &Arc<ToWorker>| Link {
+            inbox: Arc::clone(inbox),
+            backlog: VecDeque::new(),
+            wake: false,
+            thread: threads.next(),
+        };
+        Workers(inboxes.iter().map(link).collect())
+    }
+
+    /// To the worker that owns `peer`.
+    pub fn to_owner(&mut self, peer: PeerId, command: Command) {
+        let owner = owner(peer, self.0.len());
+        self.0[owner].send(command);
+    }
+
+    /// The same to every worker.
+    pub fn to_all(&mut self, mut command: impl FnMut() -> Command) {
+        self.each(|_| command());
+    }
+
+    /// To every worker its own.
+    pub fn each(&mut self, mut command: impl FnMut(usize) -> Command) {
+        for (i, link) in self.0.iter_mut().enumerate() {
+            link.send(command(i));
+        }
+    }
+
+    /// Tells the workers that do not own `peer` whom to hand its datagrams to.
+    pub fn add_index(&mut self, peer: PeerId, index: u32) {
+        self.to_others(peer, || Command::IndexAdded(index, peer));
+    }
+
+    /// The reverse of [`add_index`](Self::add_index).
+    pub fn forget_index(&mut self, peer: PeerId, index: u32) {
+        self.to_others(peer, || Command::IndexRemoved(index));
+    }
+
+    fn to_others(&mut self, peer: PeerId, command: impl Fn() -> Command) {
+        let owner = owner(peer, self.0.len());
+        for (i, link) in self.0.iter_mut().enumerate() {
+            if i != owner {
+                link.send(command());
+            }
+        }
+    }
+
+    /// Moves what waits into the queues and wakes whom it concerns. False if something still waits.
+    pub fn flush(&mut self) -> bool {
+        self.0.iter_mut().fold(true, |done, link| link.flush() && done)
+    }
+
+    /// Ends the workers and waits for their threads.
+    pub fn stop(&mut self) {
+        for link in &mut self.0 {
+            // What still waited no longer matters.
+            link.backlog.clear();
+            while link.inbox.commands.push(Command::Stop).is_err() {
+                let _ = link.inbox.commands.pop();
+            }
+            link.inbox.waker.wake();
+            if let Some(thread) = link.thread.take() {
+                let _ = thread.join();
+            }
+        }
+    }
+}
+
+impl Link {
+    fn send(&mut self, command: Command) {
+        self.wake = true;
+        self.backlog.push_back(command);
+        self.fill();
+    }
+
+    /// In order: nothing overtakes what found the queue full.
+    fn fill(&mut self) {
+        while let Some(command) = self.backlog.pop_front() {
+            if let Err(command) = self.inbox.commands.push(command) {
+                self.backlog.push_front(command);
+                return;
+            }
+        }
+    }
+
+    fn flush(&mut self) -> bool {
+        self.fill();
+        if std::mem::take(&mut self.wake) || !self.backlog.is_empty() {
+            self.inbox.waker.wake();
+        }
+        self.backlog.is_empty()
+    }
+}

@@ -1,0 +1,279 @@
+//! WireGuard's data path, as one worker runs it.
+//!
+//! The worker owns everything here: the sessions of its peers, the packets that wait for one, the table of receiver
+//! indices. The slow path makes sessions and sends them over; nothing is shared but [`Traffic`](patronus_crypto::timers::Traffic)'s counters
+//! and the routing table, which is immutable.
+//!
+//! * [`encap`]: inner packet -> peer by allowed-ips -> counter -> seal -> datagram
+//! * [`decap`]: datagram -> session by index -> open -> replay window -> allowed-ips -> inner packet
+
+mod decap;
+mod ecn;
+mod encap;
+mod index;
+mod peer;
+
+use std::sync::Arc;
+
+use crossbeam_queue::ArrayQueue;
+use patronus_crypto::aead::Aead;
+use patronus_crypto::keypair::Keypair;
+use patronus_crypto::{PeerId, Time};
+use patronus_mem::{FrameCache, Outer, PktBuf};
+
+pub use self::index::IndexTable;
+pub use self::peer::{PeerSlot, STAGED_MAX};
+use crate::allowedips::AllowedIps;
+use crate::channel::{Notice, ToSlowPath, ToWorker};
+use crate::icmp::Icmp;
+use crate::stats::{DropReason, Stage, WorkerStats};
+
+/// What a stage needs besides its packets, made anew for each burst.
+pub struct Context<'a> {
+    /// The time of this burst.
+    pub now: Time,
+    /// Where frames come from and go to.
+    pub frames: &'a mut FrameCache,
+    /// The worker's counters.
+    pub stats: &'a WorkerStats,
+    /// The slow path's inbox. The worker has made sure of room for this burst's notices.
+    pub slow: &'a ToSlowPath,
+    /// Set when the slow path must be woken once the burst is done.
+    pub wake_slow: bool,
+    /// A bit for each worker that was handed a packet and must be woken once the burst is done.
+    pub handed_to: u64,
+}
+
+impl Context<'_> {
+    /// Gives a packet up under a name.
+    pub fn discard(&mut self, reason: DropReason, packet: PktBuf) {
+        self.stats.drop(reason);
+        self.frames.free(packet);
+    }
+
+    /// Leaves a notice for the slow path.
+    pub fn tell(&mut self, notice: Notice) {
+        let left = self.slow.notices.push(notice);
+        debug_assert!(left.is_ok(), "a burst begins only with room for its notices");
+        self.wake_slow = true;
+    }
+}
+
+/// The other workers, by number, and which one this is.
+pub struct Crew {
+    /// Every worker's inbox, this one's too.
+    pub inboxes: Vec<Arc<ToWorker>>,
+    /// This worker's number.
+    pub me: usize,
+}
+
+impl Crew {
+    /// The worker that owns `peer`.
+    pub fn owner(&self, peer: PeerId) -> usize {
+        owner(peer, self.inboxes.len())
+    }
+}
+
+/// Which of `workers` workers owns `peer`.
+pub fn owner(peer: PeerId, workers: usize) -> usize {
+    peer.0 as usize % workers
+}
+
+/// One worker's WireGuard state.
+pub struct Wg {
+    aead: &'static dyn Aead,
+    crew: Crew,
+    routes: Arc<AllowedIps>,
+    peers: Vec<Option<Box<PeerSlot>>>,
+    index: IndexTable,
+    mtu: usize,
+    staged_total: usize,
+    staged_limit: usize,
+    /// Errors for packets that cannot be sent, on their way back into the TUN.
+    pub icmp: Icmp,
+}
+
+impl Wg {
+    /// A worker without peers. At most `staged_limit` packets of all peers together wait for sessions, so that those
+    /// of silent peers cannot take every frame.
+    pub fn new(
+        aead: &'static dyn Aead,
+        crew: Crew,
+        max_peers: usize,
+        mtu: usize,
+        staged_limit: usize,
+    ) -> Self {
+        Wg {
+            aead,
+            crew,
+            routes: Arc::new(AllowedIps::default()),
+            peers: (0..max_peers).map(|_| None).collect(),
+            index: IndexTable::new(max_peers),
+            mtu,
+            staged_total: 0,
+            staged_limit,
+            icmp: Icmp::default(),
+        }
+    }
+
+    /// The inboxes of all workers.
+    pub fn crew(&self) -> &Crew {
+        &self.crew
+    }
+
+    /// Packets that wait for sessions.
+    pub fn staged(&self) -> usize {
+        self.staged_total
+    }
+
+    fn owns(&self, peer: PeerId) -> bool {
+        self.crew.owner(peer) == self.crew.me
+    }
+
+    fn slot(&self, peer: PeerId) -> Option<&PeerSlot> {
+        self.peers.get(peer.0 as usize)?.as_deref()
+    }
+
+    fn slot_mut(&mut self, peer: PeerId) -> Option<&mut PeerSlot> {
+        self.peers.get_mut(peer.0 as usize)?.as_deref_mut()
+    }
+
+    /// A session is over: its index is forgotten here, and the slow path frees it and clears the keys.
+    fn retire(&mut self, cx: &mut Context<'_>, keypair: Box<Keypair>) {
+        self.index.remove(keypair.local_index);
+        cx.tell(Notice::Retired(keypair));
+    }
+
+    /// Gives an inner packet to the worker that owns its peer.
+    fn hand_off_encap(&self, cx: &mut Context<'_>, peer: PeerId, packet: PktBuf) {
+        self.hand_off(cx, peer, packet, |inbox| &inbox.encap);
+    }
+
+    /// Gives a datagram to the worker that owns its session.
+    fn hand_off_decap(&self, cx: &mut Context<'_>, peer: PeerId, packet: PktBuf) {
+        self.hand_off(cx, peer, packet, |inbox| &inbox.decap);
+    }
+
+    fn hand_off(
+        &self,
+        cx: &mut Context<'_>,
+        peer: PeerId,
+        packet: PktBuf,
+        ring: impl Fn(&ToWorker) -> &ArrayQueue<PktBuf>,
+    ) {
+        let owner = self.crew.owner(peer);
+        match ring(&self.crew.inboxes[owner]).push(packet) {
+            Ok(()) => {
+                cx.stats.burst(Stage::Handoff, 1);
+                cx.handed_to |= 1 << owner;
+            }
+            Err(packet) => cx.discard(DropReason::HandoffFull, packet),
+        }
+    }
+}
+
+/// What the slow path orders. Called by the worker between bursts, with room for the notices.
+impl Wg {
+    /// Adds a peer that this worker owns.
+    pub fn add_peer(&mut self, cx: &mut Context<'_>, slot: Box<PeerSlot>) {
+        let id = slot.id;
+        debug_assert!(self.owns(id));
+        self.remove_peer(cx, id);
+        self.peers[id.0 as usize] = Some(slot);
+    }
+
+    /// Forgets a peer, its sessions and what waits for one.
+    pub fn remove_peer(&mut self, cx: &mut Context<'_>, peer: PeerId) {
+        self.drop_staged(cx, peer);
+        self.erase_keys(cx, peer);
+        if let Some(slot) = self.peers[peer.0 as usize].take() {
+            cx.tell(Notice::Slot(slot));
+        }
+    }
+
+    /// Takes the new routing table.
+    pub fn set_routes(&mut self, cx: &mut Context<'_>, routes: Arc<AllowedIps>) {
+        cx.tell(Notice::Routes(std::mem::replace(&mut self.routes, routes)));
+    }
+
+    /// Takes a new session. True if it may be sent under at once: we began it, so the other side knows it.
+    pub fn install(&mut self, cx: &mut Context<'_>, keypair: Box<Keypair>) -> bool {
+        let (peer, index, initiator) = (keypair.peer, keypair.local_index, keypair.initiator);
+        if self.slot(peer).is_none() || !self.index.insert(index, peer) {
+            cx.tell(Notice::Retired(keypair));
+            return false;
+        }
+        let slot = self.slot_mut(peer).expect("looked at above");
+        slot.answered();
+        for retired in slot.keypairs.install(keypair) {
+            self.retire(cx, retired);
+        }
+        initiator
+    }
+
+    /// Notes which worker to hand an index's packets to.
+    pub fn add_foreign_index(&mut self, index: u32, peer: PeerId) {
+        // A full table makes the packets of that session unknown here, and counted as such.
+        let _ = self.index.insert(index, peer);
+    }
+
+    /// Forgets an index of another worker's.
+    pub fn remove_foreign_index(&mut self, index: u32) {
+        self.index.remove(index);
+    }
+
+    /// Where the peer is from now on.
+    pub fn set_endpoint(&mut self, peer: PeerId, endpoint: Outer) {
+        if let Some(slot) = self.slot_mut(peer) {
+            slot.endpoint = endpoint;
+        }
+    }
+
+    /// Forgets from which of our addresses a peer, or every peer, was answered; the kernel chooses anew.
+    pub fn clear_source(&mut self, peer: Option<PeerId>) {
+        match peer {
+            Some(peer) => {
+                if let Some(slot) = self.slot_mut(peer) {
+                    slot.endpoint.set_local(None, 0);
+                }
+            }
+            None => self
+                .peers
+                .iter_mut()
+                .flatten()
+                .for_each(|slot| slot.endpoint.set_local(None, 0)),
+        }
+    }
+
+    /// Drops what waits for a session with the peer.
+    pub fn drop_staged(&mut self, cx: &mut Context<'_>, peer: PeerId) {
+        let Some(slot) = self.peers.get_mut(peer.0 as usize).and_then(Option::as_deref_mut) else {
+            return;
+        };
+        while let Some(packet) = slot.unstage() {
+            self.staged_total -= 1;
+            cx.discard(DropReason::StagedPurged, packet);
+        }
+    }
+
+    /// Ends all sessions of the peer.
+    pub fn erase_keys(&mut self, cx: &mut Context<'_>, peer: PeerId) {
+        let Some(slot) = self.slot_mut(peer) else { return };
+        for retired in slot.keypairs.clear() {
+            self.retire(cx, retired);
+        }
+        patronus_mem::wipe_stack();
+    }
+
+    /// Our own key changed: what is under way may still arrive, nothing more is sent under it.
+    pub fn expire_sending(&mut self, peer: PeerId) {
+        if let Some(slot) = self.slot_mut(peer) {
+            slot.keypairs.expire_sending();
+        }
+    }
+
+    /// The TUN's MTU changed.
+    pub fn set_mtu(&mut self, mtu: usize) {
+        self.mtu = mtu;
+    }
+}

@@ -1,0 +1,241 @@
+//! Datagrams to inner packets: find the session, open, check for replay, length and source.
+//!
+//! Runs on a worker. The order of the steps is the security of the protocol: before a packet is authenticated nothing
+//! changes, neither the replay window nor the peer's endpoint nor a timer.
+
+use arrayvec::ArrayVec;
+use patronus_crypto::PeerId;
+use patronus_crypto::aead::Job;
+use patronus_crypto::keypair::Reject;
+use patronus_crypto::messages::{self, DATA_MIN, DataHeader, HEADER, Kind, TAG};
+use patronus_crypto::timers::Wake;
+use patronus_io::ip::{self, ECN_MASK, Malformed, Packet};
+use patronus_mem::{BURST_MAX, Burst, PktBuf};
+
+use super::{Context, Wg, ecn};
+use crate::channel::{HandshakeMessage, Notice};
+use crate::stats::{DropReason, Stage};
+
+/// A datagram that claims to belong to a session of ours.
+struct Claim {
+    peer: PeerId,
+    index: u32,
+    counter: u64,
+}
+
+/// What a datagram is, by its header alone.
+enum Verdict {
+    Open(Claim),
+    HandOff(PeerId),
+    Handshake,
+    Drop(DropReason),
+}
+
+/// What the data packets of one peer in a burst amount to.
+#[derive(Default)]
+struct Received {
+    bytes: u64,
+    data: bool,
+}
+
+impl Wg {
+    /// Turns the datagrams of `wire` into inner packets in `inner`, both at most a burst; `wire` is empty afterwards.
+    /// Handshake messages go to the slow path. Peers whose session was confirmed by this burst are added to
+    /// `confirmed`: what waited for that may now be sent.
+    pub fn decap(
+        &mut self,
+        cx: &mut Context<'_>,
+        wire: &mut Burst,
+        inner: &mut Burst,
+        confirmed: &mut ArrayVec<PeerId, BURST_MAX>,
+    ) {
+        debug_assert!(inner.is_empty());
+        cx.stats.burst(Stage::Decap, wire.len());
+        let mut claimed = Burst::new();
+        let mut claims = ArrayVec::<Claim, BURST_MAX>::new();
+        for packet in wire.drain(..) {
+            match self.examine(cx, packet.data()) {
+                Verdict::Open(claim) => {
+                    claimed.push(packet);
+                    claims.push(claim);
+                }
+                Verdict::HandOff(peer) => self.hand_off_decap(cx, peer, packet),
+                Verdict::Handshake => pass_to_slow_path(cx, packet),
+                Verdict::Drop(reason) => cx.discard(reason, packet),
+            }
+        }
+        let good = self.open(&mut claimed, &claims);
+        self.accept(cx, claimed, &claims, &good, inner, confirmed);
+    }
+
+    /// Looks at the header, changes nothing.
+    fn examine(&self, cx: &Context<'_>, datagram: &[u8]) -> Verdict {
+        match messages::kind(datagram) {
+            Ok(Kind::Data) => {}
+            Ok(_) => return Verdict::Handshake,
+            Err(_) => return Verdict::Drop(DropReason::DecapNotWireguard),
+        }
+        let header = datagram
+            .first_chunk()
+            .expect("a data message is longer than its header");
+        let DataHeader {
+            receiver: index,
+            counter,
+        } = DataHeader::read(header);
+        let Some(peer) = self.index.get(index) else {
+            return Verdict::Drop(DropReason::DecapUnknownIndex);
+        };
+        if !self.owns(peer) {
+            return Verdict::HandOff(peer);
+        }
+        let Some(keypair) = self.slot(peer).and_then(|s| s.keypairs.get(index)) else {
+            return Verdict::Drop(DropReason::DecapUnknownIndex);
+        };
+        match keypair.may_receive(counter, cx.now) {
+            Ok(()) => Verdict::Open(Claim { peer, index, counter }),
+            Err(Reject::Expired | Reject::CounterLimit) => Verdict::Drop(DropReason::DecapExpired),
+            Err(Reject::Replayed) => Verdict::Drop(DropReason::DecapReplay),
+        }
+    }
+
+    /// One call of the AEAD for the whole burst: which packets are authentic. A bad one holds no plaintext.
+    fn open(&self, claimed: &mut Burst, claims: &[Claim]) -> ArrayVec<bool, BURST_MAX> {
+        let mut jobs = ArrayVec::<Job<'_>, BURST_MAX>::new();
+        for (packet, claim) in claimed.iter_mut().zip(claims) {
+            let keypair = self.slot(claim.peer).and_then(|s| s.keypairs.get(claim.index));
+            let keypair = keypair.expect("a claim names a session that is there");
+            let buf = &mut packet.data_mut()[HEADER..];
+            jobs.push(Job::new(keypair.receive_key(), claim.counter, buf));
+        }
+        if !jobs.is_empty() {
+            self.aead.open(&mut jobs);
+        }
+        jobs.iter().map(|job| job.ok).collect()
+    }
+
+    /// The authentic packets take effect, one after another, in the order of their arrival.
+    fn accept(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut claimed: Burst,
+        claims: &[Claim],
+        good: &[bool],
+        inner: &mut Burst,
+        confirmed: &mut ArrayVec<PeerId, BURST_MAX>,
+    ) {
+        let mut run = Received::default();
+        for (i, (mut packet, claim)) in claimed.drain(..).zip(claims).enumerate() {
+            match self.accept_one(cx, &packet, claim, good[i], confirmed) {
+                Ok(()) => {
+                    run.bytes += packet.len() as u64;
+                    run.data |= packet.len() > DATA_MIN;
+                    match self.unwrap(cx, &mut packet, claim.peer) {
+                        Ok(true) => inner.push(packet),
+                        Ok(false) => cx.frames.free(packet),
+                        Err(reason) => cx.discard(reason, packet),
+                    }
+                }
+                Err(reason) => cx.discard(reason, packet),
+            }
+            if claims.get(i + 1).is_none_or(|next| next.peer != claim.peer) {
+                self.account_received(cx, claim.peer, std::mem::take(&mut run));
+            }
+        }
+    }
+
+    /// Replay, key confirmation, roaming: what an authentic packet does before its content is looked at.
+    fn accept_one(
+        &mut self,
+        cx: &mut Context<'_>,
+        packet: &PktBuf,
+        claim: &Claim,
+        good: bool,
+        confirmed: &mut ArrayVec<PeerId, BURST_MAX>,
+    ) -> Result<(), DropReason> {
+        if !good {
+            return Err(DropReason::DecapBadTag);
+        }
+        let now = cx.now;
+        let slot = self.slot_mut(claim.peer).ok_or(DropReason::DecapUnknownIndex)?;
+        // An earlier packet of this burst may have retired the session, or taken the counter.
+        let keypair = slot
+            .keypairs
+            .by_index(claim.index)
+            .ok_or(DropReason::DecapUnknownIndex)?;
+        if !keypair.accept(claim.counter) {
+            return Err(DropReason::DecapReplay);
+        }
+        let rekey = keypair.rekey_due_on_receive(now);
+        let (is_confirmed, retired) = slot.keypairs.received_under(claim.index);
+        if is_confirmed {
+            slot.answered();
+            confirmed.push(claim.peer);
+            cx.tell(Notice::KeyConfirmed(claim.peer));
+        }
+        if rekey {
+            cx.tell(Notice::WantHandshake(claim.peer));
+        }
+        if !slot.endpoint.same_path(packet.outer()) {
+            slot.endpoint = *packet.outer();
+            slot.endpoint.set_tos(0);
+            cx.tell(Notice::Endpoint(claim.peer, slot.endpoint));
+        }
+        if let Some(retired) = retired {
+            self.retire(cx, retired);
+        }
+        Ok(())
+    }
+
+    /// Cuts the inner packet out of the opened datagram. `Ok(false)`: there is none, it is a keepalive.
+    fn unwrap(&self, cx: &Context<'_>, packet: &mut PktBuf, peer: PeerId) -> Result<bool, DropReason> {
+        packet.trim_front(HEADER);
+        packet.truncate(packet.len() - TAG);
+        if packet.is_empty() {
+            cx.stats.keepalives_received.add(1);
+            return Ok(false);
+        }
+        let header = Packet::parse(packet.data()).map_err(|malformed| match malformed {
+            Malformed::NotIp => DropReason::DecapNotIp,
+            _ => DropReason::DecapBadLength,
+        })?;
+        if self.routes.lookup(header.src()) != Some(peer) {
+            return Err(DropReason::DecapSource);
+        }
+        let (len, inner_tos) = (header.total_len(), header.tos());
+        packet.truncate(len);
+        let ecn = ecn::decapsulated(packet.outer().tos() & ECN_MASK, inner_tos & ECN_MASK);
+        match ecn {
+            Some(ecn) if ecn != inner_tos & ECN_MASK => ip::set_ecn(packet.data_mut(), ecn),
+            Some(_) => {}
+            None => return Err(DropReason::DecapCongestion),
+        }
+        Ok(true)
+    }
+
+    fn account_received(&mut self, cx: &mut Context<'_>, peer: PeerId, run: Received) {
+        if run.bytes == 0 {
+            return;
+        }
+        let Some(slot) = self.slot_mut(peer) else { return };
+        if slot.traffic.received(cx.now, run.bytes, run.data) == Wake::Due {
+            cx.tell(Notice::Watch(peer));
+        }
+    }
+}
+
+/// Copies a handshake message into the slow path's queue.
+fn pass_to_slow_path(cx: &mut Context<'_>, packet: PktBuf) {
+    let Ok(bytes) = packet.data().try_into() else {
+        // `messages::kind` lets no handshake message through that is longer than the longest.
+        return cx.discard(DropReason::DecapNotWireguard, packet);
+    };
+    let message = HandshakeMessage {
+        outer: *packet.outer(),
+        bytes,
+    };
+    if cx.slow.handshakes.push(message).is_err() {
+        return cx.discard(DropReason::HandshakeQueueFull, packet);
+    }
+    cx.wake_slow = true;
+    cx.frames.free(packet);
+}

@@ -1,0 +1,300 @@
+//! Inner packets to datagrams: route, number, pad, seal.
+//!
+//! Runs on a worker, for packets from the TUN whose peers it owns. One burst is one call of the AEAD, whatever peers
+//! its packets go to.
+
+use arrayvec::ArrayVec;
+use patronus_crypto::aead::Job;
+use patronus_crypto::messages::{DATA_MIN, DataHeader, HEADER, TAG};
+use patronus_crypto::timers::Wake;
+use patronus_crypto::{PeerId, Time};
+use patronus_io::ip::{ECN_MASK, Packet};
+use patronus_mem::{BURST_MAX, Burst, PktBuf};
+
+use super::{Context, Wg};
+use crate::channel::Notice;
+use crate::stats::{DropReason, Stage};
+
+/// A packet's permission to be sent: whose current session, and which counter of it.
+struct Grant {
+    peer: PeerId,
+    counter: u64,
+}
+
+/// What is to become of an inner packet.
+enum Verdict {
+    /// Sealed under this grant.
+    Seal(Grant),
+    /// Kept until there is a session with the peer.
+    Stage(PeerId),
+    /// Given to the worker that owns the peer.
+    HandOff(PeerId),
+    /// Dropped.
+    Drop(DropReason),
+}
+
+impl Wg {
+    /// Turns the packets of `inner` into sealed datagrams in `wire`, both at most a burst; `inner` is empty
+    /// afterwards. What cannot be sent is staged, handed off, or dropped under a name.
+    pub fn encap(&mut self, cx: &mut Context<'_>, inner: &mut Burst, wire: &mut Burst) {
+        debug_assert!(wire.is_empty());
+        cx.stats.burst(Stage::Encap, inner.len());
+        let mut grants = ArrayVec::<Grant, BURST_MAX>::new();
+        for packet in inner.drain(..) {
+            match self.admit(cx.now, &packet) {
+                Verdict::Seal(grant) => {
+                    wire.push(self.dress(packet, &grant));
+                    grants.push(grant);
+                }
+                Verdict::Stage(peer) => self.stage(cx, peer, packet),
+                Verdict::HandOff(peer) => self.hand_off_encap(cx, peer, packet),
+                Verdict::Drop(reason) => self.refuse(cx, reason, packet),
+            }
+        }
+        self.seal(wire, &grants);
+        self.account_sent(cx, wire, &grants);
+    }
+
+    /// Sends what waits for a session with `peer`, or, if nothing does and `keepalive` is wanted, an empty packet.
+    /// At most a burst; true if more waits.
+    pub fn encap_staged(
+        &mut self,
+        cx: &mut Context<'_>,
+        peer: PeerId,
+        keepalive: bool,
+        wire: &mut Burst,
+    ) -> bool {
+        debug_assert!(wire.is_empty());
+        let mut grants = ArrayVec::<Grant, BURST_MAX>::new();
+        let Some(slot) = self.slot_mut(peer) else {
+            return false;
+        };
+        if slot.endpoint.remote().is_none() {
+            return false;
+        }
+        while wire.room() > 0 && slot.staged() > 0 {
+            let Some(counter) = slot.keypairs.current_mut().and_then(|k| k.next_counter(cx.now)) else {
+                break;
+            };
+            let Some(packet) = slot.unstage() else { break };
+            wire.push(packet);
+            grants.push(Grant { peer, counter });
+        }
+        let more = slot.staged() > 0;
+        let sent = wire.len();
+        self.staged_total -= sent;
+        if sent == 0 && keepalive && !self.grant_keepalive(cx, peer, wire, &mut grants) {
+            self.ask_for_session(cx, peer);
+        }
+        for (packet, grant) in wire.iter_mut().zip(&grants) {
+            self.dress_in_place(packet, grant);
+        }
+        cx.stats.burst(Stage::Encap, wire.len());
+        self.seal(wire, &grants);
+        self.account_sent(cx, wire, &grants);
+        more
+    }
+
+    /// An empty packet for `peer`. False if there is no session to send it in.
+    fn grant_keepalive(
+        &mut self,
+        cx: &mut Context<'_>,
+        peer: PeerId,
+        wire: &mut Burst,
+        grants: &mut ArrayVec<Grant, BURST_MAX>,
+    ) -> bool {
+        let now = cx.now;
+        // Without a frame there is load enough that a keepalive is not needed.
+        let Some(frame) = cx.frames.alloc() else {
+            return true;
+        };
+        let keypair = self.slot_mut(peer).and_then(|s| s.keypairs.current_mut());
+        match keypair.and_then(|k| k.next_counter(now)) {
+            Some(counter) => {
+                wire.push(frame);
+                grants.push(Grant { peer, counter });
+                true
+            }
+            None => {
+                cx.frames.free(frame);
+                false
+            }
+        }
+    }
+
+    fn ask_for_session(&mut self, cx: &mut Context<'_>, peer: PeerId) {
+        let now = cx.now;
+        if self
+            .slot_mut(peer)
+            .is_some_and(|slot| slot.ask_for_handshake(now))
+        {
+            cx.tell(Notice::WantHandshake(peer));
+        }
+    }
+
+    /// Decides about one inner packet and takes a counter for it if it may go.
+    fn admit(&mut self, now: Time, packet: &PktBuf) -> Verdict {
+        let Ok(header) = Packet::parse(packet.data()) else {
+            return Verdict::Drop(DropReason::EncapNotIp);
+        };
+        let Some(peer) = self.routes.lookup(header.dst()) else {
+            return Verdict::Drop(DropReason::EncapNoPeer);
+        };
+        if !self.owns(peer) {
+            return Verdict::HandOff(peer);
+        }
+        let Some(slot) = self.slot_mut(peer) else {
+            return Verdict::Drop(DropReason::EncapNoPeer);
+        };
+        if slot.endpoint.remote().is_none() {
+            return Verdict::Drop(DropReason::EncapNoEndpoint);
+        }
+        // Packets that wait already go first, or this one would overtake them.
+        if slot.staged() > 0 {
+            return Verdict::Stage(peer);
+        }
+        match slot.keypairs.current_mut().and_then(|k| k.next_counter(now)) {
+            Some(counter) => Verdict::Seal(Grant { peer, counter }),
+            None => Verdict::Stage(peer),
+        }
+    }
+
+    /// Writes header and padding around the inner packet and says where it goes.
+    fn dress(&self, mut packet: PktBuf, grant: &Grant) -> PktBuf {
+        self.dress_in_place(&mut packet, grant);
+        packet
+    }
+
+    fn dress_in_place(&self, packet: &mut PktBuf, grant: &Grant) {
+        let slot = self.slot(grant.peer).expect("a grant names a peer that is there");
+        let keypair = slot
+            .keypairs
+            .current()
+            .expect("a grant names a session that is there");
+        // A keepalive has no header to copy from.
+        let ecn = Packet::parse(packet.data()).map_or(0, |inner| inner.tos() & ECN_MASK);
+        let len = packet.len();
+        let padding = padded_len(len, self.mtu) - len;
+        packet.append(padding + TAG).fill(0);
+        let header = DataHeader {
+            receiver: keypair.remote_index,
+            counter: grant.counter,
+        };
+        let room = packet
+            .prepend(HEADER)
+            .first_chunk_mut()
+            .expect("prepend gives as much as was asked for");
+        header.write(room);
+        let outer = packet.outer_mut();
+        *outer = slot.endpoint;
+        // DSCP 0, so that an observer learns nothing of what is inside; ECN copied out (RFC 6040, section 4.1).
+        outer.set_tos(ecn);
+    }
+
+    /// One call of the AEAD for the whole burst.
+    fn seal(&self, wire: &mut Burst, grants: &[Grant]) {
+        debug_assert_eq!(wire.len(), grants.len());
+        let mut jobs = ArrayVec::<Job<'_>, BURST_MAX>::new();
+        for (packet, grant) in wire.iter_mut().zip(grants) {
+            let slot = self.slot(grant.peer).expect("a grant names a peer that is there");
+            let keypair = slot
+                .keypairs
+                .current()
+                .expect("a grant names a session that is there");
+            let buf = &mut packet.data_mut()[HEADER..];
+            jobs.push(Job::new(keypair.send_key(), grant.counter, buf));
+        }
+        if !jobs.is_empty() {
+            self.aead.seal(&mut jobs);
+        }
+    }
+
+    /// Tells each peer's timers what was sent, once per run of packets to the same peer.
+    fn account_sent(&mut self, cx: &mut Context<'_>, wire: &Burst, grants: &[Grant]) {
+        let mut at = 0;
+        while at < grants.len() {
+            let peer = grants[at].peer;
+            let run = grants[at..].iter().take_while(|g| g.peer == peer).count();
+            let (mut bytes, mut data) = (0, false);
+            for packet in wire.iter().skip(at).take(run) {
+                bytes += packet.len() as u64;
+                data |= packet.len() > DATA_MIN;
+            }
+            at += run;
+            let slot = self.slot_mut(peer).expect("a grant names a peer that is there");
+            let wake = slot.traffic.sent(cx.now, bytes, data);
+            let rekey = slot
+                .keypairs
+                .current_mut()
+                .is_some_and(|k| k.rekey_due_on_send(cx.now));
+            let rekey = rekey && slot.ask_for_handshake(cx.now);
+            if wake == Wake::Due {
+                cx.tell(Notice::Watch(peer));
+            }
+            if rekey {
+                cx.tell(Notice::WantHandshake(peer));
+            }
+        }
+    }
+
+    /// Keeps a packet for a session to come and asks for that session.
+    fn stage(&mut self, cx: &mut Context<'_>, peer: PeerId, packet: PktBuf) {
+        let now = cx.now;
+        let full = self.staged_total >= self.staged_limit;
+        let Some(slot) = self.slot_mut(peer) else {
+            return cx.discard(DropReason::EncapNoPeer, packet);
+        };
+        let ask = slot.ask_for_handshake(now);
+        if full && slot.staged() == 0 {
+            cx.discard(DropReason::StagedNoFrame, packet);
+        } else if full {
+            // Its own oldest packet makes room, as it would at the limit of a single peer.
+            let evicted = slot.unstage();
+            slot.stage(packet);
+            if let Some(evicted) = evicted {
+                cx.discard(DropReason::StagedOverflow, evicted);
+            }
+        } else if let Some(evicted) = slot.stage(packet) {
+            cx.discard(DropReason::StagedOverflow, evicted);
+        } else {
+            self.staged_total += 1;
+        }
+        if ask {
+            cx.tell(Notice::WantHandshake(peer));
+        }
+    }
+
+    /// Drops a packet and, where the sender can use the news, says so by ICMP.
+    fn refuse(&mut self, cx: &mut Context<'_>, reason: DropReason, packet: PktBuf) {
+        if matches!(reason, DropReason::EncapNoPeer | DropReason::EncapNoEndpoint) {
+            self.icmp.answer(cx, packet.data());
+        }
+        cx.discard(reason, packet);
+    }
+}
+
+/// The length of the plaintext that carries an inner packet of `len` bytes: rounded up to 16, but not beyond the MTU,
+/// so that a packet that fits the path still fits when it is padded.
+fn padded_len(len: usize, mtu: usize) -> usize {
+    let padded = len.next_multiple_of(16);
+    if len <= mtu { padded.min(mtu) } else { padded }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::padded_len;
+
+    #[test]
+    fn c34_padding_to_16_capped_at_the_mtu() {
+        assert_eq!(padded_len(0, 1420), 0);
+        assert_eq!(padded_len(1, 1420), 16);
+        assert_eq!(padded_len(16, 1420), 16);
+        assert_eq!(padded_len(1409, 1420), 1420);
+        assert_eq!(padded_len(1420, 1420), 1420);
+        // The route MTU 1299 case of Linux's netns.sh: 1298 bytes do not become 1312.
+        assert_eq!(padded_len(1298, 1299), 1299);
+        assert_eq!(padded_len(1299, 1299), 1299);
+        // The MTU shrank while the packet was on its way.
+        assert_eq!(padded_len(1430, 1420), 1440);
+    }
+}

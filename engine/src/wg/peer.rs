@@ -1,0 +1,82 @@
+//! What a worker knows of a peer: its sessions, where it is, and the packets that wait for a session.
+//!
+//! Owned by one worker. The slow path makes a slot, sends it over, and gets it back when the peer is removed.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use patronus_crypto::keypair::Keypairs;
+use patronus_crypto::timers::Traffic;
+use patronus_crypto::{Duration, PeerId, Time};
+use patronus_mem::{Outer, PktBuf};
+
+/// Packets of one peer that may wait for a session; when another comes, the oldest goes (as in Linux).
+pub const STAGED_MAX: usize = 128;
+
+/// How often a worker repeats its request for a handshake. The slow path has a limit of its own; this one keeps the
+/// notice queue free.
+const ASK_INTERVAL: Duration = Duration::from_millis(500);
+
+/// A peer, as its worker sees it.
+pub struct PeerSlot {
+    /// Which peer.
+    pub id: PeerId,
+    /// Its sessions.
+    pub keypairs: Keypairs,
+    /// Where it is, and from which of our addresses it is answered. `Outer::NONE` if unknown.
+    pub endpoint: Outer,
+    /// Times and bytes, shared with the slow path's timers.
+    pub traffic: Arc<Traffic>,
+    staged: VecDeque<PktBuf>,
+    asked: Option<Time>,
+}
+
+impl PeerSlot {
+    /// A peer without a session.
+    pub fn new(id: PeerId, traffic: Arc<Traffic>, endpoint: Outer) -> Self {
+        PeerSlot {
+            id,
+            keypairs: Keypairs::default(),
+            endpoint,
+            traffic,
+            // All the room at once: the worker allocates nothing later.
+            staged: VecDeque::with_capacity(STAGED_MAX),
+            asked: None,
+        }
+    }
+
+    /// Keeps `packet` until there is a session. Returns the oldest one if it had to make room.
+    pub fn stage(&mut self, packet: PktBuf) -> Option<PktBuf> {
+        let evicted = if self.staged.len() == STAGED_MAX {
+            self.staged.pop_front()
+        } else {
+            None
+        };
+        self.staged.push_back(packet);
+        evicted
+    }
+
+    /// The oldest packet that waits.
+    pub fn unstage(&mut self) -> Option<PktBuf> {
+        self.staged.pop_front()
+    }
+
+    /// How many packets wait.
+    pub fn staged(&self) -> usize {
+        self.staged.len()
+    }
+
+    /// Whether to ask the slow path for a handshake now; true at most once per interval.
+    pub fn ask_for_handshake(&mut self, now: Time) -> bool {
+        if self.asked.is_some_and(|asked| now.since(asked) < ASK_INTERVAL) {
+            return false;
+        }
+        self.asked = Some(now);
+        true
+    }
+
+    /// A new session came: the next request need not wait for the interval.
+    pub fn answered(&mut self) {
+        self.asked = None;
+    }
+}
