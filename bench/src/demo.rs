@@ -5,7 +5,7 @@ use crate::load::echo::round_trips;
 use crate::load::tcp::{self, Streams};
 use crate::load::udp::{Flow, Mix};
 use crate::subject::{MTU, Subject, daemons_cpu};
-use patronus_netns::{Error, Kind, Result, Tunnel, TwoSites};
+use patronus_netns::{Error, Result, Tunnel, TwoSites};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -255,6 +255,6 @@ mod tests {
 
     #[test]
     fn kinds_of_the_demo_are_known() {
-        assert!(Kind::by_name("wireguard-go").is_some());
+        assert!(patronus_netns::Kind::by_name("wireguard-go").is_some());
     }
 }

@@ -30,7 +30,7 @@ struct Arguments {
 enum Command {
     /// Side by side in one run, alternating: no tunnel, ours, and the WireGuard daemons that are installed
     /// (scripts/install-peers).
-    Peers(peers::Options),
+    Peers(Box<peers::Options>),
     /// A short look at one tunnel (scripts/demo).
     Demo(demo::Options),
     /// A long run with frequent rekeys (scripts/soak).

@@ -90,6 +90,11 @@ impl Subject {
         Ok((chosen, left_out))
     }
 
+    /// Our engine, in whatever variant.
+    pub fn is_ours(&self) -> bool {
+        self.kind == Kind::Engine
+    }
+
     /// Name and version for the settings.
     pub fn describe(&self) -> String {
         let Some(program) = &self.options.program else {
