@@ -255,8 +255,8 @@ impl Device {
         self.spare.reserve((4 * peers).saturating_sub(self.spare.len()));
     }
 
-    /// Removes a peer, its handshake and its timers. Its sessions are the worker's to [give back](Self::retire); its number may be
-    /// given to the next peer that is added.
+    /// Removes a peer, its handshake and its timers. Its sessions are the worker's to [give back](Self::retire). Its number is
+    /// not given to another peer before [`release`](Self::release), because the worker may still speak of it.
     pub fn remove_peer(&mut self, peer: PeerId) {
         let Some(gone) = self.peers.get_mut(peer.0 as usize).and_then(Option::take) else {
             return;
@@ -266,6 +266,11 @@ impl Device {
         }
         self.by_key.remove(&self.key_hash(&gone.public));
         self.schedule.set(peer, None);
+    }
+
+    /// The worker has forgotten a removed peer and will say nothing more about it: its number may be used again.
+    pub fn release(&mut self, peer: PeerId) {
+        debug_assert!(self.get(peer).is_none() && !self.vacant.contains(&peer));
         self.vacant.push(peer);
     }
 
@@ -290,7 +295,7 @@ impl Device {
 
     /// Number of peers.
     pub fn peers(&self) -> usize {
-        self.peers.len() - self.vacant.len()
+        self.by_key.len()
     }
 
     /// The peer's traffic, which its worker writes.

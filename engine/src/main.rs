@@ -60,7 +60,8 @@ fn show_stats(socket: &std::path::Path) -> ExitCode {
     };
     match query() {
         Ok(text) => {
-            print!("{text}");
+            // The protocol's closing lines are not a counter.
+            print!("{}", text.trim_end_matches("errno=0\n\n"));
             ExitCode::SUCCESS
         }
         Err(error) => {

@@ -185,7 +185,8 @@ impl SlowPath {
                     self.workers.forget_index(keypair.peer, keypair.local_index);
                     self.device.retire(keypair);
                 }
-                Notice::Slot(_) | Notice::Routes(_) | Notice::Wan(_) => {
+                Notice::Slot(slot) => self.device.release(slot.id),
+                Notice::Routes(_) | Notice::Wan(_) => {
                     // Dropped here, off the data path.
                 }
                 Notice::TunGone => self.end(Ended::InterfaceGone),

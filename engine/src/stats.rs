@@ -142,7 +142,7 @@ impl WorkerStats {
     }
 
     /// Appends the counters as `name=value` lines, each name behind `prefix`.
-    pub fn write(&self, prefix: &str, out: &mut String) {
+    pub fn write(&self, prefix: &str, out: &mut impl Write) {
         for &stage in Stage::ALL {
             let c = self.stage(stage);
             let _ = writeln!(out, "{prefix}stage.{}.packets={}", stage.name(), c.packets.get());

@@ -4,7 +4,7 @@
 //! is tried before anything is changed.
 
 use std::collections::HashSet;
-use std::fmt;
+use std::fmt::{self, Write};
 use std::sync::Arc;
 
 use patronus_crypto::{PeerId, PublicKey};
@@ -42,6 +42,21 @@ impl UapiDevice for SlowPath {
                 persistent_keepalive: self.device.persistent_keepalive(id),
             };
             reply.peer(&view, self.allowed_ips.of_peer(id).map(|p| (p.addr(), p.cidr())));
+        }
+    }
+
+    fn stats(&mut self, out: &mut Reply) {
+        for (i, stats) in self.stats.iter().enumerate() {
+            stats.write(&format!("worker{i}."), out);
+        }
+        for (refusal, value) in self.device.counters().iter() {
+            // Writing into memory cannot fail.
+            let _ = writeln!(out, "handshake.{}={value}", refusal.name());
+        }
+        for (name, counters) in self.tun_counters.iter().chain(&self.udp_counters) {
+            for (counter, value) in counters.named() {
+                let _ = writeln!(out, "{name}.{counter}={value}");
+            }
         }
     }
 
@@ -233,22 +248,6 @@ impl SlowPath {
     /// A peer's name in messages: the start of its key.
     pub(super) fn peer_name(&self, id: PeerId) -> PeerName {
         PeerName(self.peer(id).map(|p| p.key))
-    }
-
-    /// The engine's counters as `name=value` lines.
-    fn write_stats(&self, out: &mut String) {
-        use fmt::Write;
-        for (i, stats) in self.stats.iter().enumerate() {
-            stats.write(&format!("worker{i}."), out);
-        }
-        for (refusal, value) in self.device.counters().iter() {
-            let _ = writeln!(out, "handshake.{}={value}", refusal.name());
-        }
-        for (name, counters) in self.tun_counters.iter().chain(&self.udp_counters) {
-            for (counter, value) in counters.named() {
-                let _ = writeln!(out, "{name}.{counter}={value}");
-            }
-        }
     }
 }
 

@@ -44,6 +44,9 @@ pub trait UapiDevice {
     /// Writes the interface's lines and then each peer's.
     fn get(&mut self, out: &mut Reply);
 
+    /// Writes the engine's counters as `name=value` lines. A device without counters has none.
+    fn stats(&mut self, _out: &mut Reply) {}
+
     /// Applies a request, whole or not at all.
     fn set(&mut self, request: SetRequest) -> Result<(), Errno>;
 }

@@ -41,10 +41,12 @@ impl Wants {
 
 /// What the next line belongs to.
 enum Operation {
-    /// None: it has to be `get=1` or `set=1`.
+    /// None: it has to be `get=1`, `get=stats` or `set=1`.
     None,
     /// A `get=1`: the blank line.
     Get,
+    /// A `get=stats`, which is ours alone: the blank line.
+    Stats,
     /// A `set=1`: one of its lines, or the blank one.
     Set(Box<SetParser>),
 }
@@ -138,6 +140,7 @@ impl Client {
         match &mut self.operation {
             Operation::None => match line {
                 b"get=1" => self.operation = Operation::Get,
+                b"get=stats" => self.operation = Operation::Stats,
                 b"set=1" => self.operation = Operation::Set(Box::new(SetParser::new(self.limits))),
                 _ => self.refuse(Errno::INVAL),
             },
@@ -146,7 +149,12 @@ impl Client {
                 device.get(&mut reply);
                 self.answer(reply, Ok(()));
             }
-            Operation::Get => self.refuse(Errno::INVAL),
+            Operation::Stats if line.is_empty() => {
+                let mut reply = Reply::new();
+                device.stats(&mut reply);
+                self.answer(reply, Ok(()));
+            }
+            Operation::Get | Operation::Stats => self.refuse(Errno::INVAL),
             Operation::Set(_) if line.is_empty() => {
                 let Operation::Set(parser) = std::mem::replace(&mut self.operation, Operation::None) else {
                     return;
