@@ -324,6 +324,9 @@ impl SlowPath {
                     self.workers.to_all(|| Command::Mtu(mtu as usize));
                 }
                 LinkEvent::Gone => self.end(Ended::InterfaceGone),
+                // Into another network namespace, the usual way to give a container nothing but a tunnel. Nothing more is
+                // heard of it, so it counts as up from here on; the sockets stay in this namespace.
+                LinkEvent::Moved if !self.up => self.interface_up(),
                 LinkEvent::Moved => {}
                 LinkEvent::RouteOrAddressChanged => {
                     for peer in self.peers.iter_mut().flatten() {

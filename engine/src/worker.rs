@@ -12,6 +12,7 @@ use patronus_crypto::{Duration, PeerId, Time};
 use patronus_io::{Port, PortError};
 use patronus_mem::{BURST_MAX, Burst, FrameCache, PktBuf};
 use rustix::buffer::spare_capacity;
+use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::fd::{AsFd, OwnedFd};
 
@@ -57,79 +58,102 @@ pub struct Worker {
     pub idle: IdleLadder,
 }
 
-/// Whether the thread goes on.
-#[derive(PartialEq, Eq)]
-enum Flow {
-    Go,
-    Stop,
+/// Where packets may be found. A port leaves the set when it was found empty and comes back when its descriptor is
+/// readable, so that no system call asks in vain.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Ready {
+    tun: bool,
+    udp: bool,
+}
+
+impl Ready {
+    const ALL: Ready = Ready { tun: true, udp: true };
+    const NONE: Ready = Ready { tun: false, udp: false };
+}
+
+/// Why the loop ends.
+enum Stop {
+    /// The slow path said so.
+    Told,
+    /// The TUN is gone.
+    TunGone,
+}
+
+impl From<PortError> for Stop {
+    fn from(_: PortError) -> Self {
+        Stop::TunGone
+    }
 }
 
 impl Worker {
     /// Runs until told to stop or until the TUN is gone.
     pub fn run(mut self) {
-        let mut poller = match Poller::new(&self) {
-            Ok(poller) => poller,
-            // Without a way to sleep there is no worker; the slow path ends the process.
-            Err(_) => return self.report_gone(),
+        // Without a way to sleep there is no worker; the slow path ends the process.
+        let end = match Poller::new(&self) {
+            Ok(mut poller) => self.run_until(&mut poller),
+            Err(_) => Stop::TunGone,
         };
+        if matches!(end, Stop::TunGone) {
+            let now = self.clock.mono();
+            self.with_context(now, |_, cx| cx.tell(Notice::TunGone));
+        }
+    }
+
+    fn run_until(&mut self, poller: &mut Poller) -> Stop {
+        let mut ready = Ready::ALL;
         let mut last_work = self.clock.mono();
         loop {
             let now = self.clock.mono();
-            let Ok((busy, flow)) = self.turn(now, Some(&mut poller)) else {
-                return self.report_gone();
-            };
-            if flow == Flow::Stop {
-                return;
+            if let Err(stop) = self.turn(now, &mut ready, Some(poller)) {
+                return stop;
             }
-            if busy {
+            if ready != Ready::NONE && self.has_room() {
                 last_work = now;
-            } else if now.since(last_work) >= self.idle.spin {
-                self.sleep(&mut poller);
+                continue;
+            }
+            let block = now.since(last_work) >= self.idle.spin;
+            ready = self.look(poller, block);
+            if block {
                 last_work = self.clock.mono();
-            } else {
-                std::hint::spin_loop();
             }
         }
     }
 
-    /// One turn without a poller, for a caller that brings its own loop and clock. True if there was work.
-    pub fn step(&mut self, now: Time) -> Result<bool, PortError> {
-        self.turn(now, None).map(|(busy, _)| busy)
+    /// One turn without a poller, for a caller that brings its own loop and clock. False once the worker has ended.
+    pub fn step(&mut self, now: Time) -> bool {
+        self.turn(now, &mut Ready::ALL.clone(), None).is_ok()
     }
 
-    fn turn(&mut self, now: Time, poller: Option<&mut Poller>) -> Result<(bool, Flow), PortError> {
-        let (mut busy, flow) = self.obey(now, poller);
-        if flow == Flow::Stop {
-            return Ok((true, flow));
-        }
+    fn turn(&mut self, now: Time, ready: &mut Ready, poller: Option<&mut Poller>) -> Result<(), Stop> {
+        self.obey(now, poller)?;
         for _ in 0..BURSTS_PER_TURN {
-            if !self.has_room() || !self.outbound(now)? {
+            if !ready.tun || !self.has_room() {
                 break;
             }
-            busy = true;
+            ready.tun = self.outbound(now)?;
         }
         for _ in 0..BURSTS_PER_TURN {
-            if !self.has_room() || !self.inbound(now)? {
+            if !ready.udp || !self.has_room() {
                 break;
             }
-            busy = true;
+            ready.udp = self.inbound(now)?;
         }
         if self.wg.crew().inboxes.len() > 1 && self.has_room() {
-            busy |= self.handed_over(now)?;
+            self.handed_over(now)?;
         }
-        Ok((busy, Flow::Go))
+        Ok(())
     }
 
-    /// One burst from the TUN to the network. True if there was one.
+    /// One burst from the TUN to the network. True if there may be more.
     fn outbound(&mut self, now: Time) -> Result<bool, PortError> {
         let mut inner = Burst::new();
         self.tun.rx_burst(&mut self.frames, &mut inner)?;
-        if inner.is_empty() {
-            return Ok(false);
+        let more = inner.room() == 0 || self.tun.has_pending();
+        if !inner.is_empty() {
+            self.stats.burst(Stage::TunRx, inner.len());
+            self.seal_and_send(now, &mut inner)?;
         }
-        self.stats.burst(Stage::TunRx, inner.len());
-        self.seal_and_send(now, &mut inner)?;
-        Ok(true)
+        Ok(more)
     }
 
     fn seal_and_send(&mut self, now: Time, inner: &mut Burst) -> Result<(), PortError> {
@@ -140,26 +164,21 @@ impl Worker {
         self.deliver(&mut errors)
     }
 
-    /// One burst from the network to the TUN. True if there was one.
-    fn inbound(&mut self, now: Time) -> Result<bool, PortError> {
-        let Some(udp) = &mut self.udp else {
-            return Ok(false);
-        };
+    /// One burst from the network to the TUN. True if there may be more.
+    fn inbound(&mut self, now: Time) -> Result<bool, Stop> {
+        let Some(udp) = &mut self.udp else { return Ok(false) };
         let mut wire = Burst::new();
         // A UDP socket's errors are about single datagrams or peers; the port has counted them.
         let _ = udp.rx_burst(&mut self.frames, &mut wire);
-        if wire.is_empty() {
-            return Ok(false);
+        let more = wire.room() == 0 || udp.has_pending();
+        if !wire.is_empty() {
+            self.stats.burst(Stage::UdpRx, wire.len());
+            // A packet of a session that was installed after this turn began may be here already: its sender was faster
+            // than the turn. The command came before the packet, so obeying now makes the session known.
+            self.obey(now, None)?;
+            self.open_and_deliver(now, &mut wire)?;
         }
-        self.stats.burst(Stage::UdpRx, wire.len());
-        // A packet of a session that was installed after this turn began may be here already: its sender was faster
-        // than the turn. The command came before the packet, so obeying now makes the session known.
-        if self.obey(now, None).1 == Flow::Stop {
-            wire.clear_into(&mut self.frames);
-            return Err(PortError::Gone);
-        }
-        self.open_and_deliver(now, &mut wire)?;
-        Ok(true)
+        Ok(more)
     }
 
     fn open_and_deliver(&mut self, now: Time, wire: &mut Burst) -> Result<(), PortError> {
@@ -174,19 +193,18 @@ impl Worker {
     }
 
     /// What other workers took in for peers of this one.
-    fn handed_over(&mut self, now: Time) -> Result<bool, PortError> {
+    fn handed_over(&mut self, now: Time) -> Result<(), PortError> {
         let inbox = Arc::clone(self.inbox());
         let (mut inner, mut wire) = (Burst::new(), Burst::new());
         take(&inbox.encap, &mut inner);
         take(&inbox.decap, &mut wire);
-        let busy = !inner.is_empty() || !wire.is_empty();
         if !inner.is_empty() {
             self.seal_and_send(now, &mut inner)?;
         }
         if !wire.is_empty() {
             self.open_and_deliver(now, &mut wire)?;
         }
-        Ok(busy)
+        Ok(())
     }
 
     /// Gives datagrams to the network. Nothing can be done about an error here but to count it, as the port does.
@@ -230,9 +248,11 @@ impl Worker {
     }
 
     /// Commands of the slow path.
-    fn obey(&mut self, now: Time, mut poller: Option<&mut Poller>) -> (bool, Flow) {
+    fn obey(&mut self, now: Time, mut poller: Option<&mut Poller>) -> Result<(), Stop> {
+        if self.inbox().commands.is_empty() {
+            return Ok(());
+        }
         let inbox = Arc::clone(self.inbox());
-        let mut busy = false;
         for _ in 0..COMMANDS_PER_TURN {
             if !self.has_room() {
                 break;
@@ -240,9 +260,8 @@ impl Worker {
             let Some(command) = inbox.commands.pop() else {
                 break;
             };
-            busy = true;
             match command {
-                Command::Stop => return (true, Flow::Stop),
+                Command::Stop => return Err(Stop::Told),
                 Command::Wan(udp) => self.replace_udp(now, udp, poller.as_deref_mut()),
                 Command::Install(keypair) => {
                     let peer = keypair.peer;
@@ -254,7 +273,7 @@ impl Worker {
                 other => self.with_context(now, |wg, cx| apply(wg, cx, other)),
             }
         }
-        (busy, Flow::Go)
+        Ok(())
     }
 
     fn replace_udp(&mut self, now: Time, udp: Option<Box<dyn Port + Send>>, poller: Option<&mut Poller>) {
@@ -297,25 +316,25 @@ impl Worker {
         &self.wg.crew().inboxes[self.wg.crew().me]
     }
 
-    /// Blocks until a port or another thread has something.
-    fn sleep(&mut self, poller: &mut Poller) {
+    /// Looks which ports have something, and waits for one of them or another thread if `block`.
+    fn look(&mut self, poller: &mut Poller, block: bool) -> Ready {
         let inbox = Arc::clone(self.inbox());
         if !self.has_room() {
             // The slow path is behind. It is awake and working; packets wait in the kernel meanwhile.
             std::thread::sleep(BACKOFF);
-            return;
+            return Ready::ALL;
+        }
+        if !block {
+            return poller.look(Some(&Timespec::default()));
         }
         inbox.waker.announce_sleep();
+        let mut ready = Ready::NONE;
         if inbox.commands.is_empty() && inbox.encap.is_empty() && inbox.decap.is_empty() {
             self.stats.sleeps.add(1);
-            poller.wait();
+            ready = poller.look(None);
         }
         inbox.waker.awake();
-    }
-
-    fn report_gone(mut self) {
-        let now = self.clock.mono();
-        self.with_context(now, |_, cx| cx.tell(Notice::TunGone));
+        ready
     }
 }
 
@@ -353,28 +372,25 @@ struct Poller {
     events: Vec<epoll::Event>,
 }
 
+/// What a descriptor in the poller stands for.
+const INBOX: u64 = 0;
+const TUN: u64 = 1;
+const UDP: u64 = 2;
+
 impl Poller {
     fn new(worker: &Worker) -> std::io::Result<Self> {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
-        let poller = Poller {
-            epoll,
-            events: Vec::with_capacity(8),
-        };
-        poller.add(worker.inbox().waker.as_fd())?;
+        let poller = Poller { epoll, events: Vec::with_capacity(8) };
+        poller.add(worker.inbox().waker.as_fd(), INBOX)?;
         for fd in worker.tun.wait_fds() {
-            poller.add(fd)?;
+            poller.add(fd, TUN)?;
         }
         poller.replace_udp(None, worker.udp.as_deref());
         Ok(poller)
     }
 
-    fn add(&self, fd: impl AsFd) -> std::io::Result<()> {
-        Ok(epoll::add(
-            &self.epoll,
-            fd,
-            EventData::new_u64(0),
-            EventFlags::IN,
-        )?)
+    fn add(&self, fd: impl AsFd, what: u64) -> std::io::Result<()> {
+        Ok(epoll::add(&self.epoll, fd, EventData::new_u64(what), EventFlags::IN)?)
     }
 
     fn replace_udp(&self, old: Option<&(dyn Port + Send)>, new: Option<&(dyn Port + Send)>) {
@@ -383,13 +399,24 @@ impl Poller {
         }
         for fd in new.iter().flat_map(|port| port.wait_fds()) {
             // Out of memory for a watch: the port is still read whenever something else wakes the worker.
-            let _ = self.add(fd);
+            let _ = self.add(fd, UDP);
         }
     }
 
-    fn wait(&mut self) {
-        // An interruption is as good as an event: the next turn looks at everything.
-        let _ = epoll::wait(&self.epoll, spare_capacity(&mut self.events), None);
+    fn look(&mut self, timeout: Option<&Timespec>) -> Ready {
         self.events.clear();
+        if epoll::wait(&self.epoll, spare_capacity(&mut self.events), timeout).is_err() {
+            // Interrupted: as good as an event from everywhere.
+            return Ready::ALL;
+        }
+        let mut ready = Ready::NONE;
+        for event in &self.events {
+            match event.data.u64() {
+                TUN => ready.tun = true,
+                UDP => ready.udp = true,
+                _ => {}
+            }
+        }
+        ready
     }
 }

@@ -75,6 +75,12 @@ pub trait Port {
     /// descriptors is polled.
     fn wait_fds(&self) -> ArrayVec<BorrowedFd<'_>, PORT_FDS>;
 
+    /// Whether [`rx_burst`](Port::rx_burst) would return packets that the port has taken from the system already, so that
+    /// no descriptor tells of them.
+    fn has_pending(&self) -> bool {
+        false
+    }
+
     /// An own address that the kernel no longer takes as a source, if one was met since the last call: whoever answers
     /// from it should forget it. None for ports that have no addresses.
     fn take_stale_source(&mut self) -> Option<IpAddr> {

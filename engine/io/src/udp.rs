@@ -130,6 +130,10 @@ impl Port for UdpPort {
         self.sockets.fds().collect()
     }
 
+    fn has_pending(&self) -> bool {
+        self.receiver.has_pending()
+    }
+
     /// The packets went out without that address. Several are given one by one.
     fn take_stale_source(&mut self) -> Option<IpAddr> {
         self.transmitter.take_stale_source()

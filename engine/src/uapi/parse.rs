@@ -11,7 +11,6 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use patronus_crypto::PublicKey;
 use patronus_mem::Secret;
 use rustix::io::Errno;
-use zeroize::Zeroizing;
 
 use crate::allowedips::Prefix;
 
@@ -157,7 +156,8 @@ impl SetParser {
         let (key, value) = (&line[..equals], &line[equals + 1..]);
 
         if key == b"public_key" {
-            let public_key = PublicKey(*hex_key(value)?);
+            let mut public_key = PublicKey([0; 32]);
+            hex_key(value, &mut public_key.0)?;
             if request.peers.len() == self.limits.peers {
                 return Err(Errno::TOOBIG);
             }
@@ -228,16 +228,15 @@ fn peer_line(
     Ok(())
 }
 
-/// 64 hex digits into a key that is wiped when dropped.
-fn hex_key(value: &[u8]) -> Result<Zeroizing<[u8; 32]>, Errno> {
-    let mut key = Zeroizing::new([0; 32]);
+/// 64 hex digits into a key, in place: a key that is returned by value leaves copies on the stack.
+fn hex_key(value: &[u8], key: &mut [u8; 32]) -> Result<(), Errno> {
     if value.len() != 64 {
         return Err(Errno::INVAL);
     }
     for (byte, digits) in key.iter_mut().zip(value.chunks_exact(2)) {
         *byte = hex_digit(digits[0])? << 4 | hex_digit(digits[1])?;
     }
-    Ok(key)
+    Ok(())
 }
 
 fn hex_digit(digit: u8) -> Result<u8, Errno> {
@@ -251,9 +250,10 @@ fn hex_digit(digit: u8) -> Result<u8, Errno> {
 
 /// A secret key; all zeros stand for none.
 fn secret(value: &[u8]) -> Result<Option<Secret<32>>, Errno> {
-    let mut key = hex_key(value)?;
+    let mut key = Secret::zeroed();
+    hex_key(value, &mut key)?;
     let any_bit = key.iter().fold(0, |bits, byte| bits | byte) != 0;
-    Ok(any_bit.then(|| Secret::new(&mut key)))
+    Ok(any_bit.then_some(key))
 }
 
 /// RFC 7748, section 5: what X25519 does to a scalar anyway, done here so that the key shown is the key in use.

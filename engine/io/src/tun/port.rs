@@ -43,6 +43,8 @@ pub struct TunPort {
     pending: Option<SuperPacket>,
     /// Bytes of it.
     pending_len: usize,
+    /// Packets of the burst being sent that were sent or counted as dropped.
+    settled: usize,
 }
 
 /// What one read gave.
@@ -65,18 +67,13 @@ impl TunPort {
             outgoing: Box::new([0; VNET_HEADER + COPY_MAX]),
             pending: None,
             pending_len: 0,
+            settled: 0,
         }
     }
 
     /// The super-packets that the kernel exchanges with us.
     pub fn offloads(&self) -> Accepts {
         self.planner.accepts()
-    }
-
-    /// Whether packets wait in the port that [`Port::rx_burst`] returns without the descriptor being
-    /// readable.
-    pub fn has_pending(&self) -> bool {
-        self.pending.is_some()
     }
 
     /// Moves packets of the pending super-packet to the burst, as many as there is room for.
@@ -149,13 +146,23 @@ impl TunPort {
         burst.push(pkt);
     }
 
+    /// Writes packets that stand behind virtio-net headers.
+    fn write_burst(&mut self, burst: &Burst) -> Result<(), PortError> {
+        let Accepts { tcp, udp } = self.planner.accepts();
+        if burst.len() == 1 || !(tcp || udp) {
+            return burst.iter().try_for_each(|pkt| self.write_single(pkt.data()));
+        }
+        let packets: ArrayVec<&[u8], BURST_MAX> =
+            burst.iter().map(|pkt| &pkt.data()[VNET_HEADER..]).collect();
+        self.planner.plan(&packets);
+        (0..self.planner.len()).try_for_each(|group| self.write_group(group, &packets, burst))
+    }
+
     /// Writes one packet, which stands behind its virtio-net header.
     fn write_single(&mut self, packet: &[u8]) -> Result<(), PortError> {
         match retry(|| rustix::io::write(&self.queue, packet)) {
             Ok(_) => {
-                self.counters.tx_calls.add(1);
-                self.counters.tx_packets.add(1);
-                self.counters.tx_bytes.add((packet.len() - VNET_HEADER) as u64);
+                self.sent(1, packet.len() - VNET_HEADER);
                 Ok(())
             }
             Err(error) => self.dropped(error, 1),
@@ -188,10 +195,7 @@ impl TunPort {
         let count = self.planner.count(group);
         match written {
             Ok(_) => {
-                self.counters.tx_calls.add(1);
-                self.counters.tx_packets.add(count as u64);
-                let bytes = headers.total() + (count - 1) * headers.skip();
-                self.counters.tx_bytes.add(bytes as u64);
+                self.sent(count, headers.total() + (count - 1) * headers.skip());
                 Ok(())
             }
             Err(Errno::INVAL) => self.refused(&headers, group, burst),
@@ -214,20 +218,26 @@ impl TunPort {
         Ok(())
     }
 
+    /// Counts packets that went out with one call.
+    fn sent(&mut self, packets: usize, bytes: usize) {
+        self.counters.tx_calls.add(1);
+        self.counters.tx_packets.add(packets as u64);
+        self.counters.tx_bytes.add(bytes as u64);
+        self.settled += packets;
+    }
+
     /// Counts packets that the kernel did not take, or finds that the device is no more.
-    fn dropped(&self, error: Errno, packets: usize) -> Result<(), PortError> {
+    fn dropped(&mut self, error: Errno, packets: usize) -> Result<(), PortError> {
         let counter = match error {
+            _ if is_gone(error) => return Err(PortError::Gone),
             Errno::AGAIN | Errno::NOBUFS | Errno::NOMEM => &self.counters.tx_no_buffer,
             Errno::IO => &self.counters.tx_down,
             Errno::PERM | Errno::ACCESS => &self.counters.tx_forbidden,
             _ => &self.counters.tx_error,
         };
         counter.add(packets as u64);
-        if is_gone(error) {
-            Err(PortError::Gone)
-        } else {
-            Ok(())
-        }
+        self.settled += packets;
+        Ok(())
     }
 }
 
@@ -269,9 +279,16 @@ impl Port for TunPort {
             room
         });
         self.counters.tx_error.add((unsent - burst.len()) as u64);
+        self.settled = 0;
         let result = self.write_burst(burst);
+        // What is left when the device is gone.
+        self.counters.tx_down.add((burst.len() - self.settled) as u64);
         burst.clear_into(frames);
         result
+    }
+
+    fn has_pending(&self) -> bool {
+        self.pending.is_some()
     }
 
     fn wait_fds(&self) -> ArrayVec<BorrowedFd<'_>, PORT_FDS> {
@@ -282,19 +299,6 @@ impl Port for TunPort {
 
     fn counters(&self) -> &Arc<PortCounters> {
         &self.counters
-    }
-}
-
-impl TunPort {
-    fn write_burst(&mut self, burst: &Burst) -> Result<(), PortError> {
-        let Accepts { tcp, udp } = self.planner.accepts();
-        if burst.len() == 1 || !(tcp || udp) {
-            return burst.iter().try_for_each(|pkt| self.write_single(pkt.data()));
-        }
-        let packets: ArrayVec<&[u8], BURST_MAX> =
-            burst.iter().map(|pkt| &pkt.data()[VNET_HEADER..]).collect();
-        self.planner.plan(&packets);
-        (0..self.planner.len()).try_for_each(|group| self.write_group(group, &packets, burst))
     }
 }
 

@@ -111,6 +111,11 @@ impl Receiver {
         Ok(burst.len() - before)
     }
 
+    /// Whether datagrams of the last call are still here.
+    pub(super) fn has_pending(&self) -> bool {
+        self.next < self.received
+    }
+
     /// Receives up to `want` messages from one family: the one whose turn it is, or the other if that has nothing.
     fn fill(&mut self, sockets: &Pair, want: usize, counters: &PortCounters) -> io::Result<()> {
         (self.next, self.received) = (0, 0);
