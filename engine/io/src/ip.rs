@@ -309,7 +309,7 @@ impl<'a> Packet<'a> {
 pub struct Transport {
     /// Protocol number of what stands at `offset`.
     pub protocol: u8,
-    /// Bytes from the start of the packet. May equal the packet's length, or exceed nothing.
+    /// Bytes from the start of the packet, at most the packet's length.
     pub offset: usize,
     /// The packet is a fragment: not the whole datagram, or not alone.
     pub fragment: bool,

@@ -246,3 +246,110 @@ fn receive<'a>(socket: &OwnedFd, buffer: &'a mut [u8]) -> Result<&'a [u8], Errno
     }
     buffer.get(..len).ok_or(Errno::MSGSIZE)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// A message about interface 7: kind, family, flags, and an attribute each for MTU and `more`.
+    fn link(kind: u16, family: u8, flags: u32, mtu: u32, more: Option<u16>) -> Vec<u8> {
+        let mut bytes = vec![0; MESSAGE_HEADER + LINK_HEADER];
+        bytes[4..6].copy_from_slice(&kind.to_ne_bytes());
+        bytes[16] = family;
+        bytes[20..24].copy_from_slice(&7u32.to_ne_bytes());
+        bytes[24..28].copy_from_slice(&flags.to_ne_bytes());
+        // An attribute of odd length first: a name.
+        bytes.extend([7, 0, 3, 0, b'w', b'g', 0, 0]);
+        bytes.extend([8u16.to_ne_bytes(), IFLA_MTU.to_ne_bytes()].concat());
+        bytes.extend(mtu.to_ne_bytes());
+        if let Some(more) = more {
+            bytes.extend([8u16.to_ne_bytes(), more.to_ne_bytes(), [0, 0], [0, 0]].concat());
+        }
+        let len = bytes.len() as u32;
+        bytes[..4].copy_from_slice(&len.to_ne_bytes());
+        bytes
+    }
+
+    fn seen() -> Seen {
+        Seen {
+            ifindex: 7,
+            up: None,
+            mtu: None,
+            changed: false,
+        }
+    }
+
+    fn read(seen: &mut Seen, datagram: &[u8]) -> Vec<LinkEvent> {
+        let mut events = Vec::new();
+        seen.read_all(datagram, &mut |event| events.push(event));
+        events
+    }
+
+    const UP: u32 = libc::IFF_UP as u32;
+    const BRIDGE: u8 = libc::AF_BRIDGE as u8;
+
+    #[test]
+    fn only_changes_are_told() {
+        let mut seen = seen();
+        let both = [link(16, 0, 0, 1420, None), link(16, 0, UP, 1420, None)].concat();
+        assert_eq!(
+            read(&mut seen, &both),
+            [LinkEvent::Down, LinkEvent::Mtu(1420), LinkEvent::Up]
+        );
+        assert_eq!(read(&mut seen, &link(16, 0, UP, 1420, None)), []);
+        assert_eq!(
+            read(&mut seen, &link(16, 0, UP, 1300, None)),
+            [LinkEvent::Mtu(1300)]
+        );
+        assert!(!seen.changed);
+    }
+
+    #[test]
+    fn deletion_is_told_apart_from_what_looks_like_it() {
+        assert_eq!(read(&mut seen(), &link(17, 0, 0, 1420, None)), [LinkEvent::Gone]);
+        assert_eq!(
+            read(&mut seen(), &link(17, 0, 0, 1420, Some(IFLA_NEW_NETNSID))),
+            [LinkEvent::Moved]
+        );
+        assert_eq!(
+            read(&mut seen(), &link(17, BRIDGE, 0, 1420, None)),
+            [],
+            "left a bridge"
+        );
+        let mut other = Seen { ifindex: 8, ..seen() };
+        assert_eq!(read(&mut other, &link(17, 0, 0, 1420, None)), []);
+        assert!(other.changed, "another interface's routes went with it");
+    }
+
+    #[test]
+    fn messages_that_are_cut_off_are_not_read() {
+        let whole = link(16, 0, UP, 1420, None);
+        for len in 0..whole.len() {
+            assert_eq!(read(&mut seen(), &whole[..len]), [], "{len}");
+        }
+        // The header is whole but declares less than the interface's part.
+        for declared in 0..(MESSAGE_HEADER + LINK_HEADER) as u32 {
+            let mut short = whole.clone();
+            short[..4].copy_from_slice(&declared.to_ne_bytes());
+            assert_eq!(read(&mut seen(), &short), [], "{declared}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn random_bytes_never_panic(
+            mut bytes in proptest::collection::vec(any::<u8>(), 0..400),
+            kind in 16..30u8, fit: bool, family: bool,
+        ) {
+            let len = bytes.len() as u32;
+            if bytes.len() > 24 {
+                bytes[4..6].copy_from_slice(&[kind, 0]);
+                bytes[20..24].copy_from_slice(&7u32.to_ne_bytes());
+                if fit { bytes[..4].copy_from_slice(&len.to_ne_bytes()) }
+                if family { bytes[16] = 0 }
+            }
+            read(&mut seen(), &bytes);
+        }
+    }
+}

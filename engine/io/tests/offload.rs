@@ -742,7 +742,7 @@ fn c45_what_goes_alone_does_not_overtake_its_flow() {
     }
     .packet();
     assert_eq!(groups(&packets), [vec![0, 1, 3, 4], vec![2]]);
-    packets[2][9] = 1;
+    packets[2][9] = 47;
     assert_eq!(groups(&packets), [vec![0, 1, 3, 4], vec![2]]);
 }
 

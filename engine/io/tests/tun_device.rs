@@ -319,6 +319,13 @@ fn c46_udp_v4_goes_through_super_packets_unchanged() {
 }
 
 #[test]
+fn c46_tiny_datagrams_go_through_super_packets_unchanged() {
+    if possible("c46_tiny_datagrams") {
+        udp_trains("10.9.0.2:5000", 2);
+    }
+}
+
+#[test]
 fn c46_udp_v6_goes_through_super_packets_unchanged() {
     if possible("c46_udp_v6") {
         udp_trains("[fd00:9::2]:5000", 64);
@@ -344,12 +351,13 @@ fn c71_a_deleted_device_is_gone() {
             port.rx_burst(&mut frames, &mut burst),
             Err(PortError::Gone)
         ));
-        burst.push(udp_packet(&mut frames));
+        (0..3).for_each(|_| burst.push(udp_packet(&mut frames)));
         assert!(matches!(
             port.tx_burst(&mut frames, &mut burst),
             Err(PortError::Gone)
         ));
         assert!(burst.is_empty());
+        assert_eq!(port.counters().tx_down.get(), 3);
         assert!(device.mtu().is_err());
     });
 }

@@ -396,41 +396,35 @@ fn pseudo_sum(packet: &[u8], candidate: &Candidate, transport_len: usize) -> Sum
 }
 
 /// Reads what can be told without looking at the payload or at other packets.
+#[inline]
 fn glance(packet: &[u8], accepts: Accepts) -> Glance {
     let Ok(ip) = Packet::parse(packet) else {
         return Glance::Alone;
     };
     let v4 = ip.version() == ip::Version::V4;
     let (protocol, transport) = if v4 {
-        if ip.header_len() != IPV4_HEADER || ip::be16(packet, 6) & 0x3fff != 0 {
-            return Glance::Unknown;
-        }
         (packet[9], IPV4_HEADER)
     } else {
         (packet[6], IPV6_HEADER)
     };
-    let header = &ip.bytes()[transport..];
+    if v4 && (ip.header_len() != IPV4_HEADER || ip::be16(packet, 6) & 0x3fff != 0) {
+        return Glance::Unknown;
+    }
     let tcp = match protocol {
         PROTO_TCP if accepts.tcp => true,
         PROTO_UDP if accepts.udp => false,
-        PROTO_TCP | PROTO_UDP | ip::PROTO_ICMP | ip::PROTO_ICMPV6 => return Glance::Alone,
+        PROTO_TCP | PROTO_UDP | ip::PROTO_ICMPV6 => return Glance::Alone,
+        _ if v4 => return Glance::Alone,
+        // TCP or UDP may follow behind an extension header.
         _ => return Glance::Unknown,
     };
-    let minimum = if tcp { TCP_HEADER } else { UDP_HEADER };
-    if header.len() < minimum {
-        return Glance::Alone;
-    }
-    let tag = flow_tag(packet, header, v4, tcp);
-    let header_len = if tcp {
-        usize::from(header[12] >> 4) * 4
-    } else {
-        UDP_HEADER
+    let header = &ip.bytes()[transport..];
+    let (header_len, may_merge, seq, push) = match (tcp, header.first_chunk(), header.first_chunk()) {
+        (true, Some(header), _) => glance_tcp(header),
+        (false, _, Some(udp)) => (UDP_HEADER, udp_is_whole(udp, header.len()), 0, false),
+        _ => return Glance::Alone,
     };
-    let may_merge = if tcp {
-        header_len >= TCP_HEADER && header[TCP_FLAGS] & !TCP_PSH == TCP_ACK
-    } else {
-        usize::from(ip::be16(header, 4)) == header.len() && header[UDP_CHECKSUM..UDP_CHECKSUM + 2] != [0, 0]
-    };
+    let tag = flow_tag(packet, v4, tcp);
     // Something behind the IP packet or an empty payload cannot be part of a super-packet.
     if !may_merge || header_len >= header.len() || ip.total_len() != packet.len() || packet.len() > SUPER_MAX
     {
@@ -443,55 +437,89 @@ fn glance(packet: &[u8], accepts: Accepts) -> Glance {
         transport: transport as u8,
         payload: (transport + header_len) as u8,
         len: packet.len() as u16,
-        seq: if tcp {
-            u32::from_be_bytes([header[4], header[5], header[6], header[7]])
-        } else {
-            0
-        },
-        push: tcp && header[TCP_FLAGS] & TCP_PSH != 0,
+        seq,
+        push,
     })
+}
+
+/// Header length, whether the flags allow merging, sequence number, and PSH.
+#[inline]
+fn glance_tcp(header: &[u8; TCP_HEADER]) -> (usize, bool, u32, bool) {
+    let len = usize::from(header[12] >> 4) * 4;
+    let flags = header[TCP_FLAGS];
+    let seq = u32::from_be_bytes([header[4], header[5], header[6], header[7]]);
+    let plain = len >= TCP_HEADER && flags & !TCP_PSH == TCP_ACK && header[12] & 0x0f == 0;
+    (len, plain, seq, flags & TCP_PSH != 0)
+}
+
+/// Whether a datagram is as long as it says, and has a checksum.
+#[inline]
+fn udp_is_whole(header: &[u8; UDP_HEADER], len: usize) -> bool {
+    usize::from(ip::be16(header, 4)) == len && header[UDP_CHECKSUM..] != [0, 0]
 }
 
 /// Ports and the low halves of the addresses. Only a first filter: [`same_flow`] compares in full,
 /// and two flows that happen to share a tag merely close each other's super-packets.
-fn flow_tag(packet: &[u8], header: &[u8], v4: bool, tcp: bool) -> u64 {
-    let word = |bytes: &[u8], at: usize| -> u64 {
-        let four: [u8; 4] = bytes
-            .get(at..at + 4)
-            .and_then(|s| s.try_into().ok())
-            .unwrap_or_default();
-        u64::from(u32::from_be_bytes(four))
+#[inline]
+fn flow_tag(packet: &[u8], v4: bool, tcp: bool) -> u64 {
+    let word = |at: usize| match packet.get(at..at + 4) {
+        Some(&[a, b, c, d]) => u64::from(u32::from_be_bytes([a, b, c, d])),
+        _ => 0,
     };
-    let (src, dst) = if v4 { (12, 16) } else { (20, 36) };
-    let addresses = word(packet, src).rotate_left(7) ^ word(packet, dst);
-    (word(header, 0) << 32 | addresses) ^ (u64::from(v4) << 63) ^ (u64::from(tcp) << 62)
+    let (src, dst, ports) = if v4 { (12, 16, 20) } else { (20, 36, 40) };
+    let addresses = word(src).rotate_left(7) ^ word(dst);
+    ((word(ports) << 32) | addresses) ^ (u64::from(v4) << 63) ^ (u64::from(tcp) << 62)
 }
 
 /// Whether everything in the headers that must be equal is: all but lengths, checksums, IPv4
 /// identification, TCP sequence number and PSH. Header lengths have been compared before.
+#[inline]
 fn same_flow(a: &[u8], b: &[u8], candidate: &Candidate) -> bool {
-    let (transport, payload) = (usize::from(candidate.transport), usize::from(candidate.payload));
-    let (Some(a), Some(b)) = (a.get(..payload), b.get(..payload)) else {
-        return false;
-    };
-    let ip_same = if candidate.v4 {
-        a[..2] == b[..2] && a[6..10] == b[6..10] && a[12..20] == b[12..20]
+    // The ports stand right behind the addresses.
+    let same = if candidate.v4 {
+        match (a.first_chunk::<24>(), b.first_chunk::<24>()) {
+            (Some(a), Some(b)) => a[..2] == b[..2] && a[6..10] == b[6..10] && a[12..] == b[12..],
+            _ => false,
+        }
     } else {
-        a[..4] == b[..4] && a[6..40] == b[6..40]
+        match (a.first_chunk::<44>(), b.first_chunk::<44>()) {
+            (Some(a), Some(b)) => a[..4] == b[..4] && a[6..] == b[6..],
+            _ => false,
+        }
     };
-    let (a, b) = (&a[transport..], &b[transport..]);
-    ip_same
-        && a[..4] == b[..4]
-        && (!candidate.tcp
-            || (a[8..13] == b[8..13]
+    let range = usize::from(candidate.transport)..usize::from(candidate.payload);
+    same && (!candidate.tcp
+        || match (a.get(range.clone()), b.get(range)) {
+            (Some(a), Some(b)) => same_tcp(a, b),
+            _ => false,
+        })
+}
+
+#[inline]
+fn same_tcp(a: &[u8], b: &[u8]) -> bool {
+    match (
+        a.split_first_chunk::<TCP_HEADER>(),
+        b.split_first_chunk::<TCP_HEADER>(),
+    ) {
+        // Acknowledgement and header length; flags; window; urgent pointer; options.
+        (Some((a, a_options)), Some((b, b_options))) => {
+            a[8..13] == b[8..13]
                 && (a[TCP_FLAGS] ^ b[TCP_FLAGS]) & !TCP_PSH == 0
                 && a[14..16] == b[14..16]
-                && a[18..] == b[18..]))
+                && a[18..] == b[18..]
+                && a_options == b_options
+        }
+        _ => false,
+    }
 }
 
 /// Verifies the IPv4 header's checksum and the transport's.
+#[inline]
 fn checksums_valid(packet: &[u8], candidate: &Candidate) -> bool {
-    let (ip_header, rest) = packet.split_at(usize::from(candidate.transport));
-    let header_valid = !candidate.v4 || Sum::of(ip_header).is_valid();
+    let header_valid = !candidate.v4
+        || packet
+            .first_chunk::<IPV4_HEADER>()
+            .is_some_and(|header| Sum::of(header).is_valid());
+    let rest = &packet[usize::from(candidate.transport)..];
     header_valid && (pseudo_sum(packet, candidate, rest.len()) + Sum::of(rest)).is_valid()
 }
