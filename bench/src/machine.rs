@@ -60,6 +60,15 @@ pub fn summary() -> String {
     format!("{}; Linux {}", value("cpu"), value("kernel"))
 }
 
+/// Processes that wanted a CPU in the last minute, on average.
+pub fn load() -> f64 {
+    read("/proc/loadavg")
+        .split(' ')
+        .next()
+        .and_then(|field| field.parse().ok())
+        .unwrap_or(0.0)
+}
+
 /// Sets the machine's socket buffer limits.
 pub fn set_sysctls() -> Result<()> {
     for key in ["rmem_max", "wmem_max"] {

@@ -14,6 +14,9 @@ use std::time::{Duration, Instant};
 /// Part of the slowest subject's TCP rate that loaded round trips are measured beside.
 const PACE: f64 = 0.8;
 
+/// Load before a run that spoils it.
+const BUSY: f64 = 0.7;
+
 /// Options of `patronus-bench peers`.
 #[derive(Args)]
 pub struct Options {
@@ -157,6 +160,9 @@ impl Bench {
         }
         for reason in left_out {
             println!("left out: {reason}");
+        }
+        if machine::load() > BUSY {
+            println!("warning: the machine is busy with something else: these figures will not mean much");
         }
         let lengths = &self.lengths;
         println!(
