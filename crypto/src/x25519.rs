@@ -11,11 +11,12 @@ pub trait Dh: Send + Sync {
     /// The name by which [`by_name`] finds it.
     fn name(&self) -> &'static str;
 
-    /// The public key that belongs to `private`.
+    /// The public key that belongs to `private`. No copy of the key is left on the stack.
     fn public(&self, private: &Secret<32>) -> [u8; 32];
 
     /// The secret shared with the owner of `public`, or `None` if it is all zero, as it is for every point of low order
-    /// (RFC 7748, section 6.1). The comparison takes the same time whatever the secret is.
+    /// (RFC 7748, section 6.1). The comparison takes the same time whatever the secret is. No copy of either secret is left
+    /// on the stack.
     fn shared(&self, private: &Secret<32>, public: &[u8; 32]) -> Option<Secret<32>>;
 }
 
@@ -27,16 +28,30 @@ impl Dh for Dalek {
     }
 
     fn public(&self, private: &Secret<32>) -> [u8; 32] {
-        let private = x25519_dalek::StaticSecret::from(**private);
-        x25519_dalek::PublicKey::from(&private).to_bytes()
+        let public = dalek_public(private);
+        patronus_mem::wipe_stack();
+        public
     }
 
     fn shared(&self, private: &Secret<32>, public: &[u8; 32]) -> Option<Secret<32>> {
-        let private = x25519_dalek::StaticSecret::from(**private);
-        let shared = private.diffie_hellman(&x25519_dalek::PublicKey::from(*public));
-        let shared = Secret::with(|out| out.copy_from_slice(shared.as_bytes()));
+        let shared = Secret::with(|out| dalek_shared(out, private, public));
+        patronus_mem::wipe_stack();
         contributes(&shared).then_some(shared)
     }
+}
+
+// Not inlined, so that all they leave on the stack is below the frame of the caller, which wipes from there.
+#[inline(never)]
+fn dalek_public(private: &[u8; 32]) -> [u8; 32] {
+    let private = x25519_dalek::StaticSecret::from(*private);
+    x25519_dalek::PublicKey::from(&private).to_bytes()
+}
+
+#[inline(never)]
+fn dalek_shared(shared: &mut [u8; 32], private: &[u8; 32], public: &[u8; 32]) {
+    let private = x25519_dalek::StaticSecret::from(*private);
+    let public = x25519_dalek::PublicKey::from(*public);
+    shared.copy_from_slice(private.diffie_hellman(&public).as_bytes());
 }
 
 struct AwsLc;
@@ -47,11 +62,14 @@ impl Dh for AwsLc {
     }
 
     fn public(&self, private: &Secret<32>) -> [u8; 32] {
-        patronus_crypto_aws_lc::x25519_public(private)
+        let public = patronus_crypto_aws_lc::x25519_public(private);
+        patronus_mem::wipe_stack();
+        public
     }
 
     fn shared(&self, private: &Secret<32>, public: &[u8; 32]) -> Option<Secret<32>> {
         let shared = Secret::with(|out| patronus_crypto_aws_lc::x25519(out, private, public));
+        patronus_mem::wipe_stack();
         contributes(&shared).then_some(shared)
     }
 }

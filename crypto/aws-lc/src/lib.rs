@@ -2,135 +2,90 @@
 //!
 //! `aws-lc-rs` keeps a key inside objects of its own; here a key is borrowed for the length of a call, so that the only
 //! lasting copy is the caller's locked one. `patronus-crypto` wraps this package as one of its backends; workers and the
-//! slow-path thread come here through it.
+//! slow-path thread come here through it. Nothing here allocates.
 //!
-//! What the C code does with memory (read in aws-lc-sys 0.47, `crypto/cipher_extra/e_chacha20poly1305.c`,
-//! `crypto/fipsmodule/cipher/aead.c` and `crypto/fipsmodule/curve25519`): setting a key copies 32 bytes into the context
-//! and allocates nothing; sealing and opening allocate nothing, keep their own copy of the key on the stack and
-//! cleanse it; X25519 allocates nothing. A wrong tag puts an entry into the thread's error ring, whose first
-//! use in a thread allocates that ring, once. The assembly's spilled registers stay on the stack below the caller: that is
-//! what `patronus_mem::wipe_stack` is for.
+//! There are two ways to the same cipher: [`direct`] to the assembly, and [`evp`], the library's portable interface, for
+//! processors that the assembly is not for. docs/adr/0003-aead-backend.md says what the first saves.
 
 use aws_lc_sys as ffi;
-use std::ptr;
+
+#[cfg(target_arch = "x86_64")]
+mod direct;
+mod evp;
 
 const TAG: usize = 16;
 
-/// Room for one key on the stack of [`ChaCha20Poly1305::scope`].
-pub struct ChaCha20Poly1305 {
-    ctx: ffi::EVP_AEAD_CTX,
+/// Longest text that the cipher's 32-bit block counter is good for, less the block that makes the Poly1305 key.
+const TEXT_MAX: u64 = (1 << 32) * 64 - 64;
+
+/// Room on the stack for one key and what follows from it, and the cipher over it. Used through [`scope`](Self::scope).
+pub struct ChaCha20Poly1305(Way);
+
+enum Way {
+    #[cfg(target_arch = "x86_64")]
+    Direct(direct::Block),
+    Evp(evp::Context),
 }
 
 impl ChaCha20Poly1305 {
-    /// Runs `f` with room for a key, and wipes it afterwards. The value cannot be moved out, so no copy of the key
-    /// can be left anywhere else.
+    /// Runs `f` with a cipher, and wipes afterwards what it left on the stack, the library's registers spilled below the
+    /// caller's frame included. The cipher is only lent, so that what it holds cannot be moved elsewhere.
     #[inline]
     pub fn scope<R>(f: impl FnOnce(&mut ChaCha20Poly1305) -> R) -> R {
-        let mut room = ChaCha20Poly1305 {
-            ctx: ffi::EVP_AEAD_CTX {
-                aead: ptr::null(),
-                state: ffi::evp_aead_ctx_st_state { opaque: [0; _] },
-                state_offset: 0,
-                tag_len: 0,
-            },
-        };
-        f(&mut room)
+        #[cfg(target_arch = "x86_64")]
+        if direct::possible() {
+            let result = f(&mut ChaCha20Poly1305(Way::Direct(direct::Block::keyless())));
+            wipe_below::<{ direct::STACK }>();
+            return result;
+        }
+        let result = f(&mut ChaCha20Poly1305(Way::Evp(evp::Context::keyless())));
+        wipe_below::<{ evp::STACK }>();
+        result
     }
 
-    /// Sets the key that the returned cipher works with. Cheap: nothing is expanded ahead.
+    /// Encrypts all but the last 16 bytes of `buf` in place and writes the tag there (RFC 8439, section 2.8). False, and
+    /// nothing done, if `buf` is shorter than a tag or longer than the cipher allows (256 GiB).
     #[inline]
-    pub fn with_key(&mut self, key: &[u8; 32]) -> Keyed<'_> {
-        // SAFETY: `ctx` is a live context that owns nothing outside itself (this cipher's clean-up does nothing, so it may be
-        // initialized again without one); `key` is readable for the length passed; the AEAD is a static of the library.
-        let ok = unsafe {
-            ffi::EVP_AEAD_CTX_init(
-                &mut self.ctx,
-                ffi::EVP_aead_chacha20_poly1305(),
-                key.as_ptr(),
-                key.len(),
-                TAG,
-                ptr::null_mut(),
-            )
+    pub fn seal(&mut self, key: &[u8; 32], nonce: &[u8; 12], aad: &[u8], buf: &mut [u8]) -> bool {
+        let Some((text, tag)) = parts(buf) else {
+            return false;
         };
-        // It fails only for another key or tag length than this cipher's, and both are constants here.
-        assert_eq!(ok, 1, "ChaCha20-Poly1305 refused a 32-byte key");
-        Keyed { ctx: &self.ctx }
+        match &mut self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Way::Direct(block) => block.seal(key, nonce, aad, text, tag),
+            Way::Evp(context) => context.seal(key, nonce, aad, text, tag),
+        }
+        true
     }
-}
 
-impl Drop for ChaCha20Poly1305 {
-    fn drop(&mut self) {
-        // SAFETY: the context is live, exclusively borrowed, and as long as its own type says. No destructor of the library
-        // is skipped by overwriting it: this cipher's clean-up does nothing.
-        unsafe {
-            ffi::OPENSSL_cleanse(
-                ptr::from_mut(&mut self.ctx).cast(),
-                size_of::<ffi::EVP_AEAD_CTX>(),
-            )
+    /// Checks the tag in the last 16 bytes of `buf` and decrypts what is before it in place. False if the tag is wrong or
+    /// missing, and then no plain text is left: the assembly decrypts while it authenticates, so the text is zeroed.
+    #[inline]
+    pub fn open(&mut self, key: &[u8; 32], nonce: &[u8; 12], aad: &[u8], buf: &mut [u8]) -> bool {
+        let Some((text, tag)) = parts(buf) else {
+            return false;
+        };
+        match &mut self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Way::Direct(block) => block.open(key, nonce, aad, text, tag),
+            Way::Evp(context) => context.open(key, nonce, aad, text, tag),
         }
     }
 }
 
-/// A cipher with its key set.
-pub struct Keyed<'a> {
-    ctx: &'a ffi::EVP_AEAD_CTX,
+/// `buf` as text and tag, if it can be that.
+#[inline]
+fn parts(buf: &mut [u8]) -> Option<(&mut [u8], &mut [u8; TAG])> {
+    buf.split_last_chunk_mut()
+        .filter(|(text, _)| text.len() as u64 <= TEXT_MAX)
 }
 
-impl Keyed<'_> {
-    /// Encrypts all but the last 16 bytes of `buf` in place and writes the tag there (RFC 8439, section 2.8). False, and
-    /// `buf` untouched, if it is shorter than a tag.
-    #[inline]
-    pub fn seal(&self, nonce: &[u8; 12], aad: &[u8], buf: &mut [u8]) -> bool {
-        let Some((text, tag)) = buf.split_last_chunk_mut::<TAG>() else {
-            return false;
-        };
-        let mut tag_len = 0;
-        // SAFETY: the context was initialized by `with_key`. `text` and `tag` are disjoint and exclusively borrowed; input and
-        // output are the same range, which the library allows; every length is its slice's own. No extra input.
-        let ok = unsafe {
-            ffi::EVP_AEAD_CTX_seal_scatter(
-                self.ctx,
-                text.as_mut_ptr(),
-                tag.as_mut_ptr(),
-                &mut tag_len,
-                tag.len(),
-                nonce.as_ptr(),
-                nonce.len(),
-                text.as_ptr(),
-                text.len(),
-                ptr::null(),
-                0,
-                aad.as_ptr(),
-                aad.len(),
-            )
-        };
-        ok == 1
-    }
-
-    /// Checks the tag in the last 16 bytes of `buf` and decrypts what is before it in place. False if the tag is wrong or
-    /// missing; the text is then wiped (by the library, which decrypts while it authenticates).
-    #[inline]
-    pub fn open(&self, nonce: &[u8; 12], aad: &[u8], buf: &mut [u8]) -> bool {
-        let Some((text, tag)) = buf.split_last_chunk_mut::<TAG>() else {
-            return false;
-        };
-        // SAFETY: as in `seal`; the tag is only read.
-        let ok = unsafe {
-            ffi::EVP_AEAD_CTX_open_gather(
-                self.ctx,
-                text.as_mut_ptr(),
-                nonce.as_ptr(),
-                nonce.len(),
-                text.as_ptr(),
-                text.len(),
-                tag.as_ptr(),
-                tag.len(),
-                aad.as_ptr(),
-                aad.len(),
-            )
-        };
-        ok == 1
-    }
+/// Overwrites `N` bytes of dead stack below the caller's frame.
+#[inline(never)]
+fn wipe_below<const N: usize>() {
+    let mut below = std::mem::MaybeUninit::<[u8; N]>::uninit();
+    // SAFETY: the array is this function's own; a volatile store is not left out for being the last.
+    unsafe { below.as_mut_ptr().write_volatile([0; N]) };
 }
 
 /// The public key of `private` (RFC 7748, section 6.1).
@@ -147,4 +102,56 @@ pub fn x25519(shared: &mut [u8; 32], private: &[u8; 32], public: &[u8; 32]) {
     // SAFETY: the three arrays have the 32 bytes that the function reads and writes. Its result says no more than whether
     // the output is zero.
     unsafe { ffi::X25519(shared.as_mut_ptr(), private.as_ptr(), public.as_ptr()) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ways() -> Vec<ChaCha20Poly1305> {
+        let mut ways = vec![ChaCha20Poly1305(Way::Evp(evp::Context::keyless()))];
+        #[cfg(target_arch = "x86_64")]
+        if direct::possible() {
+            ways.push(ChaCha20Poly1305(Way::Direct(direct::Block::keyless())));
+        }
+        ways
+    }
+
+    /// Both ways agree, for every length around the assembly's block sizes, with and without additional data.
+    #[test]
+    fn both_ways_are_one_cipher() {
+        let key = std::array::from_fn(|n| n as u8);
+        for len in (0..700).chain([1420, 2047, 8900, 65_535]) {
+            let nonce = std::array::from_fn(|n| (len + n) as u8);
+            let aad = vec![7; len % 40];
+            let text: Vec<u8> = (0..len).map(|n| (n * 31) as u8).collect();
+            let mut sealed = Vec::new();
+            for mut way in ways() {
+                let mut buf = [&text[..], &[0; TAG]].concat();
+                assert!(way.seal(&key, &nonce, &aad, &mut buf));
+                sealed.push(buf.clone());
+                assert!(way.open(&key, &nonce, &aad, &mut buf));
+                assert_eq!(buf[..len], text);
+            }
+            assert!(sealed.windows(2).all(|pair| pair[0] == pair[1]), "{len} bytes");
+            for (mut way, mut buf) in ways().into_iter().zip(sealed) {
+                buf[len] ^= 1;
+                assert!(!way.open(&key, &nonce, &aad, &mut buf));
+                assert!(
+                    buf[..len].iter().all(|&b| b == 0),
+                    "{len} bytes: something is left"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn too_short_for_a_tag() {
+        for mut way in ways() {
+            let mut buf = [3; TAG - 1];
+            assert!(!way.seal(&[1; 32], &[2; 12], &[], &mut buf));
+            assert!(!way.open(&[1; 32], &[2; 12], &[], &mut buf));
+            assert_eq!(buf, [3; TAG - 1]);
+        }
+    }
 }

@@ -1,5 +1,5 @@
-//! AWS-LC's ChaCha20-Poly1305. A burst's keys pass one after the other through one context on this thread's stack, which is
-//! wiped when the burst is done.
+//! AWS-LC's ChaCha20-Poly1305. A burst's keys pass one after the other through one place on this thread's stack, which
+//! is wiped when the burst is done.
 
 use super::{Aead, Job, nonce};
 use patronus_crypto_aws_lc::ChaCha20Poly1305;
@@ -14,7 +14,7 @@ impl Aead for AwsLc {
     fn seal(&self, burst: &mut [Job<'_>]) {
         ChaCha20Poly1305::scope(|cipher| {
             for job in burst {
-                job.ok = cipher.with_key(job.key).seal(&nonce(job.counter), &[], job.buf);
+                job.ok = cipher.seal(job.key, &nonce(job.counter), &[], job.buf);
             }
         });
     }
@@ -22,16 +22,16 @@ impl Aead for AwsLc {
     fn open(&self, burst: &mut [Job<'_>]) {
         ChaCha20Poly1305::scope(|cipher| {
             for job in burst {
-                job.ok = cipher.with_key(job.key).open(&nonce(job.counter), &[], job.buf);
+                job.ok = cipher.open(job.key, &nonce(job.counter), &[], job.buf);
             }
         });
     }
 
     fn seal_one(&self, key: &[u8; 32], nonce: &[u8; 12], aad: &[u8], buf: &mut [u8]) -> bool {
-        ChaCha20Poly1305::scope(|cipher| cipher.with_key(key).seal(nonce, aad, buf))
+        ChaCha20Poly1305::scope(|cipher| cipher.seal(key, nonce, aad, buf))
     }
 
     fn open_one(&self, key: &[u8; 32], nonce: &[u8; 12], aad: &[u8], buf: &mut [u8]) -> bool {
-        ChaCha20Poly1305::scope(|cipher| cipher.with_key(key).open(nonce, aad, buf))
+        ChaCha20Poly1305::scope(|cipher| cipher.open(key, nonce, aad, buf))
     }
 }
