@@ -319,10 +319,7 @@ impl SlowPath {
                 LinkEvent::Up if !self.up => self.interface_up(),
                 LinkEvent::Down if self.up => self.interface_down(),
                 LinkEvent::Up | LinkEvent::Down => {}
-                LinkEvent::Mtu(mtu) => {
-                    self.tun.fit_super_packets(mtu);
-                    self.workers.to_all(|| Command::Mtu(mtu as usize));
-                }
+                LinkEvent::Mtu(mtu) => self.workers.to_all(|| Command::Mtu(mtu as usize)),
                 LinkEvent::Gone => self.end(Ended::InterfaceGone),
                 // Into another network namespace, the usual way to give a container nothing but a tunnel. Nothing more is
                 // heard of it, so it counts as up from here on; the sockets stay in this namespace.

@@ -142,10 +142,6 @@ impl TunDevice {
         self.control.is_up(&self.current_name()?)
     }
 
-    /// To be called when somebody else changed the MTU; see the module's notes on super-packets. There
-    /// is nothing to adjust.
-    pub fn fit_super_packets(&self, _mtu: u32) {}
-
     /// The interface may have been renamed meanwhile.
     fn current_name(&self) -> io::Result<String> {
         self.control.name(self.ifindex)
