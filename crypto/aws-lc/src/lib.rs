@@ -83,9 +83,11 @@ fn parts(buf: &mut [u8]) -> Option<(&mut [u8], &mut [u8; TAG])> {
 /// Overwrites `N` bytes of dead stack below the caller's frame.
 #[inline(never)]
 fn wipe_below<const N: usize>() {
-    let mut below = std::mem::MaybeUninit::<[u8; N]>::uninit();
-    // SAFETY: the array is this function's own; a volatile store is not left out for being the last.
-    unsafe { below.as_mut_ptr().write_volatile([0; N]) };
+    let mut below = std::mem::MaybeUninit::<[u8; N]>::zeroed();
+    // SAFETY: no instruction at all. That it might read what the pointer points to is why the zeros have to be stored.
+    unsafe {
+        std::arch::asm!("/* {} */", in(reg) below.as_mut_ptr(), options(readonly, nostack, preserves_flags));
+    }
 }
 
 /// The public key of `private` (RFC 7748, section 6.1).
