@@ -90,7 +90,8 @@ in_sandbox() {
     # A /run of its own keeps the names of namespaces and the sockets of daemons to itself. The shell stays as the
     # first process of its namespace: it takes in what daemons leave behind.
     # shellcheck disable=SC2016
-    unshare "${flags[@]}" bash -c 'mount -t tmpfs -o mode=755 tmpfs /run && "$@"; exit $?' sandbox "$@" &
+    unshare "${flags[@]}" bash -c 'mount -t tmpfs -o mode=755 tmpfs /run && ip link set lo up && "$@"; exit $?' \
+        sandbox "$@" &
     inside=$!
     # unshare holds back SIGINT and SIGTERM; its death takes everything inside with it.
     # shellcheck disable=SC2064
