@@ -121,7 +121,8 @@ impl Worker {
 
     /// One turn without a poller, for a caller that brings its own loop and clock. False once the worker has ended.
     pub fn step(&mut self, now: Time) -> bool {
-        self.turn(now, &mut Ready::ALL.clone(), None).is_ok()
+        let mut ready = Ready::ALL;
+        self.turn(now, &mut ready, None).is_ok()
     }
 
     fn turn(&mut self, now: Time, ready: &mut Ready, poller: Option<&mut Poller>) -> Result<(), Stop> {
