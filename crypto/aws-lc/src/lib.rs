@@ -21,6 +21,7 @@ const TEXT_MAX: u64 = (1 << 32) * 64 - 64;
 /// Room on the stack for one key and what follows from it, and the cipher over it. Used through [`scope`](Self::scope).
 pub struct ChaCha20Poly1305(Way);
 
+#[allow(clippy::large_enum_variant, reason = "a key is not to lie on the heap")]
 enum Way {
     #[cfg(target_arch = "x86_64")]
     Direct(direct::Block),
