@@ -159,6 +159,12 @@ fn gaps(index: &Index) -> Vec<String> {
                     item.title
                 ));
             }
+            State::Same(letter, number) if !index.contains_key(&(letter, number)) => {
+                gaps.push(format!(
+                    "{name} ({}) is said to be {letter}{number}, which has no test",
+                    item.title
+                ));
+            }
             State::Open(_) if tested => {
                 gaps.push(format!(
                     "{name} ({}) is tested now: mark it so in items.rs",
@@ -187,7 +193,7 @@ impl Tally {
         };
         for (section, item) in lines() {
             match (item.state, index.contains_key(&(section.letter, item.number))) {
-                (State::Covered, true) => tally.tested += 1,
+                (State::Covered, true) | (State::Same(..), _) => tally.tested += 1,
                 (State::Part(_), true) => tally.part += 1,
                 _ => tally.open += 1,
             }
@@ -260,6 +266,7 @@ fn place(state: State, tests: &[(String, String)]) -> String {
     match state {
         State::Covered if tests.is_empty() => parts.push("no test".to_owned()),
         State::Covered => {}
+        State::Same(letter, number) => parts.push(format!("as {letter}{number}")),
         State::Part(left_out) => parts.push(format!("left out: {left_out}")),
         State::Open(why) => parts.push(why.to_owned()),
     }
