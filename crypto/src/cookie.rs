@@ -179,3 +179,40 @@ impl Generator {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An initiation that Linux made, and the public key it was for: published with VPP (test/test_wireguard.py).
+    const LINUX_INITIATION: &str = "0100000098b9032b55cc4b39e73c3d24a2a1ab884b524a811808bb86640fb70de93154fec1879125\
+        ab012624a27f0b75c0a2582f438ddb5f8e768af40b4ab44402f9ff473e1b797e80d39d93c5480c82a3d4510f70396976586fb67300a5167b\
+        ae6ca3ff3dfd00eb59be198810f5aa036abc243d2155ee4f2336483900aef80108752cd700000000000000000000000000000000";
+    const LINUX_PUBLIC: &str = "691b871534f120221035e7e9d39a0a5a526fdf380ac5bf3e596ec924c8748f23";
+
+    fn hex<const N: usize>(text: &str) -> [u8; N] {
+        std::array::from_fn(|n| u8::from_str_radix(&text[2 * n..2 * n + 2], 16).unwrap())
+    }
+
+    #[test]
+    fn c01_mac1_of_an_initiation_made_by_linux() {
+        let public = PublicKey(hex(LINUX_PUBLIC));
+        let message: [u8; 148] = hex(LINUX_INITIATION);
+        assert!(Checker::new(&public).mac1_is_valid(&message));
+        let mut ours = message;
+        ours[116..].fill(0xff);
+        Generator::new(&public).add_macs(&mut ours, &Timeouts::protocol(), Time::from_secs(1));
+        assert_eq!(ours, message);
+    }
+
+    #[test]
+    fn messages_too_short_for_macs() {
+        let mut generator = Generator::new(&PublicKey([1; 32]));
+        let checker = Checker::new(&PublicKey([1; 32]));
+        for len in 0..32 {
+            let mut message = vec![0; len];
+            generator.add_macs(&mut message, &Timeouts::protocol(), Time::from_secs(1));
+            assert!(!checker.mac1_is_valid(&message));
+        }
+    }
+}

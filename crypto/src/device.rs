@@ -110,6 +110,8 @@ pub struct Device {
     by_key_secret: Secret<32>,
     indices: IndexTable,
     schedule: Schedule,
+    /// The time at the last call that told it.
+    latest: Time,
     limiter: RateLimiter,
     under_load: Option<Time>,
     clock: ClockGuard,
@@ -145,6 +147,7 @@ impl Device {
             by_key_secret: Secret::with(|key| rng.fill(key)),
             indices: IndexTable::default(),
             schedule: Schedule::default(),
+            latest: now.mono,
             limiter: RateLimiter::new(limits.rate_limited_sources, rng),
             under_load: None,
             clock,

@@ -97,4 +97,41 @@ mod tests {
         assert_eq!(table.allocate(PeerId(3), &mut rng), 7, "freed indices are free");
         assert_eq!(table.len(), 2);
     }
+
+    /// SplitMix64, as good as random for this.
+    struct Mixed(u64);
+
+    impl Random for Mixed {
+        fn fill(&mut self, buf: &mut [u8]) {
+            self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mut z = self.0;
+            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            buf.copy_from_slice(&(z ^ (z >> 31)).to_le_bytes()[..buf.len()]);
+        }
+    }
+
+    #[test]
+    fn c14_a_million_indices_are_uniform_and_unique() {
+        let mut table = IndexTable::default();
+        let mut rng = Mixed(1);
+        let mut bins = [[0u32; 256]; 4];
+        let count = 1_000_000;
+        for _ in 0..count {
+            let index = table.allocate(PeerId(0), &mut rng);
+            for (bins, byte) in bins.iter_mut().zip(index.to_le_bytes()) {
+                bins[usize::from(byte)] += 1;
+            }
+        }
+        assert_eq!(table.len(), count);
+        // Chi-square with 255 degrees of freedom: 350 is exceeded once in ten thousand.
+        let expected = count as f64 / 256.0;
+        for bins in bins {
+            let chi: f64 = bins
+                .iter()
+                .map(|&n| (f64::from(n) - expected).powi(2) / expected)
+                .sum();
+            assert!(chi < 350.0, "{chi}");
+        }
+    }
 }

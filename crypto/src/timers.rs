@@ -224,10 +224,14 @@ impl PeerTimers {
     }
 
     /// The next deadline. Starts or stops watching the traffic accordingly. `jitter` draws one random delay.
+    ///
+    /// While we watch, the worker starts timers without telling us. None of them can run out sooner than a keepalive timer
+    /// that starts now, so we look again by then at the latest.
     pub(crate) fn next(
         &mut self,
         traffic: &Traffic,
         times: &Timeouts,
+        now: Time,
         jitter: &mut dyn FnMut() -> Duration,
     ) -> Option<Time> {
         traffic.watched.store(true, Ordering::Relaxed);
@@ -235,11 +239,12 @@ impl PeerTimers {
             None if !traffic.stop_watching() => self.next_of_traffic(traffic, times, jitter),
             deadline => deadline,
         };
+        let look = watched.map(|deadline| deadline.min(now.after(times.keepalive_timeout)));
         [
             self.retransmit_at,
             self.erase_at,
             self.next_persistent(traffic),
-            watched,
+            look,
         ]
         .into_iter()
         .flatten()

@@ -19,6 +19,7 @@ impl Device {
 
     /// Does what is due, for a bounded number of peers: the next deadline may still be in the past afterwards.
     pub fn poll(&mut self, now: &Now, rng: &mut dyn Random, out: &mut Outputs) {
+        self.latest = now.mono;
         for _ in 0..PEERS_PER_POLL {
             match self.schedule.first() {
                 Some((at, peer)) if at <= now.mono => self.expire(peer, now, rng, out),
@@ -38,9 +39,11 @@ impl Device {
             return;
         };
         let deadline = match self.up {
-            true => peer.timers.next(&peer.traffic, &self.times, &mut || {
-                self.jitter.draw(self.times.rekey_timeout_jitter)
-            }),
+            true => peer
+                .timers
+                .next(&peer.traffic, &self.times, self.latest, &mut || {
+                    self.jitter.draw(self.times.rekey_timeout_jitter)
+                }),
             false => None,
         };
         self.schedule.set(id, deadline);

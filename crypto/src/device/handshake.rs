@@ -28,6 +28,7 @@ impl Device {
         rng: &mut dyn Random,
         out: &mut Outputs,
     ) {
+        self.latest = now.mono;
         let operations = self.dh_operations();
         if let Err(refusal) = self.take(now, from, msg, queue_len, rng, out) {
             self.counters.count(refusal);
@@ -144,6 +145,13 @@ impl Device {
         }
         peer.stamps.accept(proven.stamp);
         peer.last_initiation = Some(now.mono);
+        // Both sides initiated. One of the two handshakes has to go, the same one for both sides: the side with the smaller key
+        // keeps its own and answers all the same, because ours may have been lost. A stock peer always drops its own.
+        if peer.public < local.identity.public
+            && let Some(waiting) = peer.waiting.take()
+        {
+            self.indices.free(waiting.index);
+        }
 
         let index = self.indices.allocate(id, rng);
         let responded = noise::respond(&mut self.curve, proven, peer.psk.as_ref(), index, rng);
@@ -256,6 +264,7 @@ impl Device {
 
     /// A worker received the first packet under a session that we answered.
     pub fn key_confirmed(&mut self, peer: PeerId, now: &Now) {
+        self.latest = now.mono;
         let Some(found) = self.get_mut(peer) else { return };
         found.session = found.unconfirmed.take().or(found.session);
         // An initiation of our own that is still out has been overtaken.
@@ -268,6 +277,7 @@ impl Device {
     /// A worker needs a session: it has a packet and no key, or the key is due to be replaced. Starts a handshake unless a
     /// handshake message was sent to this peer within the last 5 s.
     pub fn want_handshake(&mut self, peer: PeerId, now: &Now, rng: &mut dyn Random, out: &mut Outputs) {
+        self.latest = now.mono;
         if let Some(found) = self.get_mut(peer) {
             found.timers.attempts = 0;
             self.initiate(peer, now, rng, out);
