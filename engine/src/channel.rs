@@ -12,7 +12,7 @@ use crossbeam_queue::ArrayQueue;
 use patronus_crypto::PeerId;
 use patronus_crypto::keypair::Keypair;
 use patronus_io::Port;
-use patronus_mem::{Outer, PktBuf};
+use patronus_mem::{BURST_MAX, Outer, PktBuf};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -22,8 +22,12 @@ use crate::wg::PeerSlot;
 /// Handshake messages that may wait for the slow path. At an eighth of this it is under load and asks for cookies
 /// (as Linux does with its queue of 4,096).
 pub const HANDSHAKE_QUEUE: usize = 4096;
-/// Notices that may wait for the slow path.
+/// Notices that may wait for the slow path before workers take no more packets and commands.
 pub const NOTICE_QUEUE: usize = 16384;
+/// The most notices that a worker leaves between two looks at [`ToSlowPath::has_room`]. For each packet of a burst from the
+/// network: a session confirmed and one retired, an endpoint moved, a timer started; and if all those sessions were
+/// waited for by as many packets as may wait, two more timers. Some are spare, for a command obeyed just before.
+pub const NOTICES_PER_STEP: usize = 7 * BURST_MAX;
 /// Commands that may wait for a worker.
 pub const COMMAND_QUEUE: usize = 4096;
 /// Packets that may wait for the worker that owns their peer, in each direction.
@@ -121,14 +125,16 @@ impl Waker {
         fence(Ordering::SeqCst);
     }
 
-    /// By the sleeper, when it is up again.
-    pub fn awake(&self) {
-        if self.asleep.swap(false, Ordering::Relaxed) {
-            return;
+    /// By the sleeper, when it is up again. `called`: it found the descriptor readable.
+    ///
+    /// A call may be late: it is written after the sleeper has found the queue filled and did not sleep, or was up again for another
+    /// reason. It then ends the next sleep, and is taken there: left unread, it would end every sleep from then on.
+    pub fn awake(&self, called: bool) {
+        self.asleep.store(false, Ordering::Relaxed);
+        if called {
+            let mut count = [0; 8];
+            let _ = rustix::io::read(&self.fd, &mut count);
         }
-        // Somebody cleared the flag and has written, or is about to write: take the count so that the next sleep holds.
-        let mut count = [0; 8];
-        let _ = rustix::io::read(&self.fd, &mut count);
     }
 
     /// By anybody, after filling a queue of the sleeper's.
@@ -157,18 +163,19 @@ pub struct ToSlowPath {
 }
 
 impl ToSlowPath {
-    /// An empty inbox.
-    pub fn new() -> std::io::Result<Self> {
+    /// An empty inbox for the notices of `workers` workers.
+    pub fn new(workers: usize) -> std::io::Result<Self> {
         Ok(ToSlowPath {
             handshakes: ArrayQueue::new(HANDSHAKE_QUEUE),
-            notices: ArrayQueue::new(NOTICE_QUEUE),
+            notices: ArrayQueue::new(NOTICE_QUEUE + workers * NOTICES_PER_STEP),
             waker: Waker::new()?,
         })
     }
 
-    /// Whether `n` notices are sure to fit, whatever up to `workers` workers do meanwhile with the same promise.
-    pub fn has_room(&self, n: usize, workers: usize) -> bool {
-        self.notices.len() + n * workers <= NOTICE_QUEUE
+    /// Whether the notices of a worker's next step are sure to fit, whatever the others do meanwhile: behind
+    /// [`NOTICE_QUEUE`] there is room for one step of each.
+    pub fn has_room(&self) -> bool {
+        self.notices.len() < NOTICE_QUEUE
     }
 }
 

@@ -21,13 +21,13 @@ use crate::channel::{ToSlowPath, ToWorker};
 use crate::clock::{Clock, SystemClock, SystemRandom};
 use crate::log::Log;
 use crate::sandbox::{self, SandboxError};
-use crate::slowpath::{Parts, SlowPath, Workers};
+use crate::slowpath::{Parts, peer_numbers, SlowPath, Workers};
 use crate::stats::WorkerStats;
 use crate::uapi::UapiServer;
 use crate::wg::{Crew, Wg};
 use crate::worker::{IdleLadder, Worker};
 
-/// Small frames, of 2 KiB each. Memory is used only once touched.
+/// Small frames, of 2 KiB each, in memory from the start.
 const FRAMES: usize = 16384;
 /// Frames for packets beyond 1,856 bytes.
 const JUMBO_FRAMES: usize = 512;
@@ -112,6 +112,7 @@ impl std::error::Error for StartError {}
 pub fn start(config: &Config) -> Result<SlowPath, StartError> {
     let system = |what| move |e| StartError::System(what, e);
     sandbox::hide_memory().map_err(StartError::Sandbox)?;
+    sandbox::allow_locked_memory();
     let signals = patronus_io::signal::termination().map_err(system("catch signals"))?;
     let aead = match &config.aead {
         None => aead::default(),
@@ -119,21 +120,16 @@ pub fn start(config: &Config) -> Result<SlowPath, StartError> {
     };
     let (tun, tun_ports) = make_tun(config)?;
     let watch = LinkWatch::new(tun.ifindex()).map_err(system("watch interfaces"))?;
-    let uapi = UapiServer::bind(&config.uapi_dir, &config.name)
+    let uapi = UapiServer::bind(&config.uapi_dir, tun.name())
         .map_err(|e| StartError::Uapi(config.uapi_dir.join(format!("{}.sock", config.name)), e))?;
     let arena = Arena::new(&ArenaConfig {
         frames: FRAMES,
         jumbo_frames: JUMBO_FRAMES,
     })
     .map_err(system("reserve memory for packets"))?;
-    if !patronus_mem::secrets_locked() {
-        config.log.error(format_args!(
-            "key memory could not be locked and may be swapped out: raise the limit with `ulimit -l` or LimitMEMLOCK="
-        ));
-    }
     let null = open_null().map_err(system("open /dev/null"))?;
 
-    let inbox = Arc::new(ToSlowPath::new().map_err(system("make a wake-up descriptor"))?);
+    let inbox = Arc::new(ToSlowPath::new(config.workers).map_err(system("make a wake-up descriptor"))?);
     let inboxes: Vec<_> = (0..config.workers)
         .map(|_| ToWorker::new(config.workers).map(Arc::new))
         .collect::<io::Result<_>>()
@@ -160,7 +156,7 @@ pub fn start(config: &Config) -> Result<SlowPath, StartError> {
                 me,
             };
             let worker = Worker {
-                wg: Wg::new(aead, crew, config.max_peers, mtu, FRAMES / 4 / config.workers),
+                wg: Wg::new(aead, crew, peer_numbers(config.max_peers), mtu, FRAMES / 4 / config.workers),
                 tun: Box::new(port),
                 udp: None,
                 frames: FrameCache::new(arena),
@@ -177,7 +173,7 @@ pub fn start(config: &Config) -> Result<SlowPath, StartError> {
 
     let mut random = SystemRandom;
     let limits = Limits {
-        max_peers: config.max_peers as u32,
+        max_peers: peer_numbers(config.max_peers) as u32,
         timer_divisor: config.timer_divisor,
         ..Limits::default()
     };

@@ -1,6 +1,7 @@
 //! Messages for people, on standard error: few, and never from the data path.
 
 use std::fmt;
+use std::io::{self, Write};
 
 /// How much is said.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
@@ -53,7 +54,8 @@ impl Log {
 
     fn write(&self, level: Level, message: fmt::Arguments<'_>) {
         if level <= self.level {
-            eprintln!("patronus-engine {}: {message}", self.interface);
+            // The terminal may be gone: then nobody reads this, and nothing depends on it.
+            let _ = writeln!(io::stderr(), "patronus-engine {}: {message}", self.interface);
         }
     }
 }

@@ -12,7 +12,7 @@ mod links;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use patronus_crypto::{Device, Output, Outputs, PeerId, Random, To};
+use patronus_crypto::{Device, Duration, Output, Outputs, PeerId, Random, Time, To};
 use patronus_io::netlink::{LinkEvent, LinkWatch};
 use patronus_io::tun::TunDevice;
 use patronus_io::udp::{UdpConfig, UdpSender, UdpSockets};
@@ -22,6 +22,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use self::config::Peer;
+pub use self::config::peer_numbers;
 pub use self::links::Workers;
 use crate::allowedips::AllowedIpsConfig;
 use crate::channel::{Command, HandshakeMessage, Notice, ToSlowPath};
@@ -34,8 +35,12 @@ use crate::uapi::UapiServer;
 const HANDSHAKE_TOS: u8 = 0x88;
 /// Handshake messages worked off in a turn, so that a flood of them leaves time for timers and requests.
 const HANDSHAKES_PER_TURN: usize = 64;
+/// How soon to try again when the UDP port is taken.
+const BIND_RETRY: Duration = Duration::from_secs(1);
+/// How long after a change of routes or addresses the peers' source addresses are forgotten: changes come in crowds.
+const SOURCE_GRACE: Duration = Duration::from_millis(200);
 /// How soon to look again when a worker's command queue was full.
-const BACKLOG_RETRY: std::time::Duration = std::time::Duration::from_millis(1);
+const BACKLOG_RETRY: Duration = Duration::from_millis(1);
 
 /// Why the engine ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -100,10 +105,20 @@ pub struct SlowPath {
     null: OwnedFd,
     max_peers: usize,
     udp: UdpConfig,
-    up: bool,
+    /// Whether the interface is up, as its administrator set it.
+    link_up: bool,
+    /// There while the interface is up and its UDP port could be had.
     sockets: Option<(UdpSockets, UdpSender)>,
     peers: Vec<Option<Peer>>,
     allowed_ips: AllowedIpsConfig,
+    /// The workers' routing table is older than `allowed_ips`.
+    routes_changed: bool,
+    /// Removed peers that their worker has not let go of yet.
+    leaving: usize,
+    forget_sources_at: Option<Time>,
+    bind_again_at: Option<Time>,
+    told_unbound: bool,
+    told_unlocked: bool,
     outputs: Outputs,
     ended: Option<Ended>,
 }
@@ -128,7 +143,13 @@ impl SlowPath {
             null: parts.null,
             max_peers: parts.max_peers,
             udp: parts.udp,
-            up: false,
+            link_up: false,
+            forget_sources_at: None,
+            bind_again_at: None,
+            told_unbound: false,
+            told_unlocked: false,
+            leaving: 0,
+            routes_changed: false,
             sockets: None,
             peers: Vec::new(),
             allowed_ips: AllowedIpsConfig::new(),
@@ -151,11 +172,12 @@ impl SlowPath {
             self.take_notices();
             self.take_handshakes();
             self.run_timers();
+            self.run_chores();
             self.watch_interface();
             self.serve_uapi();
             let backlog = !self.workers.flush();
             if let Some(ended) = self.ended {
-                self.workers.stop();
+                self.workers.stop(&self.inbox);
                 return ended;
             }
             self.sleep(backlog);
@@ -185,9 +207,14 @@ impl SlowPath {
                     self.workers.forget_index(keypair.peer, keypair.local_index);
                     self.device.retire(keypair);
                 }
-                Notice::Slot(slot) => self.device.release(slot.id),
-                Notice::Routes(_) | Notice::Wan(_) => {
-                    // Dropped here, off the data path.
+                Notice::Slot(slot) => {
+                    self.leaving -= 1;
+                    self.device.release(slot.id);
+                }
+                Notice::Routes(routes) => drop(routes),
+                Notice::Wan(port) => {
+                    drop(port);
+                    self.bind();
                 }
                 Notice::TunGone => self.end(Ended::InterfaceGone),
             }
@@ -200,7 +227,7 @@ impl SlowPath {
             let Some(message) = self.inbox.handshakes.pop() else {
                 return;
             };
-            if !self.up {
+            if self.sockets.is_none() {
                 // It was on its way when the interface went down.
                 continue;
             }
@@ -235,14 +262,15 @@ impl SlowPath {
         let mut sends = VecDeque::new();
         for output in outputs.drain() {
             match output {
-                Output::Send { to, msg, .. } => sends.push_back((to, msg)),
+                Output::Send { to, msg, handshake } => sends.push_back((to, msg, handshake)),
                 other => self.obey(other, message),
             }
         }
-        for (to, bytes) in sends {
-            self.send(to, &bytes, message);
+        for (to, bytes, handshake) in sends {
+            self.send(to, &bytes, if handshake { HANDSHAKE_TOS } else { 0 }, message);
         }
         self.outputs = outputs;
+        self.publish_routes();
     }
 
     fn obey(&mut self, output: Output, message: Option<&HandshakeMessage>) {
@@ -281,7 +309,7 @@ impl SlowPath {
     }
 
     /// Sends a handshake message. What the network does not take is lost like any datagram; the retransmission covers it.
-    fn send(&mut self, to: To, bytes: &[u8], message: Option<&HandshakeMessage>) {
+    fn send(&mut self, to: To, bytes: &[u8], tos: u8, message: Option<&HandshakeMessage>) {
         let outer = match to {
             To::Peer(peer) => self.peer(peer).map(|p| p.endpoint),
             To::Source => message.map(|m| m.outer),
@@ -292,7 +320,7 @@ impl SlowPath {
         if outer.remote().is_none() {
             return;
         }
-        outer.set_tos(HANDSHAKE_TOS);
+        outer.set_tos(tos);
         if let Err(error) = sender.send(&outer, bytes) {
             self.log
                 .verbose(format_args!("handshake message not sent: {error}"));
@@ -311,54 +339,89 @@ impl SlowPath {
     fn watch_interface(&mut self) {
         let mut events = Vec::new();
         if let Err(error) = self.watch.read(&mut events) {
-            self.log
-                .error(format_args!("no news of interfaces and routes: {error}"));
+            self.log.error(format_args!("no news of interfaces and routes: {error}"));
         }
         for event in events {
             match event {
-                LinkEvent::Up if !self.up => self.interface_up(),
-                LinkEvent::Down if self.up => self.interface_down(),
-                LinkEvent::Up | LinkEvent::Down => {}
+                LinkEvent::Up => self.interface_up(),
+                LinkEvent::Down => self.interface_down(),
                 LinkEvent::Mtu(mtu) => self.workers.to_all(|| Command::Mtu(mtu as usize)),
                 LinkEvent::Gone => self.end(Ended::InterfaceGone),
                 // Into another network namespace, the usual way to give a container nothing but a tunnel. Nothing more is
                 // heard of it, so it counts as up from here on; the sockets stay in this namespace.
-                LinkEvent::Moved if !self.up => self.interface_up(),
-                LinkEvent::Moved => {}
+                LinkEvent::Moved => self.interface_up(),
                 LinkEvent::RouteOrAddressChanged => {
-                    for peer in self.peers.iter_mut().flatten() {
-                        peer.endpoint.set_local(None, 0);
-                    }
-                    self.workers.to_all(|| Command::ClearSource(None));
+                    let soon = self.clock.mono().after(SOURCE_GRACE);
+                    self.forget_sources_at.get_or_insert(soon);
                 }
             }
         }
     }
 
+    /// What is due by the clock, beside the protocol's timers.
+    fn run_chores(&mut self) {
+        let now = self.clock.mono();
+        if self.forget_sources_at.is_some_and(|at| at <= now) {
+            self.forget_sources_at = None;
+            for peer in self.peers.iter_mut().flatten() {
+                peer.endpoint.set_local(None, 0);
+            }
+            self.workers.to_all(|| Command::ClearSource(None));
+        }
+        if self.bind_again_at.is_some_and(|at| at <= now) {
+            self.bind();
+        }
+        if !self.told_unlocked && !patronus_mem::secrets_locked() {
+            self.told_unlocked = true;
+            self.log.error(format_args!(
+                "key memory could not be locked and may be swapped out: raise the limit with `ulimit -l` or LimitMEMLOCK="
+            ));
+        }
+    }
+
     fn interface_up(&mut self) {
+        self.link_up = true;
+        self.bind();
+    }
+
+    /// Opens the UDP sockets if they are wanted and not open. Tried again later if the port is taken: by the sockets of
+    /// a moment ago, which a worker has not given back yet, or by another process.
+    fn bind(&mut self) {
+        self.bind_again_at = None;
+        if !self.link_up || self.sockets.is_some() {
+            return;
+        }
         match UdpSockets::bind(&self.udp) {
-            Ok(sockets) => self.use_sockets(sockets),
+            Ok(sockets) => self.open(sockets),
             Err(error) => {
-                let port = self.udp.port;
-                self.log.error(format_args!(
-                    "cannot listen on UDP port {port}: {error}; choose another one with `wg set`"
-                ));
-                return;
+                if !std::mem::replace(&mut self.told_unbound, true) {
+                    let port = self.udp.port;
+                    self.log.error(format_args!(
+                        "cannot listen on UDP port {port}: {error}; trying again, or choose another one with `wg set`"
+                    ));
+                }
+                self.bind_again_at = Some(self.clock.mono().after(BIND_RETRY));
             }
         }
-        self.up = true;
+    }
+
+    /// Begins to work with `sockets`.
+    fn open(&mut self, sockets: UdpSockets) {
+        self.use_sockets(sockets);
+        self.told_unbound = false;
         self.device.set_up(true, &mut self.outputs);
         self.carry_out(None);
-        self.log
-            .verbose(format_args!("interface up, UDP port {}", self.udp.port));
+        self.log.verbose(format_args!("interface up, UDP port {}", self.udp.port));
     }
 
     fn interface_down(&mut self) {
-        self.up = false;
+        self.link_up = false;
+        if self.sockets.take().is_none() {
+            return;
+        }
         self.device.set_up(false, &mut self.outputs);
         self.carry_out(None);
         self.workers.to_all(|| Command::Wan(None));
-        self.sockets = None;
         self.log.verbose(format_args!("interface down"));
     }
 
@@ -391,34 +454,36 @@ impl SlowPath {
         self.ended.get_or_insert(why);
     }
 
-    /// Until the next deadline, message, request or signal.
+    /// Until the next deadline, message, request or signal. With work at hand it only looks.
     fn sleep(&mut self, backlog: bool) {
-        let now = self.clock.mono();
-        let uapi_deadline = self.uapi.as_ref().and_then(UapiServer::next_deadline);
-        let mut until = self.device.next_deadline().into_iter().chain(uapi_deadline).min();
-        if backlog {
-            let retry = now.after(BACKLOG_RETRY);
-            until = Some(until.map_or(retry, |at| at.min(retry)));
-        }
-        let timeout = until
-            .map(|at| at.since(now))
-            .and_then(|d| Timespec::try_from(d).ok());
+        let timeout = self.timeout(backlog);
         self.inbox.waker.announce_sleep();
-        if self.inbox.notices.is_empty() && self.inbox.handshakes.is_empty() {
-            let Some(uapi) = &self.uapi else { return };
-            let mut fds = vec![
-                PollFd::new(&self.signals, PollFlags::IN),
-                PollFd::from_borrowed_fd(self.inbox.waker.as_fd(), PollFlags::IN),
-                PollFd::from_borrowed_fd(self.watch.as_fd(), PollFlags::IN),
-            ];
-            fds.push(PollFd::from_borrowed_fd(uapi.fd(), PollFlags::IN));
-            let _ = poll(&mut fds, timeout.as_ref());
-            let signalled = !fds[0].revents().is_empty();
-            if signalled {
-                self.end(Ended::Signal);
-            }
+        let idle = self.inbox.notices.is_empty() && self.inbox.handshakes.is_empty();
+        let timeout = if idle { timeout } else { Some(Timespec::default()) };
+        let Some(uapi) = &self.uapi else { return };
+        let mut fds = [
+            PollFd::new(&self.signals, PollFlags::IN),
+            PollFd::from_borrowed_fd(self.inbox.waker.as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(self.watch.as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(uapi.fd(), PollFlags::IN),
+        ];
+        // An interruption is as good as an event: the next turn looks at everything.
+        let _ = poll(&mut fds, timeout.as_ref());
+        let [signalled, called] = [0, 1].map(|i: usize| !fds[i].revents().is_empty());
+        self.inbox.waker.awake(called);
+        if signalled {
+            self.end(Ended::Signal);
         }
-        self.inbox.waker.awake();
+    }
+
+    /// How long there is nothing to do by the clock; `None`: for ever.
+    fn timeout(&self, backlog: bool) -> Option<Timespec> {
+        let now = self.clock.mono();
+        let retry = backlog.then(|| now.after(BACKLOG_RETRY));
+        let uapi = self.uapi.as_ref().and_then(UapiServer::next_deadline);
+        let deadlines = [self.device.next_deadline(), uapi, self.forget_sources_at, self.bind_again_at, retry];
+        let next = deadlines.into_iter().flatten().min()?;
+        Timespec::try_from(next.since(now)).ok()
     }
 
     fn peer(&self, id: PeerId) -> Option<&Peer> {

@@ -62,8 +62,6 @@ named! {
         DecapCongestion => "decap-congestion-not-ect",
         /// From the network: a handshake message found the slow path's queue full.
         HandshakeQueueFull => "handshake-queue-full",
-        /// The slow path's notice queue was full, so the packet could not be accepted without losing its consequence.
-        SlowPathBusy => "slow-path-busy",
         /// The owning worker's hand-off ring was full.
         HandoffFull => "handoff-full",
     }

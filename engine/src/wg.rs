@@ -223,9 +223,12 @@ impl Wg {
     }
 
     /// Where the peer is from now on.
-    pub fn set_endpoint(&mut self, peer: PeerId, endpoint: Outer) {
+    ///
+    /// Told back to the slow path: if the peer was heard elsewhere meanwhile, both sides end with what came last here.
+    pub fn set_endpoint(&mut self, cx: &mut Context<'_>, peer: PeerId, endpoint: Outer) {
         if let Some(slot) = self.slot_mut(peer) {
             slot.endpoint = endpoint;
+            cx.tell(Notice::Endpoint(peer, endpoint));
         }
     }
 

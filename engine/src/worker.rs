@@ -25,9 +25,6 @@ use crate::wg::{Context, Wg};
 const BURSTS_PER_TURN: usize = 4;
 /// Commands obeyed in a turn.
 const COMMANDS_PER_TURN: usize = 32;
-/// Room in the notice queue without which a worker takes neither packets nor commands. The most that one burst or
-/// command can cause: a confirmed session, a retired one, a moved endpoint, a rekey and a timer per packet.
-const NOTICES_PER_STEP: usize = 5 * BURST_MAX;
 /// How long to wait for the slow path to make room in the notice queue.
 const BACKOFF: Duration = Duration::from_millis(1);
 
@@ -125,8 +122,8 @@ impl Worker {
         self.turn(now, &mut ready, None).is_ok()
     }
 
-    fn turn(&mut self, now: Time, ready: &mut Ready, poller: Option<&mut Poller>) -> Result<(), Stop> {
-        self.obey(now, poller)?;
+    fn turn(&mut self, now: Time, ready: &mut Ready, mut poller: Option<&mut Poller>) -> Result<(), Stop> {
+        self.obey(now, poller.as_deref_mut())?;
         for _ in 0..BURSTS_PER_TURN {
             if !ready.tun || !self.has_room() {
                 break;
@@ -137,10 +134,10 @@ impl Worker {
             if !ready.udp || !self.has_room() {
                 break;
             }
-            ready.udp = self.inbound(now)?;
+            ready.udp = self.inbound(now, poller.as_deref_mut())?;
         }
-        if self.wg.crew().inboxes.len() > 1 && self.has_room() {
-            self.handed_over(now)?;
+        if self.wg.crew().inboxes.len() > 1 {
+            self.handed_over(now, poller)?;
         }
         Ok(())
     }
@@ -166,7 +163,7 @@ impl Worker {
     }
 
     /// One burst from the network to the TUN. True if there may be more.
-    fn inbound(&mut self, now: Time) -> Result<bool, Stop> {
+    fn inbound(&mut self, now: Time, poller: Option<&mut Poller>) -> Result<bool, Stop> {
         let Some(udp) = &mut self.udp else { return Ok(false) };
         let mut wire = Burst::new();
         // A UDP socket's errors are about single datagrams or peers; the port has counted them.
@@ -176,7 +173,7 @@ impl Worker {
             self.stats.burst(Stage::UdpRx, wire.len());
             // A packet of a session that was installed after this turn began may be here already: its sender was faster
             // than the turn. The command came before the packet, so obeying now makes the session known.
-            self.obey(now, None)?;
+            self.obey(now, poller)?;
             self.open_and_deliver(now, &mut wire)?;
         }
         Ok(more)
@@ -194,15 +191,18 @@ impl Worker {
     }
 
     /// What other workers took in for peers of this one.
-    fn handed_over(&mut self, now: Time) -> Result<(), PortError> {
+    fn handed_over(&mut self, now: Time, poller: Option<&mut Poller>) -> Result<(), Stop> {
         let inbox = Arc::clone(self.inbox());
-        let (mut inner, mut wire) = (Burst::new(), Burst::new());
-        take(&inbox.encap, &mut inner);
-        take(&inbox.decap, &mut wire);
-        if !inner.is_empty() {
+        if !inbox.encap.is_empty() && self.has_room() {
+            let mut inner = Burst::new();
+            take(&inbox.encap, &mut inner);
             self.seal_and_send(now, &mut inner)?;
         }
-        if !wire.is_empty() {
+        if !inbox.decap.is_empty() && self.has_room() {
+            let mut wire = Burst::new();
+            take(&inbox.decap, &mut wire);
+            // As in `inbound`: the session may be newer than this turn.
+            self.obey(now, poller)?;
             self.open_and_deliver(now, &mut wire)?;
         }
         Ok(())
@@ -310,7 +310,7 @@ impl Worker {
     }
 
     fn has_room(&self) -> bool {
-        self.slow.has_room(NOTICES_PER_STEP, self.wg.crew().inboxes.len())
+        self.slow.has_room()
     }
 
     fn inbox(&self) -> &Arc<ToWorker> {
@@ -329,12 +329,13 @@ impl Worker {
             return poller.look(Some(&Timespec::default()));
         }
         inbox.waker.announce_sleep();
-        let mut ready = Ready::NONE;
+        let (mut ready, mut called) = (Ready::NONE, false);
         if inbox.commands.is_empty() && inbox.encap.is_empty() && inbox.decap.is_empty() {
             self.stats.sleeps.add(1);
             ready = poller.look(None);
+            called = poller.called;
         }
-        inbox.waker.awake();
+        inbox.waker.awake(called);
         ready
     }
 }
@@ -347,7 +348,7 @@ fn apply(wg: &mut Wg, cx: &mut Context<'_>, command: Command) {
         Command::Routes(routes) => wg.set_routes(cx, routes),
         Command::IndexAdded(index, peer) => wg.add_foreign_index(index, peer),
         Command::IndexRemoved(index) => wg.remove_foreign_index(index),
-        Command::Endpoint(peer, endpoint) => wg.set_endpoint(peer, endpoint),
+        Command::Endpoint(peer, endpoint) => wg.set_endpoint(cx, peer, endpoint),
         Command::ClearSource(peer) => wg.clear_source(peer),
         Command::DropStaged(peer) => wg.drop_staged(cx, peer),
         Command::EraseKeys(peer) => wg.erase_keys(cx, peer),
@@ -371,6 +372,8 @@ fn take(ring: &ArrayQueue<PktBuf>, burst: &mut Burst) {
 struct Poller {
     epoll: OwnedFd,
     events: Vec<epoll::Event>,
+    /// Whether the last look found a call of another thread.
+    called: bool,
 }
 
 /// What a descriptor in the poller stands for.
@@ -381,7 +384,11 @@ const UDP: u64 = 2;
 impl Poller {
     fn new(worker: &Worker) -> std::io::Result<Self> {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
-        let poller = Poller { epoll, events: Vec::with_capacity(8) };
+        let poller = Poller {
+            epoll,
+            events: Vec::with_capacity(8),
+            called: false,
+        };
         poller.add(worker.inbox().waker.as_fd(), INBOX)?;
         for fd in worker.tun.wait_fds() {
             poller.add(fd, TUN)?;
@@ -406,6 +413,7 @@ impl Poller {
 
     fn look(&mut self, timeout: Option<&Timespec>) -> Ready {
         self.events.clear();
+        self.called = false;
         if epoll::wait(&self.epoll, spare_capacity(&mut self.events), timeout).is_err() {
             // Interrupted: as good as an event from everywhere.
             return Ready::ALL;
@@ -415,7 +423,7 @@ impl Poller {
             match event.data.u64() {
                 TUN => ready.tun = true,
                 UDP => ready.udp = true,
-                _ => {}
+                _ => self.called = true,
             }
         }
         ready

@@ -17,6 +17,15 @@ use crate::channel::Command;
 use crate::uapi::{Errno, PeerView, Reply, SetPeer, SetRequest, UapiDevice};
 use crate::wg::PeerSlot;
 
+/// Allowed-ips that an interface may have.
+pub const ALLOWED_IPS_MAX: usize = 1 << 20;
+
+/// Numbers for `max_peers` peers. A removed peer's number is not free before its worker has let go of it; with twice as
+/// many, all peers can be replaced in one request.
+pub const fn peer_numbers(max_peers: usize) -> usize {
+    2 * max_peers
+}
+
 /// What the slow path knows of a peer beside the protocol's state.
 pub struct Peer {
     /// Who it is.
@@ -62,73 +71,60 @@ impl UapiDevice for SlowPath {
 
     fn set(&mut self, request: SetRequest) -> Result<(), Errno> {
         self.check_room(&request)?;
-        let sockets = self.bind_if_changed(&request)?;
+        let sockets = self.bind_if_wanted(&request)?;
         if let Some(mark) = request.fwmark {
             self.set_fwmark(mark)?;
         }
-        if let Some(sockets) = sockets {
-            self.use_sockets(sockets);
-        } else if let Some(port) = request.listen_port {
-            self.udp.port = port;
+        match sockets {
+            Some(sockets) if self.sockets.is_some() => self.use_sockets(sockets),
+            Some(sockets) => self.open(sockets),
+            None => self.udp.port = request.listen_port.unwrap_or(self.udp.port),
         }
         if let Some(key) = request.private_key {
             self.device.set_private_key(key, &mut self.outputs);
             self.carry_out(None);
         }
-        let mut routes_changed = request.replace_peers && !self.allowed_ips.is_empty();
         if request.replace_peers {
-            self.keep_only(&request.peers);
+            for id in (0..self.peers.len() as u32).map(PeerId) {
+                self.remove_peer(id);
+            }
         }
         for change in request.peers {
-            routes_changed |= self.change_peer(change, request.replace_peers);
+            self.change_peer(change);
         }
-        if routes_changed {
-            let routes = Arc::new(self.allowed_ips.compile());
-            self.workers.to_all(|| Command::Routes(Arc::clone(&routes)));
-        }
+        self.publish_routes();
         Ok(())
     }
 }
 
 impl SlowPath {
-    /// Refuses a request that would leave more peers than there is room for.
+    /// Refuses a request for which there is no room: more peers, or more allowed-ips, than the limits, or more
+    /// numbers than are free while the workers still know removed peers by theirs.
     fn check_room(&self, request: &SetRequest) -> Result<(), Errno> {
-        let known = if request.replace_peers {
-            0
-        } else {
-            self.peers.iter().flatten().count()
-        };
-        let new: HashSet<_> = request
-            .peers
-            .iter()
-            .filter(|p| !p.remove)
-            .map(|p| p.public_key)
-            .collect();
-        let new = new
-            .iter()
-            .filter(|key| request.replace_peers || self.device.peer(key).is_none())
-            .count();
-        if known + new > self.max_peers {
-            Err(Errno::NOSPC)
-        } else {
-            Ok(())
-        }
+        let known = self.known_peers();
+        let new: HashSet<_> = request.peers.iter().filter(|p| !p.remove).map(|p| p.public_key).collect();
+        let added = new.iter().filter(|key| request.replace_peers || self.device.peer(key).is_none()).count();
+        let left = if request.replace_peers { 0 } else { known };
+        let prefixes: usize = request.peers.iter().map(|p| p.allowed_ips.len()).sum();
+        let prefixes_left = if request.replace_peers { 0 } else { self.allowed_ips.len() };
+        let fits = left + added <= self.max_peers
+            && self.leaving + known + added <= peer_numbers(self.max_peers)
+            && prefixes_left + prefixes <= ALLOWED_IPS_MAX;
+        if fits { Ok(()) } else { Err(Errno::NOSPC) }
     }
 
-    /// New sockets, if the request names another UDP port while the interface is up.
-    fn bind_if_changed(&self, request: &SetRequest) -> Result<Option<UdpSockets>, Errno> {
+    fn known_peers(&self) -> usize {
+        self.peers.iter().flatten().count()
+    }
+
+    /// New sockets, if the interface is up and the request names another UDP port, or any while there are none.
+    fn bind_if_wanted(&self, request: &SetRequest) -> Result<Option<UdpSockets>, Errno> {
         match request.listen_port {
-            Some(port) if self.up && port != self.udp.port => {
+            Some(port) if self.link_up && (self.sockets.is_none() || port != self.udp.port) => {
                 let fwmark = request.fwmark.unwrap_or(self.udp.fwmark);
-                let config = UdpConfig {
-                    port,
-                    fwmark,
-                    ..self.udp.clone()
-                };
+                let config = UdpConfig { port, fwmark, ..self.udp.clone() };
                 let bound = UdpSockets::bind(&config);
-                bound
-                    .map(Some)
-                    .map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))
+                bound.map(Some).map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))
             }
             _ => Ok(None),
         }
@@ -146,39 +142,21 @@ impl SlowPath {
         Ok(())
     }
 
-    /// Removes the peers that a replacing request does not name again; those it names keep their sessions.
-    fn keep_only(&mut self, named: &[SetPeer]) {
-        let named: HashSet<_> = named.iter().filter(|p| !p.remove).map(|p| p.public_key).collect();
-        let gone: Vec<_> = self
-            .known_peers()
-            .filter(|(_, peer)| !named.contains(&peer.key))
-            .map(|(id, _)| id)
-            .collect();
-        for id in gone {
-            self.remove_peer(id);
-        }
-    }
-
-    fn known_peers(&self) -> impl Iterator<Item = (PeerId, &Peer)> {
-        self.peers
-            .iter()
-            .enumerate()
-            .filter_map(|(i, peer)| Some((PeerId(i as u32), peer.as_ref()?)))
-    }
-
-    /// Applies one peer's changes. True if allowed-ips changed.
-    fn change_peer(&mut self, change: SetPeer, replacing: bool) -> bool {
+    fn change_peer(&mut self, change: SetPeer) {
         let known = self.device.peer(&change.public_key);
         if change.remove {
-            return known.is_some_and(|id| self.remove_peer(id));
+            if let Some(id) = known {
+                self.remove_peer(id);
+            }
+            return;
         }
         let (id, new) = match known {
             Some(id) => (id, false),
-            None if change.update_only => return false,
+            None if change.update_only => return,
             None => match self.add_peer(change.public_key) {
                 Some(id) => (id, true),
-                // Our own key: Linux ignores it without a word.
-                None => return false,
+                // Our own key: Linux ignores it without a word. There is room, that was checked.
+                None => return,
             },
         };
         if let Some(psk) = change.preshared_key {
@@ -187,15 +165,12 @@ impl SlowPath {
         if let Some(addr) = change.endpoint {
             self.move_endpoint(id, Outer::new(addr));
         }
-        let mut routes_changed = false;
-        if change.replace_allowed_ips || (replacing && !new) {
-            routes_changed |= self.allowed_ips.remove_peer(id) > 0;
+        if change.replace_allowed_ips {
+            self.routes_changed |= self.allowed_ips.remove_peer(id) > 0;
         }
         for ip in &change.allowed_ips {
-            let Some(prefix) = Prefix::new(ip.addr, ip.cidr) else {
-                continue;
-            };
-            routes_changed |= if ip.remove {
+            let Some(prefix) = Prefix::new(ip.addr, ip.cidr) else { continue };
+            self.routes_changed |= if ip.remove {
                 self.allowed_ips.remove(prefix, id)
             } else {
                 self.allowed_ips.insert(prefix, id) != Some(id)
@@ -207,7 +182,14 @@ impl SlowPath {
         if let Some(secs) = change.persistent_keepalive {
             self.device.set_persistent_keepalive(id, secs);
         }
-        routes_changed
+    }
+
+    /// Gives the workers the routing table, if theirs is out of date.
+    pub(super) fn publish_routes(&mut self) {
+        if std::mem::take(&mut self.routes_changed) {
+            let routes = Arc::new(self.allowed_ips.compile());
+            self.workers.to_all(|| Command::Routes(Arc::clone(&routes)));
+        }
     }
 
     fn add_peer(&mut self, key: PublicKey) -> Option<PeerId> {
@@ -230,17 +212,17 @@ impl SlowPath {
         self.workers.to_owner(id, Command::AddPeer(Box::new(slot)));
     }
 
-    /// Removes a peer altogether. True if allowed-ips changed.
-    fn remove_peer(&mut self, id: PeerId) -> bool {
+    /// Removes a peer altogether, if it is there.
+    fn remove_peer(&mut self, id: PeerId) {
         self.device.remove_peer(id);
         self.forget_peer(id);
-        self.allowed_ips.remove_peer(id) > 0
     }
 
     /// Forgets what the slow path and the worker know of a peer that the protocol has removed.
     pub(super) fn forget_peer(&mut self, id: PeerId) {
-        if let Some(peer) = self.peers.get_mut(id.0 as usize) {
-            *peer = None;
+        if self.peers.get_mut(id.0 as usize).and_then(Option::take).is_some() {
+            self.routes_changed |= self.allowed_ips.remove_peer(id) > 0;
+            self.leaving += 1;
             self.workers.to_owner(id, Command::RemovePeer(id));
         }
     }

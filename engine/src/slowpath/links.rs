@@ -4,10 +4,13 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use patronus_crypto::PeerId;
+use patronus_crypto::{Duration, PeerId};
 
-use crate::channel::{Command, ToWorker};
+use crate::channel::{Command, ToSlowPath, ToWorker};
 use crate::wg::owner;
+
+/// How often to look whether a worker has ended.
+const STOP_CHECK: Duration = Duration::from_millis(1);
 
 struct Link {
     inbox: Arc<ToWorker>,
@@ -75,7 +78,8 @@ impl Workers {
     }
 
     /// Ends the workers and waits for their threads.
-    pub fn stop(&mut self) {
+    /// Their last notices are taken from `inbox`, so that none of them waits for room.
+    pub fn stop(&mut self, inbox: &ToSlowPath) {
         for link in &mut self.0 {
             // What still waited no longer matters.
             link.backlog.clear();
@@ -83,9 +87,12 @@ impl Workers {
                 let _ = link.inbox.commands.pop();
             }
             link.inbox.waker.wake();
-            if let Some(thread) = link.thread.take() {
-                let _ = thread.join();
+            let Some(thread) = link.thread.take() else { continue };
+            while !thread.is_finished() {
+                while inbox.notices.pop().is_some() {}
+                std::thread::sleep(STOP_CHECK);
             }
+            let _ = thread.join();
         }
     }
 }

@@ -36,6 +36,9 @@ pub const STALL: Duration = Duration::from_secs(30);
 /// Bytes taken from one client in one call of [`UapiServer::service`], before the others get their turn.
 pub const READ_BUDGET: usize = 256 << 10;
 
+/// How long no connection is accepted after one could not be, as when file descriptors have run out.
+const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+
 /// How often the socket file is looked for when the system has no inotify to give.
 const REMOVAL_CHECK: Duration = Duration::from_secs(1);
 
@@ -60,7 +63,9 @@ pub struct UapiServer {
     socket: BoundSocket,
     epoll: OwnedFd,
     clients: [Option<Client>; MAX_CLIENTS],
+    /// Whether the set tells about connections that wait.
     accepting: bool,
+    accept_again: Option<Time>,
     limits: Limits,
     next_removal_check: Time,
     removed: bool,
@@ -90,6 +95,7 @@ impl UapiServer {
             epoll,
             clients: Default::default(),
             accepting: true,
+            accept_again: None,
             limits: Limits::default(),
             next_removal_check: Time::default(),
             removed: false,
@@ -114,7 +120,7 @@ impl UapiServer {
             .flatten()
             .map(|client| client.last_progress().after(STALL));
         let check = self.socket.watch().is_none().then_some(self.next_removal_check);
-        stalls.chain(check).min()
+        stalls.chain(check).chain(self.accept_again).min()
     }
 
     /// Whether the socket's file was removed or replaced: the sign to exit.
@@ -146,7 +152,7 @@ impl UapiServer {
         if listener_ready {
             self.accept(now);
         }
-        self.pause_or_resume_accepting();
+        self.pause_or_resume_accepting(now);
     }
 
     fn serve(&mut self, slot: usize, device: &mut dyn UapiDevice, now: Time) {
@@ -186,20 +192,30 @@ impl UapiServer {
 
     fn accept(&mut self, now: Time) {
         while let Some(slot) = self.clients.iter().position(Option::is_none) {
-            let Some(connection) = self.socket.accept() else {
-                return;
-            };
-            let client = Client::new(connection, self.limits, now);
-            let data = EventData::new_u64(slot as u64);
-            if epoll::add(&self.epoll, client.fd(), data, client.wants().events()).is_ok() {
-                self.clients[slot] = Some(client);
+            let accepted = self.socket.accept().and_then(|connection| {
+                let Some(connection) = connection else {
+                    return Ok(None);
+                };
+                let client = Client::new(connection, self.limits, now);
+                let data = EventData::new_u64(slot as u64);
+                epoll::add(&self.epoll, client.fd(), data, client.wants().events())?;
+                Ok(Some(client))
+            });
+            match accepted {
+                Ok(Some(client)) => self.clients[slot] = Some(client),
+                Ok(None) => return,
+                Err(_) => {
+                    self.accept_again = Some(now.after(ACCEPT_PAUSE));
+                    return;
+                }
             }
         }
     }
 
-    /// With every slot taken, a waiting connection would make the set readable for nothing.
-    fn pause_or_resume_accepting(&mut self) {
-        let accepting = self.clients.iter().any(Option::is_none);
+    /// With every slot taken, or no file descriptor left, a connection that waits would keep the set readable for nothing.
+    fn pause_or_resume_accepting(&mut self, now: Time) {
+        self.accept_again = self.accept_again.filter(|again| *again > now);
+        let accepting = self.accept_again.is_none() && self.clients.iter().any(Option::is_none);
         if accepting != self.accepting {
             let flags = if accepting {
                 EventFlags::IN

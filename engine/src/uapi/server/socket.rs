@@ -87,13 +87,14 @@ impl BoundSocket {
     }
 
     /// The next connection that waits, if there is one.
-    pub(super) fn accept(&self) -> Option<OwnedFd> {
+    pub(super) fn accept(&self) -> Result<Option<OwnedFd>, Errno> {
         loop {
             match net::accept_with(&self.listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
-                Ok(connection) => return Some(connection),
+                Ok(connection) => return Ok(Some(connection)),
+                Err(Errno::AGAIN) => return Ok(None),
                 // The connection ended before it was accepted.
                 Err(Errno::INTR | Errno::CONNABORTED) => {}
-                Err(_) => return None,
+                Err(errno) => return Err(errno),
             }
         }
     }
