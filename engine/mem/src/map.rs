@@ -95,7 +95,7 @@ pub(crate) fn guarded(len: usize) -> io::Result<NonNull<u8>> {
 
 // The interpreter that checks this package for undefined behaviour knows no mappings: it gets plain zeroed memory.
 #[cfg(miri)]
-fn zeroed(len: usize) -> io::Result<NonNull<u8>> {
+pub(crate) fn zeroed(len: usize) -> io::Result<NonNull<u8>> {
     let layout = std::alloc::Layout::from_size_align(len.max(1), 4096).map_err(io::Error::other)?;
     // SAFETY: the layout's size is not zero.
     NonNull::new(unsafe { std::alloc::alloc_zeroed(layout) }).ok_or_else(|| io::ErrorKind::OutOfMemory.into())

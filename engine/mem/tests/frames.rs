@@ -110,7 +110,10 @@ fn frames_begin_at_cache_lines_and_share_no_set() {
         .map(|pkt| pkt.data().as_ptr() as usize / 64 % 64)
         .collect();
     assert_eq!(sets.len(), 64);
-    assert!(held.iter().all(|pkt| pkt.data().as_ptr() as usize % 64 == 0));
+    assert!(
+        held.iter()
+            .all(|pkt| pkt.data().as_ptr().addr().is_multiple_of(64))
+    );
 }
 
 #[test]

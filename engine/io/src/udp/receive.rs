@@ -10,6 +10,7 @@ use patronus_mem::{Burst, FrameCache, Outer};
 
 use super::message::{Control, Name, read_control, read_name};
 use super::socket::Pair;
+use crate::scratch::Scratch;
 use crate::{PortCounters, sys};
 
 /// Messages received per call at most.
@@ -37,7 +38,7 @@ struct Train {
 }
 
 pub(super) struct Receiver {
-    buffers: Box<[u8]>,
+    buffers: Scratch,
     names: Box<[Name; MESSAGES]>,
     controls: Box<[Control; MESSAGES]>,
     headers: Headers,
@@ -71,7 +72,7 @@ impl Receiver {
             done: 0,
         };
         Receiver {
-            buffers: vec![0; MESSAGES * STRIDE].into_boxed_slice(),
+            buffers: Scratch::new(MESSAGES * STRIDE),
             names: Box::new([Name::EMPTY; MESSAGES]),
             controls: Box::new([Control::EMPTY; MESSAGES]),
             headers: Headers {

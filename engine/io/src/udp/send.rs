@@ -11,7 +11,12 @@ use patronus_mem::{BURST_MAX, Burst, Outer};
 use super::message::{Control, Name};
 use super::plan::{Message, Plan};
 use super::socket::Pair;
+use crate::scratch::Scratch;
 use crate::{PortCounters, sys};
+
+/// Packets up to this length that share a message are copied one behind the other: for the kernel one more vector costs more than
+/// copying so few bytes costs us.
+const PACKED_MAX: usize = 512;
 
 /// Refused source addresses that are remembered until they are asked for.
 const STALE_SOURCES: usize = 4;
@@ -21,6 +26,8 @@ pub(super) struct Transmitter {
     names: Box<[Name; BURST_MAX]>,
     controls: Box<[Control; BURST_MAX]>,
     headers: Headers,
+    /// The short packets of messages of several.
+    packed: Scratch,
     /// For each header its message in the plan.
     order: ArrayVec<u8, BURST_MAX>,
     /// For each family, whether the kernel segments.
@@ -85,6 +92,23 @@ fn count_drop(counters: &PortCounters, error: &io::Error, packets: u64) {
     counter.add(packets);
 }
 
+/// What the kernel shall read.
+fn vector(data: &[u8]) -> libc::iovec {
+    libc::iovec {
+        iov_base: data.as_ptr().cast_mut().cast(),
+        iov_len: data.len(),
+    }
+}
+
+/// Copies the packets one behind the other; together they are as long as `all`.
+fn pack<'a>(packets: impl Iterator<Item = &'a [u8]>, mut all: &mut [u8]) {
+    for data in packets {
+        let (space, rest) = all.split_at_mut(data.len());
+        space.copy_from_slice(data);
+        all = rest;
+    }
+}
+
 impl Transmitter {
     pub(super) fn new(offload: bool) -> Transmitter {
         Transmitter {
@@ -97,6 +121,7 @@ impl Transmitter {
                 // SAFETY: as above.
                 vectors: Box::new(unsafe { std::mem::zeroed() }),
             },
+            packed: Scratch::new(BURST_MAX * PACKED_MAX),
             order: ArrayVec::new(),
             segments: [offload; 2],
             stale: ArrayVec::new(),
@@ -140,19 +165,25 @@ impl Transmitter {
     fn point_headers(&mut self, burst: &Burst, ipv6: bool) -> usize {
         self.order.clear();
         let mut vectors = 0;
+        let mut packed = &mut self.packed[..];
         for (index, message) in self.plan.messages().iter().enumerate() {
             let Some(remote) = message.outer.remote().filter(|_| message.outer.is_ipv6() == ipv6) else {
                 continue;
             };
             let at = self.order.len();
             let first_vector = vectors;
-            for packet in self.plan.packets(message) {
-                let data = burst[packet].data();
-                self.headers.vectors[vectors] = libc::iovec {
-                    iov_base: data.as_ptr().cast_mut().cast(),
-                    iov_len: data.len(),
-                };
+            let packets = self.plan.packets(message).map(|packet| burst[packet].data());
+            if message.packets > 1 && usize::from(message.segment) <= PACKED_MAX {
+                let all;
+                (all, packed) = packed.split_at_mut(message.bytes as usize);
+                pack(packets, all);
+                self.headers.vectors[vectors] = vector(all);
                 vectors += 1;
+            } else {
+                for data in packets {
+                    self.headers.vectors[vectors] = vector(data);
+                    vectors += 1;
+                }
             }
             let header = &mut self.headers.messages[at].msg_hdr;
             header.msg_namelen = self.names[at].set(remote) as _;
