@@ -1,11 +1,14 @@
 //! Paced UDP from site a to site b: one trial at one rate, counted by sequence at the sink.
 //!
 //! The source sends what is due every 150 microseconds with `sendmmsg`; the sink drains its socket with `recvmmsg` every
-//! 250 microseconds, so that its own cost does not depend on how the subject bunches packets. No segmentation offload on
-//! either end: each packet is a packet, as an application's.
+//! 250 microseconds, so that its own cost does not depend on how the subject bunches packets. The source gives the kernel
+//! each packet by itself, as an application does that has one to send. The sink takes what the kernel has coalesced in one
+//! piece (`UDP_GRO`), as receivers of many packets do: for a subject that gives the kernel single packets this changes
+//! nothing, and for one that coalesces them the kernel need not cut them apart again.
 
 use arrayvec::ArrayVec;
-use nix::sys::socket::{MsgFlags, MultiHeaders, SockaddrIn, recvmmsg};
+use nix::sys::socket::sockopt::UdpGroSegment;
+use nix::sys::socket::{MsgFlags, MultiHeaders, SockaddrIn, recvmmsg, setsockopt};
 use patronus_netns::{Namespace, Result, Tunnel};
 use rustix::net::{MMsgHdr, SendAncillaryBuffer, SendFlags, sendmmsg, sockopt};
 use std::io::{IoSlice, IoSliceMut};
@@ -16,6 +19,10 @@ use std::time::{Duration, Instant};
 
 /// Most packets of one system call.
 const BATCH: usize = 64;
+/// Most messages that the sink takes with one system call.
+const MESSAGES: usize = 32;
+/// The longest message of coalesced packets, bytes.
+const MESSAGE: usize = 65536;
 /// The source's pause.
 const SOURCE_TICK: Duration = Duration::from_micros(150);
 /// The sink's pause.
@@ -143,6 +150,7 @@ impl Flow {
         let (source, sink) = (bind(&tunnel.a)??, bind(&tunnel.b)??);
         source.connect(sink.local_addr()?)?;
         sink.set_nonblocking(true)?;
+        setsockopt(&sink, UdpGroSegment, &true).map_err(std::io::Error::from)?;
         // The limit of the machine holds where we have no right to exceed it.
         if sockopt::set_socket_recv_buffer_size_force(&sink, SINK_BUFFER).is_err() {
             sockopt::set_socket_recv_buffer_size(&sink, SINK_BUFFER)?;
@@ -170,7 +178,7 @@ impl Flow {
         let drops_before = self.sink_drops();
         let progress = Progress::default();
         let outcome = std::thread::scope(|scope| {
-            let sink = scope.spawn(|| drain(&self.sink, offer.trial, &progress));
+            let sink = scope.spawn(|| drain(&self.sink, offer, &progress));
             let outcome = send_paced(&self.source, offer, &progress);
             progress.source_done.store(true, Relaxed);
             let _ = sink.join();
@@ -293,12 +301,12 @@ impl Watch {
 }
 
 /// The sink: counts until the source has ended and nothing more comes.
-fn drain(socket: &UdpSocket, trial: u32, progress: &Progress) {
-    let mut headers = MultiHeaders::<SockaddrIn>::preallocate(BATCH, None);
-    let mut buffers = Box::new([[0u8; 2048]; BATCH]);
+fn drain(socket: &UdpSocket, offer: Offer, progress: &Progress) {
+    let mut headers = MultiHeaders::<SockaddrIn>::preallocate(MESSAGES, None);
+    let mut buffers = vec![[0u8; MESSAGE]; MESSAGES];
     let (mut received, mut bytes, mut quiet_since) = (0u64, 0u64, Instant::now());
     loop {
-        let (packets, length) = receive_all(socket, trial, &mut headers, &mut buffers);
+        let (packets, length) = receive_all(socket, offer, &mut headers, &mut buffers);
         received += packets;
         bytes += length;
         progress.received.store(received, Relaxed);
@@ -315,14 +323,13 @@ fn drain(socket: &UdpSocket, trial: u32, progress: &Progress) {
 /// Takes everything that is in the socket's buffer; gives packets and payload bytes of this trial.
 fn receive_all(
     socket: &UdpSocket,
-    trial: u32,
+    offer: Offer,
     headers: &mut MultiHeaders<SockaddrIn>,
-    buffers: &mut [[u8; 2048]; BATCH],
+    buffers: &mut [[u8; MESSAGE]],
 ) -> (u64, u64) {
     let (mut packets, mut bytes) = (0, 0);
     loop {
-        // An array and not a vector: the call borrows the slices for as long as they borrow the buffers.
-        let mut slices = buffers.each_mut().map(|buffer| [IoSliceMut::new(buffer)]);
+        let mut slices: Vec<_> = buffers.iter_mut().map(|buffer| [IoSliceMut::new(buffer)]).collect();
         let Ok(messages) = recvmmsg(
             socket.as_raw_fd(),
             headers,
@@ -335,17 +342,33 @@ fn receive_all(
         let mut taken = 0;
         for message in messages {
             taken += 1;
-            let mine = message
-                .iovs()
-                .next()
-                .is_some_and(|data| data.starts_with(&trial.to_le_bytes()));
-            packets += u64::from(mine);
-            bytes += if mine { message.bytes as u64 } else { 0 };
+            let data = message.iovs().next().unwrap_or_default();
+            let (count, length) = count_coalesced(data, offer.trial, offer.mix);
+            packets += count;
+            bytes += length;
         }
-        if taken < BATCH {
+        if taken < MESSAGES {
             return (packets, bytes);
         }
     }
+}
+
+/// Packets of this trial in one message, which may be several in a row, and their bytes. Each says by its number how
+/// long it is.
+fn count_coalesced(mut data: &[u8], trial: u32, mix: Mix) -> (u64, u64) {
+    let (mut packets, mut bytes) = (0, 0);
+    while let Some((head, _)) = data.split_first_chunk::<12>() {
+        let (of_trial, sequence) = head.split_at(4);
+        let sequence = sequence.try_into().map_or(0, u64::from_le_bytes);
+        let len = mix.payload(sequence);
+        if of_trial != trial.to_le_bytes() || data.len() < len {
+            break;
+        }
+        packets += 1;
+        bytes += len as u64;
+        data = &data[len..];
+    }
+    (packets, bytes)
 }
 
 #[cfg(test)]
@@ -360,6 +383,21 @@ mod tests {
                 .count()
         };
         assert_eq!([64, 576, 1400].map(count), [7, 4, 1]);
+    }
+
+    #[test]
+    fn coalesced_packets_are_counted_one_by_one() {
+        let mut data = Vec::new();
+        for sequence in 10u64..13 {
+            let start = data.len();
+            data.extend(7u32.to_le_bytes());
+            data.extend(sequence.to_le_bytes());
+            data.resize(start + Mix::IMIX.payload(sequence), 0);
+        }
+        assert_eq!(count_coalesced(&data, 7, Mix::IMIX), (3, data.len() as u64));
+        assert_eq!(count_coalesced(&data[..data.len() - 1], 7, Mix::IMIX).0, 2);
+        assert_eq!(count_coalesced(&data, 8, Mix::IMIX), (0, 0));
+        assert_eq!(count_coalesced(&[], 7, Mix::IMIX), (0, 0));
     }
 
     #[test]
