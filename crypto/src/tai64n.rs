@@ -127,9 +127,9 @@ impl ClockGuard {
         }
     }
 
-    /// Takes `wall` for good, because a person says so.
+    /// Takes `wall` for good, because a person says so. A clock that was never set says nothing: it may be set once.
     pub(crate) fn trust(&mut self, now: Time, wall: WallClock) {
-        self.known = Some((now, wall));
+        self.known = (wall.secs >= Self::FLOOR).then_some((now, wall));
     }
 }
 
@@ -223,6 +223,8 @@ mod tests {
         assert!(!guard.plausible(Time::from_secs(1 + 30 * DAY), wall(good + 61 * DAY, 0)));
         guard.trust(Time::from_secs(2), wall(good + 400 * DAY, 0));
         assert!(guard.plausible(Time::from_secs(2), wall(good + 401 * DAY, 0)));
+        guard.trust(Time::from_secs(3), wall(0, 0));
+        assert!(guard.plausible(Time::from_secs(4), wall(good, 0)), "booted without a clock");
     }
 
     #[test]

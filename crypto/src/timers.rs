@@ -15,8 +15,7 @@ use crate::{Duration, PeerId, Time};
 pub enum Wake {
     /// Nothing to do.
     No,
-    /// [`Device::watch`](crate::Device::watch) has to be called for the peer. Until it is, every packet says so again: a call that
-    /// is lost because a queue was full is made good by the next one.
+    /// [`Device::watch`](crate::Device::watch) has to be called for the peer. Said once: the call must not get lost.
     Due,
 }
 
@@ -112,9 +111,10 @@ impl Traffic {
         self.wake_unless_watched()
     }
 
+    /// Due once: from then on the slow path is as good as watching, because its notice is never lost.
     #[inline]
     fn wake_unless_watched(&self) -> Wake {
-        if self.watched.load(Ordering::Relaxed) {
+        if self.watched.load(Ordering::Relaxed) || self.watched.swap(true, Ordering::Relaxed) {
             Wake::No
         } else {
             Wake::Due

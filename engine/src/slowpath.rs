@@ -12,7 +12,7 @@ mod links;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use patronus_crypto::{Device, Duration, Output, Outputs, PeerId, Random, Time, To};
+use patronus_crypto::{Device, Duration, Output, Outputs, PeerId, Random, Refusal, Time, To};
 use patronus_io::netlink::{LinkEvent, LinkWatch};
 use patronus_io::tun::TunDevice;
 use patronus_io::udp::{UdpConfig, UdpSender, UdpSockets};
@@ -119,6 +119,7 @@ pub struct SlowPath {
     bind_again_at: Option<Time>,
     told_unbound: bool,
     told_unlocked: bool,
+    told_clock: bool,
     outputs: Outputs,
     ended: Option<Ended>,
 }
@@ -148,6 +149,7 @@ impl SlowPath {
             bind_again_at: None,
             told_unbound: false,
             told_unlocked: false,
+            told_clock: false,
             leaving: 0,
             routes_changed: false,
             sockets: None,
@@ -371,6 +373,13 @@ impl SlowPath {
         if self.bind_again_at.is_some_and(|at| at <= now) {
             self.bind();
         }
+        if !self.told_clock && self.device.counters().get(Refusal::ClockAhead) > 0 {
+            self.told_clock = true;
+            self.log.error(format_args!(
+                "the wall clock is more than 30 days ahead of where it should be: handshakes sent now could make the key \
+                 unusable once it is right again; if it is right now, set the interface down and up"
+            ));
+        }
         if !self.told_unlocked && !patronus_mem::secrets_locked() {
             self.told_unlocked = true;
             self.log.error(format_args!(
@@ -409,6 +418,8 @@ impl SlowPath {
     fn open(&mut self, sockets: UdpSockets) {
         self.use_sockets(sockets);
         self.told_unbound = false;
+        // Whoever sets the interface up has looked at the clock, or it is boot time and nobody can.
+        self.device.trust_clock(&self.clock.now());
         self.device.set_up(true, &mut self.outputs);
         self.carry_out(None);
         self.log.verbose(format_args!("interface up, UDP port {}", self.udp.port));

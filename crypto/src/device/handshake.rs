@@ -298,7 +298,9 @@ impl Device {
         peer.last_handshake_sent = Some(now.mono);
         if !self.clock.plausible(now.mono, now.wall) {
             self.counters.count(Refusal::ClockAhead);
-            return;
+            // Tried again like a message that got lost, and given up like one.
+            peer.timers.retransmit_at = Some(now.mono.after(self.times.rekey_timeout));
+            return self.reschedule(id);
         }
         if let Some(waiting) = peer.waiting.take() {
             self.indices.free(waiting.index);
