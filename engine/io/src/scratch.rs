@@ -19,7 +19,11 @@ impl Scratch {
     pub(crate) fn new(len: usize) -> Scratch {
         let block = vec![0; len + 2 * PAGE];
         let to_page = (block.as_ptr() as usize).wrapping_neg() % PAGE;
-        Scratch { block, start: to_page + PAGE / 2, len }
+        Scratch {
+            block,
+            start: to_page + PAGE / 2,
+            len,
+        }
     }
 }
 

@@ -132,3 +132,155 @@ impl Plan {
         *limit = (*limit).min(segment.saturating_sub(1));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[derive(Clone, Debug)]
+    struct Packet {
+        outer: Outer,
+        len: usize,
+    }
+
+    fn path(n: usize, tos: u8) -> Outer {
+        // Two of them differ only in the source address.
+        let mut outer = Outer::new(([192, 0, 2, n as u8 / 2 * 2], 51820).into());
+        if n % 2 == 1 {
+            outer.set_local(Some([198, 51, 100, 1].into()), 0);
+        }
+        outer.set_tos(tos);
+        outer
+    }
+
+    fn packet() -> impl Strategy<Value = Packet> {
+        let len = prop_oneof![
+            6 => Just(1452_usize), 3 => Just(96), 1 => Just(0), 2 => 1..2000_usize, 1 => Just(65507), 1 => Just(70000), 1 => 20000..40000_usize,
+        ];
+        let tos = prop_oneof![8 => Just(0_u8), 1 => Just(0x88), 1 => Just(3)];
+        (0..5_usize, tos, len).prop_map(|(n, tos, len)| Packet {
+            outer: path(n, tos),
+            len,
+        })
+    }
+
+    /// The messages as lists of packets.
+    fn group(plan: &mut Plan, burst: &[Packet], segment: bool) -> Vec<Vec<usize>> {
+        plan.clear();
+        for (index, packet) in burst.iter().enumerate() {
+            plan.add(index, &packet.outer, packet.len, segment);
+        }
+        plan.messages()
+            .iter()
+            .map(|message| plan.packets(message).collect())
+            .collect()
+    }
+
+    /// How the kernel would cut a message again.
+    fn kernel_cuts(total: usize, segment: usize) -> Vec<usize> {
+        let mut cuts = vec![segment; total / segment];
+        cuts.extend(Some(total % segment).filter(|rest| *rest > 0));
+        cuts
+    }
+
+    /// The fewest messages for packets of one path, one after the other.
+    fn greedy(lens: &[usize]) -> usize {
+        let (mut messages, mut segment, mut total, mut count) = (0, 0, 0, 0);
+        for len in lens {
+            let fits = count > 0 && *len > 0 && *len <= segment && total + len <= 65507 && count < 64;
+            if fits && total == segment * count {
+                total += len;
+                count += 1;
+            } else {
+                messages += 1;
+                (segment, total, count) = (*len, *len, 1);
+            }
+        }
+        messages
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn c46_messages_are_cut_back_into_the_burst(burst in prop::collection::vec(packet(), 0..=BURST_MAX)) {
+            let mut plan = Plan::new();
+            let messages = group(&mut plan, &burst, true);
+            let mut seen: Vec<usize> = messages.concat();
+            seen.sort_unstable();
+            prop_assert!(seen.into_iter().eq(0..burst.len()), "every packet once");
+
+            for (message, plan) in messages.iter().zip(plan.messages()) {
+                let lens: Vec<usize> = message.iter().map(|n| burst[*n].len).collect();
+                let total: usize = lens.iter().sum();
+                prop_assert!(message.iter().all(|n| burst[*n].outer == plan.outer));
+                prop_assert_eq!((message.len(), total), (usize::from(plan.packets), plan.bytes as usize));
+                if message.len() > 1 {
+                    prop_assert!(total <= MESSAGE_MAX && message.len() <= SEGMENTS_MAX);
+                    prop_assert_eq!(kernel_cuts(total, usize::from(plan.segment)), lens);
+                }
+            }
+            // Order is kept per remote address and port, whatever source or DSCP.
+            for remote in burst.iter().map(|packet| packet.outer.remote()) {
+                let to_remote = |n: &usize| burst[*n].outer.remote() == remote;
+                let sent: Vec<usize> = messages.concat().into_iter().filter(to_remote).collect();
+                prop_assert!(sent.is_sorted(), "{sent:?}");
+            }
+        }
+
+        #[test]
+        fn one_path_takes_the_fewest_messages(lens in prop::collection::vec(packet(), 0..=BURST_MAX)) {
+            let burst: Vec<Packet> = lens.into_iter().map(|packet| Packet { outer: path(0, 0), ..packet }).collect();
+            let lens: Vec<usize> = burst.iter().map(|packet| packet.len).collect();
+            prop_assert_eq!(group(&mut Plan::new(), &burst, true).len(), greedy(&lens));
+        }
+
+        #[test]
+        fn without_segmentation_every_packet_goes_alone(burst in prop::collection::vec(packet(), 0..=BURST_MAX)) {
+            let messages = group(&mut Plan::new(), &burst, false);
+            prop_assert!(messages.into_iter().eq((0..burst.len()).map(|n| vec![n])));
+        }
+    }
+
+    #[test]
+    fn interleaved_paths_are_grouped() {
+        let burst: Vec<_> = (0..60)
+            .map(|n| Packet {
+                outer: path(n % 3 * 2, 0),
+                len: 1000,
+            })
+            .collect();
+        let messages = group(&mut Plan::new(), &burst, true);
+        assert_eq!(messages.len(), 3);
+        assert_eq!(messages[1], (0..20).map(|n| 3 * n + 1).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn refused_segment_is_remembered_for_a_while() {
+        let mut plan = Plan::new();
+        let burst = |len| {
+            vec![
+                Packet {
+                    outer: path(0, 0),
+                    len
+                };
+                4
+            ]
+        };
+        plan.refuse_segment(&path(0, 0), 1400);
+        plan.refuse_segment(&path(0, 0), 1450);
+        assert_eq!(group(&mut plan, &burst(1400), true).len(), 4);
+        assert_eq!(group(&mut plan, &burst(1399), true).len(), 1);
+        let elsewhere = vec![
+            Packet {
+                outer: path(2, 0),
+                len: 1400
+            };
+            4
+        ];
+        assert_eq!(group(&mut plan, &elsewhere, true).len(), 1);
+        (0..LIMIT_LIFE).for_each(|_| plan.clear());
+        assert_eq!(group(&mut plan, &burst(1400), true).len(), 1);
+    }
+}

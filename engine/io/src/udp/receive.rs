@@ -264,3 +264,55 @@ fn is_transient(error: &io::Error) -> bool {
         None | Some(libc::EBADF | libc::ENOTSOCK | libc::EFAULT | libc::EINVAL)
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn c65_a_train_is_cut_as_the_kernel_coalesced_it(len in 0..MESSAGE, segment in 1..70_000_usize) {
+            let bytes: Vec<u8> = (0..len).map(|n| (n % 251) as u8).collect();
+            let mut expected: Vec<&[u8]> = bytes.chunks(segment).collect();
+            if len == 0 {
+                expected.push(&[]);
+            }
+            let mut train = Train { outer: Outer::NONE, segment, len, done: 0 };
+            let cuts: Vec<_> = std::iter::from_fn(|| train.cut()).map(|(start, len)| &bytes[start..start + len]).collect();
+            prop_assert_eq!(cuts, expected);
+            prop_assert_eq!(train.cut(), None);
+        }
+    }
+
+    #[test]
+    fn a_family_with_nothing_is_left_alone_for_a_while() {
+        let mut receiver = Receiver::new();
+        receiver.quiet = [0, QUIET];
+        let turns: Vec<bool> = (0..10)
+            .map(|_| {
+                receiver.give_turn(true);
+                receiver.ipv6_next
+            })
+            .collect();
+        assert_eq!(turns.iter().position(|ipv6| *ipv6), Some(usize::from(QUIET)));
+    }
+
+    #[test]
+    fn c72_only_a_broken_socket_is_an_error() {
+        for errno in [
+            libc::EAGAIN,
+            libc::ECONNREFUSED,
+            libc::ENOMEM,
+            libc::ENETDOWN,
+            libc::EHOSTUNREACH,
+        ] {
+            assert!(is_transient(&io::Error::from_raw_os_error(errno)));
+        }
+        for errno in [libc::EBADF, libc::ENOTSOCK, libc::EFAULT, libc::EINVAL] {
+            assert!(!is_transient(&io::Error::from_raw_os_error(errno)));
+        }
+    }
+}

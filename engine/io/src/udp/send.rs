@@ -354,3 +354,135 @@ fn send_as(fd: BorrowedFd<'_>, outer: &Outer, source: bool, data: &[u8]) -> io::
     // SAFETY: the header points to local variables and to `data`, which is borrowed; the kernel only reads them.
     unsafe { sys::sendmmsg(fd, std::slice::from_mut(&mut message)) }.map(|_| ())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket;
+    use std::time::Duration;
+
+    use patronus_mem::{Arena, ArenaConfig, FrameCache};
+
+    use super::super::{UdpConfig, UdpSockets};
+    use super::*;
+
+    /// Ten packets to one receiver, as one message, and what a kernel that answers `errno` to it makes of them.
+    fn refused_with(errno: libc::c_int, local: Option<&str>) -> (Transmitter, PortCounters, usize) {
+        let config = UdpConfig {
+            port: 0,
+            workers: 1,
+            fwmark: 0,
+            buffer_bytes: 1 << 20,
+            offload: true,
+        };
+        let sockets = UdpSockets::bind(&config).expect("sockets").workers.remove(0);
+        let client = UdpSocket::bind("127.0.0.1:0").expect("client");
+        client
+            .set_read_timeout(Some(Duration::from_millis(200)))
+            .expect("timeout");
+        let mut outer = Outer::new(client.local_addr().expect("address"));
+        outer.set_local(local.map(|ip| ip.parse().expect("address")), 0);
+
+        let arena = Arena::new(&ArenaConfig {
+            frames: 16,
+            jumbo_frames: 0,
+        })
+        .expect("arena");
+        let mut frames = FrameCache::new(arena);
+        let mut burst = Burst::new();
+        let (mut transmitter, counters) = (Transmitter::new(true), PortCounters::default());
+        for n in 0..10 {
+            let mut pkt = frames.alloc().expect("a frame");
+            pkt.append(100).fill(n);
+            *pkt.outer_mut() = outer;
+            transmitter.plan.add(usize::from(n), &outer, 100, true);
+            burst.push(pkt);
+        }
+        assert_eq!(transmitter.point_headers(&burst, false), 1);
+        let socket = sockets.of(false).expect("a socket");
+        let error = io::Error::from_raw_os_error(errno);
+        transmitter.send_otherwise(socket, &burst, 0, error, &mut Patience::new(), &counters);
+
+        let mut arrived = 0;
+        let mut data = [0; 200];
+        while arrived < 10 && client.recv(&mut data).is_ok() {
+            assert_eq!(data[..100], [arrived; 100], "in order");
+            arrived += 1;
+        }
+        (transmitter, counters, arrived.into())
+    }
+
+    #[test]
+    fn c72_eio_switches_segmentation_off_and_loses_nothing() {
+        let (transmitter, counters, arrived) = refused_with(libc::EIO, None);
+        assert_eq!(
+            (arrived, counters.tx_packets.get(), counters.tx_bytes.get()),
+            (10, 10, 1000)
+        );
+        assert!(!transmitter.segments(false) && transmitter.segments(true));
+    }
+
+    #[test]
+    fn c72_refused_segment_size_goes_singly_and_is_remembered() {
+        for errno in [libc::EINVAL, libc::EMSGSIZE] {
+            for local in [None, Some("127.0.0.1")] {
+                let (mut transmitter, counters, arrived) = refused_with(errno, local);
+                assert_eq!((arrived, counters.tx_packets.get()), (10, 10));
+                assert!(transmitter.segments(false) && transmitter.take_stale_source().is_none());
+                let outer = transmitter.message(0).outer;
+                transmitter.plan.clear();
+                (0..10).for_each(|n| transmitter.plan.add(n, &outer, 100, true));
+                assert_eq!(transmitter.plan.messages().len(), 10);
+            }
+        }
+    }
+
+    #[test]
+    fn c60_refused_source_is_left_out() {
+        for errno in [libc::EINVAL, libc::EADDRNOTAVAIL, libc::ENETUNREACH] {
+            let (mut transmitter, counters, arrived) = refused_with(errno, Some("192.0.2.77"));
+            assert_eq!((arrived, counters.tx_packets.get()), (10, 10));
+            assert_eq!(transmitter.take_stale_source(), Some([192, 0, 2, 77].into()));
+            assert_eq!(transmitter.take_stale_source(), None);
+        }
+    }
+
+    #[test]
+    fn c72_every_other_refusal_is_a_named_drop() {
+        let cases = [
+            (libc::EAGAIN, "tx_no_buffer"),
+            (libc::ENOBUFS, "tx_no_buffer"),
+            (libc::EPERM, "tx_forbidden"),
+            (libc::EACCES, "tx_forbidden"),
+            (libc::ENETUNREACH, "tx_unreachable"),
+            (libc::EHOSTUNREACH, "tx_unreachable"),
+            (libc::ENETDOWN, "tx_down"),
+            (libc::EBADF, "tx_error"),
+        ];
+        for (errno, name) in cases {
+            let (_, counters, arrived) = refused_with(errno, None);
+            assert_eq!((arrived, counters.tx_packets.get()), (0, 0));
+            let drops: Vec<_> = counters.drops().filter(|(_, value)| *value > 0).collect();
+            assert_eq!(drops, [(name, 10)]);
+        }
+    }
+
+    #[test]
+    fn c72_patience_has_an_end() {
+        let socket: OwnedFd = UdpSocket::bind("127.0.0.1:0").expect("socket").into();
+        let mut patience = Patience::new();
+        let error = |errno| io::Error::from_raw_os_error(errno);
+        assert!(patience.retry(&socket, &error(libc::ENOBUFS)), "once");
+        assert!(
+            !patience.retry(&socket, &error(libc::EAGAIN)),
+            "and no more in this burst"
+        );
+        let again = (0..100)
+            .take_while(|_| patience.retry(&socket, &error(libc::ECONNREFUSED)))
+            .count();
+        assert_eq!(again, usize::from(Patience::AGAIN));
+        patience.progress();
+        assert!(patience.retry(&socket, &error(libc::ECONNREFUSED)));
+        assert!(!patience.retry(&socket, &error(libc::EAGAIN)));
+        assert!(!Patience::new().retry(&socket, &error(libc::EPERM)));
+    }
+}

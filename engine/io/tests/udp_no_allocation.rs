@@ -1,0 +1,75 @@
+//! Moving packets through a UDP port asks the allocator for nothing.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use patronus_io::Port;
+use patronus_io::udp::{UdpConfig, UdpSockets};
+use patronus_mem::{Arena, ArenaConfig, Burst, FrameCache, Outer};
+
+struct Counting;
+
+static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: passes everything on to the system's allocator.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: as the caller promises.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        // SAFETY: as the caller promises.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+}
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+// The only test here: others would allocate on threads of their own.
+#[test]
+fn a_burst_each_way_allocates_nothing() {
+    for offload in [true, false] {
+        let config = UdpConfig {
+            port: 0,
+            workers: 1,
+            fwmark: 0,
+            buffer_bytes: 4 << 20,
+            offload,
+        };
+        let sockets = UdpSockets::bind(&config).expect("sockets");
+        let (mut port, sender) = (sockets.worker_port(0), sockets.sender());
+        let arena = Arena::new(&ArenaConfig {
+            frames: 512,
+            jumbo_frames: 16,
+        })
+        .expect("arena");
+        let mut frames = FrameCache::new(arena);
+        // To itself, over both families, and to an address that is refused.
+        let to = |ip: &str| Outer::new(format!("{ip}:{}", sockets.port()).parse().expect("address"));
+        let mut outers = [to("127.0.0.1"), to("[::1]"), Outer::new(([255; 4], 9).into())];
+        outers[0].set_local("192.0.2.77".parse().ok(), 0);
+        let mut burst = Burst::new();
+        let before = ALLOCATIONS.load(Ordering::Relaxed);
+        assert!(before > 0, "the counter works");
+        for round in 0..300 {
+            for n in 0..40 {
+                let len = [1452, 96, 1452, 0, 3000][(n / 7 + round) % 5];
+                let mut pkt = frames.alloc_for(len).expect("a frame");
+                pkt.append(len);
+                *pkt.outer_mut() = outers[(n / 3 + round) % 3];
+                burst.push(pkt);
+            }
+            port.tx_burst(&mut frames, &mut burst).expect("tx");
+            port.take_stale_source();
+            sender.send(&outers[1], &[0; 148]).expect("send");
+            while port.rx_burst(&mut frames, &mut burst).expect("rx") > 0 {
+                burst.clear_into(&mut frames);
+            }
+        }
+        assert_eq!(ALLOCATIONS.load(Ordering::Relaxed), before);
+        assert!(port.counters().rx_packets.get() > 300 * 20);
+    }
+}
