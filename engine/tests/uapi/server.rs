@@ -451,6 +451,68 @@ fn c80_sixteen_clients_at_a_time() {
     }
 }
 
+/// Out of file descriptors: the connection waits, the server does not spin, and a second later it tries again.
+#[test]
+fn c80_no_descriptor_for_a_connection() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    // The limit is the whole process's, so this happens in a process of its own.
+    if std::env::var_os("PATRONUS_UAPI_TEST_DESCRIPTORS").is_none() {
+        let helper = std::process::Command::new(std::env::current_exe().expect("this program"))
+            .args(["--exact", "server::c80_no_descriptor_for_a_connection"])
+            .env("PATRONUS_UAPI_TEST_DESCRIPTORS", "1")
+            .output()
+            .expect("the helper");
+        assert!(
+            helper.status.success(),
+            "{}",
+            String::from_utf8_lossy(&helper.stdout)
+        );
+        return;
+    }
+    let mut bench = bench();
+    let stream = UnixStream::connect(bench.dir.socket()).expect("a connection");
+    stream.set_nonblocking(true).expect("nonblocking");
+    let mut client = Peer(stream);
+    client.send(GET.as_bytes());
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: Some(0),
+            ..limit
+        },
+    )
+    .expect("a lower limit");
+    bench.service();
+    setrlimit(Resource::Nofile, limit).expect("the limit");
+    assert!(!bench.is_readable());
+    assert_eq!(
+        bench.server.next_deadline(),
+        Some(bench.now.after(Duration::from_secs(1)))
+    );
+    bench.pass(Duration::from_secs(1));
+    assert_eq!(bench.exchange(&mut client, ""), SEVEN);
+    assert_eq!(bench.server.next_deadline(), Some(bench.now.after(STALL)));
+}
+
+#[test]
+fn c79_an_endpoints_zone_is_an_interface() {
+    let mut bench = bench();
+    let mut client = bench.connect();
+    let set = format!(
+        "set=1\npublic_key={}\nendpoint=[fe80::1%lo]:9\n\n",
+        "1b".repeat(32)
+    );
+    assert_eq!(bench.exchange(&mut client, &set), "errno=0\n\n");
+    let index = fs::read_to_string("/sys/class/net/lo/ifindex").expect("an index");
+    assert!(
+        bench
+            .device
+            .text()
+            .contains(&format!("\nendpoint=[fe80::1%{}]:9\n", index.trim()))
+    );
+}
+
 #[test]
 fn c80_a_stalled_client_is_dropped() {
     let mut bench = bench();

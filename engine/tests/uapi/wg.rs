@@ -225,6 +225,16 @@ fn c78_show_every_field() {
 }
 
 #[test]
+fn c79_wg_reads_the_zone_of_an_endpoint() {
+    let Some(interface) = Interface::new() else { return };
+    interface.wg("set", &["peer", &name(1), "endpoint", "[fe80::1%lo]:9"]);
+    assert_eq!(
+        interface.wg("show", &["endpoints"]),
+        format!("{}\t[fe80::1%lo]:9\n", name(1))
+    );
+}
+
+#[test]
 fn c78_set_clears_and_removes() {
     let Some(interface) = Interface::new() else { return };
     let preshared = interface.file("preshared", PRESHARED);
