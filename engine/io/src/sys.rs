@@ -45,13 +45,13 @@ pub(crate) unsafe fn recvmmsg(fd: BorrowedFd<'_>, headers: &mut [libc::mmsghdr])
                 std::ptr::null_mut(),
             )
         };
-        if let Some(n) = received(n)? {
+        if let Some(n) = counted(n)? {
             return Ok(n);
         }
     }
 }
 
-/// Sends the messages, without waiting. Returns how many were sent, from the front; an error is that of the first one. Never
+/// Sends the messages, without waiting. Returns how many were sent, from the front, at least one; an error is that of the first one. Never
 /// interrupted by a signal.
 ///
 /// # Safety
@@ -67,14 +67,16 @@ pub(crate) unsafe fn sendmmsg(fd: BorrowedFd<'_>, headers: &mut [libc::mmsghdr])
                 libc::MSG_DONTWAIT as _,
             )
         };
-        if let Some(n) = received(n)? {
-            return Ok(n);
+        match counted(n)? {
+            Some(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Some(n) => return Ok(n),
+            None => {}
         }
     }
 }
 
 /// What a call returned: a count, an error, or `None` if a signal interrupted it.
-fn received(n: libc::c_int) -> io::Result<Option<usize>> {
+fn counted(n: libc::c_int) -> io::Result<Option<usize>> {
     match usize::try_from(n) {
         Ok(n) => Ok(Some(n)),
         Err(_) => match io::Error::last_os_error() {

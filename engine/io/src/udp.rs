@@ -15,7 +15,7 @@ mod socket;
 
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use arrayvec::ArrayVec;
@@ -156,6 +156,6 @@ impl UdpSender {
     pub fn send(&self, outer: &Outer, datagram: &[u8]) -> io::Result<()> {
         let socket = self.sockets.of(outer.is_ipv6()).filter(|_| !outer.is_none());
         let socket = socket.ok_or(io::ErrorKind::NetworkUnreachable)?;
-        send::send_datagram(socket.as_fd(), outer, datagram).map(|_| ())
+        send::send_single(socket, outer, datagram)
     }
 }

@@ -22,6 +22,9 @@ const MESSAGE: usize = 65536;
 /// Distance of the messages' buffers: with a power of two their beginnings would share one set of the first-level cache.
 const STRIDE: usize = MESSAGE + 3 * 64;
 
+/// Messages that every call asks for, if they fit.
+const APPETITE: usize = 4;
+
 /// How many receives a family that had nothing is left alone while the other one has something.
 const QUIET: u8 = 8;
 
@@ -48,6 +51,8 @@ pub(super) struct Receiver {
     received: usize,
     /// Packets per message in the last call, to ask for no more messages than fit the burst.
     train_len: usize,
+    /// Messages to ask for: about twice of what the last call gave, because each costs a little to ask for.
+    appetite: usize,
     /// Which family is asked next.
     ipv6_next: bool,
     /// For each family, how many more receives it is left alone.
@@ -85,6 +90,7 @@ impl Receiver {
             next: 0,
             received: 0,
             train_len: 1,
+            appetite: APPETITE,
             ipv6_next: false,
             quiet: [0; 2],
         }
@@ -101,7 +107,7 @@ impl Receiver {
         let before = burst.len();
         self.hand_on(frames, burst, counters);
         while burst.room() > 0 {
-            let want = (burst.room() / self.train_len).clamp(1, MESSAGES);
+            let want = (burst.room() / self.train_len).clamp(1, self.appetite);
             self.fill(sockets, want, counters)?;
             let all = self.received == want;
             self.hand_on(frames, burst, counters);
@@ -157,6 +163,7 @@ impl Receiver {
         if let Some(average) = packets.checked_div(count) {
             counters.rx_calls.add(1);
             self.train_len = average.max(1);
+            self.appetite = (2 * count).clamp(APPETITE, MESSAGES);
         }
         Ok(count)
     }

@@ -210,7 +210,6 @@ impl Transmitter {
             // SAFETY: `point_headers` has just set the first `order.len()` headers to buffers of `self` and to packets of
             // `burst`, which is borrowed; the kernel only reads them.
             match unsafe { sys::sendmmsg(socket.as_fd(), &mut self.headers.messages[at..self.order.len()]) } {
-                Ok(0) => return,
                 Ok(sent) => {
                     counters.tx_calls.add(1);
                     for sent in at..at + sent {
@@ -256,13 +255,7 @@ impl Transmitter {
         let (mut as_it_is, mut without_source) = (false, false);
         for packet in self.plan.packets(&message) {
             let data = burst[packet].data();
-            let result = loop {
-                match send_datagram(socket.as_fd(), &message.outer, data) {
-                    Err(error) if patience.retry(socket, &error) => {}
-                    result => break result,
-                }
-            };
-            match result {
+            match send_patiently(socket, &message.outer, data, patience) {
                 Ok(with_source) => {
                     counters.tx_calls.add(1);
                     counters.tx_packets.add(1);
@@ -320,9 +313,24 @@ impl Patience {
     }
 }
 
+/// Sends one datagram, again if the error may pass. True as for `send_datagram`.
+fn send_patiently(socket: &OwnedFd, outer: &Outer, data: &[u8], patience: &mut Patience) -> io::Result<bool> {
+    loop {
+        match send_datagram(socket.as_fd(), outer, data) {
+            Err(error) if patience.retry(socket, &error) => {}
+            result => return result,
+        }
+    }
+}
+
+/// Sends one datagram for the slow path.
+pub(super) fn send_single(socket: &OwnedFd, outer: &Outer, data: &[u8]) -> io::Result<()> {
+    send_patiently(socket, outer, data, &mut Patience::new()).map(|_| ())
+}
+
 /// Sends one datagram, without its source address if the kernel refuses it with that. True if the source was used (or none is
 /// set).
-pub(super) fn send_datagram(fd: BorrowedFd<'_>, outer: &Outer, data: &[u8]) -> io::Result<bool> {
+fn send_datagram(fd: BorrowedFd<'_>, outer: &Outer, data: &[u8]) -> io::Result<bool> {
     match send_as(fd, outer, true, data) {
         Err(error)
             if outer.local().is_some()
