@@ -109,7 +109,6 @@ impl Keypair {
     pub fn wipe(&mut self) {
         self.send.zeroize();
         self.receive.zeroize();
-        self.window.clear();
         self.times = DEAD;
         self.may_send = false;
     }

@@ -22,10 +22,7 @@ impl ReplayWindow {
     /// A window of `bits` bits, rounded up to a power of two and at least 128. One word of it is always being reused: the
     /// window reaches [`reach`](Self::reach) back. Allocates; nothing after it does.
     pub fn new(bits: u32) -> Self {
-        let words = u64::from(bits.max(1))
-            .div_ceil(WORD_BITS)
-            .next_power_of_two()
-            .max(2);
+        let words = u64::from(bits).div_ceil(WORD_BITS).next_power_of_two().max(2);
         ReplayWindow {
             ring: vec![0; words as usize].into_boxed_slice(),
             next: 0,

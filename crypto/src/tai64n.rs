@@ -224,7 +224,10 @@ mod tests {
         guard.trust(Time::from_secs(2), wall(good + 400 * DAY, 0));
         assert!(guard.plausible(Time::from_secs(2), wall(good + 401 * DAY, 0)));
         guard.trust(Time::from_secs(3), wall(0, 0));
-        assert!(guard.plausible(Time::from_secs(4), wall(good, 0)), "booted without a clock");
+        assert!(
+            guard.plausible(Time::from_secs(4), wall(good, 0)),
+            "booted without a clock"
+        );
     }
 
     #[test]

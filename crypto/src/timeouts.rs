@@ -164,10 +164,14 @@ mod tests {
             assert!(t.rekey_after_time <= t.reject_after_time);
             assert!(t.initiation_interval < whole.initiation_interval);
         }
-        assert_eq!(Timeouts::shortened(6).rekey_after_time, Duration::from_secs(20));
+        let t = Timeouts::shortened(5);
         assert_eq!(
-            Timeouts::shortened(6).rekey_on_receive_after(),
-            Duration::from_millis(27_500)
+            (t.rekey_after_time, t.rekey_on_receive_after()),
+            (Duration::from_secs(24), Duration::from_secs(33))
+        );
+        assert_eq!(
+            (t.new_handshake_after(), t.erase_after()),
+            (Duration::from_secs(3), Duration::from_secs(108))
         );
     }
 }

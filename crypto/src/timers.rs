@@ -428,3 +428,83 @@ impl Schedule {
         to
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Against a plain list of who is due when.
+        #[test]
+        fn the_schedule_knows_who_is_first(
+            changes in prop::collection::vec((0..24u32, prop::option::of(0..40u64)), 0..200),
+        ) {
+            let mut schedule = Schedule::default();
+            let mut list = BTreeMap::new();
+            schedule.reserve(8);
+            schedule.reserve(24);
+            for (peer, at) in changes {
+                schedule.set(PeerId(peer), at.map(Time));
+                match at {
+                    Some(at) => drop(list.insert(peer, at)),
+                    None => drop(list.remove(&peer)),
+                }
+                let first = schedule.first();
+                prop_assert_eq!(first.map(|(at, _)| at.0), list.values().min().copied());
+                if let Some((at, peer)) = first {
+                    prop_assert_eq!(list.get(&peer.0), Some(&at.0));
+                }
+            }
+            while let Some((at, peer)) = schedule.first() {
+                prop_assert_eq!(list.remove(&peer.0), Some(at.0));
+                schedule.set(peer, None);
+            }
+            prop_assert!(list.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_timer_that_is_started_while_watching_ends_is_seen() {
+        let traffic = Traffic::default();
+        traffic.watched.store(true, Ordering::Relaxed);
+        assert!(traffic.stop_watching());
+        assert!(!traffic.watched.load(Ordering::Relaxed));
+        assert_eq!(traffic.sent(Time(5), 1, true), Wake::Due);
+        assert!(!traffic.stop_watching(), "it has started");
+        assert!(traffic.watched.load(Ordering::Relaxed));
+        stop(&traffic.unanswered_since);
+        assert!(traffic.stop_watching());
+    }
+
+    /// The worker on one thread, the slow path on another: whatever the interleaving, a timer that runs is watched or the
+    /// worker was told to say so.
+    #[test]
+    fn no_timer_is_forgotten_between_the_threads() {
+        let traffic = Traffic::default();
+        let wakes = AtomicU64::new(0);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for n in 1..100_000 {
+                    // The answer stops the timer; the next packet starts it.
+                    let _ = traffic.received(Time(n), 1, false);
+                    if traffic.sent(Time(n), 1, true) == Wake::Due {
+                        wakes.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            });
+            scope.spawn(|| {
+                for _ in 0..100_000 {
+                    traffic.watched.store(true, Ordering::Relaxed);
+                    let _ = traffic.stop_watching();
+                }
+            });
+        });
+        // At the end the timer runs. If it is not watched, the worker was told after watching ended for the last time.
+        assert!(traffic.armed());
+        assert!(traffic.watched.load(Ordering::Relaxed) || wakes.load(Ordering::Relaxed) > 0);
+    }
+}

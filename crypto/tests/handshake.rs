@@ -4,7 +4,9 @@ mod common;
 
 use common::*;
 use patronus_crypto::messages::{self, INITIATION_LEN, Kind, RESPONSE_LEN};
-use patronus_crypto::{AddPeerError, Device, Limits, Outputs, PublicKey, Random, Refusal, Time, x25519};
+use patronus_crypto::{
+    AddPeerError, Device, Limits, Output, Outputs, PublicKey, Random, Refusal, Time, x25519,
+};
 use patronus_mem::Secret;
 
 /// Points of low order on Curve25519 and its twist, with their non-canonical encodings (RFC 7748, section 7, and the usual list).
@@ -120,8 +122,9 @@ fn c08_a_peer_with_a_low_order_key_is_unusable() {
     }
 }
 
+/// R42: the check was missing in some of the four places.
 #[test]
-fn c08_a_low_order_ephemeral_key_is_refused() {
+fn c08_r42_a_low_order_ephemeral_key_is_refused() {
     for dh in x25519::all() {
         let mut net = Net::pair_with(Limits::default(), *dh);
         let (a, b) = (net.sites[A].addr, net.sites[B].addr);
@@ -936,4 +939,75 @@ fn r08_indices_of_consecutive_handshakes_have_no_pattern() {
     steps.sort_unstable();
     steps.dedup();
     assert!(steps.len() > 1990);
+}
+
+/// R24: the first packet of a session came before the session.
+#[test]
+fn r24_a_session_is_handed_out_before_the_message_that_lets_the_peer_use_it() {
+    let mut net = Net::pair();
+    let message = net.captured_initiation(A);
+    let now = net.now_of(B);
+    let from = net.sites[A].addr;
+    let site = &mut net.sites[B];
+    site.device
+        .receive(&now, &from, &message, 0, &mut site.rng, &mut site.out);
+    let order: Vec<&str> = site
+        .out
+        .drain()
+        .map(|output| match output {
+            Output::MoveEndpoint { .. } => "endpoint",
+            Output::Install { .. } => "session",
+            Output::Send { .. } => "message",
+            _ => "something else",
+        })
+        .collect();
+    assert_eq!(order, ["endpoint", "session", "message"]);
+}
+
+/// R10: only an initiation moved the endpoint.
+#[test]
+fn c59_r10_initiations_and_responses_move_the_endpoint() {
+    let mut net = Net::pair();
+    let message = net.captured_initiation(A);
+    let elsewhere = "203.0.113.1:1".parse().unwrap();
+    net.receive(B, elsewhere, &message);
+    assert_eq!(net.link(B).endpoint, Some(elsewhere));
+    let response = net.sent(B, Kind::Response).pop().unwrap();
+    net.receive(A, elsewhere, &response.bytes);
+    assert_eq!(net.link(A).endpoint, Some(elsewhere));
+}
+
+/// R32: whatever is refused is refused without a trace.
+#[test]
+fn c61_r32_a_message_replayed_from_elsewhere_moves_nothing() {
+    let mut net = Net::pair();
+    net.connect();
+    let endpoints = [A, B].map(|site| net.link(site).endpoint);
+    net.run(secs(125));
+    net.data(A, b"rekeys");
+    net.run(ms(100));
+    let moved = [A, B].map(|site| net.link(site).moved);
+    let elsewhere = "203.0.113.1:1".parse().unwrap();
+    for datagram in net.log.clone() {
+        for site in [A, B] {
+            net.receive(site, elsewhere, &datagram.bytes);
+        }
+    }
+    assert_eq!([A, B].map(|site| net.link(site).endpoint), endpoints);
+    assert_eq!([A, B].map(|site| net.link(site).moved), moved);
+}
+
+#[test]
+fn c75_debug_output_shows_no_key() {
+    let mut net = Net::pair();
+    let peer = net.link(A).peer;
+    net.device(A).set_psk(peer, Some(private_key(9)));
+    let shown = format!("{0:?} {0:#?}", net.device(A));
+    for key in [private_key(1), private_key(9)] {
+        let hex: String = key[..4].iter().map(|byte| format!("{byte:02x}")).collect();
+        assert!(!shown.contains(&hex));
+        assert!(!shown.contains(&format!("{:?}", &key[..4])));
+        assert!(!format!("{key:?}").contains(&key[0].to_string()) || !format!("{key:?}").contains(&hex));
+    }
+    assert!(shown.contains("public_key"), "{shown}");
 }

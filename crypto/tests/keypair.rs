@@ -110,7 +110,9 @@ fn c50_a_rekey_that_is_due_is_asked_for_again() {
         .count();
     assert_eq!(asked, 4, "every 5 s / 16, within one second");
     assert!(pair.rekey_due_on_send(at(125)));
-    assert!(!pair.rekey_due_on_send(at(125)));
+    let pause = Duration::from_secs(5).as_nanos() as u64 / 16;
+    assert!(!pair.rekey_due_on_send(Time(at(125).0 + pause - 1)));
+    assert!(pair.rekey_due_on_send(Time(at(125).0 + pause)));
 }
 
 #[test]
@@ -165,15 +167,15 @@ fn c75_a_wiped_keypair_has_no_keys_and_no_use() {
     assert_eq!((**pair.send_key(), **pair.receive_key()), ([1; 32], [2; 32]));
     pair.wipe();
     assert_eq!((**pair.send_key(), **pair.receive_key()), ([0; 32], [0; 32]));
-    assert_eq!(pair.next_counter(START), None);
-    assert!(pair.sending_expired(START));
+    assert!(!pair.rekey_due_on_send(at(179)));
+    assert!(!pair.rekey_due_on_receive(at(179)));
     assert_eq!(
         pair.may_receive(10, START),
         Err(Reject::Expired),
         "an all-zero key opens nothing"
     );
-    assert!(!pair.rekey_due_on_send(at(179)));
-    assert!(!pair.rekey_due_on_receive(at(179)));
+    assert!(pair.sending_expired(START));
+    assert_eq!(pair.next_counter(START), None);
 }
 
 #[test]
@@ -213,6 +215,9 @@ fn an_armed_again_keypair_is_a_new_one() {
     assert!(pair.accept(0));
     assert!(pair.rekey_due_on_send(at(620)));
     assert!(pair.rekey_due_on_receive(at(665)));
+    // Not even the pause between two requests is carried over.
+    pair.arm(session, &Timeouts::protocol(), &[3; 32], &[4; 32]);
+    assert!(pair.rekey_due_on_send(at(620)));
 }
 
 /// The local indices in `previous`, `current` and `next`.

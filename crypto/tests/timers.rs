@@ -7,7 +7,8 @@ use std::collections::BTreeSet;
 use common::*;
 use patronus_crypto::messages::Kind;
 use patronus_crypto::timeouts::Timeouts;
-use patronus_crypto::{Device, Duration, Limits, Outputs, Refusal, Time, x25519};
+use patronus_crypto::{Device, Duration, Limits, Outputs, Random, Refusal, Time, x25519};
+use proptest::prelude::*;
 
 /// A session between A and B, thirty seconds old and idle.
 fn connected() -> Net {
@@ -705,4 +706,57 @@ fn while_a_peer_is_watched_the_worker_is_left_alone() {
     assert_eq!(device.next_deadline(), None);
     assert_eq!(traffic.sent(now.mono, 100, true), Wake::Due);
     assert_eq!(device.counters().get(Refusal::ClockAhead), 0);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    /// Whatever the network does to two sites, the rules hold, and soon after it has come to its senses data flows again.
+    #[test]
+    fn c51_c52_any_loss_delay_and_load_is_survived(seed in any::<u64>(), loss in 0..100u32, minutes in 1..20u64) {
+        let mut net = Net::pair();
+        let mut chance = Seeded(seed);
+        let mut fate = Seeded(seed ^ 0xffff);
+        net.pass = Box::new(move |_| fate.below(100) >= loss);
+        let end = net.now.after(secs(60 * minutes));
+        while net.now < end {
+            match chance.below(12) {
+                0..=3 => net.data(A, b"a"),
+                4..=7 => net.data(B, b"b"),
+                8 => net.latency = ms(u64::from(chance.below(3000))),
+                9 => net.sites[chance.below(2) as usize].queue_len = 512 * chance.below(2) as usize,
+                10 => {
+                    let site = chance.below(2) as usize;
+                    let peer = net.link(site).peer;
+                    net.device(site).set_persistent_keepalive(peer, chance.u32() as u16 % 30);
+                }
+                _ => net.run(secs(u64::from(chance.below(200)))),
+            }
+            net.run(ms(u64::from(chance.below(5000))));
+            for site in [A, B] {
+                prop_assert!(net.device(site).indices_in_use() <= 4);
+            }
+        }
+        for site in [A, B] {
+            let sent = times(&net, site, Kind::Initiation, START);
+            prop_assert!(sent.windows(2).all(|pair| pair[1] - pair[0] >= secs(5)), "initiations too close: {sent:?}");
+        }
+        net.pass = Box::new(|_| true);
+        net.latency = ms(20);
+        net.sites.iter_mut().for_each(|site| site.queue_len = 0);
+        // What is under way runs into its 15 seconds of silence, a retry and at worst another.
+        net.run(secs(30));
+        for site in [A, B] {
+            net.link_mut(site).received.clear();
+        }
+        for _ in 0..25 {
+            net.data(A, b"after all");
+            net.data(B, b"after all");
+            net.run(secs(1));
+        }
+        for site in [A, B] {
+            let got = net.link(site).received.len();
+            prop_assert!(got >= 5, "{got} packets in 25 seconds");
+        }
+    }
 }

@@ -21,7 +21,7 @@ use crate::channel::{ToSlowPath, ToWorker};
 use crate::clock::{Clock, SystemClock, SystemRandom};
 use crate::log::Log;
 use crate::sandbox::{self, SandboxError};
-use crate::slowpath::{Parts, peer_numbers, SlowPath, Workers};
+use crate::slowpath::{Parts, SlowPath, Workers, peer_numbers};
 use crate::stats::WorkerStats;
 use crate::uapi::UapiServer;
 use crate::wg::{Crew, Wg};
@@ -156,7 +156,13 @@ pub fn start(config: &Config) -> Result<SlowPath, StartError> {
                 me,
             };
             let worker = Worker {
-                wg: Wg::new(aead, crew, peer_numbers(config.max_peers), mtu, FRAMES / 4 / config.workers),
+                wg: Wg::new(
+                    aead,
+                    crew,
+                    peer_numbers(config.max_peers),
+                    mtu,
+                    FRAMES / 4 / config.workers,
+                ),
                 tun: Box::new(port),
                 udp: None,
                 frames: FrameCache::new(arena),

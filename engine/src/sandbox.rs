@@ -36,7 +36,10 @@ impl std::error::Error for SandboxError {}
 
 /// Room for locked key memory: all that is asked for, as long as we may still say so.
 pub fn allow_locked_memory() {
-    let unlimited = Rlimit { current: None, maximum: None };
+    let unlimited = Rlimit {
+        current: None,
+        maximum: None,
+    };
     // Refused without privileges. The engine then says so as soon as a page cannot be locked.
     let _ = setrlimit(Resource::Memlock, unlimited);
 }

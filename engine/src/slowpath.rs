@@ -341,7 +341,8 @@ impl SlowPath {
     fn watch_interface(&mut self) {
         let mut events = Vec::new();
         if let Err(error) = self.watch.read(&mut events) {
-            self.log.error(format_args!("no news of interfaces and routes: {error}"));
+            self.log
+                .error(format_args!("no news of interfaces and routes: {error}"));
         }
         for event in events {
             match event {
@@ -422,7 +423,8 @@ impl SlowPath {
         self.device.trust_clock(&self.clock.now());
         self.device.set_up(true, &mut self.outputs);
         self.carry_out(None);
-        self.log.verbose(format_args!("interface up, UDP port {}", self.udp.port));
+        self.log
+            .verbose(format_args!("interface up, UDP port {}", self.udp.port));
     }
 
     fn interface_down(&mut self) {
@@ -492,7 +494,13 @@ impl SlowPath {
         let now = self.clock.mono();
         let retry = backlog.then(|| now.after(BACKLOG_RETRY));
         let uapi = self.uapi.as_ref().and_then(UapiServer::next_deadline);
-        let deadlines = [self.device.next_deadline(), uapi, self.forget_sources_at, self.bind_again_at, retry];
+        let deadlines = [
+            self.device.next_deadline(),
+            uapi,
+            self.forget_sources_at,
+            self.bind_again_at,
+            retry,
+        ];
         let next = deadlines.into_iter().flatten().min()?;
         Timespec::try_from(next.since(now)).ok()
     }

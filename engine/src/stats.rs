@@ -34,6 +34,8 @@ named! {
         EncapNoPeer => "encap-no-peer",
         /// From the TUN: the peer has no endpoint and has not called yet.
         EncapNoEndpoint => "encap-no-endpoint",
+        /// From the TUN: a datagram that we sent to the peer, because the route to its endpoint leads into the tunnel.
+        EncapLoop => "encap-routing-loop",
         /// From the TUN: the interface is down, so there is no UDP socket.
         EncapDown => "encap-interface-down",
         /// Waiting for a handshake: the oldest of 128 packets made room for a newer one.

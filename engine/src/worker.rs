@@ -65,7 +65,10 @@ struct Ready {
 
 impl Ready {
     const ALL: Ready = Ready { tun: true, udp: true };
-    const NONE: Ready = Ready { tun: false, udp: false };
+    const NONE: Ready = Ready {
+        tun: false,
+        udp: false,
+    };
 }
 
 /// Why the loop ends.
@@ -164,7 +167,9 @@ impl Worker {
 
     /// One burst from the network to the TUN. True if there may be more.
     fn inbound(&mut self, now: Time, poller: Option<&mut Poller>) -> Result<bool, Stop> {
-        let Some(udp) = &mut self.udp else { return Ok(false) };
+        let Some(udp) = &mut self.udp else {
+            return Ok(false);
+        };
         let mut wire = Burst::new();
         // A UDP socket's errors are about single datagrams or peers; the port has counted them.
         let _ = udp.rx_burst(&mut self.frames, &mut wire);
@@ -398,7 +403,12 @@ impl Poller {
     }
 
     fn add(&self, fd: impl AsFd, what: u64) -> std::io::Result<()> {
-        Ok(epoll::add(&self.epoll, fd, EventData::new_u64(what), EventFlags::IN)?)
+        Ok(epoll::add(
+            &self.epoll,
+            fd,
+            EventData::new_u64(what),
+            EventFlags::IN,
+        )?)
     }
 
     fn replace_udp(&self, old: Option<&(dyn Port + Send)>, new: Option<&(dyn Port + Send)>) {

@@ -329,7 +329,10 @@ fn receive_all(
 ) -> (u64, u64) {
     let (mut packets, mut bytes) = (0, 0);
     loop {
-        let mut slices: Vec<_> = buffers.iter_mut().map(|buffer| [IoSliceMut::new(buffer)]).collect();
+        let mut slices: Vec<_> = buffers
+            .iter_mut()
+            .map(|buffer| [IoSliceMut::new(buffer)])
+            .collect();
         let Ok(messages) = recvmmsg(
             socket.as_raw_fd(),
             headers,

@@ -72,3 +72,19 @@ impl Peer {
             .is_some_and(|sent| now.since(sent) < times.rekey_timeout)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What docs and [`Limits`](crate::Limits) say: a peer costs about a kibibyte, its two or three locked slots included.
+    #[test]
+    fn c67_what_a_peer_costs() {
+        let tables = 14 * 9 + 4 * 8 + 16 + 4 + 24;
+        let peer = size_of::<Option<Peer>>() + size_of::<Traffic>() + 16;
+        assert!(
+            peer + 3 * 64 + tables <= 1024,
+            "{peer} bytes and {tables} in tables"
+        );
+    }
+}

@@ -102,11 +102,23 @@ impl SlowPath {
     /// numbers than are free while the workers still know removed peers by theirs.
     fn check_room(&self, request: &SetRequest) -> Result<(), Errno> {
         let known = self.known_peers();
-        let new: HashSet<_> = request.peers.iter().filter(|p| !p.remove).map(|p| p.public_key).collect();
-        let added = new.iter().filter(|key| request.replace_peers || self.device.peer(key).is_none()).count();
+        let new: HashSet<_> = request
+            .peers
+            .iter()
+            .filter(|p| !p.remove)
+            .map(|p| p.public_key)
+            .collect();
+        let added = new
+            .iter()
+            .filter(|key| request.replace_peers || self.device.peer(key).is_none())
+            .count();
         let left = if request.replace_peers { 0 } else { known };
         let prefixes: usize = request.peers.iter().map(|p| p.allowed_ips.len()).sum();
-        let prefixes_left = if request.replace_peers { 0 } else { self.allowed_ips.len() };
+        let prefixes_left = if request.replace_peers {
+            0
+        } else {
+            self.allowed_ips.len()
+        };
         let fits = left + added <= self.max_peers
             && self.leaving + known + added <= peer_numbers(self.max_peers)
             && prefixes_left + prefixes <= ALLOWED_IPS_MAX;
@@ -122,9 +134,15 @@ impl SlowPath {
         match request.listen_port {
             Some(port) if self.link_up && (self.sockets.is_none() || port != self.udp.port) => {
                 let fwmark = request.fwmark.unwrap_or(self.udp.fwmark);
-                let config = UdpConfig { port, fwmark, ..self.udp.clone() };
+                let config = UdpConfig {
+                    port,
+                    fwmark,
+                    ..self.udp.clone()
+                };
                 let bound = UdpSockets::bind(&config);
-                bound.map(Some).map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))
+                bound
+                    .map(Some)
+                    .map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))
             }
             _ => Ok(None),
         }
@@ -169,7 +187,9 @@ impl SlowPath {
             self.routes_changed |= self.allowed_ips.remove_peer(id) > 0;
         }
         for ip in &change.allowed_ips {
-            let Some(prefix) = Prefix::new(ip.addr, ip.cidr) else { continue };
+            let Some(prefix) = Prefix::new(ip.addr, ip.cidr) else {
+                continue;
+            };
             self.routes_changed |= if ip.remove {
                 self.allowed_ips.remove(prefix, id)
             } else {

@@ -87,7 +87,9 @@ impl Workers {
                 let _ = link.inbox.commands.pop();
             }
             link.inbox.waker.wake();
-            let Some(thread) = link.thread.take() else { continue };
+            let Some(thread) = link.thread.take() else {
+                continue;
+            };
             while !thread.is_finished() {
                 while inbox.notices.pop().is_some() {}
                 std::thread::sleep(STOP_CHECK);

@@ -146,8 +146,11 @@ impl Wg {
         let Some(slot) = self.slot_mut(peer) else {
             return Verdict::Drop(DropReason::EncapNoPeer);
         };
-        if slot.endpoint.remote().is_none() {
+        let Some(endpoint) = slot.endpoint.remote() else {
             return Verdict::Drop(DropReason::EncapNoEndpoint);
+        };
+        if header.dst() == endpoint.ip() && slot.is_own_datagram(&header, endpoint.port()) {
+            return Verdict::Drop(DropReason::EncapLoop);
         }
         // Packets that wait already go first, or this one would overtake them.
         if slot.staged() > 0 {

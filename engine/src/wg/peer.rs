@@ -6,8 +6,10 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use patronus_crypto::keypair::Keypairs;
+use patronus_crypto::messages::{self, DataHeader, Kind};
 use patronus_crypto::timers::Traffic;
 use patronus_crypto::{Duration, PeerId, Time};
+use patronus_io::ip::{PROTO_UDP, Packet, UDP_HEADER};
 use patronus_mem::{Outer, PktBuf};
 
 /// Packets of one peer that may wait for a session; when another comes, the oldest goes (as in Linux).
@@ -59,6 +61,29 @@ impl PeerSlot {
     /// The oldest packet that waits.
     pub fn unstage(&mut self) -> Option<PktBuf> {
         self.staged.pop_front()
+    }
+
+    /// Whether an inner packet to the peer's own address is one of our datagrams to its UDP port, come back because the
+    /// route to the peer leads into the tunnel. Sealed again it would come back again, ever longer and for ever.
+    pub fn is_own_datagram(&self, packet: &Packet<'_>, port: u16) -> bool {
+        let Some(session) = self.keypairs.current() else {
+            return false;
+        };
+        let Ok(transport) = packet.transport() else {
+            return false;
+        };
+        let udp = packet.bytes().get(transport.offset..).unwrap_or_default();
+        let Some((ports, message)) = udp.split_first_chunk::<UDP_HEADER>() else {
+            return false;
+        };
+        let Some(header) = message.first_chunk() else {
+            return false;
+        };
+        transport.protocol == PROTO_UDP
+            && transport.first
+            && ports[2..4] == port.to_be_bytes()
+            && messages::kind(message) == Ok(Kind::Data)
+            && DataHeader::read(header).receiver == session.remote_index
     }
 
     /// How many packets wait.

@@ -37,27 +37,21 @@ impl BoundSocket {
         let file_name = format!("{name}.sock");
         let path = dir_path.join(&file_name);
         let dir = open_dir(dir_path)?;
-        // Between the look at a stale socket and its removal, another engine could put a live one in its place, and between bind
-        // and listen a live one looks stale. The lock ends with this function.
+        // Between the look at a stale socket and its removal, another engine could put a live one in its place. The lock
+        // ends with this function.
         let lock = open_dir(dir_path)?;
         fs::flock(&lock, FlockOperation::LockExclusive)?;
         remove_stale(&dir, &path, &file_name)?;
 
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let listener = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-        // The file gets the mode of the unbound socket: there is no moment at which others could connect.
-        fs::fchmod(&listener, Mode::RUSR | Mode::WUSR)?;
-        net::bind(&listener, &SocketAddrUnix::new(&path)?)?;
+        let listener = listen_at(&dir, dir_path, &file_name)?;
         let file = socket_file(&dir, &file_name)?.ok_or(io::ErrorKind::NotFound)?;
-        let bound = BoundSocket {
+        Ok(BoundSocket {
             listener,
             dir,
             file_name,
             file,
             watch: watch(dir_path),
-        };
-        net::listen(&bound.listener, BACKLOG)?;
-        Ok(bound)
+        })
     }
 
     pub(super) fn listener(&self) -> BorrowedFd<'_> {
@@ -180,6 +174,24 @@ fn remove_stale(dir: &OwnedFd, path: &Path, file_name: &str) -> io::Result<()> {
         Ok(()) | Err(Errno::AGAIN) => Err(Errno::ADDRINUSE.into()),
         Err(errno) => Err(errno.into()),
     }
+}
+
+/// A socket that listens, in its place. Bound under another name and renamed once it listens: to `wg`, a socket that
+/// refuses a connection is one left behind, which it removes.
+fn listen_at(dir: &OwnedFd, dir_path: &Path, file_name: &str) -> io::Result<OwnedFd> {
+    let unready = format!(".{file_name}.new");
+    match fs::unlinkat(dir, &unready, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => {}
+        Err(errno) => return Err(errno.into()),
+    }
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let listener = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    // The file gets the mode of the unbound socket: there is no moment at which others could connect.
+    fs::fchmod(&listener, Mode::RUSR | Mode::WUSR)?;
+    net::bind(&listener, &SocketAddrUnix::new(dir_path.join(&unready))?)?;
+    net::listen(&listener, BACKLOG)?;
+    fs::renameat(dir, &unready, dir, file_name)?;
+    Ok(listener)
 }
 
 /// A watch on everything that can take the file away. An event is only a hint to look.
