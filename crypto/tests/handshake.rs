@@ -1007,7 +1007,7 @@ fn c75_debug_output_shows_no_key() {
         let hex: String = key[..4].iter().map(|byte| format!("{byte:02x}")).collect();
         assert!(!shown.contains(&hex));
         assert!(!shown.contains(&format!("{:?}", &key[..4])));
-        assert!(!format!("{key:?}").contains(&key[0].to_string()) || !format!("{key:?}").contains(&hex));
+        assert_eq!(format!("{key:?}"), "Secret<32>(..)");
     }
     assert!(shown.contains("public_key"), "{shown}");
 }
