@@ -288,13 +288,13 @@ impl SlowPath {
                 self.log
                     .verbose(format_args!("{}: new session", self.peer_name(peer)));
                 self.workers.add_index(peer, keypair.local_index);
-                self.workers.to_owner(peer, Command::Install(keypair));
+                self.workers.tell_owner(peer, Command::Install(keypair));
             }
-            Output::Keepalive { peer } => self.workers.to_owner(peer, Command::Keepalive(peer)),
+            Output::Keepalive { peer } => self.workers.tell_owner(peer, Command::Keepalive(peer)),
             Output::ClearSource { peer } => {
                 if let Some(state) = self.peer_mut(peer) {
                     state.endpoint.set_local(None, 0);
-                    self.workers.to_owner(peer, Command::ClearSource(Some(peer)));
+                    self.workers.tell_owner(peer, Command::ClearSource(Some(peer)));
                 }
             }
             Output::DropStaged { peer } => {
@@ -302,10 +302,10 @@ impl SlowPath {
                     "{}: no answer, handshake given up",
                     self.peer_name(peer)
                 ));
-                self.workers.to_owner(peer, Command::DropStaged(peer));
+                self.workers.tell_owner(peer, Command::DropStaged(peer));
             }
-            Output::EraseKeys { peer } => self.workers.to_owner(peer, Command::EraseKeys(peer)),
-            Output::ExpireSending { peer } => self.workers.to_owner(peer, Command::ExpireSending(peer)),
+            Output::EraseKeys { peer } => self.workers.tell_owner(peer, Command::EraseKeys(peer)),
+            Output::ExpireSending { peer } => self.workers.tell_owner(peer, Command::ExpireSending(peer)),
             Output::PeerGone { peer } => self.forget_peer(peer),
         }
     }
@@ -330,11 +330,9 @@ impl SlowPath {
     }
 
     fn move_endpoint(&mut self, peer: PeerId, endpoint: Outer) {
-        if let Some(state) = self.peer_mut(peer) {
-            if state.endpoint != endpoint {
-                state.endpoint = endpoint;
-                self.workers.to_owner(peer, Command::Endpoint(peer, endpoint));
-            }
+        if let Some(state) = self.peer_mut(peer).filter(|state| state.endpoint != endpoint) {
+            state.endpoint = endpoint;
+            self.workers.tell_owner(peer, Command::Endpoint(peer, endpoint));
         }
     }
 
@@ -348,7 +346,7 @@ impl SlowPath {
             match event {
                 LinkEvent::Up => self.interface_up(),
                 LinkEvent::Down => self.interface_down(),
-                LinkEvent::Mtu(mtu) => self.workers.to_all(|| Command::Mtu(mtu as usize)),
+                LinkEvent::Mtu(mtu) => self.workers.tell_all(|| Command::Mtu(mtu as usize)),
                 LinkEvent::Gone => self.end(Ended::InterfaceGone),
                 // Into another network namespace, the usual way to give a container nothing but a tunnel. Nothing more is
                 // heard of it, so it counts as up from here on; the sockets stay in this namespace.
@@ -369,7 +367,7 @@ impl SlowPath {
             for peer in self.peers.iter_mut().flatten() {
                 peer.endpoint.set_local(None, 0);
             }
-            self.workers.to_all(|| Command::ClearSource(None));
+            self.workers.tell_all(|| Command::ClearSource(None));
         }
         if self.bind_again_at.is_some_and(|at| at <= now) {
             self.bind();
@@ -434,7 +432,7 @@ impl SlowPath {
         }
         self.device.set_up(false, &mut self.outputs);
         self.carry_out(None);
-        self.workers.to_all(|| Command::Wan(None));
+        self.workers.tell_all(|| Command::Wan(None));
         self.log.verbose(format_args!("interface down"));
     }
 

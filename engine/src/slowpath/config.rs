@@ -137,7 +137,7 @@ impl SlowPath {
                 let config = UdpConfig {
                     port,
                     fwmark,
-                    ..self.udp.clone()
+                    ..self.udp
                 };
                 let bound = UdpSockets::bind(&config);
                 bound
@@ -156,7 +156,7 @@ impl SlowPath {
         }
         self.udp.fwmark = mark;
         // The route may be another one now, and with it the source address.
-        self.workers.to_all(|| Command::ClearSource(None));
+        self.workers.tell_all(|| Command::ClearSource(None));
         Ok(())
     }
 
@@ -208,7 +208,7 @@ impl SlowPath {
     pub(super) fn publish_routes(&mut self) {
         if std::mem::take(&mut self.routes_changed) {
             let routes = Arc::new(self.allowed_ips.compile());
-            self.workers.to_all(|| Command::Routes(Arc::clone(&routes)));
+            self.workers.tell_all(|| Command::Routes(Arc::clone(&routes)));
         }
     }
 
@@ -229,7 +229,7 @@ impl SlowPath {
     fn introduce(&mut self, id: PeerId) {
         let Some(peer) = self.peer(id) else { return };
         let slot = PeerSlot::new(id, Arc::clone(self.device.traffic(id)), peer.endpoint);
-        self.workers.to_owner(id, Command::AddPeer(Box::new(slot)));
+        self.workers.tell_owner(id, Command::AddPeer(Box::new(slot)));
     }
 
     /// Removes a peer altogether, if it is there.
@@ -243,7 +243,7 @@ impl SlowPath {
         if self.peers.get_mut(id.0 as usize).and_then(Option::take).is_some() {
             self.routes_changed |= self.allowed_ips.remove_peer(id) > 0;
             self.leaving += 1;
-            self.workers.to_owner(id, Command::RemovePeer(id));
+            self.workers.tell_owner(id, Command::RemovePeer(id));
         }
     }
 

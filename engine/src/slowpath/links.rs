@@ -36,13 +36,13 @@ impl Workers {
     }
 
     /// To the worker that owns `peer`.
-    pub fn to_owner(&mut self, peer: PeerId, command: Command) {
+    pub fn tell_owner(&mut self, peer: PeerId, command: Command) {
         let owner = owner(peer, self.0.len());
         self.0[owner].send(command);
     }
 
     /// The same to every worker.
-    pub fn to_all(&mut self, mut command: impl FnMut() -> Command) {
+    pub fn tell_all(&mut self, mut command: impl FnMut() -> Command) {
         self.each(|_| command());
     }
 
@@ -55,15 +55,15 @@ impl Workers {
 
     /// Tells the workers that do not own `peer` whom to hand its datagrams to.
     pub fn add_index(&mut self, peer: PeerId, index: u32) {
-        self.to_others(peer, || Command::IndexAdded(index, peer));
+        self.tell_others(peer, || Command::IndexAdded(index, peer));
     }
 
     /// The reverse of [`add_index`](Self::add_index).
     pub fn forget_index(&mut self, peer: PeerId, index: u32) {
-        self.to_others(peer, || Command::IndexRemoved(index));
+        self.tell_others(peer, || Command::IndexRemoved(index));
     }
 
-    fn to_others(&mut self, peer: PeerId, command: impl Fn() -> Command) {
+    fn tell_others(&mut self, peer: PeerId, command: impl Fn() -> Command) {
         let owner = owner(peer, self.0.len());
         for (i, link) in self.0.iter_mut().enumerate() {
             if i != owner {
@@ -74,7 +74,11 @@ impl Workers {
 
     /// Moves what waits into the queues and wakes whom it concerns. False if something still waits.
     pub fn flush(&mut self) -> bool {
-        self.0.iter_mut().fold(true, |done, link| link.flush() && done)
+        let mut done = true;
+        for link in &mut self.0 {
+            done &= link.flush();
+        }
+        done
     }
 
     /// Ends the workers and waits for their threads.
