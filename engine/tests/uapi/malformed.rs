@@ -247,7 +247,7 @@ fn c80_a_request_cut_short_at_any_byte_changes_nothing() {
             ..Default::default()
         });
         let mut client = bench.connect();
-        client.send(whole[..len].as_bytes());
+        client.send(&whole.as_bytes()[..len]);
         client.shutdown_write();
         let answer = bench.read_to_end(&mut client);
         assert_eq!(

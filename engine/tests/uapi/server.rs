@@ -251,6 +251,50 @@ fn c82_a_stale_socket_is_replaced() {
     assert_eq!(mode(&dir.socket()), 0o600);
 }
 
+/// Left behind by an engine that was killed just before its socket was ready.
+#[test]
+fn c82_a_half_made_socket_is_replaced() {
+    let dir = Directory::new();
+    let unready = dir.path().join(".wg0.sock.new");
+    drop(UnixListener::bind(&unready).expect("a socket"));
+    let _server = dir.bind().expect("a server");
+    assert!(dir.socket().exists() && !unready.exists());
+}
+
+/// To `wg` a socket that refuses connections is one left behind, which it removes: there must be no such moment.
+#[test]
+fn c82_a_socket_is_ready_when_it_appears() {
+    let dir = Directory::new();
+    let path = dir.socket();
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let refused = std::thread::scope(|scope| {
+        let client = scope.spawn(|| {
+            let which = || {
+                fs::metadata(&path)
+                    .map(|file| (file.ino(), file.ctime(), file.ctime_nsec()))
+                    .ok()
+            };
+            let mut refused = 0;
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                let before = which();
+                let error = UnixStream::connect(&path).err().map(|e| e.kind());
+                let in_place = before.is_some() && which() == before;
+                refused += usize::from(error == Some(ErrorKind::ConnectionRefused) && in_place);
+            }
+            refused
+        });
+        // The old socket is removed before it is closed, so it never refuses either.
+        for _ in 0..300 {
+            let server = dir.bind().expect("a server");
+            let _ = fs::remove_file(&path);
+            drop(server);
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        client.join().expect("the client")
+    });
+    assert_eq!(refused, 0);
+}
+
 #[test]
 fn c82_a_live_socket_is_not() {
     let dir = Directory::new();
@@ -375,6 +419,23 @@ fn c80_short_reads() {
         bench.exchange(&mut client, "\n"),
         "errno=0\n\nlisten_port=9\nerrno=0\n\n"
     );
+}
+
+/// Our own addition: counters that `wg` knows nothing about.
+#[test]
+fn c78_statistics() {
+    let mut bench = bench();
+    let mut client = bench.connect();
+    assert_eq!(
+        bench.exchange(&mut client, "get=stats\n\n"),
+        "counted=42\nerrno=0\n\n"
+    );
+    assert_eq!(bench.exchange(&mut client, GET), SEVEN);
+    assert_eq!(
+        bench.exchange(&mut client, "get=stats\nlisten_port=1\n\n"),
+        "errno=-22\n\n"
+    );
+    assert!(bench.is_closed(&mut client));
 }
 
 #[test]

@@ -431,8 +431,8 @@ fn c80_r38_10000_peers() {
         let expected = format!(
             "{}\t(none)\t192.0.2.1:{n}\t10.{}.{}.1/32,fd00::{:x}/128\t0\t0\t0\toff",
             name(*n),
-            n - 1 >> 8,
-            n - 1 & 255,
+            (n - 1) >> 8,
+            (n - 1) & 255,
             n - 1,
         );
         assert_eq!(line.replace("fd00::/128", "fd00::0/128"), expected);

@@ -294,8 +294,8 @@ impl Attack {
                 }
             }
         }
-        for site in 0..2 {
-            assert!(self.sites[site].installed > before[site], "no handshake any more");
+        for (site, before) in self.sites.iter().zip(before) {
+            assert!(site.installed > before, "no handshake any more");
         }
     }
 }

@@ -1,0 +1,234 @@
+//! Once its peers and sessions are there, a worker asks the global allocator for nothing and gives nothing back, whatever happens to
+//! the packets it moves.
+
+mod common;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+
+use patronus_crypto::Random;
+use patronus_engine::channel::Notice;
+use patronus_engine::stats::Stage;
+use patronus_mem::{Burst, FrameCache};
+
+use crate::common::{A, Datagram, Net, Seeded, Setup, ms, packet, secs};
+
+/// The system's allocator, with a count for each thread.
+struct Counting;
+
+thread_local! {
+    static CALLS: Cell<u64> = const { Cell::new(0) };
+}
+
+fn count() {
+    // At the end of a thread there is nothing left to count in.
+    let _ = CALLS.try_with(|calls| calls.set(calls.get() + 1));
+}
+
+fn calls() -> u64 {
+    CALLS.with(Cell::get)
+}
+
+// SAFETY: passes everything on to the system's allocator.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: as the caller promises.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        count();
+        // SAFETY: as the caller promises.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+
+    unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        count();
+        // SAFETY: as the caller promises.
+        unsafe { System.realloc(ptr, layout, size) }
+    }
+}
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+const PEERS: usize = 5;
+
+/// Steps every worker of the middle site and returns how often the allocator was called meanwhile.
+fn step(net: &mut Net) -> u64 {
+    let now = net.now;
+    let before = calls();
+    for _ in 0..4 {
+        for worker in &mut net.sites[A].workers {
+            worker.step(now);
+        }
+    }
+    calls() - before
+}
+
+fn connected(workers: usize) -> Net {
+    let setup = Setup {
+        workers,
+        staged_limit: 300,
+        ..Setup::default()
+    };
+    let mut net = Net::star(PEERS, &setup);
+    for branch in 1..=PEERS {
+        net.send(branch, &packet::between(branch, A, 0, 100));
+    }
+    net.run(secs(1));
+    for branch in 1..=PEERS {
+        net.send(A, &packet::between(A, branch, 0, 100));
+    }
+    net.run(secs(1));
+    net.logging = false;
+    net
+}
+
+/// Packets for several peers, of mixed sizes, from the host: known and unknown destinations, and what is no packet.
+fn outward(net: &mut Net, rng: &mut Seeded, queue: usize) {
+    for _ in 0..100 {
+        let len = rng.pick(40..1421);
+        let branch = rng.pick(1..PEERS + 2);
+        let mut packet = match rng.chance(50) {
+            true => packet::between(A, branch, rng.u32().into(), len),
+            false => packet::between_v6(A, branch, rng.u32().into(), len),
+        };
+        if rng.chance(3) {
+            packet[0] = 0;
+        }
+        net.offer_on(A, queue, &packet);
+    }
+}
+
+/// Packets of several peers from the network, some of them from new addresses, some forged, some copies.
+fn inward(net: &mut Net, rng: &mut Seeded, queue: usize, counter: &mut u64) {
+    for _ in 0..100 {
+        *counter += u64::from(!rng.chance(5));
+        let session = rng.pick(0..PEERS);
+        let branch = session + 1;
+        let len = rng.pick(40..1421);
+        let inner = match rng.pick(0..10) {
+            0 => Vec::new(),
+            1 => rng.bytes(len),
+            2 => packet::between(A, branch, 1, len),
+            _ => packet::between(branch, A, *counter, len),
+        };
+        let mut bytes = net.forge(A, session, *counter, &inner);
+        if rng.chance(5) {
+            bytes[20] ^= 1;
+        }
+        if rng.chance(3) {
+            bytes = rng.bytes(148);
+            bytes[..4].copy_from_slice(&[1, 0, 0, 0]);
+        }
+        let from = net.sites[branch].addr;
+        let roamed = ([198, 51, 100, 1], 1 + rng.pick(0..60000) as u16).into();
+        let from = if rng.chance(5) { roamed } else { from };
+        let to = net.sites[A].addr;
+        let datagram = Datagram {
+            at: net.now,
+            from,
+            to,
+            tos: rng.u32() as u8 & 3,
+            bytes,
+        };
+        net.inject_on(A, queue, &datagram);
+    }
+}
+
+fn moved(net: &Net) -> u64 {
+    net.sites[A].stage(Stage::TunTx) + net.sites[A].stage(Stage::UdpTx)
+}
+
+fn packets_allocate_nothing(workers: usize) {
+    let mut net = connected(workers);
+    let mut rng = Seeded(workers as u64);
+    let mut counter = 1000;
+    for round in 0..60 {
+        let queue = round % workers;
+        outward(&mut net, &mut rng, queue);
+        inward(&mut net, &mut rng, queue, &mut counter);
+        let before = moved(&net);
+        let allocations = step(&mut net);
+        assert!(moved(&net) > before + 50, "{} packets", moved(&net) - before);
+        // The first rounds may fill caches.
+        assert!(
+            round < 2 || allocations == 0,
+            "{allocations} calls in round {round}"
+        );
+        net.slow_turn(A);
+        net.advance(ms(7));
+    }
+    assert!(net.sites[A].icmp_sent() > 0);
+    assert!(net.sites[A].drops().len() >= 6, "{:?}", net.sites[A].drops());
+    assert_eq!(net.sites[A].stage(Stage::Handoff) > 0, workers > 1);
+    net.settle();
+    net.finish();
+}
+
+/// Packets that wait, sessions that come, are confirmed and go, keepalives: neither of them costs the worker an allocation.
+fn sessions_allocate_nothing() {
+    let mut net = connected(1);
+    let mut total = 0;
+    for round in 0..6 {
+        net.run(secs(185));
+        // The keys are dead: packets wait, more of them than there is room for.
+        for id in 0..200 {
+            for branch in 1..=PEERS {
+                if id < 40 || branch == 1 {
+                    net.offer(A, &packet::between(A, branch, id, 60));
+                }
+            }
+        }
+        let allocations = step(&mut net);
+        assert!(round == 0 || allocations == 0, "staging: {allocations} calls");
+        net.sites[A].slow_path_asleep = false;
+        // Handshakes, key by key; the worker's part of each turn is measured.
+        for _ in 0..10 {
+            net.slow_turn(A);
+            total += step(&mut net);
+            net.run(ms(20));
+        }
+        assert!(round == 0 || total == 0, "sessions: {total} calls");
+        total = 0;
+        for branch in 1..=PEERS {
+            assert!(net.delivered(branch).len() >= 40);
+            net.send(branch, &packet::between(branch, A, 1, 100));
+        }
+        net.run(secs(1));
+    }
+    assert!(net.sites[A].noticed.retired >= 5);
+    net.finish();
+}
+
+/// The counter counts, and the stages that were measured are those of the worker alone.
+fn the_counter_works() {
+    let before = calls();
+    let boxed = std::hint::black_box(Box::new(1));
+    assert_eq!(calls(), before + 1);
+    drop(boxed);
+    assert_eq!(calls(), before + 2);
+    let net = Net::pair();
+    let mut frames = FrameCache::new(net.arena);
+    let before = calls();
+    let mut burst = Burst::new();
+    burst.push(frames.alloc().unwrap());
+    burst.clear_into(&mut frames);
+    assert_eq!(calls(), before);
+    assert!(net.sites[A].inbox.notices.push(Notice::TunGone).is_ok());
+    assert_eq!(calls(), before);
+    let _ = net.sites[A].inbox.notices.pop();
+    drop(frames);
+    net.finish();
+}
+
+#[test]
+fn a_worker_allocates_nothing_per_packet() {
+    the_counter_works();
+    packets_allocate_nothing(1);
+    packets_allocate_nothing(2);
+    packets_allocate_nothing(4);
+    sessions_allocate_nothing();
+}
