@@ -428,11 +428,7 @@ pub const SECTIONS: &[Section] = &[
         letter: 'R',
         items: &[
             covered(48, "a malformed key overruns a buffer"),
-            open(
-                49,
-                "a peer is added under a running worker",
-                "does not apply: a worker gets its peers through its own queue, between two bursts",
-            ),
+            covered(49, "a peer is added under a running worker"),
             covered(50, "no headroom for the outer header"),
             open(
                 51,
