@@ -4,7 +4,7 @@
 //! lasting copy is the caller's locked one. `patronus-crypto` wraps this package as one of its backends; workers and the
 //! slow-path thread come here through it. Nothing here allocates.
 //!
-//! There are two ways to the same cipher: [`direct`] to the assembly, and [`evp`], the library's portable interface, for
+//! There are two ways to the same cipher: `direct` to the assembly, and `evp`, the library's portable interface, for
 //! processors that the assembly is not for. docs/adr/0003-aead-backend.md says what the first saves.
 
 use aws_lc_sys as ffi;
