@@ -73,7 +73,7 @@ fn c78_every_subcommand_of_wg() {
     assert_eq!(ask("fwmark"), "0x51");
     assert_eq!(ask("peers"), first);
     assert_eq!(ask("preshared-keys"), format!("{first}\t{psk}"));
-    assert_eq!(ask("endpoints"), format!("{first}\t[fe80::1%1]:9"));
+    assert_eq!(ask("endpoints"), format!("{first}\t[fe80::1%lo]:9"));
     assert_eq!(ask("allowed-ips"), format!("{first}\t10.0.0.0/8 fd00::/8"));
     assert_eq!(ask("persistent-keepalive"), format!("{first}\t25"));
     assert_eq!(ask("latest-handshakes"), format!("{first}\t0"));

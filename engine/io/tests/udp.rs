@@ -464,7 +464,7 @@ fn r22_messages_behind_a_refused_one_are_sent() {
     // Port 0 and the broadcast address are refused; the others go out, whatever stands before them.
     let bad = [
         Outer::new(at("127.0.0.1", 0)),
-        Outer::new(at("255.255.255.255", 9)),
+        Outer::new(at("127.255.255.255", 9)),
         Outer::NONE,
     ];
     let mut sent = Vec::new();
