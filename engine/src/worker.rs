@@ -331,6 +331,8 @@ impl Worker {
             return Ready::ALL;
         }
         if !block {
+            // Whoever else wants this core goes first: the packet that we look for may have to come from there.
+            std::thread::yield_now();
             return poller.look(Some(&Timespec::default()));
         }
         inbox.waker.announce_sleep();
