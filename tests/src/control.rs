@@ -4,6 +4,7 @@ use patronus_netns::{Daemon, Error, RUNTIME_DIR, Result};
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::Shutdown;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -77,12 +78,14 @@ impl Stats {
 pub fn background_pid(interface: &str) -> Option<u32> {
     let processes = std::fs::read_dir("/proc").ok()?.flatten();
     let mut ids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    // It started itself again, by its real path.
+    let program = std::fs::canonicalize(crate::engine_program()).ok()?;
     ids.find(|id| {
         let line = std::fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default();
         let mut words = line.split(|byte| *byte == 0);
         words
             .next()
-            .is_some_and(|program| program.ends_with(b"patronus-engine"))
+            .is_some_and(|word| program.as_os_str().as_bytes() == word)
             && words.any(|word| word == interface.as_bytes())
     })
 }

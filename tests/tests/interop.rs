@@ -3,8 +3,7 @@
 
 use patronus_netns::{Kind, NatTimeouts, Tunnel, TwoSites, probe};
 use patronus_tests::{
-    Capture, Flow, LIMIT, MessageKind, Need, OUTER, Star, endpoint_of, engine_options, eventually, may_run,
-    sites, tcp,
+    Capture, Flow, LIMIT, MessageKind, Need, OUTER, Star, endpoint_of, engine_options, may_run, sites, tcp,
 };
 use std::time::Duration;
 
@@ -251,14 +250,14 @@ fn nat(a: Kind, b: Kind) {
     }
     let mut plan = sites(a, b);
     plan.nat = Some(NatTimeouts { udp_secs: 2 });
-    plan.keepalive_a = Some(1);
     let tunnel = plan.up().unwrap();
+    tunnel.probe(false, LIMIT).unwrap();
     let daemon_b = tunnel.b.daemon.as_ref().unwrap();
-    // The first keepalive opens the way, without any traffic.
-    assert!(
-        eventually(|| endpoint_of(daemon_b).is_some()),
-        "no keepalive came"
-    );
+    let daemon_a = tunnel.a.daemon.as_ref().unwrap();
+    let key_b = &tunnel.b.keys.as_ref().unwrap().public;
+    daemon_a
+        .set(&format!("peer {key_b} persistent-keepalive 1"))
+        .unwrap();
     std::thread::sleep(Duration::from_millis(3500));
     probe(&tunnel.b, &tunnel.a, false, 100, LIMIT).unwrap();
     let seen = endpoint_of(daemon_b).unwrap();
@@ -268,8 +267,6 @@ fn nat(a: Kind, b: Kind) {
         "b sees the router's address"
     );
 
-    let key_b = &tunnel.b.keys.as_ref().unwrap().public;
-    let daemon_a = tunnel.a.daemon.as_ref().unwrap();
     daemon_a
         .set(&format!("peer {key_b} persistent-keepalive off"))
         .unwrap();

@@ -1,6 +1,8 @@
 //! The engine as a process: how it starts, goes to the background, says why it cannot, and ends.
 
-use patronus_netns::{Daemon, Kind, Namespace, RUNTIME_DIR, prepare_runtime_dir, probe, unique_name};
+use patronus_netns::{
+    Config, Daemon, Kind, Namespace, Peer, RUNTIME_DIR, prepare_runtime_dir, probe, unique_name,
+};
 use patronus_tests::{
     Flow, LIMIT, Need, background_pid, engine_options, engine_program, eventually, may_run, sites, uapi,
 };
@@ -354,4 +356,42 @@ fn interface_works_in_another_namespace() {
     let daemon = moved.a.daemon.as_mut().unwrap();
     let status = daemon.process().wait(LIMIT).expect("it ends");
     assert!(status.success(), "{status}");
+}
+
+/// The same before it was ever up.
+#[test]
+fn interface_moved_before_it_is_up() {
+    if !may_run(&[]) {
+        return;
+    }
+    let tunnel = sites(Kind::Engine, Kind::Engine).up().unwrap();
+    let (outside, inside) = (&tunnel.a.namespace, Namespace::new("inside").unwrap());
+    let name = unique_name("pn");
+    let daemon = start(outside, &name);
+    let peer = &tunnel.b.keys.as_ref().unwrap().public;
+    let key = &tunnel.a.keys.as_ref().unwrap().private;
+    outside
+        .ip(&format!("link set {name} netns {}", inside.path().display()))
+        .unwrap();
+    outside
+        .ip(&format!("link set {} down", tunnel.a.interface))
+        .unwrap();
+    daemon
+        .setconf(&Config {
+            private: key.clone(),
+            listen_port: Some(51820),
+            fwmark: None,
+            peers: vec![Peer {
+                public: peer.clone(),
+                endpoint: Some(tunnel.b.outer),
+                allowed_ips: vec!["10.77.0.2/32".to_owned()],
+                ..Peer::default()
+            }],
+        })
+        .unwrap();
+    inside.address(&name, "10.77.0.1/24").unwrap();
+    inside.ip(&format!("link set {name} up")).unwrap();
+    let mut moved = tunnel;
+    moved.a.namespace = inside;
+    moved.probe(false, LIMIT).unwrap();
 }
