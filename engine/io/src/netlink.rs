@@ -29,8 +29,10 @@ const READS_MAX: usize = 64;
 
 const NLMSG_ERROR: u16 = 2;
 const NLM_F_REQUEST: u16 = 1;
+const NLM_F_ACK: u16 = 4;
 const RTM_GETLINK: u16 = 18;
 const IFLA_MTU: u16 = 4;
+const IFLA_TXQLEN: u16 = 13;
 const IFLA_NEW_NETNSID: u16 = 45;
 /// The bits of an attribute's type that are not flags.
 const ATTRIBUTE_TYPE: u16 = 0x3fff;
@@ -117,8 +119,8 @@ impl LinkWatch {
     /// Asks for the interface's state; the answer comes among the events.
     fn ask(&self) -> io::Result<()> {
         let kernel = SocketAddrNetlink::new(0, 0);
-        let question = question(self.seen.ifindex);
-        rustix::net::sendto(&self.socket, &question, SendFlags::empty(), &kernel)?;
+        let question = Request::new(RTM_GETLINK, NLM_F_REQUEST, self.seen.ifindex);
+        rustix::net::sendto(&self.socket, question.bytes(), SendFlags::empty(), &kernel)?;
         Ok(())
     }
 }
@@ -126,6 +128,23 @@ impl LinkWatch {
 impl AsFd for LinkWatch {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+}
+
+/// Sets how many packets an interface's queue holds. The ioctl for the same needs rights over the whole machine; this needs
+/// them over the network namespace only.
+pub fn set_txqueuelen(ifindex: u32, packets: u32) -> io::Result<()> {
+    let socket = open(0)?;
+    let mut request = Request::new(libc::RTM_NEWLINK, NLM_F_REQUEST | NLM_F_ACK, ifindex);
+    request.attribute(IFLA_TXQLEN, packets);
+    let kernel = SocketAddrNetlink::new(0, 0);
+    rustix::net::sendto(&socket, request.bytes(), SendFlags::empty(), &kernel)?;
+    // The kernel has answered when the send returns.
+    let mut buffer = [0; 512];
+    match answer(receive(&socket, &mut buffer)?) {
+        Some(0) => Ok(()),
+        Some(error) => Err(io::Error::from_raw_os_error(error)),
+        None => Err(io::ErrorKind::InvalidData.into()),
     }
 }
 
@@ -216,15 +235,54 @@ fn word(bytes: &[u8], at: usize) -> Option<u32> {
         .map(|word| u32::from_ne_bytes(*word))
 }
 
-/// A question about one interface's state.
-fn question(ifindex: u32) -> [u8; MESSAGE_HEADER + LINK_HEADER] {
-    let mut bytes = [0; MESSAGE_HEADER + LINK_HEADER];
-    let len = bytes.len() as u32;
-    bytes[..4].copy_from_slice(&len.to_ne_bytes());
-    bytes[4..6].copy_from_slice(&RTM_GETLINK.to_ne_bytes());
-    bytes[6..8].copy_from_slice(&NLM_F_REQUEST.to_ne_bytes());
-    bytes[MESSAGE_HEADER + 4..MESSAGE_HEADER + 8].copy_from_slice(&ifindex.to_ne_bytes());
-    bytes
+/// The error number in an acknowledgement; 0 is success.
+fn answer(datagram: &[u8]) -> Option<i32> {
+    match next_message(datagram)? {
+        (NLMSG_ERROR, body, _) => Some((word(body, 0)? as i32).wrapping_neg()),
+        _ => None,
+    }
+}
+
+/// A message about one interface, with room for an attribute.
+struct Request {
+    bytes: [u8; MESSAGE_HEADER + LINK_HEADER + ATTRIBUTE_HEADER + 4],
+    len: usize,
+}
+
+impl Request {
+    fn new(kind: u16, flags: u16, ifindex: u32) -> Request {
+        let mut request = Request {
+            bytes: [0; MESSAGE_HEADER + LINK_HEADER + ATTRIBUTE_HEADER + 4],
+            len: MESSAGE_HEADER + LINK_HEADER,
+        };
+        request.put(4, &kind.to_ne_bytes());
+        request.put(6, &flags.to_ne_bytes());
+        request.put(MESSAGE_HEADER + 4, &ifindex.to_ne_bytes());
+        request.seal();
+        request
+    }
+
+    /// Adds the one attribute that there is room for.
+    fn attribute(&mut self, kind: u16, value: u32) {
+        let at = MESSAGE_HEADER + LINK_HEADER;
+        self.put(at, &((ATTRIBUTE_HEADER + 4) as u16).to_ne_bytes());
+        self.put(at + 2, &kind.to_ne_bytes());
+        self.put(at + ATTRIBUTE_HEADER, &value.to_ne_bytes());
+        self.len = at + ATTRIBUTE_HEADER + 4;
+        self.seal();
+    }
+
+    fn seal(&mut self) {
+        self.put(0, &(self.len as u32).to_ne_bytes());
+    }
+
+    fn put(&mut self, at: usize, value: &[u8]) {
+        self.bytes[at..at + value.len()].copy_from_slice(value);
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
 }
 
 fn open(groups: u32) -> io::Result<OwnedFd> {

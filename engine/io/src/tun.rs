@@ -24,6 +24,7 @@ use std::os::fd::OwnedFd;
 
 use rustix::fs::{Mode, OFlags};
 
+use crate::netlink;
 use crate::offload::VNET_HEADER;
 use crate::offload::coalesce::Accepts;
 
@@ -100,7 +101,7 @@ impl Tun {
             name,
             control,
         };
-        device.control.set_txqueuelen(&device.name, config.txqueuelen)?;
+        netlink::set_txqueuelen(device.ifindex, config.txqueuelen)?;
         if let Some(mtu) = config.mtu {
             device.set_mtu(mtu)?;
         }

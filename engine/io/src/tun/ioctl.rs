@@ -77,13 +77,6 @@ impl Control {
         self.ask(libc::SIOCSIFMTU, request).map(drop)
     }
 
-    pub fn set_txqueuelen(&self, name: &str, packets: u32) -> io::Result<()> {
-        let mut request = request_for(name)?;
-        // The kernel reads ifr_qlen, an int that shares its place with ifr_metric.
-        request.ifr_ifru.ifru_metric = packets.try_into().unwrap_or(libc::c_int::MAX);
-        self.ask(libc::SIOCSIFTXQLEN, request).map(drop)
-    }
-
     pub fn is_up(&self, name: &str) -> io::Result<bool> {
         let request = self.ask(libc::SIOCGIFFLAGS, request_for(name)?)?;
         // SAFETY: SIOCGIFFLAGS succeeded, so the kernel filled in this field.

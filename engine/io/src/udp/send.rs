@@ -218,7 +218,6 @@ impl Transmitter {
                         counters.tx_bytes.add(u64::from(message.bytes));
                     }
                     at += sent;
-                    patience.progress();
                 }
                 Err(error) if patience.retry(socket, &error) => {}
                 Err(error) => {
@@ -276,7 +275,7 @@ impl Transmitter {
     }
 }
 
-/// How often an error that may pass is answered by another try: a burst waits once, and no message is tried forever.
+/// How often an error that may pass is answered by another try: a burst waits once and tries again a few times.
 struct Patience {
     waited: bool,
     again: u8,
@@ -290,10 +289,6 @@ impl Patience {
             waited: false,
             again: Patience::AGAIN,
         }
-    }
-
-    fn progress(&mut self) {
-        self.again = Patience::AGAIN;
     }
 
     /// True if the same call should be made again; waits if the system has no room.
@@ -488,9 +483,6 @@ mod tests {
             .take_while(|_| patience.retry(&socket, &error(libc::ECONNREFUSED)))
             .count();
         assert_eq!(again, usize::from(Patience::AGAIN));
-        patience.progress();
-        assert!(patience.retry(&socket, &error(libc::ECONNREFUSED)));
-        assert!(!patience.retry(&socket, &error(libc::EAGAIN)));
         assert!(!Patience::new().retry(&socket, &error(libc::EPERM)));
     }
 }
