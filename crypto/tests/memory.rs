@@ -100,6 +100,7 @@ fn deep<R>(f: impl FnOnce() -> R) -> R {
 }
 
 /// Leaves a copy of a secret on the stack, as careless code would.
+#[inline(never)]
 fn careless(secret: &Secret<32>) {
     std::hint::black_box(**secret);
 }
@@ -115,8 +116,9 @@ fn the_search_finds_copies() {
     unmask(&mut on_heap, &key);
     let mut on_stack = [0; 32];
     unmask(&mut on_stack, &key);
+    std::hint::black_box((&mut on_heap, &mut on_stack));
     assert!(copies(&key, &[place(&secret)]).len() >= 8);
-    std::hint::black_box((on_heap, on_stack));
+    std::hint::black_box((&mut on_heap, &mut on_stack));
 
     let other = masked(2);
     let secret = Secret::with(|out| unmask(out, &other));
