@@ -242,6 +242,9 @@ fn edit() -> impl Strategy<Value = Edit> {
     ]
 }
 
+/// Steps of a case; as with the cases, few under the interpreter.
+const STEPS: usize = if cfg!(miri) { 40 } else { 600 };
+
 #[derive(Clone, Debug)]
 enum Step {
     Alloc(bool, bool),
@@ -313,7 +316,7 @@ proptest! {
     /// Whatever is allocated, freed and dropped in whatever order through two caches: live packets keep what was written into
     /// them, and in the end no frame is missing.
     #[test]
-    fn every_frame_has_one_owner(steps in prop::collection::vec(step(), 0..600)) {
+    fn every_frame_has_one_owner(steps in prop::collection::vec(step(), 0..STEPS)) {
         let (small, jumbo) = (280, 4);
         let arena = arena(small, jumbo);
         let mut caches = [FrameCache::new(arena), FrameCache::new(arena)];
