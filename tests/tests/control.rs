@@ -417,7 +417,8 @@ fn c18_new_private_key_works_at_once() {
     let of = |key: &str| peers.iter().find(|peer| peer.public == key).unwrap();
     assert!(of(&new.public).latest_handshake > 0);
     assert!(of(&old.public).allowed_ips.is_empty());
-    // Back again.
+    // Back again, as a person would: initiations of one peer that come faster than 50 a second count as a flood.
+    std::thread::sleep(Duration::from_millis(100));
     daemon(b)
         .set(&format!(
             "peer {} allowed-ips 10.77.0.1/32,fd00:77::1/128",
