@@ -44,8 +44,14 @@ need() {
     fi
 }
 
+# need_rust COMPONENT...: a toolchain, with what is asked for beside the compiler.
 need_rust() {
+    local component
     have cargo || die "a Rust toolchain is needed (rustup, or cargo and rustc of the version in Cargo.toml)"
+    for component in "$@"; do
+        cargo "$component" --version >/dev/null 2>&1 ||
+            die "cargo $component is missing: rustup component add ${component/fmt/rustfmt}"
+    done
 }
 
 # locked_run SCRIPT ARGUMENT...: starts this script again, alone among all clones, which share one build
@@ -67,12 +73,24 @@ bound_target() {
     fi
 }
 
+# own_target: makes the shared build folder this clone's. cargo tells a workspace's own packages apart by name only, and takes what
+# another clone built last for up to date when that is newer than the sources here. The dependencies stay: they are the same.
+own_target() {
+    local mark=$CARGO_TARGET_DIR/clone
+    [[ $(cat "$mark" 2>/dev/null) == "$PWD" ]] && return
+    [[ ! -d $CARGO_TARGET_DIR ]] || cargo clean --quiet --locked --workspace
+    mkdir -p "$CARGO_TARGET_DIR"
+    printf '%s\n' "$PWD" >"$mark"
+}
+
 # tool CRATE COMMAND: a cargo tool, built once into the cache.
 tool() {
     have "$2" && return
     say "building $1, once, into $TOOLS"
-    CARGO_TARGET_DIR=$CACHE/tools-target cargo install --quiet --locked --root "$TOOLS" "$1" ||
-        die "could not build $1"
+    CARGO_TARGET_DIR=$CACHE/tools-target cargo install --quiet --locked --root "$TOOLS" "$1" || {
+        warn "could not build $1"
+        return 1
+    }
     rm -rf "$CACHE/tools-target"
 }
 
