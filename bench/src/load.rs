@@ -2,5 +2,6 @@
 //! drive them are ours.
 
 pub mod echo;
+pub mod source;
 pub mod tcp;
 pub mod udp;

@@ -109,6 +109,9 @@ pub fn caption(test: Test) -> (&'static str, &'static str, f64) {
         Test::Highest(Packets::Small) => ("UDP 64 B, highest loss-free rate", "kpps", 1e-3),
         Test::Highest(Packets::Large) => ("UDP 1,400 B, highest loss-free rate", "kpps", 1e-3),
         Test::Highest(Packets::Mixed) => ("UDP mix 7:4:1, highest loss-free rate", "kpps", 1e-3),
+        Test::Highest(Packets::MixedFlow) => {
+            ("UDP mix 7:4:1 in one flow, highest loss-free rate", "kpps", 1e-3)
+        }
         Test::Common => ("UDP 64 B at 80 kpps, daemons' CPU", "\u{b5}s/packet", 1.0),
         Test::RttIdle => ("Round trip, idle, p50", "\u{b5}s", 1.0),
         Test::RttLoaded => ("Round trip beside paced TCP, p50", "\u{b5}s", 1.0),

@@ -39,8 +39,10 @@ pub enum Packets {
     Small,
     /// 1,400 bytes.
     Large,
-    /// 64, 576 and 1,400 bytes, 7:4:1.
+    /// 64, 576 and 1,400 bytes, 7:4:1, a flow for each size.
     Mixed,
+    /// The same in one flow.
+    MixedFlow,
 }
 
 impl Test {
@@ -65,6 +67,7 @@ impl Test {
             Test::Highest(Packets::Small) => "udp64",
             Test::Highest(Packets::Large) => "udp1400",
             Test::Highest(Packets::Mixed) => "udpmix",
+            Test::Highest(Packets::MixedFlow) => "udpmix-1flow",
             Test::Common => "udp64-80k",
             Test::RttIdle => "rtt-idle",
             Test::RttLoaded => "rtt-loaded",
@@ -72,9 +75,13 @@ impl Test {
         }
     }
 
+    /// Not part of a run unless asked for.
+    pub const MORE: [Test; 1] = [Test::Highest(Packets::MixedFlow)];
+
     /// The test of that name.
     pub fn by_name(name: &str) -> Option<Test> {
-        Test::ALL.into_iter().find(|test| test.name() == name)
+        let mut all = Test::ALL.into_iter().chain(Test::MORE);
+        all.find(|test| test.name() == name)
     }
 
     /// About how long it takes with one subject.
@@ -240,6 +247,7 @@ impl Packets {
             Packets::Small => Mix::SMALL,
             Packets::Large => Mix::LARGE,
             Packets::Mixed => Mix::IMIX,
+            Packets::MixedFlow => Mix::IMIX_FLOW,
         }
     }
 }

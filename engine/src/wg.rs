@@ -4,13 +4,14 @@
 //! indices. The slow path makes sessions and sends them over; nothing is shared but [`Traffic`](patronus_crypto::timers::Traffic)'s counters
 //! and the routing table, which is immutable.
 //!
-//! * [`encap`]: inner packet -> peer by allowed-ips -> counter -> seal -> datagram
+//! * [`encap`]: inner packet -> peer by allowed-ips -> order -> counter -> seal -> datagram
 //! * [`decap`]: datagram -> session by index -> open -> replay window -> allowed-ips -> inner packet
 
 mod decap;
 mod ecn;
 mod encap;
 mod index;
+mod order;
 mod peer;
 
 use std::sync::Arc;

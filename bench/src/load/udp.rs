@@ -1,24 +1,21 @@
 //! Paced UDP from site a to site b: one trial at one rate, counted by sequence at the sink.
 //!
-//! The source sends what is due every 150 microseconds with `sendmmsg`; the sink drains its socket with `recvmmsg` every
-//! 250 microseconds, so that its own cost does not depend on how the subject bunches packets. The source gives the kernel
-//! each packet by itself, as an application does that has one to send. The sink takes what the kernel has coalesced in one
+//! The source sends what is due every 150 microseconds with `sendmmsg`, each packet by itself; the sink drains its socket with
+//! `recvmmsg` every 250 microseconds, so that its own cost does not depend on how the subject bunches packets. The sink takes what the kernel has coalesced in one
 //! piece (`UDP_GRO`), as receivers of many packets do: for a subject that gives the kernel single packets this changes
 //! nothing, and for one that coalesces them the kernel need not cut them apart again.
 
-use arrayvec::ArrayVec;
+use super::source::{BATCH, HEADERS, Packet, Source};
 use nix::sys::socket::sockopt::UdpGroSegment;
 use nix::sys::socket::{MsgFlags, MultiHeaders, SockaddrIn, recvmmsg, setsockopt};
 use patronus_netns::{Namespace, Result, Tunnel};
-use rustix::net::{MMsgHdr, SendAncillaryBuffer, SendFlags, sendmmsg, sockopt};
-use std::io::{IoSlice, IoSliceMut};
+use rustix::net::sockopt;
+use std::io::IoSliceMut;
 use std::net::UdpSocket;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-/// Most packets of one system call.
-const BATCH: usize = 64;
 /// Most messages that the sink takes with one system call.
 const MESSAGES: usize = 32;
 /// The longest message of coalesced packets, bytes.
@@ -35,28 +32,56 @@ const DRAIN: Duration = Duration::from_millis(300);
 const CATCH_UP: Duration = Duration::from_millis(10);
 /// A source that sends less than this part of its target was not able to offer the rate.
 const OFFERED: f64 = 0.98;
-/// Bytes of IPv4 and UDP header.
-const HEADERS: usize = 28;
 
 /// Sizes of the packets, in turn.
 #[derive(Clone, Copy)]
 pub struct Mix {
     /// IP packets in the tunnel, bytes.
     packets: &'static [usize],
+    /// Whether each size is a flow of its own.
+    flows: bool,
 }
 
 impl Mix {
     /// 64-byte IP packets: payload of 36 bytes.
-    pub const SMALL: Mix = Mix { packets: &[64] };
+    pub const SMALL: Mix = Mix {
+        packets: &[64],
+        flows: false,
+    };
     /// 1,400-byte IP packets.
-    pub const LARGE: Mix = Mix { packets: &[1400] };
-    /// 64, 576 and 1,400 bytes in the ratio 7:4:1, evenly spread.
+    pub const LARGE: Mix = Mix {
+        packets: &[1400],
+        flows: false,
+    };
+    /// 64, 576 and 1,400 bytes in the ratio 7:4:1, evenly spread; each size is a flow of its own.
     pub const IMIX: Mix = Mix {
         packets: &[64, 576, 64, 64, 576, 64, 1400, 64, 576, 64, 64, 576],
+        flows: true,
+    };
+    /// The same, as one flow.
+    pub const IMIX_FLOW: Mix = Mix {
+        flows: false,
+        ..Mix::IMIX
     };
 
+    fn length(self, sequence: u64) -> usize {
+        self.packets[(sequence % self.packets.len() as u64) as usize]
+    }
+
     fn payload(self, sequence: u64) -> usize {
-        self.packets[(sequence % self.packets.len() as u64) as usize] - HEADERS
+        self.length(sequence) - HEADERS
+    }
+
+    fn packet(self, trial: u32, sequence: u64) -> Packet {
+        let length = self.length(sequence);
+        let mut head = [0; 12];
+        head[..4].copy_from_slice(&trial.to_le_bytes());
+        head[4..].copy_from_slice(&sequence.to_le_bytes());
+        Packet {
+            length,
+            flow: if self.flows { length as u16 } else { 0 },
+            head,
+        }
     }
 }
 
@@ -115,7 +140,7 @@ impl Trial {
 
 /// A source and a sink with a tunnel between them.
 pub struct Flow {
-    source: UdpSocket,
+    source: Source,
     sink: UdpSocket,
     /// Where the sink is.
     there: Namespace,
@@ -146,9 +171,9 @@ struct Offer {
 impl Flow {
     /// Opens both ends.
     pub fn new(tunnel: &Tunnel) -> Result<Flow> {
-        let bind = |site: &patronus_netns::Site| site.namespace.run(|| UdpSocket::bind((site.inner_v4, 0)));
-        let (source, sink) = (bind(&tunnel.a)??, bind(&tunnel.b)??);
-        source.connect(sink.local_addr()?)?;
+        let (near, far) = (&tunnel.a, &tunnel.b);
+        let sink = far.namespace.run(|| UdpSocket::bind((far.inner_v4, 0)))??;
+        let source = Source::new(near, far, sink.local_addr()?.port())?;
         sink.set_nonblocking(true)?;
         setsockopt(&sink, UdpGroSegment, &true).map_err(std::io::Error::from)?;
         // The limit of the machine holds where we have no right to exceed it.
@@ -179,7 +204,7 @@ impl Flow {
         let progress = Progress::default();
         let outcome = std::thread::scope(|scope| {
             let sink = scope.spawn(|| drain(&self.sink, offer, &progress));
-            let outcome = send_paced(&self.source, offer, &progress);
+            let outcome = send_paced(&mut self.source, offer, &progress);
             progress.source_done.store(true, Relaxed);
             let _ = sink.join();
             outcome
@@ -220,11 +245,7 @@ fn drops_of_port(table: &str, port: u16) -> u64 {
 }
 
 /// The source: gives the packets sent and the seconds that it took.
-fn send_paced(socket: &UdpSocket, offer: Offer, progress: &Progress) -> Result<(u64, f64)> {
-    let mut payloads = [[0u8; 1400]; BATCH];
-    for payload in &mut payloads {
-        payload[..4].copy_from_slice(&offer.trial.to_le_bytes());
-    }
+fn send_paced(source: &mut Source, offer: Offer, progress: &Progress) -> Result<(u64, f64)> {
     let most = (CATCH_UP.as_secs_f64() * offer.pps) as u64 + BATCH as u64;
     let start = Instant::now();
     let (mut sent, mut skipped, mut watch) = (0u64, 0u64, Watch::default());
@@ -235,8 +256,9 @@ fn send_paced(socket: &UdpSocket, offer: Offer, progress: &Progress) -> Result<(
         skipped += backlog.saturating_sub(most);
         let mut left = backlog.min(most);
         while left > 0 {
-            let count = left.min(BATCH as u64) as usize;
-            let done = send_batch(socket, &mut payloads[..count], offer.mix, sent)?;
+            let count = left.min(BATCH as u64);
+            let done =
+                source.send((sent..sent + count).map(|sequence| offer.mix.packet(offer.trial, sequence)))?;
             sent += done;
             left -= done.min(left);
         }
@@ -248,32 +270,6 @@ fn send_paced(socket: &UdpSocket, offer: Offer, progress: &Progress) -> Result<(
         std::thread::sleep(SOURCE_TICK);
     }
     Ok((sent, start.elapsed().as_secs_f64()))
-}
-
-/// Sends one batch and gives how many packets the kernel took.
-fn send_batch(socket: &UdpSocket, payloads: &mut [[u8; 1400]], mix: Mix, first: u64) -> Result<u64> {
-    for (payload, sequence) in payloads.iter_mut().zip(first..) {
-        payload[4..12].copy_from_slice(&sequence.to_le_bytes());
-    }
-    let slices: ArrayVec<[IoSlice<'_>; 1], BATCH> = payloads
-        .iter()
-        .zip(first..)
-        .map(|(payload, sequence)| [IoSlice::new(&payload[..mix.payload(sequence)])])
-        .collect();
-    let mut controls: ArrayVec<SendAncillaryBuffer<'_, '_, '_>, BATCH> =
-        slices.iter().map(|_| SendAncillaryBuffer::default()).collect();
-    let mut messages: ArrayVec<MMsgHdr<'_>, BATCH> = slices
-        .iter()
-        .zip(&mut controls)
-        .map(|(slice, control)| MMsgHdr::new(slice, control))
-        .collect();
-    match sendmmsg(socket.as_fd(), &mut messages, SendFlags::empty()) {
-        Ok(done) => Ok(done as u64),
-        Err(rustix::io::Errno::INTR) => Ok(0),
-        // No room in a queue: these packets are lost, as those that the queue drops without a word.
-        Err(rustix::io::Errno::NOBUFS) => Ok(payloads.len() as u64),
-        Err(error) => Err(error.into()),
-    }
 }
 
 /// Tells losses from packets on their way: what was sent [`DRAIN`] ago and has not arrived is lost.

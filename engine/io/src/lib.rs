@@ -19,6 +19,7 @@ pub mod ip;
 pub mod loopback;
 pub mod netlink;
 pub mod offload;
+pub mod packet;
 mod scratch;
 pub mod signal;
 mod sys;

@@ -1,4 +1,4 @@
-//! Inner packets to datagrams: route, number, pad, seal.
+//! Inner packets to datagrams: route, order, number, pad, seal.
 //!
 //! Runs on a worker, for packets from the TUN whose peers it owns. One burst is one call of the AEAD, whatever peers
 //! its packets go to.
@@ -11,6 +11,7 @@ use patronus_crypto::{PeerId, Time};
 use patronus_io::ip::{ECN_MASK, Packet};
 use patronus_mem::{BURST_MAX, Burst, PktBuf};
 
+use super::order::{self, Flow, Likeness, Order};
 use super::{Context, Wg};
 use crate::channel::Notice;
 use crate::stats::{DropReason, Stage};
@@ -21,12 +22,10 @@ struct Grant {
     counter: u64,
 }
 
-/// What is to become of an inner packet.
+/// Where an inner packet is to go.
 enum Verdict {
-    /// Sealed under this grant.
-    Seal(Grant),
-    /// Kept until there is a session with the peer.
-    Stage(PeerId),
+    /// To this peer, which is ours, with this ECN field.
+    Send(PeerId, u8),
     /// Given to the worker that owns the peer.
     HandOff(PeerId),
     /// Dropped.
@@ -39,20 +38,43 @@ impl Wg {
     pub fn encap(&mut self, cx: &mut Context<'_>, inner: &mut Burst, wire: &mut Burst) {
         debug_assert!(wire.is_empty());
         cx.stats.burst(Stage::Encap, inner.len());
-        let mut grants = ArrayVec::<Grant, BURST_MAX>::new();
+        let mut routed = ArrayVec::<Option<PktBuf>, BURST_MAX>::new();
+        let mut dresses = ArrayVec::<(PeerId, u8), BURST_MAX>::new();
         for packet in inner.drain(..) {
-            match self.admit(cx.now, &packet) {
-                Verdict::Seal(grant) => {
-                    wire.push(self.dress(packet, &grant));
-                    grants.push(grant);
+            match self.route(&packet) {
+                Verdict::Send(peer, ecn) => {
+                    routed.push(Some(packet));
+                    dresses.push((peer, ecn));
                 }
-                Verdict::Stage(peer) => self.stage(cx, peer, packet),
                 Verdict::HandOff(peer) => self.hand_off_encap(cx, peer, packet),
                 Verdict::Drop(reason) => self.refuse(cx, reason, packet),
             }
         }
+        let mut grants = ArrayVec::<Grant, BURST_MAX>::new();
+        for at in self.order(&routed, &dresses) {
+            let (peer, ecn) = dresses[usize::from(at)];
+            let Some(mut packet) = routed[usize::from(at)].take() else {
+                continue;
+            };
+            match self.grant(cx.now, peer) {
+                Some(grant) => {
+                    self.dress(&mut packet, &grant, ecn);
+                    wire.push(packet);
+                    grants.push(grant);
+                }
+                None => self.stage(cx, peer, packet),
+            }
+        }
         self.seal(wire, &grants);
         self.account_sent(cx, wire, &grants);
+    }
+
+    fn order(&self, routed: &[Option<PktBuf>], dresses: &[(PeerId, u8)]) -> Order {
+        let data = |i: usize| routed[i].as_ref().map_or(&[][..], PktBuf::data);
+        let likeness: ArrayVec<Likeness, BURST_MAX> = (0..routed.len())
+            .map(|i| Likeness::new(dresses[i].0, padded_len(data(i).len(), self.mtu), dresses[i].1))
+            .collect();
+        order::arrange(&likeness, |i| Flow::of(&Packet::parse(data(i)).ok()?))
     }
 
     /// Sends what waits for a session with `peer`, or, if nothing does and `keepalive` is wanted, an empty packet.
@@ -87,7 +109,9 @@ impl Wg {
             self.ask_for_session(cx, peer);
         }
         for (packet, grant) in wire.iter_mut().zip(&grants) {
-            self.dress_in_place(packet, grant);
+            // A keepalive has no header to copy from.
+            let ecn = Packet::parse(packet.data()).map_or(0, |inner| inner.tos() & ECN_MASK);
+            self.dress(packet, grant, ecn);
         }
         cx.stats.burst(Stage::Encap, wire.len());
         self.seal(wire, &grants);
@@ -132,8 +156,8 @@ impl Wg {
         }
     }
 
-    /// Decides about one inner packet and takes a counter for it if it may go.
-    fn admit(&mut self, now: Time, packet: &PktBuf) -> Verdict {
+    /// Decides where one inner packet goes.
+    fn route(&self, packet: &PktBuf) -> Verdict {
         let Ok(header) = Packet::parse(packet.data()) else {
             return Verdict::Drop(DropReason::EncapNotIp);
         };
@@ -143,7 +167,7 @@ impl Wg {
         if !self.owns(peer) {
             return Verdict::HandOff(peer);
         }
-        let Some(slot) = self.slot_mut(peer) else {
+        let Some(slot) = self.slot(peer) else {
             return Verdict::Drop(DropReason::EncapNoPeer);
         };
         let Some(endpoint) = slot.endpoint.remote() else {
@@ -152,30 +176,24 @@ impl Wg {
         if header.dst() == endpoint.ip() && slot.is_own_datagram(&header, endpoint.port()) {
             return Verdict::Drop(DropReason::EncapLoop);
         }
-        // Packets that wait already go first, or this one would overtake them.
-        if slot.staged() > 0 {
-            return Verdict::Stage(peer);
-        }
-        match slot.keypairs.current_mut().and_then(|k| k.next_counter(now)) {
-            Some(counter) => Verdict::Seal(Grant { peer, counter }),
-            None => Verdict::Stage(peer),
-        }
+        Verdict::Send(peer, header.tos() & ECN_MASK)
+    }
+
+    /// Takes a counter of the peer's session. `None` if there is no session, or packets wait already: they go first, or this
+    /// one would overtake them.
+    fn grant(&mut self, now: Time, peer: PeerId) -> Option<Grant> {
+        let slot = self.slot_mut(peer).filter(|slot| slot.staged() == 0)?;
+        let counter = slot.keypairs.current_mut()?.next_counter(now)?;
+        Some(Grant { peer, counter })
     }
 
     /// Writes header and padding around the inner packet and says where it goes.
-    fn dress(&self, mut packet: PktBuf, grant: &Grant) -> PktBuf {
-        self.dress_in_place(&mut packet, grant);
-        packet
-    }
-
-    fn dress_in_place(&self, packet: &mut PktBuf, grant: &Grant) {
+    fn dress(&self, packet: &mut PktBuf, grant: &Grant, ecn: u8) {
         let slot = self.slot(grant.peer).expect("a grant names a peer that is there");
         let keypair = slot
             .keypairs
             .current()
             .expect("a grant names a session that is there");
-        // A keepalive has no header to copy from.
-        let ecn = Packet::parse(packet.data()).map_or(0, |inner| inner.tos() & ECN_MASK);
         let len = packet.len();
         let padding = padded_len(len, self.mtu) - len;
         packet.append(padding + TAG).fill(0);

@@ -195,3 +195,54 @@ fn c81_bytes_are_counted_as_they_are_on_the_wire() {
     assert_eq!(TAG, 16);
     net.finish();
 }
+
+/// Three flows of a size each, interleaved: three rows of equal datagrams, numbered in the order in which they leave.
+#[test]
+fn like_packets_of_several_flows_leave_together() {
+    let mut net = Net::pair();
+    net.connect();
+    let sizes = [64, 576, 64, 64, 576, 64, 1400, 64, 576, 64, 64, 576];
+    let packets: Vec<_> = (0..60)
+        .map(|i| {
+            let len = sizes[i % sizes.len()];
+            let flow = Builder::new(packet::v4(A), packet::v4(B), i as u64, len);
+            Builder {
+                src_port: len as u16,
+                ..flow
+            }
+            .build()
+        })
+        .collect();
+    net.log.clear();
+    packets.iter().for_each(|packet| net.offer(A, packet));
+    net.settle();
+    let sent: Vec<_> = net.sent(A).map(|d| (d.header().counter, d.bytes.len())).collect();
+    assert!(sent.windows(2).all(|pair| pair[1].0 == pair[0].0 + 1), "{sent:?}");
+    let changes = sent.windows(2).filter(|pair| pair[0].1 != pair[1].1).count();
+    assert_eq!(changes, 2, "{sent:?}");
+    net.run(ms(40));
+    let delivered = net.delivered(B);
+    assert_eq!(delivered.len(), packets.len());
+    for port in [64, 576, 1400] {
+        let of_flow = delivered.iter().filter(|packet| packet::src_port(packet) == port);
+        assert!(
+            of_flow.map(|packet| packet::id(packet)).is_sorted(),
+            "flow {port}"
+        );
+    }
+    net.finish();
+}
+
+#[test]
+fn packets_of_one_flow_never_pass_each_other() {
+    let mut net = Net::pair();
+    net.connect();
+    let packets: Vec<_> = (0..60)
+        .map(|i| packet::between(A, B, i, [60, 1400, 300][i as usize % 3]))
+        .collect();
+    packets.iter().for_each(|packet| net.offer(A, packet));
+    net.settle();
+    net.run(ms(40));
+    assert_eq!(net.delivered(B), packets);
+    net.finish();
+}

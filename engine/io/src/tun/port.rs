@@ -20,6 +20,7 @@ use rustix::io::Errno;
 use crate::offload::coalesce::{Accepts, Planner, SuperHeaders};
 use crate::offload::split::{SuperPacket, complete_checksum};
 use crate::offload::{Gso, SUPER_MAX, VNET_HEADER, VnetHeader};
+use crate::scratch::Scratch;
 use crate::{PORT_FDS, Port, PortCounters, PortError};
 
 /// The scratch holds the largest super-packet and one byte more, which tells one that was cut off.
@@ -36,9 +37,9 @@ pub struct TunPort {
     counters: Arc<PortCounters>,
     planner: Planner,
     /// What was read last, behind its virtio-net header.
-    scratch: Box<[u8; SCRATCH]>,
+    scratch: Scratch,
     /// Where super-packets to the kernel are put together.
-    outgoing: Box<[u8; VNET_HEADER + COPY_MAX]>,
+    outgoing: Scratch,
     /// The super-packet in the scratch that is not fully cut yet.
     pending: Option<SuperPacket>,
     /// Bytes of it.
@@ -63,8 +64,8 @@ impl TunPort {
             queue,
             counters: Arc::default(),
             planner: Planner::new(accepts),
-            scratch: Box::new([0; SCRATCH]),
-            outgoing: Box::new([0; VNET_HEADER + COPY_MAX]),
+            scratch: Scratch::new(SCRATCH),
+            outgoing: Scratch::new(VNET_HEADER + COPY_MAX),
             pending: None,
             pending_len: 0,
             settled: 0,
