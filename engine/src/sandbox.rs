@@ -1,7 +1,7 @@
 //! What the process gives up once it is set up.
 //!
 //! Called by the main thread before it spawns the first worker, so that every thread inherits it: all capabilities but
-//! the one that socket marks need, the way to gain others, core dumps, and every system call that the engine does not make.
+//! the two that its sockets need, the way to gain others, core dumps, and every system call that the engine does not make.
 //! docs/threat-model.md says against whom.
 
 use std::collections::BTreeMap;
@@ -55,9 +55,10 @@ pub fn hide_memory() -> Result<(), SandboxError> {
         .map_err(|e| SandboxError::Step("make the process non-dumpable", e))
 }
 
-/// Keeps `CAP_NET_ADMIN`, which `SO_MARK` and socket buffers beyond the system's limit need, and drops the rest.
+/// Keeps `CAP_NET_ADMIN`, which `SO_MARK` and socket buffers beyond the system's limit need, and `CAP_NET_BIND_SERVICE`, for
+/// UDP ports below 1,024, which are often the only open ones; drops the rest.
 pub fn drop_privileges() -> Result<(), SandboxError> {
-    let kept = CapabilitySet::NET_ADMIN;
+    let kept = CapabilitySet::NET_ADMIN.union(CapabilitySet::NET_BIND_SERVICE);
     clear_ambient_capability_set().map_err(|e| SandboxError::Step("clear ambient capabilities", e))?;
     for capability in CapabilitySet::all().difference(kept).iter() {
         match remove_capability_from_bounding_set(capability) {

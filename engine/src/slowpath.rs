@@ -364,10 +364,7 @@ impl SlowPath {
         let now = self.clock.mono();
         if self.forget_sources_at.is_some_and(|at| at <= now) {
             self.forget_sources_at = None;
-            for peer in self.peers.iter_mut().flatten() {
-                peer.endpoint.set_local(None, 0);
-            }
-            self.workers.tell_all(|| Command::ClearSource(None));
+            self.forget_sources();
         }
         if self.bind_again_at.is_some_and(|at| at <= now) {
             self.bind();
@@ -385,6 +382,14 @@ impl SlowPath {
                 "key memory could not be locked and may be swapped out: raise the limit with `ulimit -l` or LimitMEMLOCK="
             ));
         }
+    }
+
+    /// Forgets from which of our addresses each peer was answered: the route may be another one now.
+    fn forget_sources(&mut self) {
+        for peer in self.peers.iter_mut().flatten() {
+            peer.endpoint.set_local(None, 0);
+        }
+        self.workers.tell_all(|| Command::ClearSource(None));
     }
 
     fn interface_up(&mut self) {

@@ -69,6 +69,13 @@ impl Ready {
         tun: false,
         udp: false,
     };
+
+    fn or(self, other: Ready) -> Ready {
+        Ready {
+            tun: self.tun | other.tun,
+            udp: self.udp | other.udp,
+        }
+    }
 }
 
 /// Why the loop ends.
@@ -109,6 +116,10 @@ impl Worker {
             }
             if ready != Ready::NONE && self.has_room() {
                 last_work = now;
+                // The other port may have found packets meanwhile, and this one may never run empty.
+                if ready != Ready::ALL {
+                    ready = ready.or(poller.look(Some(&Timespec::default())));
+                }
                 continue;
             }
             let block = now.since(last_work) >= self.idle.spin;

@@ -180,6 +180,9 @@ fn c63_one_port_for_both_versions() {
     let port = taken.local_addr().unwrap().port();
     assert!(b.set(&format!("listen-port {port}")).is_err());
     assert_eq!(chosen(), before);
+    // A port of the system's, after privileges were given up.
+    b.set("listen-port 443").unwrap();
+    assert!(eventually(|| bound(&tunnel.b, "udp") == [443]));
     // Down, no port is bound.
     tunnel
         .b

@@ -155,8 +155,7 @@ impl SlowPath {
                 .map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
         }
         self.udp.fwmark = mark;
-        // The route may be another one now, and with it the source address.
-        self.workers.tell_all(|| Command::ClearSource(None));
+        self.forget_sources();
         Ok(())
     }
 
