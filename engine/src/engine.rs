@@ -24,13 +24,13 @@ use crate::sandbox::{self, SandboxError};
 use crate::slowpath::{Parts, SlowPath, Workers, peer_numbers};
 use crate::stats::WorkerStats;
 use crate::uapi::UapiServer;
-use crate::wg::{Crew, Wg};
+use crate::wg::{Crew, JUMBO_SHARE, Wg};
 use crate::worker::{IdleLadder, Worker};
 
 /// Small frames, of 2 KiB each, in memory from the start.
 const FRAMES: usize = 16384;
 /// Frames for packets beyond 1,856 bytes.
-const JUMBO_FRAMES: usize = 512;
+const JUMBO_FRAMES: usize = FRAMES / JUMBO_SHARE;
 /// Socket buffers: a quarter of a second at 128 Mb/s, or what a worker may miss while the other threads of a small
 /// machine have their time slices.
 const SOCKET_BUFFER: usize = 8 << 20;

@@ -20,7 +20,7 @@ use crossbeam_queue::ArrayQueue;
 use patronus_crypto::aead::Aead;
 use patronus_crypto::keypair::Keypair;
 use patronus_crypto::{PeerId, Time};
-use patronus_mem::{FrameCache, Outer, PktBuf};
+use patronus_mem::{FrameCache, Outer, PktBuf, SMALL_MAX};
 
 pub use self::index::IndexTable;
 pub use self::peer::{PeerSlot, STAGED_MAX};
@@ -75,6 +75,9 @@ impl Crew {
     }
 }
 
+/// So many small frames there are for a jumbo frame.
+pub const JUMBO_SHARE: usize = 32;
+
 /// Which of `workers` workers owns `peer`.
 pub fn owner(peer: PeerId, workers: usize) -> usize {
     peer.0 as usize % workers
@@ -89,14 +92,16 @@ pub struct Wg {
     index: IndexTable,
     mtu: usize,
     staged_total: usize,
+    /// Those of them in jumbo frames.
+    staged_jumbos: usize,
     staged_limit: usize,
     /// Errors for packets that cannot be sent, on their way back into the TUN.
     pub icmp: Icmp,
 }
 
 impl Wg {
-    /// A worker without peers. At most `staged_limit` packets of all peers together wait for sessions, so that those
-    /// of silent peers cannot take every frame.
+    /// A worker without peers. At most `staged_limit` packets of all peers together wait for sessions, and a
+    /// [`JUMBO_SHARE`]th of that in jumbo frames, so that those of silent peers cannot take every frame.
     pub fn new(
         aead: &'static dyn Aead,
         crew: Crew,
@@ -112,6 +117,7 @@ impl Wg {
             index: IndexTable::new(max_peers),
             mtu,
             staged_total: 0,
+            staged_jumbos: 0,
             staged_limit,
             icmp: Icmp::default(),
         }
@@ -125,6 +131,11 @@ impl Wg {
     /// Packets that wait for sessions.
     pub fn staged(&self) -> usize {
         self.staged_total
+    }
+
+    fn forget_staged(&mut self, packet: &PktBuf) {
+        self.staged_total -= 1;
+        self.staged_jumbos -= usize::from(packet.len() > SMALL_MAX);
     }
 
     fn owns(&self, peer: PeerId) -> bool {
@@ -251,11 +262,8 @@ impl Wg {
 
     /// Drops what waits for a session with the peer.
     pub fn drop_staged(&mut self, cx: &mut Context<'_>, peer: PeerId) {
-        let Some(slot) = self.peers.get_mut(peer.0 as usize).and_then(Option::as_deref_mut) else {
-            return;
-        };
-        while let Some(packet) = slot.unstage() {
-            self.staged_total -= 1;
+        while let Some(packet) = self.slot_mut(peer).and_then(PeerSlot::unstage) {
+            self.forget_staged(&packet);
             cx.discard(DropReason::StagedPurged, packet);
         }
     }

@@ -9,10 +9,10 @@ use patronus_crypto::messages::{DATA_MIN, DataHeader, HEADER, TAG};
 use patronus_crypto::timers::Wake;
 use patronus_crypto::{PeerId, Time};
 use patronus_io::ip::{ECN_MASK, Packet};
-use patronus_mem::{BURST_MAX, Burst, PktBuf};
+use patronus_mem::{BURST_MAX, Burst, PktBuf, SMALL_MAX};
 
 use super::order::{self, Flow, Likeness, Order};
-use super::{Context, Wg};
+use super::{Context, JUMBO_SHARE, Wg};
 use crate::channel::Notice;
 use crate::stats::{DropReason, Stage};
 
@@ -88,24 +88,18 @@ impl Wg {
     ) -> bool {
         debug_assert!(wire.is_empty());
         let mut grants = ArrayVec::<Grant, BURST_MAX>::new();
-        let Some(slot) = self.slot_mut(peer) else {
-            return false;
-        };
-        if slot.endpoint.remote().is_none() {
+        if self.slot(peer).and_then(|slot| slot.endpoint.remote()).is_none() {
             return false;
         }
-        while wire.room() > 0 && slot.staged() > 0 {
-            let Some(counter) = slot.keypairs.current_mut().and_then(|k| k.next_counter(cx.now)) else {
-                break;
-            };
-            let Some(packet) = slot.unstage() else { break };
+        while wire.room() > 0
+            && let Some((packet, counter)) = self.slot_mut(peer).and_then(|slot| slot.unstage_granted(cx.now))
+        {
+            self.forget_staged(&packet);
             wire.push(packet);
             grants.push(Grant { peer, counter });
         }
-        let more = slot.staged() > 0;
-        let sent = wire.len();
-        self.staged_total -= sent;
-        if sent == 0 && keepalive && !self.grant_keepalive(cx, peer, wire, &mut grants) {
+        let more = self.slot(peer).is_some_and(|slot| slot.staged() > 0);
+        if wire.is_empty() && keepalive && !self.grant_keepalive(cx, peer, wire, &mut grants) {
             self.ask_for_session(cx, peer);
         }
         for (packet, grant) in wire.iter_mut().zip(&grants) {
@@ -261,24 +255,29 @@ impl Wg {
     /// Keeps a packet for a session to come and asks for that session.
     fn stage(&mut self, cx: &mut Context<'_>, peer: PeerId, packet: PktBuf) {
         let now = cx.now;
+        let jumbo = packet.len() > SMALL_MAX;
         let full = self.staged_total >= self.staged_limit;
+        let no_jumbo = jumbo && self.staged_jumbos >= self.staged_limit / JUMBO_SHARE;
         let Some(slot) = self.slot_mut(peer) else {
             return cx.discard(DropReason::EncapNoPeer, packet);
         };
         let ask = slot.ask_for_handshake(now);
-        if full && slot.staged() == 0 {
+        if no_jumbo || full && slot.staged() == 0 {
             cx.discard(DropReason::StagedNoFrame, packet);
-        } else if full {
-            // Its own oldest packet makes room, as it would at the limit of a single peer.
-            let evicted = slot.unstage();
+        } else {
+            // At the limit of all peers as at its own, a peer's oldest packet makes room.
+            let evicted = if full || slot.is_full() {
+                slot.unstage()
+            } else {
+                None
+            };
             slot.stage(packet);
+            self.staged_total += 1;
+            self.staged_jumbos += usize::from(jumbo);
             if let Some(evicted) = evicted {
+                self.forget_staged(&evicted);
                 cx.discard(DropReason::StagedOverflow, evicted);
             }
-        } else if let Some(evicted) = slot.stage(packet) {
-            cx.discard(DropReason::StagedOverflow, evicted);
-        } else {
-            self.staged_total += 1;
         }
         if ask {
             cx.tell(Notice::WantHandshake(peer));

@@ -47,15 +47,24 @@ impl PeerSlot {
         }
     }
 
-    /// Keeps `packet` until there is a session. Returns the oldest one if it had to make room.
-    pub fn stage(&mut self, packet: PktBuf) -> Option<PktBuf> {
-        let evicted = if self.staged.len() == STAGED_MAX {
-            self.staged.pop_front()
-        } else {
-            None
-        };
+    /// Keeps `packet` until there is a session; there is room.
+    pub fn stage(&mut self, packet: PktBuf) {
+        debug_assert!(!self.is_full());
         self.staged.push_back(packet);
-        evicted
+    }
+
+    /// Whether as many packets wait as may.
+    pub fn is_full(&self) -> bool {
+        self.staged.len() == STAGED_MAX
+    }
+
+    /// The oldest packet that waits and a counter of the current session for it, if there are both.
+    pub fn unstage_granted(&mut self, now: Time) -> Option<(PktBuf, u64)> {
+        if self.staged.is_empty() {
+            return None;
+        }
+        let counter = self.keypairs.current_mut()?.next_counter(now)?;
+        Some((self.staged.pop_front()?, counter))
     }
 
     /// The oldest packet that waits.

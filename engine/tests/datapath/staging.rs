@@ -3,6 +3,7 @@
 use patronus_crypto::messages::Kind;
 use patronus_engine::channel::Command;
 use patronus_engine::stats::DropReason;
+use patronus_engine::wg::JUMBO_SHARE;
 use patronus_engine::wg::STAGED_MAX;
 
 use crate::common::{A, B, Net, Setup, ms, packet, perfect, secs};
@@ -115,6 +116,35 @@ fn c40_all_peers_together_have_a_limit() {
     net.send(A, &packet::between(A, 3, 1, 100));
     net.run(ms(100));
     assert_eq!(net.delivered(3).len(), 1);
+    net.finish();
+}
+
+/// There are few jumbo frames: those that wait have a limit of their own.
+#[test]
+fn c40_waiting_packets_leave_jumbo_frames_for_others() {
+    let setup = Setup {
+        mtu: 9000,
+        staged_limit: 8 * JUMBO_SHARE,
+        ..Setup::default()
+    };
+    let mut net = Net::pair_with(&setup);
+    net.wire = Box::new(|_| vec![]);
+    for id in 0..12 {
+        net.send(A, &packet::between(A, B, id, 4000));
+    }
+    assert_eq!(net.sites[A].drops(), [(DropReason::StagedNoFrame, 4)]);
+    net.send(A, &packet::between(A, B, 12, 100));
+    assert_eq!(net.sites[A].staged(), 9, "small frames there are enough");
+    net.wire = perfect(ms(20));
+    net.run(secs(6));
+    assert_eq!(net.delivered(B).len(), 9);
+    // Their places are free again.
+    net.wire = Box::new(|_| vec![]);
+    net.run(secs(600));
+    for id in 20..28 {
+        net.send(A, &packet::between(A, B, id, 4000));
+    }
+    assert_eq!(net.sites[A].dropped(DropReason::StagedNoFrame), 4);
     net.finish();
 }
 
