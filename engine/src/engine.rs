@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 
 use patronus_crypto::{Device, Duration, Limits, aead, x25519};
 use patronus_io::Port;
-use patronus_io::netlink::LinkWatch;
+use patronus_io::netlink::{LinkWatch, RouteQuery};
 use patronus_io::tun::{Tun, TunConfig, TunDevice};
 use patronus_io::udp::UdpConfig;
 use patronus_mem::{Arena, ArenaConfig, FrameCache};
@@ -120,6 +120,7 @@ pub fn start(config: &Config) -> Result<SlowPath, StartError> {
     };
     let (tun, tun_ports) = make_tun(config)?;
     let watch = LinkWatch::new(tun.ifindex()).map_err(system("watch interfaces"))?;
+    let routes = RouteQuery::new().map_err(system("ask for routes"))?;
     let uapi = UapiServer::bind(&config.uapi_dir, tun.name())
         .map_err(|e| StartError::Uapi(config.uapi_dir.join(format!("{}.sock", config.name)), e))?;
     let arena = Arena::new(&ArenaConfig {
@@ -188,6 +189,7 @@ pub fn start(config: &Config) -> Result<SlowPath, StartError> {
         device,
         tun,
         watch,
+        routes,
         uapi,
         signals,
         inbox,

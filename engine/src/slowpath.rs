@@ -13,7 +13,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use patronus_crypto::{Device, Duration, Output, Outputs, PeerId, Random, Refusal, Time, To};
-use patronus_io::netlink::{LinkEvent, LinkWatch};
+use patronus_io::netlink::{LinkEvent, LinkWatch, RouteQuery};
 use patronus_io::tun::TunDevice;
 use patronus_io::udp::{UdpConfig, UdpSender, UdpSockets};
 use patronus_io::{Port, PortCounters};
@@ -37,8 +37,12 @@ const HANDSHAKE_TOS: u8 = 0x88;
 const HANDSHAKES_PER_TURN: usize = 64;
 /// How soon to try again when the UDP port is taken.
 const BIND_RETRY: Duration = Duration::from_secs(1);
-/// How long after a change of routes or addresses the peers' source addresses are forgotten: changes come in crowds.
+/// How long after a change of routes or addresses the peers' source addresses are looked at: changes come in crowds.
 const SOURCE_GRACE: Duration = Duration::from_millis(200);
+/// Source addresses looked at in a turn, and the pause to the next turn, so that routes that change all the time leave time for
+/// the rest: one look takes some 5 microseconds.
+const SOURCES_PER_TURN: usize = 256;
+const SOURCE_PAUSE: Duration = Duration::from_millis(8);
 /// How soon to look again when a worker's command queue was full.
 const BACKLOG_RETRY: Duration = Duration::from_millis(1);
 
@@ -61,6 +65,8 @@ pub struct Parts {
     pub tun: TunDevice,
     /// What happens to interfaces, routes and addresses.
     pub watch: LinkWatch,
+    /// For asking where packets to a peer leave.
+    pub routes: RouteQuery,
     /// The UAPI socket.
     pub uapi: UapiServer,
     /// Readable when the process was asked to end.
@@ -92,6 +98,7 @@ pub struct SlowPath {
     device: Device,
     tun: TunDevice,
     watch: LinkWatch,
+    routes: RouteQuery,
     uapi: Option<UapiServer>,
     signals: OwnedFd,
     inbox: Arc<ToSlowPath>,
@@ -115,7 +122,9 @@ pub struct SlowPath {
     routes_changed: bool,
     /// Removed peers that their worker has not let go of yet.
     leaving: usize,
-    forget_sources_at: Option<Time>,
+    check_sources_at: Option<Time>,
+    /// The peer whose source address is looked at next.
+    check_sources_from: usize,
     bind_again_at: Option<Time>,
     told_unbound: bool,
     told_unlocked: bool,
@@ -131,6 +140,7 @@ impl SlowPath {
             device: parts.device,
             tun: parts.tun,
             watch: parts.watch,
+            routes: parts.routes,
             uapi: Some(parts.uapi),
             signals: parts.signals,
             inbox: parts.inbox,
@@ -145,7 +155,8 @@ impl SlowPath {
             max_peers: parts.max_peers,
             udp: parts.udp,
             link_up: false,
-            forget_sources_at: None,
+            check_sources_at: None,
+            check_sources_from: 0,
             bind_again_at: None,
             told_unbound: false,
             told_unlocked: false,
@@ -291,12 +302,7 @@ impl SlowPath {
                 self.workers.tell_owner(peer, Command::Install(keypair));
             }
             Output::Keepalive { peer } => self.workers.tell_owner(peer, Command::Keepalive(peer)),
-            Output::ClearSource { peer } => {
-                if let Some(state) = self.peer_mut(peer) {
-                    state.endpoint.set_local(None, 0);
-                    self.workers.tell_owner(peer, Command::ClearSource(Some(peer)));
-                }
-            }
+            Output::ClearSource { peer } => self.forget_source(peer),
             Output::DropStaged { peer } => {
                 self.log.verbose(format_args!(
                     "{}: no answer, handshake given up",
@@ -353,7 +359,8 @@ impl SlowPath {
                 LinkEvent::Moved => self.interface_up(),
                 LinkEvent::RouteOrAddressChanged => {
                     let soon = self.clock.mono().after(SOURCE_GRACE);
-                    self.forget_sources_at.get_or_insert(soon);
+                    self.check_sources_at.get_or_insert(soon);
+                    self.check_sources_from = 0;
                 }
             }
         }
@@ -362,9 +369,8 @@ impl SlowPath {
     /// What is due by the clock, beside the protocol's timers.
     fn run_chores(&mut self) {
         let now = self.clock.mono();
-        if self.forget_sources_at.is_some_and(|at| at <= now) {
-            self.forget_sources_at = None;
-            self.forget_sources();
+        if self.check_sources_at.is_some_and(|at| at <= now) {
+            self.check_sources_at = self.check_sources().then(|| now.after(SOURCE_PAUSE));
         }
         if self.bind_again_at.is_some_and(|at| at <= now) {
             self.bind();
@@ -381,6 +387,34 @@ impl SlowPath {
             self.log.error(format_args!(
                 "key memory could not be locked and may be swapped out: raise the limit with `ulimit -l` or LimitMEMLOCK="
             ));
+        }
+    }
+
+    /// Looks at some peers' source addresses and forgets those that are gone, or with which the way to the peer no longer is the
+    /// interface where the peer was heard (as Linux does before each send). True if there are more peers to look at.
+    fn check_sources(&mut self) -> bool {
+        let end = self.peers.len().min(self.check_sources_from + SOURCES_PER_TURN);
+        for id in (self.check_sources_from as u32..end as u32).map(PeerId) {
+            let Some(endpoint) = self.peer(id).map(|peer| peer.endpoint) else {
+                continue;
+            };
+            let (Some(remote), Some(local)) = (endpoint.remote(), endpoint.local()) else {
+                continue;
+            };
+            let egress = self.routes.egress(local, remote.ip(), self.udp.fwmark);
+            if !egress.is_ok_and(|interface| interface == Some(endpoint.ifindex())) {
+                self.forget_source(id);
+            }
+        }
+        self.check_sources_from = end;
+        end < self.peers.len()
+    }
+
+    /// Forgets from which of our addresses a peer was answered; the kernel chooses anew.
+    fn forget_source(&mut self, id: PeerId) {
+        if let Some(peer) = self.peer_mut(id) {
+            peer.endpoint.set_local(None, 0);
+            self.workers.tell_owner(id, Command::ClearSource(Some(id)));
         }
     }
 
@@ -500,7 +534,7 @@ impl SlowPath {
         let deadlines = [
             self.device.next_deadline(),
             uapi,
-            self.forget_sources_at,
+            self.check_sources_at,
             self.bind_again_at,
             retry,
         ];

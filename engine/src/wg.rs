@@ -14,6 +14,7 @@ mod index;
 mod order;
 mod peer;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use crossbeam_queue::ArrayQueue;
@@ -258,6 +259,14 @@ impl Wg {
                 .flatten()
                 .for_each(|slot| slot.endpoint.set_local(None, 0)),
         }
+    }
+
+    /// Forgets a source address that the kernel refused, with every peer that has it.
+    pub fn clear_stale_source(&mut self, address: IpAddr) {
+        let slots = self.peers.iter_mut().flatten();
+        slots
+            .filter(|slot| slot.endpoint.local() == Some(address))
+            .for_each(|slot| slot.endpoint.set_local(None, 0));
     }
 
     /// Drops what waits for a session with the peer.

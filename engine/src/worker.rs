@@ -236,8 +236,8 @@ impl Worker {
             return wire.clear_into(&mut self.frames);
         };
         let _ = udp.tx_burst(&mut self.frames, wire);
-        if udp.take_stale_source().is_some() {
-            self.wg.clear_source(None);
+        while let Some(address) = udp.take_stale_source() {
+            self.wg.clear_stale_source(address);
         }
     }
 

@@ -7,6 +7,7 @@
 //! Sources: RFC 3549; Linux `include/uapi/linux/{netlink,rtnetlink,if_link}.h`.
 
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
@@ -19,8 +20,14 @@ const ALIGN: usize = 4;
 const MESSAGE_HEADER: usize = 16;
 /// `struct ifinfomsg`, in bytes.
 const LINK_HEADER: usize = 16;
+/// `struct rtmsg`, in bytes.
+const ROUTE_HEADER: usize = 12;
 /// `struct rtattr`, in bytes.
 const ATTRIBUTE_HEADER: usize = 4;
+/// The longest value of an attribute that is sent, in bytes: an IPv6 address.
+const VALUE_MAX: usize = 16;
+/// Attributes of a request at most.
+const ATTRIBUTES_MAX: usize = 3;
 
 /// The kernel makes messages of at most this size for sockets that read with buffers like ours.
 const BUFFER: usize = 32 * 1024;
@@ -34,6 +41,10 @@ const RTM_GETLINK: u16 = 18;
 const IFLA_MTU: u16 = 4;
 const IFLA_TXQLEN: u16 = 13;
 const IFLA_NEW_NETNSID: u16 = 45;
+const RTA_DST: u16 = 1;
+const RTA_SRC: u16 = 2;
+const RTA_OIF: u16 = 4;
+const RTA_MARK: u16 = 16;
 /// The bits of an attribute's type that are not flags.
 const ATTRIBUTE_TYPE: u16 = 0x3fff;
 
@@ -119,7 +130,7 @@ impl LinkWatch {
     /// Asks for the interface's state; the answer comes among the events.
     fn ask(&self) -> io::Result<()> {
         let kernel = SocketAddrNetlink::new(0, 0);
-        let question = Request::new(RTM_GETLINK, NLM_F_REQUEST, self.seen.ifindex);
+        let question = Request::link(RTM_GETLINK, NLM_F_REQUEST, self.seen.ifindex);
         rustix::net::sendto(&self.socket, question.bytes(), SendFlags::empty(), &kernel)?;
         Ok(())
     }
@@ -135,8 +146,8 @@ impl AsFd for LinkWatch {
 /// them over the network namespace only.
 pub fn set_txqueuelen(ifindex: u32, packets: u32) -> io::Result<()> {
     let socket = open(0)?;
-    let mut request = Request::new(libc::RTM_NEWLINK, NLM_F_REQUEST | NLM_F_ACK, ifindex);
-    request.attribute(IFLA_TXQLEN, packets);
+    let mut request = Request::link(libc::RTM_NEWLINK, NLM_F_REQUEST | NLM_F_ACK, ifindex);
+    request.attribute(IFLA_TXQLEN, &packets.to_ne_bytes());
     let kernel = SocketAddrNetlink::new(0, 0);
     rustix::net::sendto(&socket, request.bytes(), SendFlags::empty(), &kernel)?;
     // The kernel has answered when the send returns.
@@ -145,6 +156,35 @@ pub fn set_txqueuelen(ifindex: u32, packets: u32) -> io::Result<()> {
         Some(0) => Ok(()),
         Some(error) => Err(io::Error::from_raw_os_error(error)),
         None => Err(io::ErrorKind::InvalidData.into()),
+    }
+}
+
+/// Asks for routes, in the namespace it was made in.
+#[derive(Debug)]
+pub struct RouteQuery {
+    socket: OwnedFd,
+}
+
+impl RouteQuery {
+    /// Takes no rights.
+    pub fn new() -> io::Result<RouteQuery> {
+        Ok(RouteQuery { socket: open(0)? })
+    }
+
+    /// The interface through which a packet from `src` to `dst` with this firewall mark leaves. `None` if there is no route, or
+    /// `src` is not an address of this host (IPv4 only: for IPv6 the kernel does not say).
+    pub fn egress(&self, src: IpAddr, dst: IpAddr, mark: u32) -> io::Result<Option<u32>> {
+        let request = Request::route(src, dst, mark);
+        let kernel = SocketAddrNetlink::new(0, 0);
+        rustix::net::sendto(&self.socket, request.bytes(), SendFlags::empty(), &kernel)?;
+        let mut buffer = [0; 2048];
+        // The kernel has answered when the send returns.
+        let datagram = receive(&self.socket, &mut buffer)?;
+        let Some((libc::RTM_NEWROUTE, body, _)) = next_message(datagram) else {
+            return Ok(None);
+        };
+        let attributes = body.get(ROUTE_HEADER..).unwrap_or_default();
+        Ok(find_attribute(attributes, RTA_OIF).and_then(|value| word(value, 0)))
     }
 }
 
@@ -243,37 +283,59 @@ fn answer(datagram: &[u8]) -> Option<i32> {
     }
 }
 
-/// A message about one interface, with room for an attribute.
+/// A message to the kernel, with room for a few attributes.
 struct Request {
-    bytes: [u8; MESSAGE_HEADER + LINK_HEADER + ATTRIBUTE_HEADER + 4],
+    bytes: [u8; MESSAGE_HEADER + LINK_HEADER + ATTRIBUTES_MAX * (ATTRIBUTE_HEADER + VALUE_MAX)],
     len: usize,
 }
 
 impl Request {
-    fn new(kind: u16, flags: u16, ifindex: u32) -> Request {
-        let mut request = Request {
-            bytes: [0; MESSAGE_HEADER + LINK_HEADER + ATTRIBUTE_HEADER + 4],
-            len: MESSAGE_HEADER + LINK_HEADER,
-        };
-        request.put(4, &kind.to_ne_bytes());
-        request.put(6, &flags.to_ne_bytes());
+    /// About an interface.
+    fn link(kind: u16, flags: u16, ifindex: u32) -> Request {
+        let mut request = Request::new(kind, flags, LINK_HEADER);
         request.put(MESSAGE_HEADER + 4, &ifindex.to_ne_bytes());
-        request.seal();
         request
     }
 
-    /// Adds the one attribute that there is room for.
-    fn attribute(&mut self, kind: u16, value: u32) {
-        let at = MESSAGE_HEADER + LINK_HEADER;
-        self.put(at, &((ATTRIBUTE_HEADER + 4) as u16).to_ne_bytes());
-        self.put(at + 2, &kind.to_ne_bytes());
-        self.put(at + ATTRIBUTE_HEADER, &value.to_ne_bytes());
-        self.len = at + ATTRIBUTE_HEADER + 4;
-        self.seal();
+    /// About the route from `src` to `dst`.
+    fn route(src: IpAddr, dst: IpAddr, mark: u32) -> Request {
+        let mut request = Request::new(libc::RTM_GETROUTE, NLM_F_REQUEST, ROUTE_HEADER);
+        let (family, bits) = match dst {
+            IpAddr::V4(_) => (libc::AF_INET, 32),
+            IpAddr::V6(_) => (libc::AF_INET6, 128),
+        };
+        request.put(MESSAGE_HEADER, &[family as u8, bits, bits]);
+        for (kind, ip) in [(RTA_DST, dst), (RTA_SRC, src)] {
+            match ip {
+                IpAddr::V4(ip) => request.attribute(kind, &ip.octets()),
+                IpAddr::V6(ip) => request.attribute(kind, &ip.octets()),
+            }
+        }
+        request.attribute(RTA_MARK, &mark.to_ne_bytes());
+        request
     }
 
-    fn seal(&mut self) {
-        self.put(0, &(self.len as u32).to_ne_bytes());
+    fn new(kind: u16, flags: u16, header: usize) -> Request {
+        let len = MESSAGE_HEADER + header;
+        let mut request = Request {
+            bytes: [0; MESSAGE_HEADER + LINK_HEADER + ATTRIBUTES_MAX * (ATTRIBUTE_HEADER + VALUE_MAX)],
+            len,
+        };
+        request.put(4, &kind.to_ne_bytes());
+        request.put(6, &flags.to_ne_bytes());
+        request.put(0, &(len as u32).to_ne_bytes());
+        request
+    }
+
+    /// Adds an attribute, of whose value every length is a multiple of [`ALIGN`].
+    fn attribute(&mut self, kind: u16, value: &[u8]) {
+        let at = self.len;
+        self.put(at, &((ATTRIBUTE_HEADER + value.len()) as u16).to_ne_bytes());
+        self.put(at + 2, &kind.to_ne_bytes());
+        self.put(at + ATTRIBUTE_HEADER, value);
+        self.len = at + ATTRIBUTE_HEADER + value.len();
+        let len = self.len as u32;
+        self.put(0, &len.to_ne_bytes());
     }
 
     fn put(&mut self, at: usize, value: &[u8]) {
