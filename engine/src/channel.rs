@@ -88,8 +88,8 @@ pub enum Notice {
     Routes(Arc<AllowedIps>),
     /// Replaced UDP sockets, likewise.
     Wan(Box<dyn Port + Send>),
-    /// The TUN is gone.
-    TunGone,
+    /// The TUN is gone, or cannot be used any more for this reason.
+    TunGone(Option<std::io::Error>),
 }
 
 /// A handshake message on its way to the slow path.

@@ -9,13 +9,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
+use patronus_crypto::aead::Aead;
 use patronus_crypto::{Device, Duration, Limits, aead, x25519};
 use patronus_io::Port;
 use patronus_io::netlink::{LinkWatch, RouteQuery};
-use patronus_io::tun::{Tun, TunConfig, TunDevice};
+use patronus_io::tun::{Tun, TunConfig, TunDevice, TunPort};
 use patronus_io::udp::UdpConfig;
 use patronus_mem::{Arena, ArenaConfig, FrameCache};
-use rustix::thread::{CpuSet, sched_setaffinity};
+use rustix::fd::OwnedFd;
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use crate::channel::{ToSlowPath, ToWorker};
 use crate::clock::{Clock, SystemClock, SystemRandom};
@@ -31,8 +33,8 @@ use crate::worker::{IdleLadder, Worker};
 const FRAMES: usize = 16384;
 /// Frames for packets beyond 1,856 bytes.
 const JUMBO_FRAMES: usize = FRAMES / JUMBO_SHARE;
-/// Socket buffers: a quarter of a second at 128 Mb/s, or what a worker may miss while the other threads of a small
-/// machine have their time slices.
+/// Socket buffers, bytes: what a worker may miss while the other threads of a small machine have their time slices, 6 ms at
+/// 10 Gb/s. The kernel doubles it for its own book-keeping.
 const SOCKET_BUFFER: usize = 8 << 20;
 /// Packets that the TUN holds for the engine. 500, the kernel's default, overflow in one time slice of a sender.
 pub const TUN_QUEUE: u32 = 4000;
@@ -110,88 +112,103 @@ impl std::error::Error for StartError {}
 
 /// Makes the interface and everything behind it. The slow path comes back ready to run on the calling thread.
 pub fn start(config: &Config) -> Result<SlowPath, StartError> {
-    let system = |what| move |e| StartError::System(what, e);
     sandbox::hide_memory().map_err(StartError::Sandbox)?;
     sandbox::allow_locked_memory();
-    let signals = patronus_io::signal::termination().map_err(system("catch signals"))?;
     let aead = match &config.aead {
         None => aead::default(),
         Some(name) => aead::by_name(name).ok_or_else(|| unknown_aead(name))?,
     };
+    check_cores(&config.cores)?;
+    let means = acquire(config)?;
+    sandbox::drop_privileges().map_err(StartError::Sandbox)?;
+    sandbox::filter_system_calls().map_err(StartError::Sandbox)?;
+    launch(config, aead, means)
+}
+
+/// What takes privileges or files to get.
+struct Means {
+    signals: OwnedFd,
+    tun: TunDevice,
+    tun_ports: Vec<TunPort>,
+    mtu: usize,
+    watch: LinkWatch,
+    routes: RouteQuery,
+    uapi: UapiServer,
+    arena: &'static Arena,
+    null: OwnedFd,
+}
+
+fn acquire(config: &Config) -> Result<Means, StartError> {
+    let signals = patronus_io::signal::termination().map_err(system("catch signals"))?;
     let (tun, tun_ports) = make_tun(config)?;
-    let watch = LinkWatch::new(tun.ifindex()).map_err(system("watch interfaces"))?;
-    let routes = RouteQuery::new().map_err(system("ask for routes"))?;
     let uapi = UapiServer::bind(&config.uapi_dir, tun.name())
         .map_err(|e| StartError::Uapi(config.uapi_dir.join(format!("{}.sock", config.name)), e))?;
     let arena = Arena::new(&ArenaConfig {
         frames: FRAMES,
         jumbo_frames: JUMBO_FRAMES,
+    });
+    Ok(Means {
+        signals,
+        mtu: tun.mtu().map_err(system("read the MTU"))? as usize,
+        watch: LinkWatch::new(tun.ifindex()).map_err(system("watch interfaces"))?,
+        routes: RouteQuery::new().map_err(system("ask for routes"))?,
+        tun,
+        tun_ports,
+        uapi,
+        arena: arena.map_err(system("reserve memory for packets"))?,
+        null: open_null().map_err(system("open /dev/null"))?,
     })
-    .map_err(system("reserve memory for packets"))?;
-    let null = open_null().map_err(system("open /dev/null"))?;
+}
 
-    let inbox = Arc::new(ToSlowPath::new(config.workers).map_err(system("make a wake-up descriptor"))?);
+/// Starts the workers and puts the slow path together.
+fn launch(config: &Config, aead: &'static dyn Aead, means: Means) -> Result<SlowPath, StartError> {
+    let inbox = ToSlowPath::new(config.workers).map_err(system("make a wake-up descriptor"))?;
+    let inbox = Arc::new(inbox);
     let inboxes: Vec<_> = (0..config.workers)
         .map(|_| ToWorker::new(config.workers).map(Arc::new))
         .collect::<io::Result<_>>()
         .map_err(system("make a wake-up descriptor"))?;
-    let stats: Vec<_> = (0..config.workers)
-        .map(|_| Arc::new(WorkerStats::default()))
-        .collect();
-    let ports = tun_ports
-        .iter()
-        .enumerate()
-        .map(|(i, p)| (format!("tun{i}"), Arc::clone(p.counters())))
-        .collect();
-    let mtu = tun.mtu().map_err(system("read the MTU"))? as usize;
-
-    sandbox::drop_privileges().map_err(StartError::Sandbox)?;
-    sandbox::filter_system_calls().map_err(StartError::Sandbox)?;
-
-    let threads = tun_ports
-        .into_iter()
-        .enumerate()
-        .map(|(me, port)| {
-            let crew = Crew {
-                inboxes: inboxes.clone(),
-                me,
-            };
-            let worker = Worker {
-                wg: Wg::new(
-                    aead,
-                    crew,
-                    peer_numbers(config.max_peers),
-                    mtu,
-                    FRAMES / 4 / config.workers,
-                ),
-                tun: Box::new(port),
-                udp: None,
-                frames: FrameCache::new(arena),
-                stats: Arc::clone(&stats[me]),
-                slow: Arc::clone(&inbox),
-                clock: Box::new(SystemClock),
-                idle: IdleLadder { spin: config.spin },
-            };
-            let core = (!config.cores.is_empty()).then(|| config.cores[me % config.cores.len()]);
-            spawn(worker, me, core)
-        })
-        .collect::<io::Result<Vec<_>>>()
-        .map_err(system("start a worker"))?;
-
+    let (mut threads, mut stats, mut ports) = (Vec::new(), Vec::new(), Vec::new());
+    for (me, tun) in means.tun_ports.into_iter().enumerate() {
+        stats.push(Arc::<WorkerStats>::default());
+        ports.push((format!("tun{me}"), Arc::clone(tun.counters())));
+        let crew = Crew {
+            inboxes: inboxes.clone(),
+            me,
+        };
+        let staged_limit = FRAMES / 4 / config.workers;
+        let worker = Worker {
+            wg: Wg::new(
+                aead,
+                crew,
+                peer_numbers(config.max_peers),
+                means.mtu,
+                staged_limit,
+            ),
+            tun: Box::new(tun),
+            udp: None,
+            frames: FrameCache::new(means.arena),
+            stats: Arc::clone(&stats[me]),
+            slow: Arc::clone(&inbox),
+            clock: Box::new(SystemClock),
+            idle: IdleLadder { spin: config.spin },
+        };
+        let core = config.cores.iter().cycle().nth(me).copied();
+        threads.push(spawn(worker, me, core).map_err(system("start a worker"))?);
+    }
     let mut random = SystemRandom;
     let limits = Limits {
         max_peers: peer_numbers(config.max_peers) as u32,
         timer_divisor: config.timer_divisor,
         ..Limits::default()
     };
-    let device = Device::new(limits, x25519::default(), SystemClock.now(), &mut random);
     Ok(SlowPath::new(Parts {
-        device,
-        tun,
-        watch,
-        routes,
-        uapi,
-        signals,
+        device: Device::new(limits, x25519::default(), SystemClock.now(), &mut random),
+        tun: means.tun,
+        watch: means.watch,
+        routes: means.routes,
+        uapi: means.uapi,
+        signals: means.signals,
         inbox,
         workers: Workers::new(&inboxes, threads),
         stats,
@@ -207,11 +224,30 @@ pub fn start(config: &Config) -> Result<SlowPath, StartError> {
             buffer_bytes: SOCKET_BUFFER,
             offload: config.offload,
         },
-        null,
+        null: means.null,
     }))
 }
 
-fn make_tun(config: &Config) -> Result<(TunDevice, Vec<patronus_io::tun::TunPort>), StartError> {
+fn system(what: &'static str) -> impl Fn(io::Error) -> StartError {
+    move |error| StartError::System(what, error)
+}
+
+/// Refuses cores that are not there or that this process may not use.
+fn check_cores(cores: &[usize]) -> Result<(), StartError> {
+    let usable =
+        sched_getaffinity(None).map_err(|e| StartError::System("read the usable cores", e.into()))?;
+    match cores.iter().find(|core| !usable.is_set(**core)) {
+        None => Ok(()),
+        Some(core) => {
+            let usable: Vec<_> = (0..CpuSet::MAX_CPU).filter(|core| usable.is_set(*core)).collect();
+            Err(StartError::Option(format!(
+                "there is no core {core} for this process: it may use {usable:?}"
+            )))
+        }
+    }
+}
+
+fn make_tun(config: &Config) -> Result<(TunDevice, Vec<TunPort>), StartError> {
     Tun::create(&TunConfig {
         name: &config.name,
         queues: config.workers,
@@ -222,7 +258,7 @@ fn make_tun(config: &Config) -> Result<(TunDevice, Vec<patronus_io::tun::TunPort
     .map_err(|e| StartError::Tun(config.name.clone(), e))
 }
 
-fn open_null() -> io::Result<rustix::fd::OwnedFd> {
+fn open_null() -> io::Result<OwnedFd> {
     use rustix::fs::{Mode, OFlags, open};
     Ok(open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?)
 }
@@ -242,7 +278,7 @@ fn spawn(worker: Worker, number: usize, core: Option<usize>) -> io::Result<JoinH
             if let Some(core) = core {
                 let mut cpus = CpuSet::new();
                 cpus.set(core);
-                // A core that is not there, or not ours, leaves the thread where it is.
+                // A core that was taken away since leaves the thread where it is.
                 let _ = sched_setaffinity(None, &cpus);
             }
             worker.run();

@@ -8,6 +8,7 @@ mod options;
 use std::process::ExitCode;
 
 use patronus_engine::engine;
+use patronus_engine::slowpath::Ended;
 
 use crate::options::Action;
 
@@ -43,8 +44,12 @@ fn run(config: &engine::Config, announce: bool) -> ExitCode {
         background::ready(slow_path.null());
     }
     let why = slow_path.run();
-    config.log.verbose(format_args!("ended: {why:?}"));
-    ExitCode::SUCCESS
+    config.log.verbose(format_args!("ended: {why}"));
+    if let Ended::TunFailed = why {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    }
 }
 
 /// Prints the counters of a running engine.
@@ -60,8 +65,15 @@ fn show_stats(socket: &std::path::Path) -> ExitCode {
     };
     match query() {
         Ok(text) => {
-            // The protocol's closing lines are not a counter.
-            print!("{}", text.trim_end_matches("errno=0\n\n"));
+            // The protocol's closing lines are not a counter; another daemon does not know the question.
+            let Some(counters) = text.strip_suffix("errno=0\n\n").filter(|text| !text.is_empty()) else {
+                eprintln!(
+                    "patronus-engine: what answers at {} is not patronus-engine",
+                    socket.display()
+                );
+                return ExitCode::FAILURE;
+            };
+            print!("{counters}");
             ExitCode::SUCCESS
         }
         Err(error) => {

@@ -1,7 +1,7 @@
 //! The command line.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use patronus_crypto::Duration;
 use patronus_engine::engine::Config;
@@ -9,6 +9,8 @@ use patronus_engine::log::{Level, Log};
 
 /// Where `wg` looks for userspace interfaces.
 const UAPI_DIR: &str = "/var/run/wireguard";
+/// Where the system's log listens.
+const SYSTEM_LOG: &str = "/dev/log";
 /// More workers than this have never been tried.
 const WORKERS_MAX: usize = 64;
 /// Peers that an interface may have.
@@ -30,7 +32,8 @@ patronus-engine --stats NAME    print the counters of a running engine
 
 Configure the interface with wg(8) and ip(8), or all at once with wg-quick(8):
   WG_QUICK_USERSPACE_IMPLEMENTATION=patronus-engine wg-quick up FILE
-LOG_LEVEL=verbose, error (default) or silent sets how much is said on standard error.
+LOG_LEVEL=verbose, error (default) or silent sets how much is said on standard error, and in the
+background in the system's log too (there on standard error only if it is set).
 ";
 
 /// What the command line asks for.
@@ -98,6 +101,9 @@ pub fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Action, String
         return Ok(Action::Background(again));
     }
     config.log = Log::new(&name, level());
+    if announce {
+        config.log.add_system_log(Path::new(SYSTEM_LOG));
+    }
     config.name = name;
     Ok(Action::Run { config, announce })
 }

@@ -10,6 +10,7 @@ mod config;
 mod links;
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::sync::Arc;
 
 use patronus_crypto::{Device, Duration, Output, Outputs, PeerId, Random, Refusal, Time, To};
@@ -51,10 +52,23 @@ const BACKLOG_RETRY: Duration = Duration::from_millis(1);
 pub enum Ended {
     /// The interface was deleted.
     InterfaceGone,
+    /// The interface could not be read any more, or not waited for.
+    TunFailed,
     /// Somebody removed the UAPI socket.
     SocketRemoved,
     /// A signal asked for it.
     Signal,
+}
+
+impl fmt::Display for Ended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Ended::InterfaceGone => "the interface was deleted",
+            Ended::TunFailed => "the interface failed",
+            Ended::SocketRemoved => "the socket was removed",
+            Ended::Signal => "a signal asked for it",
+        })
+    }
 }
 
 /// What the slow path is made from.
@@ -229,7 +243,12 @@ impl SlowPath {
                     drop(port);
                     self.bind();
                 }
-                Notice::TunGone => self.end(Ended::InterfaceGone),
+                Notice::TunGone(None) => self.end(Ended::InterfaceGone),
+                Notice::TunGone(Some(error)) => {
+                    self.log
+                        .error(format_args!("the interface cannot be used any more: {error}"));
+                    self.end(Ended::TunFailed);
+                }
             }
         }
     }

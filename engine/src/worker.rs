@@ -4,6 +4,7 @@
 //! nothing, the worker goes down the idle ladder: spin for a while if configured, then block until a packet or a
 //! command comes. It never waits for another thread.
 
+use std::io;
 use std::sync::Arc;
 
 use arrayvec::ArrayVec;
@@ -82,13 +83,16 @@ impl Ready {
 enum Stop {
     /// The slow path said so.
     Told,
-    /// The TUN is gone.
-    TunGone,
+    /// The TUN is gone, or cannot be used any more for this reason.
+    TunGone(Option<io::Error>),
 }
 
 impl From<PortError> for Stop {
-    fn from(_: PortError) -> Self {
-        Stop::TunGone
+    fn from(error: PortError) -> Self {
+        match error {
+            PortError::Gone => Stop::TunGone(None),
+            PortError::Io(error) => Stop::TunGone(Some(error)),
+        }
     }
 }
 
@@ -98,11 +102,11 @@ impl Worker {
         // Without a way to sleep there is no worker; the slow path ends the process.
         let end = match Poller::new(&self) {
             Ok(mut poller) => self.run_until(&mut poller),
-            Err(_) => Stop::TunGone,
+            Err(error) => Stop::TunGone(Some(error)),
         };
-        if matches!(end, Stop::TunGone) {
+        if let Stop::TunGone(why) = end {
             let now = self.clock.mono();
-            self.with_context(now, |_, cx| cx.tell(Notice::TunGone));
+            self.with_context(now, |_, cx| cx.tell(Notice::TunGone(why)));
         }
     }
 
@@ -400,7 +404,7 @@ const TUN: u64 = 1;
 const UDP: u64 = 2;
 
 impl Poller {
-    fn new(worker: &Worker) -> std::io::Result<Self> {
+    fn new(worker: &Worker) -> io::Result<Self> {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
         let poller = Poller {
             epoll,
@@ -415,7 +419,7 @@ impl Poller {
         Ok(poller)
     }
 
-    fn add(&self, fd: impl AsFd, what: u64) -> std::io::Result<()> {
+    fn add(&self, fd: impl AsFd, what: u64) -> io::Result<()> {
         Ok(epoll::add(
             &self.epoll,
             fd,

@@ -217,7 +217,7 @@ fn the_counter_works() {
     burst.push(frames.alloc().unwrap());
     burst.clear_into(&mut frames);
     assert_eq!(calls(), before);
-    assert!(net.sites[A].inbox.notices.push(Notice::TunGone).is_ok());
+    assert!(net.sites[A].inbox.notices.push(Notice::TunGone(None)).is_ok());
     assert_eq!(calls(), before);
     let _ = net.sites[A].inbox.notices.pop();
     drop(frames);

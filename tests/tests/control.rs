@@ -295,6 +295,43 @@ fn c80_c67_10000_peers() {
     tunnel.probe(true, LIMIT).unwrap();
 }
 
+/// What a request takes away makes room for what it brings, and what is there already needs none.
+#[test]
+fn c80_room_is_counted_at_the_end_of_a_request() {
+    if !may_run(&[]) {
+        return;
+    }
+    let (_namespace, daemon) = lone();
+    let ask = |request: &str| uapi(daemon.interface(), request).unwrap();
+    let peers = |kind: u32, more: &str| -> String {
+        (0..40_000)
+            .map(|i| format!("public_key={kind:056x}{i:08x}\n{more}"))
+            .collect()
+    };
+    assert_eq!(ask(&format!("set=1\n{}\n", peers(1, ""))), "errno=0\n\n");
+    let others = format!("set=1\n{}{}\n", peers(1, "remove=true\n"), peers(2, ""));
+    assert_eq!(ask(&others), "errno=0\n\n");
+    assert_eq!(daemon.peers().unwrap().len(), 40_000);
+    // Without taking any away there is no room for as many more, and nothing changes.
+    assert_ne!(ask(&format!("set=1\n{}\n", peers(3, ""))), "errno=0\n\n");
+    assert_eq!(daemon.peers().unwrap().len(), 40_000);
+    // More than half of the allowed-ips that there may be, as `wg syncconf` sends them: twice the same.
+    let mut request = format!(
+        "set=1\nreplace_peers=true\npublic_key={:064x}\nreplace_allowed_ips=true\n",
+        4
+    );
+    for i in 0..550_000 {
+        let _ = writeln!(request, "allowed_ip=fd03::{:x}:{:x}/128", i >> 16, i & 0xffff);
+    }
+    request.push('\n');
+    assert_eq!(ask(&request), "errno=0\n\n");
+    assert_eq!(ask(&request.replace("replace_peers=true\n", "")), "errno=0\n\n");
+    let again = request
+        .replace("replace_peers=true\n", "")
+        .replace("replace_allowed_ips=true\n", "");
+    assert_eq!(ask(&again), "errno=0\n\n");
+}
+
 /// The configuration that a site of two has.
 fn a_config(site: &Site, other: &Site) -> Config {
     Config {

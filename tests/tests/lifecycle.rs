@@ -8,6 +8,7 @@ use patronus_tests::{
 };
 use rustix::process::Signal;
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -313,12 +314,31 @@ fn counters_of_no_engine() {
     let name = unique_name("pn");
     let listener = UnixListener::bind(socket_of(&name)).unwrap();
     let _leftover = Leftover(name.clone());
-    std::thread::spawn(move || drop(listener.accept()));
-    let output = Command::new(engine_program())
-        .args(["--stats", &name])
-        .output()
-        .unwrap();
-    assert!(output.stdout.is_empty());
+    for answer in ["", "errno=-71\n\n", "errno=0\n\n"] {
+        let listener = listener.try_clone().unwrap();
+        std::thread::spawn(move || listener.accept().unwrap().0.write_all(answer.as_bytes()));
+        let output = Command::new(engine_program())
+            .args(["--stats", &name])
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(1), "{answer:?}");
+        assert!(output.stdout.is_empty(), "{answer:?}");
+    }
+}
+
+#[test]
+fn a_core_that_is_not_there_is_named() {
+    if !may_run(&[]) {
+        return;
+    }
+    let namespace = Namespace::new("cores").unwrap();
+    let program = engine_program().to_str().unwrap();
+    let mut command = Command::new(program);
+    command.args(["--foreground", "--cores", "0,1023", "pnx"]);
+    let output = namespace.run(|| command.output()).unwrap().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("core 1023") && said.contains('0'), "{said}");
 }
 
 /// Made in one network namespace and moved to another, as containers do: the sockets stay where the engine was started.

@@ -3,7 +3,7 @@
 //! A request that reaches this point was understood to its last line. What can fail (a busy UDP port, too many peers)
 //! is tried before anything is changed.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt::{self, Write};
 use std::sync::Arc;
 
@@ -102,26 +102,40 @@ impl SlowPath {
     /// numbers than are free while the workers still know removed peers by theirs.
     fn check_room(&self, request: &SetRequest) -> Result<(), Errno> {
         let known = self.known_peers();
-        let new: HashSet<_> = request
-            .peers
-            .iter()
-            .filter(|p| !p.remove)
-            .map(|p| p.public_key)
-            .collect();
-        let added = new
-            .iter()
-            .filter(|key| request.replace_peers || self.device.peer(key).is_none())
-            .count();
-        let left = if request.replace_peers { 0 } else { known };
-        let prefixes: usize = request.peers.iter().map(|p| p.allowed_ips.len()).sum();
-        let prefixes_left = if request.replace_peers {
-            0
-        } else {
-            self.allowed_ips.len()
-        };
+        let (mut left, mut added, mut emptied) = (known, 0, HashSet::new());
+        // What is there in the end, by key: a key may come several times.
+        let mut there = HashMap::new();
+        if request.replace_peers {
+            left = 0;
+            emptied.extend((0..self.peers.len() as u32).map(PeerId));
+        }
+        for change in &request.peers {
+            let id = self.device.peer(&change.public_key);
+            let was = there
+                .insert(change.public_key, !change.remove)
+                .unwrap_or(id.is_some() && !request.replace_peers);
+            match (was, change.remove) {
+                (false, false) if !change.update_only => added += 1,
+                (true, true) => left = left.saturating_sub(1),
+                _ => {}
+            }
+            if change.remove || change.replace_allowed_ips {
+                emptied.extend(id);
+            }
+        }
+        let prefixes_left = self.allowed_ips.len()
+            - emptied
+                .iter()
+                .map(|id| self.allowed_ips.of_peer(*id).count())
+                .sum::<usize>();
+        let lines = request.peers.iter().flat_map(|peer| &peer.allowed_ips);
+        let prefixes = lines.filter(|ip| {
+            let owner = Prefix::new(ip.addr, ip.cidr).and_then(|prefix| self.allowed_ips.owner(prefix));
+            !ip.remove && owner.is_none_or(|owner| emptied.contains(&owner))
+        });
         let fits = left + added <= self.max_peers
             && self.leaving + known + added <= peer_numbers(self.max_peers)
-            && prefixes_left + prefixes <= ALLOWED_IPS_MAX;
+            && prefixes_left + prefixes.count() <= ALLOWED_IPS_MAX;
         if fits { Ok(()) } else { Err(Errno::NOSPC) }
     }
 

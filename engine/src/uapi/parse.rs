@@ -29,7 +29,7 @@ impl Default for Limits {
     fn default() -> Self {
         Limits {
             bytes: 64 << 20,
-            peers: 1 << 16,
+            peers: 1 << 17,
             allowed_ips: 1 << 20,
         }
     }

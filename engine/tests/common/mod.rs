@@ -851,7 +851,7 @@ impl Net {
                         burst.clear_into(&mut self.frames);
                     }
                 }
-                Notice::TunGone => panic!("a loopback TUN is never gone"),
+                Notice::TunGone(_) => panic!("a loopback TUN is never gone"),
             }
         }
         busy

@@ -105,8 +105,13 @@ impl TunPort {
 
     /// Reads one packet or super-packet. The burst has room for one packet.
     fn read_one(&mut self, frames: &mut FrameCache, burst: &mut Burst) -> Result<Received, PortError> {
-        let Some(read) = read(&self.queue, &mut self.scratch[..])? else {
-            return Ok(Received::Nothing);
+        let read = match read(&self.queue, &mut self.scratch[..])? {
+            Read::Bytes(read) => read,
+            Read::Nothing => return Ok(Received::Nothing),
+            Read::Refused => {
+                self.counters.rx_malformed.add(1);
+                return Ok(Received::Single);
+            }
         };
         let Some((header, packet)) = self.scratch[..read].split_first_chunk() else {
             self.counters.rx_malformed.add(1);
@@ -303,11 +308,22 @@ impl Port for TunPort {
     }
 }
 
-/// Reads one packet. `None` when there is none.
-fn read(queue: &OwnedFd, buffer: &mut [u8]) -> Result<Option<usize>, PortError> {
+/// What a read came to.
+enum Read {
+    /// So many bytes.
+    Bytes(usize),
+    /// The queue is empty.
+    Nothing,
+    /// The kernel took a packet from the queue and could not hand it over: it has no virtio-net header for this kind, or no
+    /// memory at this moment.
+    Refused,
+}
+
+fn read(queue: &OwnedFd, buffer: &mut [u8]) -> Result<Read, PortError> {
     match retry(|| rustix::io::read(queue, &mut *buffer)) {
-        Ok(read) => Ok(Some(read)),
-        Err(Errno::AGAIN) => Ok(None),
+        Ok(read) => Ok(Read::Bytes(read)),
+        Err(Errno::AGAIN) => Ok(Read::Nothing),
+        Err(Errno::INVAL | Errno::NOMEM) => Ok(Read::Refused),
         Err(error) if is_gone(error) => Err(PortError::Gone),
         Err(error) => Err(PortError::Io(error.into())),
     }

@@ -6,7 +6,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use patronus_mem::{Burst, FrameCache, Outer};
+use patronus_mem::{BURST_MAX, Burst, FrameCache, Outer};
 
 use super::message::{Control, Name, read_control, read_name};
 use super::socket::Pair;
@@ -24,6 +24,9 @@ const STRIDE: usize = MESSAGE + 3 * 64;
 
 /// Messages that every call asks for, if they fit.
 const APPETITE: usize = 4;
+
+/// Calls for one burst at most.
+const CALLS_MAX: usize = BURST_MAX;
 
 /// How many receives a family that had nothing is left alone while the other one has something.
 const QUIET: u8 = 8;
@@ -106,7 +109,11 @@ impl Receiver {
     ) -> io::Result<usize> {
         let before = burst.len();
         self.hand_on(frames, burst, counters);
-        while burst.room() > 0 {
+        // Datagrams that are dropped take no room, so the calls are limited as well.
+        for _ in 0..CALLS_MAX {
+            if burst.room() == 0 {
+                break;
+            }
             let want = (burst.room() / self.train_len).clamp(1, self.appetite);
             self.fill(sockets, want, counters)?;
             let all = self.received == want;
