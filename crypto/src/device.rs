@@ -309,11 +309,6 @@ impl Device {
         &self.get(peer).expect("a peer of this device").traffic
     }
 
-    /// The peer's public key.
-    pub fn peer_key(&self, peer: PeerId) -> Option<PublicKey> {
-        self.get(peer).map(|peer| peer.public)
-    }
-
     /// Sets the pre-shared key, from the next handshake on; all zero counts as none.
     pub fn set_psk(&mut self, peer: PeerId, psk: Option<Secret<32>>) {
         if let Some(peer) = self.get_mut(peer) {

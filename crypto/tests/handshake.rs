@@ -657,7 +657,7 @@ fn c67_peers_are_limited_and_numbers_reused() {
     assert_eq!(device.add_peer(key(1000)), Err(AddPeerError::Full));
     device.release(seven);
     assert_eq!(device.add_peer(key(1000)), Ok(seven));
-    assert_eq!(device.peer_key(seven), Some(key(1000)));
+    assert_eq!(device.peer(&key(1000)), Some(seven));
     for n in (0..1001).filter(|&n| n != 7) {
         assert!(device.peer(&key(n)).is_some());
     }

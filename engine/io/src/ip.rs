@@ -190,24 +190,6 @@ impl<'a> Packet<'a> {
         }
     }
 
-    /// Time to live or hop limit.
-    #[inline]
-    pub fn hop_limit(&self) -> u8 {
-        match self.version {
-            Version::V4 => self.bytes[8],
-            Version::V6 => self.bytes[7],
-        }
-    }
-
-    /// Whether routers may not fragment the packet: IPv4's DF bit, and always for IPv6.
-    #[inline]
-    pub fn dont_fragment(&self) -> bool {
-        match self.version {
-            Version::V4 => self.bytes[6] & 0x40 != 0,
-            Version::V6 => true,
-        }
-    }
-
     /// Finds the transport header, behind IPv4 options or IPv6 extension headers.
     #[inline]
     pub fn transport(&self) -> Result<Transport, Malformed> {
@@ -277,11 +259,13 @@ impl<'a> Packet<'a> {
             protocol: 0,
             src_port: 0,
             dst_port: 0,
+            whole: false,
         };
         let Ok(transport) = self.transport() else {
             return key;
         };
         key.protocol = transport.protocol;
+        key.whole = !transport.fragment;
         let has_ports = matches!(transport.protocol, PROTO_TCP | PROTO_UDP) && !transport.fragment;
         if let (true, Some([a, b, c, d])) =
             (has_ports, self.bytes.get(transport.offset..transport.offset + 4))
@@ -330,6 +314,8 @@ pub struct FlowKey {
     pub dst_port: u16,
     /// Transport protocol number.
     pub protocol: u8,
+    /// False for fragments, and for packets whose headers cannot be followed: their flow is not known.
+    pub whole: bool,
 }
 
 /// Sets the type of service or traffic class byte of a packet and keeps an IPv4 header's checksum

@@ -1,4 +1,5 @@
-//! Packet sockets: whole frames put into an interface, past the host's own network stack (packet(7)).
+//! Packet sockets: whole frames put into an interface, past the host's own network stack (packet(7)). The bench sends through one
+//! as a router does that forwards.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};

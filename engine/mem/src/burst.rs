@@ -57,15 +57,6 @@ impl Burst {
         self.packets.pop()
     }
 
-    /// Takes packet `index`; the last packet takes its place.
-    ///
-    /// # Panics
-    /// If there is no such packet.
-    #[inline]
-    pub fn swap_remove(&mut self, index: usize) -> PktBuf {
-        self.packets.swap_remove(index)
-    }
-
     /// Exchanges two packets.
     ///
     /// # Panics
@@ -103,12 +94,6 @@ impl Burst {
     /// If the range reaches beyond the end.
     pub fn drain(&mut self, range: impl RangeBounds<usize>) -> arrayvec::Drain<'_, PktBuf, BURST_MAX> {
         self.packets.drain(range)
-    }
-
-    /// Moves packets from the front of `other` to the end of this burst, as many as fit.
-    pub fn take_from(&mut self, other: &mut Burst) {
-        let n = self.room().min(other.len());
-        self.packets.extend(other.packets.drain(..n));
     }
 
     /// Keeps the packets for which `keep` says true, in order, and gives the others to the cache.

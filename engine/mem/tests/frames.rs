@@ -382,8 +382,9 @@ fn burst_keeps_order_and_frees() {
     assert_eq!(burst.drain(1..20).map(|pkt| pkt.data()[0]).max(), Some(57));
     assert_eq!(numbers(&burst), [0, 60, 63]);
     burst.swap(0, 2);
-    assert_eq!(burst.swap_remove(0).data(), [63]);
-    assert_eq!(numbers(&burst), [0, 60]);
+    burst.swap(1, 2);
+    assert_eq!(numbers(&burst), [63, 0, 60]);
+    assert_eq!(burst.drain(..1).map(|pkt| pkt.data()[0]).max(), Some(63));
     assert_eq!((burst[1].data()[0], burst.as_slice().len()), (60, 2));
     burst[0].data_mut()[0] = 9;
     burst.as_mut_slice()[1].data_mut()[0] = 8;
@@ -395,16 +396,8 @@ fn burst_keeps_order_and_frees() {
         [10, 9]
     );
 
-    let mut more = Burst::new();
-    for _ in 0..BURST_MAX {
-        more.push(numbered(&mut cache));
-    }
-    burst.take_from(&mut more);
-    assert_eq!((burst.len(), more.len()), (64, 2));
-    assert_eq!(numbers(&burst)[..4], [10, 9, 65, 66]);
-    assert_eq!(numbers(&more), [127, 128]);
     burst.clear_into(&mut cache);
     assert!(burst.is_empty());
-    drop((burst, more, cache));
+    drop((burst, cache));
     assert_eq!(arena.free_frames(), 200);
 }

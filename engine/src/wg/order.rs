@@ -87,10 +87,10 @@ impl Flow {
     /// The flow of a packet; `None` for fragments and for packets whose headers cannot be followed.
     pub(super) fn of(packet: &Packet<'_>) -> Option<Self> {
         const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
-        if packet.transport().ok()?.fragment {
+        let key = packet.flow();
+        if !key.whole {
             return None;
         }
-        let key = packet.flow();
         let ports = u64::from(key.src_port) << 16 | u64::from(key.dst_port) | u64::from(key.protocol) << 32;
         let [src, dst] = [key.src, key.dst].map(u128::from_ne_bytes);
         let words = [src as u64, (src >> 64) as u64, dst as u64, (dst >> 64) as u64];

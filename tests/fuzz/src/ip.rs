@@ -14,7 +14,6 @@ pub fn run(data: &[u8]) {
     assert_eq!(packet.bytes(), &bytes[..packet.total_len()]);
     assert_eq!(packet.src().is_ipv4(), packet.version() == Version::V4);
     assert_eq!(packet.dst().is_ipv4(), packet.version() == Version::V4);
-    let _ = (packet.hop_limit(), packet.dont_fragment());
     let flow = packet.flow();
     if let Ok(transport) = packet.transport() {
         assert!(transport.offset >= packet.header_len() && transport.offset <= packet.total_len());

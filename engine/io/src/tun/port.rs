@@ -72,11 +72,6 @@ impl TunPort {
         }
     }
 
-    /// The super-packets that the kernel exchanges with us.
-    pub fn offloads(&self) -> Accepts {
-        self.planner.accepts()
-    }
-
     /// Moves packets of the pending super-packet to the burst, as many as there is room for.
     fn cut_pending(&mut self, frames: &mut FrameCache, burst: &mut Burst) {
         let Some(mut packet) = self.pending.take() else {
