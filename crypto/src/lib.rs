@@ -49,3 +49,16 @@ impl std::fmt::Debug for PublicKey {
 /// The slot number of a peer: dense, chosen when the peer is added, reused after it is removed.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct PeerId(pub u32);
+
+#[cfg(test)]
+mod tests {
+    use super::PublicKey;
+
+    /// Messages name a peer by the start of its key.
+    #[test]
+    fn a_key_is_shown_by_its_start() {
+        let mut key = PublicKey([0x5a; 32]);
+        key.0[..4].copy_from_slice(&[0x01, 0xab, 0x00, 0xff]);
+        assert_eq!(format!("{key:?}"), "01ab00ff..");
+    }
+}
