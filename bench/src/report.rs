@@ -133,7 +133,7 @@ pub fn figure(value: Option<f64>) -> String {
 /// The table, as Markdown: a section a test, a line a subject.
 pub fn table(rows: &[Row]) -> String {
     let mut text = String::new();
-    for test in Test::ALL {
+    for test in Test::every() {
         let of_test: Vec<&Row> = rows.iter().filter(|row| row.test == test.name()).collect();
         if of_test.is_empty() {
             continue;

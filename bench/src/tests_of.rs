@@ -78,10 +78,14 @@ impl Test {
     /// Not part of a run unless asked for.
     pub const MORE: [Test; 1] = [Test::Highest(Packets::MixedFlow)];
 
+    /// Those of a run, and those that must be asked for.
+    pub fn every() -> impl Iterator<Item = Test> {
+        Test::ALL.into_iter().chain(Test::MORE)
+    }
+
     /// The test of that name.
     pub fn by_name(name: &str) -> Option<Test> {
-        let mut all = Test::ALL.into_iter().chain(Test::MORE);
-        all.find(|test| test.name() == name)
+        Test::every().find(|test| test.name() == name)
     }
 
     /// About how long it takes with one subject.

@@ -41,7 +41,7 @@ const BIND_RETRY: Duration = Duration::from_secs(1);
 /// How long after a change of routes or addresses the peers' source addresses are looked at: changes come in crowds.
 const SOURCE_GRACE: Duration = Duration::from_millis(200);
 /// Source addresses looked at in a turn, and the pause to the next turn, so that routes that change all the time leave time for
-/// the rest: one look takes some 5 microseconds.
+/// the rest.
 const SOURCES_PER_TURN: usize = 256;
 const SOURCE_PAUSE: Duration = Duration::from_millis(8);
 /// How soon to look again when a worker's command queue was full.
@@ -137,8 +137,10 @@ pub struct SlowPath {
     /// Removed peers that their worker has not let go of yet.
     leaving: usize,
     check_sources_at: Option<Time>,
-    /// The peer whose source address is looked at next.
+    /// The peer whose source address is looked at next, and how many there still are to look at. A change during a round makes it
+    /// longer and does not begin it anew: under constant change the last peers would never have their turn.
     check_sources_from: usize,
+    check_sources_left: usize,
     bind_again_at: Option<Time>,
     told_unbound: bool,
     told_unlocked: bool,
@@ -171,6 +173,7 @@ impl SlowPath {
             link_up: false,
             check_sources_at: None,
             check_sources_from: 0,
+            check_sources_left: 0,
             bind_again_at: None,
             told_unbound: false,
             told_unlocked: false,
@@ -379,7 +382,7 @@ impl SlowPath {
                 LinkEvent::RouteOrAddressChanged => {
                     let soon = self.clock.mono().after(SOURCE_GRACE);
                     self.check_sources_at.get_or_insert(soon);
-                    self.check_sources_from = 0;
+                    self.check_sources_left = self.peers.len();
                 }
             }
         }
@@ -412,8 +415,11 @@ impl SlowPath {
     /// Looks at some peers' source addresses and forgets those that are gone, or with which the way to the peer no longer is the
     /// interface where the peer was heard (as Linux does before each send). True if there are more peers to look at.
     fn check_sources(&mut self) -> bool {
-        let end = self.peers.len().min(self.check_sources_from + SOURCES_PER_TURN);
-        for id in (self.check_sources_from as u32..end as u32).map(PeerId) {
+        let count = self.check_sources_left.min(SOURCES_PER_TURN);
+        self.check_sources_left -= count;
+        for _ in 0..count {
+            let id = PeerId((self.check_sources_from % self.peers.len()) as u32);
+            self.check_sources_from = id.0 as usize + 1;
             let Some(endpoint) = self.peer(id).map(|peer| peer.endpoint) else {
                 continue;
             };
@@ -425,8 +431,7 @@ impl SlowPath {
                 self.forget_source(id);
             }
         }
-        self.check_sources_from = end;
-        end < self.peers.len()
+        self.check_sources_left > 0
     }
 
     /// Forgets from which of our addresses a peer was answered; the kernel chooses anew.

@@ -111,12 +111,13 @@ impl SlowPath {
         }
         for change in &request.peers {
             let id = self.device.peer(&change.public_key);
-            let was = there
-                .insert(change.public_key, !change.remove)
-                .unwrap_or(id.is_some() && !request.replace_peers);
-            match (was, change.remove) {
-                (false, false) if !change.update_only => added += 1,
-                (true, true) => left = left.saturating_sub(1),
+            let was = there.get(&change.public_key).copied();
+            let was = was.unwrap_or(id.is_some() && !request.replace_peers);
+            let is = !change.remove && (was || !change.update_only);
+            there.insert(change.public_key, is);
+            match (was, is) {
+                (false, true) => added += 1,
+                (true, false) => left = left.saturating_sub(1),
                 _ => {}
             }
             if change.remove || change.replace_allowed_ips {
