@@ -20,14 +20,15 @@ pub mod loopback;
 pub mod netlink;
 pub mod offload;
 pub mod packet;
+pub mod schedule;
 mod scratch;
 pub mod signal;
 mod sys;
 pub mod tun;
 pub mod udp;
 
-/// File descriptors of a port at most: a UDP port has one for each address family.
-pub const PORT_FDS: usize = 2;
+/// File descriptors of a port at most: a UDP port has two for each address family.
+pub const PORT_FDS: usize = 4;
 
 /// Why a port cannot be used any more. What concerns single packets is a counter instead.
 #[derive(Debug)]

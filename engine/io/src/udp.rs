@@ -4,10 +4,12 @@
 //! [`UdpSender`], which sends single datagrams from the same sockets.
 //!
 //! A port receives many datagrams per system call, lets the kernel coalesce (UDP_GRO, udp(7)) and cuts the trains into
-//! packets; it sends a burst with as few calls as possible and lets the kernel segment (UDP_SEGMENT). The own address is kept with each packet on
+//! packets; it sends a burst with as few calls as possible and lets the kernel segment (UDP_SEGMENT). The path that it sends to most has
+//! a connected socket of its own ([`path`]), which costs the kernel less. The own address is kept with each packet on
 //! receive and used as source on send (IP_PKTINFO, RFC 3542), so that an answer leaves from the address that was called.
 
 mod message;
+mod path;
 mod plan;
 mod receive;
 mod send;
@@ -22,6 +24,7 @@ use arrayvec::ArrayVec;
 use patronus_mem::{Burst, FrameCache, Outer};
 
 use crate::{PORT_FDS, Port, PortCounters, PortError};
+use path::PathSocket;
 use receive::Receiver;
 use send::Transmitter;
 use socket::Pair;
@@ -44,15 +47,31 @@ pub struct UdpConfig {
 /// The bound sockets of all workers. Each is closed when this value, its port and all senders are dropped.
 #[derive(Debug)]
 pub struct UdpSockets {
-    workers: Vec<Pair>,
+    workers: Vec<WorkerSockets>,
     port: u16,
     offload: bool,
+}
+
+/// The sockets of one worker.
+#[derive(Clone, Debug)]
+struct WorkerSockets {
+    /// Those that serve everyone.
+    listeners: Pair,
+    /// Those for the worker's busiest path.
+    paths: Pair,
 }
 
 impl UdpSockets {
     /// Binds the sockets. A family that the kernel does not have is left out; both missing is an error.
     pub fn bind(config: &UdpConfig) -> io::Result<UdpSockets> {
-        let (workers, port) = socket::bind_all(config)?;
+        let (listeners, port) = socket::bind_all(config)?;
+        let with_paths = |listeners| {
+            Ok(WorkerSockets {
+                listeners,
+                paths: socket::open_paths(config)?,
+            })
+        };
+        let workers = listeners.into_iter().map(with_paths).collect::<io::Result<_>>()?;
         Ok(UdpSockets {
             workers,
             port,
@@ -69,7 +88,7 @@ impl UdpSockets {
     pub fn set_fwmark(&self, fwmark: u32) -> io::Result<()> {
         self.workers
             .iter()
-            .flat_map(Pair::fds)
+            .flat_map(|worker| worker.listeners.fds().chain(worker.paths.fds()))
             .try_for_each(|fd| socket::set_fwmark(fd, fwmark))
     }
 
@@ -84,7 +103,7 @@ impl UdpSockets {
     /// For the slow path: sends single datagrams from the first worker's sockets.
     pub fn sender(&self) -> UdpSender {
         UdpSender {
-            sockets: self.workers[0].clone(),
+            sockets: self.workers[0].listeners.clone(),
         }
     }
 }
@@ -92,15 +111,17 @@ impl UdpSockets {
 /// One worker's sockets.
 pub struct UdpPort {
     sockets: Pair,
+    path: PathSocket,
     receiver: Receiver,
     transmitter: Transmitter,
     counters: Arc<PortCounters>,
 }
 
 impl UdpPort {
-    fn new(sockets: Pair, offload: bool) -> UdpPort {
+    fn new(sockets: WorkerSockets, offload: bool) -> UdpPort {
         UdpPort {
-            sockets,
+            sockets: sockets.listeners,
+            path: PathSocket::new(sockets.paths),
             receiver: Receiver::new(),
             transmitter: Transmitter::new(offload),
             counters: Arc::default(),
@@ -115,19 +136,23 @@ impl UdpPort {
 
 impl Port for UdpPort {
     fn rx_burst(&mut self, frames: &mut FrameCache, burst: &mut Burst) -> Result<usize, PortError> {
+        let [v4, v6] = [false, true].map(|ipv6| (self.sockets.of(ipv6), self.path.receiving(ipv6)));
+        let receiving = [v4.0, v6.0, v4.1, v6.1];
         self.receiver
-            .receive(&self.sockets, frames, burst, &self.counters)
+            .receive(&receiving, frames, burst, &self.counters)
             .map_err(PortError::Io)
     }
 
     fn tx_burst(&mut self, frames: &mut FrameCache, burst: &mut Burst) -> Result<(), PortError> {
-        self.transmitter.transmit(&self.sockets, burst, &self.counters);
+        self.transmitter
+            .transmit(&self.sockets, &mut self.path, burst, &self.counters);
         burst.clear_into(frames);
         Ok(())
     }
 
     fn wait_fds(&self) -> ArrayVec<BorrowedFd<'_>, PORT_FDS> {
-        self.sockets.fds().collect()
+        // Those that are not bound yet never wake anyone.
+        self.sockets.fds().chain(self.path.sockets().fds()).collect()
     }
 
     fn has_pending(&self) -> bool {

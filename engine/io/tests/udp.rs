@@ -570,3 +570,150 @@ fn sender_is_shared_by_threads() {
     }
     assert!(sockets.sender().send(&Outer::NONE, b"nowhere").is_err());
 }
+
+/// The addresses that sockets of the port are connected to.
+fn connected(port: &UdpPort) -> Vec<SocketAddr> {
+    let peer = |fd| {
+        rustix::net::getpeername(fd)
+            .ok()?
+            .and_then(|peer| peer.try_into().ok())
+    };
+    port.wait_fds().into_iter().filter_map(peer).collect()
+}
+
+/// Messages in a row after which a path has the path socket.
+const ROW: usize = 64;
+
+/// Sends `count` messages of one packet, which the client gets in order and from `outer`'s own address.
+fn send_messages(
+    port: &mut UdpPort,
+    frames: &mut FrameCache,
+    outer: &Outer,
+    client: &UdpSocket,
+    count: usize,
+) {
+    for n in 0..count {
+        send(port, frames, &[(*outer, payload(n, 40))]);
+        let mut data = [0; 100];
+        let (len, from) = client.recv_from(&mut data).expect("a datagram");
+        assert_eq!(data[..len], payload(n, 40));
+        assert_eq!(Some(from.ip()), outer.local());
+    }
+}
+
+#[test]
+fn c60_the_busiest_path_has_a_socket_of_its_own() {
+    for ip in ["127.0.0.1", "::1"] {
+        for workers in [1, 2] {
+            let sockets = UdpSockets::bind(&UdpConfig { workers, ..config() }).expect("bind");
+            let to = at(ip, sockets.port());
+            let mut port = sockets.worker_port(0);
+            let (mut frames, busy, other) = (frames(), client(ip), client(ip));
+            let mut outer = Outer::new(busy.local_addr().expect("address"));
+            outer.set_local(Some(to.ip()), 1);
+            send_messages(&mut port, &mut frames, &outer, &busy, ROW - 1);
+            assert_eq!(connected(&port), []);
+            send_messages(&mut port, &mut frames, &outer, &busy, 1);
+            assert_eq!(connected(&port), [busy.local_addr().expect("address")]);
+            // What it sends comes in there and says the same as through the shared socket; so do trains and marked packets.
+            send_messages(&mut port, &mut frames, &outer, &busy, 3);
+            assert_eq!(path_back(&busy, to, &mut port, &mut frames), outer);
+            let train = vec![(outer, payload(1, 700)); 40];
+            let calls = port.counters().tx_calls.get();
+            send(&mut port, &mut frames, &train);
+            assert_eq!(port.counters().tx_calls.get(), calls + 1);
+            let mut data = [0; 1000];
+            (0..40).for_each(|_| assert_eq!(busy.recv(&mut data).expect("a datagram"), 700));
+            no_drops(port.counters());
+            if workers == 1 {
+                // Others are served as before, between the busy one's messages.
+                let back = path_back(&other, to, &mut port, &mut frames);
+                assert_eq!(back.remote(), other.local_addr().ok());
+                for _ in 0..2 * ROW {
+                    send_messages(&mut port, &mut frames, &back, &other, 1);
+                    send_messages(&mut port, &mut frames, &outer, &busy, 1);
+                }
+                assert_eq!(connected(&port), [busy.local_addr().expect("address")]);
+                // Until one of them is the busy one.
+                send_messages(&mut port, &mut frames, &back, &other, ROW);
+                assert_eq!(connected(&port), [other.local_addr().expect("address")]);
+                assert_eq!(path_back(&busy, to, &mut port, &mut frames), outer);
+                assert_eq!(path_back(&other, to, &mut port, &mut frames), back);
+            }
+            // Nobody else may join the UDP port that the two sockets share.
+            let taken = UdpConfig {
+                port: sockets.port(),
+                ..config()
+            };
+            let error = UdpSockets::bind(&taken).expect_err("in use");
+            assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+        }
+    }
+}
+
+#[test]
+fn c60_a_source_that_the_kernel_would_not_choose_is_said_with_every_datagram() {
+    let (sockets, mut port) = bind(&config());
+    let (mut frames, client) = (frames(), client("127.0.0.1"));
+    let mut outer = Outer::new(client.local_addr().expect("address"));
+    outer.set_local("127.0.0.9".parse().ok(), 1);
+    send_messages(&mut port, &mut frames, &outer, &client, 2 * ROW);
+    assert_eq!(connected(&port), []);
+    // The socket that could not be connected is bound, and may be given what others send.
+    let to = at("127.0.0.9", sockets.port());
+    (0..20).for_each(|_| assert_eq!(path_back(&client, to, &mut port, &mut frames), outer));
+    // A source that is not known yet is the kernel's to choose, each time anew.
+    let unknown = Outer::new(client.local_addr().expect("address"));
+    for _ in 0..2 * ROW {
+        send(&mut port, &mut frames, &[(unknown, payload(0, 40))]);
+        client.recv(&mut [0; 100]).expect("a datagram");
+    }
+    assert_eq!(connected(&port), []);
+    no_drops(port.counters());
+}
+
+#[test]
+fn c72_a_peer_that_is_gone_and_comes_back_finds_the_path_socket() {
+    let (sockets, mut port) = bind(&config());
+    let (mut frames, client) = (frames(), client("127.0.0.1"));
+    let address = client.local_addr().expect("address");
+    let mut outer = Outer::new(address);
+    outer.set_local("127.0.0.1".parse().ok(), 1);
+    send_messages(&mut port, &mut frames, &outer, &client, ROW);
+    drop(client);
+    // The kernel tells a connected socket that nobody is there. That is no reason to stop.
+    (0..20).for_each(|n| send(&mut port, &mut frames, &[(outer, payload(n, 40))]));
+    assert_eq!(receive(&mut port, &mut frames, 1, BURST_MAX), []);
+    let client = UdpSocket::bind(address).expect("bind again");
+    client
+        .set_read_timeout(Some(Duration::from_secs(1)))
+        .expect("timeout");
+    let to = at("127.0.0.1", sockets.port());
+    assert_eq!(path_back(&client, to, &mut port, &mut frames), outer);
+    send_messages(&mut port, &mut frames, &outer, &client, 5);
+    no_drops(port.counters());
+}
+
+#[test]
+fn every_message_goes_once_when_the_path_socket_changes_hands() {
+    let (sockets, mut port) = bind(&config());
+    let (mut frames, clients) = (frames(), ["::1", "127.0.0.1"].map(client));
+    let outers = ["::1", "127.0.0.1"].map(|ip| {
+        let client = &clients[usize::from(ip != "::1")];
+        path_back(client, at(ip, sockets.port()), &mut port, &mut frames)
+    });
+    send_messages(&mut port, &mut frames, &outers[0], &clients[0], ROW);
+    assert_eq!(connected(&port), [clients[0].local_addr().expect("address")]);
+    send_messages(&mut port, &mut frames, &outers[1], &clients[1], ROW - 1);
+    // The first message of this burst completes the other path's row.
+    let both = [1, 0].map(|n| (outers[n], payload(n, 40)));
+    send(&mut port, &mut frames, &both);
+    assert_eq!(connected(&port), [clients[1].local_addr().expect("address")]);
+    for client in &clients {
+        assert_eq!(client.recv(&mut [0; 100]).expect("a datagram"), 40);
+        client.set_nonblocking(true).expect("nonblocking");
+        let again = client.recv(&mut [0; 100]).expect_err("once");
+        assert_eq!(again.kind(), io::ErrorKind::WouldBlock);
+    }
+    no_drops(port.counters());
+}

@@ -161,6 +161,52 @@ fn c60_address_that_is_taken_away_is_reported() {
     });
 }
 
+#[test]
+fn c60_c64_the_path_socket_follows_addresses_routes_and_the_mark() {
+    in_namespace(|| {
+        // Our own address of choice for 192.0.2.9 is 192.0.2.5.
+        ip("link add veth-a type veth peer name veth-b");
+        ip("addr add 192.0.2.5/24 dev veth-a");
+        ip("link set veth-a up");
+        ip("link set veth-b up");
+        ip("addr add 192.0.2.9/32 dev lo");
+        ip("route change table local local 192.0.2.9 dev lo src 192.0.2.5");
+        let client = UdpSocket::bind("192.0.2.9:0").expect("client");
+        client
+            .set_read_timeout(Some(Duration::from_secs(1)))
+            .expect("timeout");
+        let sockets = UdpSockets::bind(&CONFIG).expect("sockets");
+        let (mut port, mut frames) = (sockets.worker_port(0), frames());
+        let mut outer = Outer::new(client.local_addr().expect("address"));
+        outer.set_local("192.0.2.5".parse().ok(), 0);
+        let arrives = |port: &mut UdpPort, frames: &mut FrameCache| {
+            send(port, frames, &outer, 1, 100);
+            client.recv(&mut [0; 200]).expect("a datagram");
+        };
+        (0..300).for_each(|_| arrives(&mut port, &mut frames));
+        let connected = |port: &UdpPort| {
+            let peer = |fd| rustix::net::getpeername(fd).ok().flatten();
+            port.wait_fds().into_iter().filter_map(peer).count()
+        };
+        assert_eq!(connected(&port), 1);
+        // A mark that a rule forbids holds for this socket too.
+        ip("rule add fwmark 7 prohibit pref 0");
+        ip("rule del pref 0 lookup local");
+        ip("rule add pref 1 lookup local");
+        sockets.set_fwmark(7).expect("mark");
+        send(&mut port, &mut frames, &outer, 1, 100);
+        assert_eq!(port.counters().tx_forbidden.get(), 1);
+        sockets.set_fwmark(0).expect("mark");
+        (0..300).for_each(|_| arrives(&mut port, &mut frames));
+        assert_eq!(connected(&port), 1);
+        // The address goes: nothing is lost, and whoever holds on to it hears of it.
+        ip("addr del 192.0.2.5/24 dev veth-a");
+        arrives(&mut port, &mut frames);
+        assert_eq!(port.take_stale_source(), outer.local());
+        assert_eq!(connected(&port), 0);
+    });
+}
+
 /// Lets no socket of this family be made on the calling thread from now on.
 fn forbid(family: libc::c_int) {
     let condition = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, family as u64)
@@ -184,7 +230,7 @@ fn r27_one_family_is_enough() {
             let sockets = UdpSockets::bind(&CONFIG).expect("one family");
             assert_ne!(sockets.port(), 0);
             let mut port = sockets.worker_port(0);
-            assert_eq!(port.wait_fds().len(), 1);
+            assert_eq!(port.wait_fds().len(), 2);
             let to = SocketAddr::new(there.parse().expect("address"), sockets.port());
             let mut frames = frames();
             // To itself, and to the family that is missing.

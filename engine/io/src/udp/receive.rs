@@ -4,12 +4,11 @@
 //! system call.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use patronus_mem::{BURST_MAX, Burst, FrameCache, Outer};
 
 use super::message::{Control, Name, read_control, read_name};
-use super::socket::Pair;
 use crate::scratch::Scratch;
 use crate::{PortCounters, sys};
 
@@ -28,8 +27,8 @@ const APPETITE: usize = 4;
 /// Calls for one burst at most.
 const CALLS_MAX: usize = BURST_MAX;
 
-/// How many receives a family that had nothing is left alone while the other one has something.
-const QUIET: u8 = 8;
+/// How many receives a socket that had nothing is left alone while another one has something.
+const QUIET: u8 = 32;
 
 /// A received message that is not yet handed on completely.
 #[derive(Clone, Copy)]
@@ -56,11 +55,17 @@ pub(super) struct Receiver {
     train_len: usize,
     /// Messages to ask for: about twice of what the last call gave, because each costs a little to ask for.
     appetite: usize,
-    /// Which family is asked next.
-    ipv6_next: bool,
-    /// For each family, how many more receives it is left alone.
-    quiet: [u8; 2],
+    /// Which socket is asked next.
+    turn: usize,
+    /// For each socket, how many more receives it is left alone.
+    quiet: [u8; SOCKETS],
 }
+
+/// Sockets of a port: for each family the shared one and the path socket.
+pub(super) const SOCKETS: usize = 4;
+
+/// Those that may have received something.
+pub(super) type Receiving<'a> = [Option<&'a OwnedFd>; SOCKETS];
 
 /// The arguments of the system call. The pointers are written before each call and not used after it.
 struct Headers {
@@ -94,15 +99,15 @@ impl Receiver {
             received: 0,
             train_len: 1,
             appetite: APPETITE,
-            ipv6_next: false,
-            quiet: [0; 2],
+            turn: 0,
+            quiet: [0; SOCKETS],
         }
     }
 
     /// Appends received packets to `burst`, first what is left from the last call. Returns how many.
     pub(super) fn receive(
         &mut self,
-        sockets: &Pair,
+        sockets: &Receiving<'_>,
         frames: &mut FrameCache,
         burst: &mut Burst,
         counters: &PortCounters,
@@ -130,27 +135,35 @@ impl Receiver {
         self.next < self.received
     }
 
-    /// Receives up to `want` messages from one family: the one whose turn it is, or the other if that has nothing.
-    fn fill(&mut self, sockets: &Pair, want: usize, counters: &PortCounters) -> io::Result<()> {
+    /// Receives up to `want` messages from one socket: the one whose turn it is, or the next that has something.
+    fn fill(&mut self, sockets: &Receiving<'_>, want: usize, counters: &PortCounters) -> io::Result<()> {
         (self.next, self.received) = (0, 0);
-        let turn = self.ipv6_next;
-        for ipv6 in [turn, !turn] {
-            let Some(socket) = sockets.of(ipv6) else { continue };
+        for step in 0..SOCKETS {
+            let at = (self.turn + step) % SOCKETS;
+            let Some(socket) = sockets[at] else { continue };
             self.received = self.call(socket.as_fd(), want, counters)?;
             if self.received > 0 {
-                self.give_turn(!ipv6);
+                self.give_turn(at, sockets);
                 break;
             }
-            self.quiet[usize::from(ipv6)] = QUIET;
+            self.quiet[at] = QUIET;
         }
         Ok(())
     }
 
-    /// The other family is asked next, unless it was found empty a short while ago.
-    fn give_turn(&mut self, ipv6: bool) {
-        let quiet = &mut self.quiet[usize::from(ipv6)];
-        self.ipv6_next = if *quiet == 0 { ipv6 } else { !ipv6 };
-        *quiet = quiet.saturating_sub(1);
+    /// The next socket after `at` that was not found empty a short while ago is asked next; `at` again if there is none.
+    fn give_turn(&mut self, at: usize, sockets: &Receiving<'_>) {
+        self.turn = at;
+        for other in (1..SOCKETS).map(|step| (at + step) % SOCKETS) {
+            if sockets[other].is_none() {
+                continue;
+            }
+            if self.quiet[other] == 0 {
+                self.turn = other;
+                return;
+            }
+            self.quiet[other] -= 1;
+        }
     }
 
     /// One system call; the messages become trains. Returns how many there are.
@@ -302,16 +315,39 @@ mod tests {
     }
 
     #[test]
-    fn a_family_with_nothing_is_left_alone_for_a_while() {
-        let mut receiver = Receiver::new();
-        receiver.quiet = [0, QUIET];
-        let turns: Vec<bool> = (0..10)
+    fn a_socket_with_nothing_is_left_alone_for_a_while() {
+        let (null, mut receiver) = (
+            std::fs::File::open("/dev/null").expect("null").into(),
+            Receiver::new(),
+        );
+        let sockets: Receiving<'_> = [Some(&null), None, Some(&null), None];
+        receiver.quiet = [0, 0, QUIET, 0];
+        let turns: Vec<usize> = (0..10)
             .map(|_| {
-                receiver.give_turn(true);
-                receiver.ipv6_next
+                receiver.give_turn(0, &sockets);
+                receiver.turn
             })
             .collect();
-        assert_eq!(turns.iter().position(|ipv6| *ipv6), Some(usize::from(QUIET)));
+        assert_eq!(turns.iter().position(|turn| *turn == 2), Some(usize::from(QUIET)));
+        assert!(
+            turns.iter().all(|turn| [0, 2].contains(turn)),
+            "one that is there"
+        );
+    }
+
+    #[test]
+    fn busy_sockets_take_turns() {
+        let (null, mut receiver) = (
+            std::fs::File::open("/dev/null").expect("null").into(),
+            Receiver::new(),
+        );
+        let turns: Vec<usize> = (0..8)
+            .map(|_| {
+                receiver.give_turn(receiver.turn, &[Some(&null); SOCKETS]);
+                receiver.turn
+            })
+            .collect();
+        assert_eq!(turns, [1, 2, 3, 0, 1, 2, 3, 0]);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use arrayvec::ArrayVec;
 use patronus_mem::{BURST_MAX, Burst, Outer};
 
 use super::message::{Control, Name};
+use super::path::PathSocket;
 use super::plan::{Message, Plan};
 use super::socket::Pair;
 use crate::scratch::Scratch;
@@ -137,7 +138,13 @@ impl Transmitter {
     }
 
     /// Sends the burst's packets; they stay in the burst for the caller to free.
-    pub(super) fn transmit(&mut self, sockets: &Pair, burst: &Burst, counters: &PortCounters) {
+    pub(super) fn transmit(
+        &mut self,
+        sockets: &Pair,
+        path: &mut PathSocket,
+        burst: &Burst,
+        counters: &PortCounters,
+    ) {
         self.plan.clear();
         for (index, pkt) in burst.iter().enumerate() {
             let outer = pkt.outer();
@@ -152,22 +159,56 @@ impl Transmitter {
                 self.segments[usize::from(outer.is_ipv6())],
             );
         }
+        let refused = self.send_over_path(sockets, path, burst, counters);
         for ipv6 in [false, true] {
-            if let Some(socket) = sockets.of(ipv6)
-                && self.point_headers(burst, ipv6) > 0
-            {
-                self.send_all(socket, burst, counters);
+            let Some(listener) = sockets.of(ipv6) else {
+                continue;
+            };
+            let select = |outer: &Outer| outer.is_ipv6() == ipv6 && path.of(outer).is_none();
+            if self.point_headers(burst, true, select) > 0 {
+                self.send_all(listener, listener, burst, counters);
+            }
+        }
+        // Only now: until here the connection tells which messages have gone already.
+        if refused {
+            // The route or the source address may be gone: the shared socket finds out.
+            path.disconnect();
+        }
+        for message in self.plan.messages() {
+            if let Some(listener) = sockets.of(message.outer.is_ipv6()) {
+                path.note(listener, &message.outer);
             }
         }
     }
 
-    /// Writes a header for every message to the family; returns how many there are.
-    fn point_headers(&mut self, burst: &Burst, ipv6: bool) -> usize {
+    /// Sends the messages of the connected path. True if one was refused.
+    fn send_over_path(
+        &mut self,
+        sockets: &Pair,
+        path: &mut PathSocket,
+        burst: &Burst,
+        counters: &PortCounters,
+    ) -> bool {
+        let Some((socket, ipv6)) = path.connected() else {
+            return false;
+        };
+        let Some(listener) = sockets.of(ipv6) else {
+            return false;
+        };
+        if self.point_headers(burst, false, |outer| path.of(outer).is_some()) == 0 {
+            return false;
+        }
+        self.send_all(socket, listener, burst, counters)
+    }
+
+    /// Writes a header for every message that `select` chooses, with its addresses if `addressed`: a connected socket has
+    /// its own. Returns how many there are.
+    fn point_headers(&mut self, burst: &Burst, addressed: bool, select: impl Fn(&Outer) -> bool) -> usize {
         self.order.clear();
         let mut vectors = 0;
         let mut packed = &mut self.packed[..];
         for (index, message) in self.plan.messages().iter().enumerate() {
-            let Some(remote) = message.outer.remote().filter(|_| message.outer.is_ipv6() == ipv6) else {
+            let Some(remote) = message.outer.remote().filter(|_| select(&message.outer)) else {
                 continue;
             };
             let at = self.order.len();
@@ -186,12 +227,15 @@ impl Transmitter {
                 }
             }
             let header = &mut self.headers.messages[at].msg_hdr;
-            header.msg_namelen = self.names[at].set(remote) as _;
-            header.msg_name = self.names[at].0.as_mut_ptr().cast();
+            (header.msg_name, header.msg_namelen) = (std::ptr::null_mut(), 0);
+            if addressed {
+                header.msg_namelen = self.names[at].set(remote) as _;
+                header.msg_name = self.names[at].0.as_mut_ptr().cast();
+            }
             header.msg_iov = self.headers.vectors[first_vector..].as_mut_ptr();
             header.msg_iovlen = (vectors - first_vector) as _;
             let segment = if message.packets > 1 { message.segment } else { 0 };
-            header.msg_controllen = self.controls[at].set(&message.outer, true, segment) as _;
+            header.msg_controllen = self.controls[at].set(&message.outer, addressed, segment) as _;
             header.msg_control = self.controls[at].0.as_mut_ptr().cast();
             self.order.push(index as u8);
         }
@@ -202,10 +246,17 @@ impl Transmitter {
         self.plan.messages()[usize::from(self.order[at])]
     }
 
-    /// Sends the messages that the headers describe.
-    fn send_all(&mut self, socket: &OwnedFd, burst: &Burst, counters: &PortCounters) {
+    /// Sends the messages that the headers describe through `socket`, those that it refuses through `listener`. True if
+    /// it refused one.
+    fn send_all(
+        &mut self,
+        socket: &OwnedFd,
+        listener: &OwnedFd,
+        burst: &Burst,
+        counters: &PortCounters,
+    ) -> bool {
         let mut patience = Patience::new();
-        let mut at = 0;
+        let (mut at, mut refused) = (0, false);
         while at < self.order.len() {
             // SAFETY: `point_headers` has just set the first `order.len()` headers to buffers of `self` and to packets of
             // `burst`, which is borrowed; the kernel only reads them.
@@ -221,11 +272,12 @@ impl Transmitter {
                 }
                 Err(error) if patience.retry(socket, &error) => {}
                 Err(error) => {
-                    self.send_otherwise(socket, burst, at, error, &mut patience, counters);
-                    at += 1;
+                    self.send_otherwise(listener, burst, at, error, &mut patience, counters);
+                    (at, refused) = (at + 1, true);
                 }
             }
         }
+        refused
     }
 
     /// Sends message `at`, which the kernel refused as it is, in the next simpler way: packet by packet, and without its source
@@ -377,7 +429,11 @@ mod tests {
             buffer_bytes: 1 << 20,
             offload: true,
         };
-        let sockets = UdpSockets::bind(&config).expect("sockets").workers.remove(0);
+        let sockets = UdpSockets::bind(&config)
+            .expect("sockets")
+            .workers
+            .remove(0)
+            .listeners;
         let client = UdpSocket::bind("127.0.0.1:0").expect("client");
         client
             .set_read_timeout(Some(Duration::from_millis(200)))
@@ -400,7 +456,7 @@ mod tests {
             transmitter.plan.add(usize::from(n), &outer, 100, true);
             burst.push(pkt);
         }
-        assert_eq!(transmitter.point_headers(&burst, false), 1);
+        assert_eq!(transmitter.point_headers(&burst, true, |_| true), 1);
         let socket = sockets.of(false).expect("a socket");
         let error = io::Error::from_raw_os_error(errno);
         transmitter.send_otherwise(socket, &burst, 0, error, &mut Patience::new(), &counters);

@@ -1,7 +1,7 @@
-//! Opening and binding the sockets: both families on one UDP port.
+//! Opening and binding the sockets: both families on one UDP port, and path sockets that join them there later.
 
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
@@ -36,18 +36,41 @@ impl Pair {
     }
 }
 
+/// Opens the path sockets of a worker, which are bound when they are wanted.
+pub(super) fn open_paths(config: &UdpConfig) -> io::Result<Pair> {
+    let open = |ipv6| if_supported(open(config, ipv6)).map(|socket| socket.map(Arc::new));
+    Ok(Pair {
+        v4: open(false)?,
+        v6: open(true)?,
+    })
+}
+
+/// Binds `socket` to the UDP port of `listener`, of the same family.
+pub(super) fn join_port(listener: &OwnedFd, socket: &OwnedFd) -> io::Result<()> {
+    let mut address = local_address(listener)?;
+    address.set_ip(any(address.is_ipv6()));
+    // Both must agree to share; afterwards no stranger may join.
+    let shared = sockopt::socket_reuseport(listener)?;
+    share_port(listener.as_fd(), true)?;
+    share_port(socket.as_fd(), true)?;
+    let bound = bind(socket, &address);
+    share_port(listener.as_fd(), shared)?;
+    share_port(socket.as_fd(), shared)?;
+    Ok(bound?)
+}
+
 /// Binds the sockets of all workers; returns them and the UDP port.
 pub(super) fn bind_all(config: &UdpConfig) -> io::Result<(Vec<Pair>, u16)> {
     let (first, port) = bind_first(config)?;
     if config.workers > 1 {
         // Only now: a socket that may share its port would also share it with a stranger's. Bound alone first, a
         // port that is in use is an error.
-        first.fds().try_for_each(share_port)?;
+        first.fds().try_for_each(|fd| share_port(fd, true))?;
     }
     let mut workers = vec![first];
     while workers.len() < config.workers {
         let another = |present: bool, ipv6| match present {
-            true => open(config, ipv6, port, true).map(|socket| Some(Arc::new(socket))),
+            true => open_bound(config, ipv6, port, true).map(|socket| Some(Arc::new(socket))),
             false => Ok(None),
         };
         workers.push(Pair {
@@ -62,9 +85,9 @@ pub(super) fn bind_all(config: &UdpConfig) -> io::Result<(Vec<Pair>, u16)> {
 fn bind_first(config: &UdpConfig) -> io::Result<(Pair, u16)> {
     let mut tries = 0;
     loop {
-        let v4 = if_supported(open(config, false, config.port, false))?;
+        let v4 = if_supported(open_bound(config, false, config.port, false))?;
         let port = v4.as_ref().map_or(Ok(config.port), local_port)?;
-        match if_supported(open(config, true, port, false)) {
+        match if_supported(open_bound(config, true, port, false)) {
             Err(error)
                 if error.kind() == io::ErrorKind::AddrInUse && config.port == 0 && tries < PORT_TRIES =>
             {
@@ -105,16 +128,37 @@ fn if_supported(socket: io::Result<OwnedFd>) -> io::Result<Option<OwnedFd>> {
 }
 
 fn local_port(socket: &OwnedFd) -> io::Result<u16> {
-    let address = SocketAddr::try_from(getsockname(socket)?)?;
-    Ok(address.port())
+    Ok(local_address(socket)?.port())
 }
 
-fn share_port(fd: BorrowedFd<'_>) -> io::Result<()> {
-    Ok(sockopt::set_socket_reuseport(fd, true)?)
+/// Where a socket is bound, or what a connected one sends from.
+pub(super) fn local_address(socket: &OwnedFd) -> io::Result<SocketAddr> {
+    Ok(SocketAddr::try_from(getsockname(socket)?)?)
 }
 
-/// Opens and binds one socket.
-fn open(config: &UdpConfig, ipv6: bool, port: u16, shared: bool) -> io::Result<OwnedFd> {
+fn any(ipv6: bool) -> IpAddr {
+    match ipv6 {
+        false => Ipv4Addr::UNSPECIFIED.into(),
+        true => Ipv6Addr::UNSPECIFIED.into(),
+    }
+}
+
+fn share_port(fd: BorrowedFd<'_>, shared: bool) -> io::Result<()> {
+    Ok(sockopt::set_socket_reuseport(fd, shared)?)
+}
+
+/// Opens one socket and binds it.
+fn open_bound(config: &UdpConfig, ipv6: bool, port: u16, shared: bool) -> io::Result<OwnedFd> {
+    let socket = open(config, ipv6)?;
+    if shared {
+        share_port(socket.as_fd(), true)?;
+    }
+    bind(&socket, &SocketAddr::new(any(ipv6), port))?;
+    Ok(socket)
+}
+
+/// Opens one socket.
+fn open(config: &UdpConfig, ipv6: bool) -> io::Result<OwnedFd> {
     let family = if ipv6 {
         AddressFamily::INET6
     } else {
@@ -126,9 +170,6 @@ fn open(config: &UdpConfig, ipv6: bool, port: u16, shared: bool) -> io::Result<O
     if ipv6 {
         sockopt::set_ipv6_v6only(fd, true)?;
     }
-    if shared {
-        share_port(fd)?;
-    }
     set_buffers(fd, config.buffer_bytes)?;
     set_ip_options(fd, ipv6)?;
     if config.fwmark != 0 {
@@ -138,11 +179,6 @@ fn open(config: &UdpConfig, ipv6: bool, port: u16, shared: bool) -> io::Result<O
         // A kernel without it delivers single datagrams.
         let _ = sys::set_option(fd, libc::SOL_UDP, libc::UDP_GRO, 1);
     }
-    let address: SocketAddr = match ipv6 {
-        false => (Ipv4Addr::UNSPECIFIED, port).into(),
-        true => (Ipv6Addr::UNSPECIFIED, port).into(),
-    };
-    bind(fd, &address)?;
     Ok(socket)
 }
 
