@@ -19,7 +19,7 @@
 //!
 //! Where to read on:
 //!
-//! * [`worker`]: the loop of a pinned or floating thread, and how it sleeps.
+//! * [`worker`]: the loop of a pinned or floating thread, and how it sleeps; [`courtesy`]: whom it may interrupt when it wakes.
 //! * [`wg`]: the stages between the ports, on whole bursts.
 //! * [`slowpath`]: the one other thread.
 //! * [`channel`]: all that the threads share.
@@ -32,6 +32,7 @@
 pub mod allowedips;
 pub mod channel;
 pub mod clock;
+pub mod courtesy;
 pub mod engine;
 pub mod icmp;
 pub mod log;

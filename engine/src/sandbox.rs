@@ -119,11 +119,14 @@ const ALLOWED: &[i64] = &[
     // Clocks and randomness.
     libc::SYS_clock_gettime,
     libc::SYS_clock_nanosleep,
+    libc::SYS_timerfd_create,
+    libc::SYS_timerfd_settime,
     libc::SYS_nanosleep,
     libc::SYS_getrandom,
     // Sockets that are made anew when the interface comes up or its UDP port changes, and UAPI clients.
     libc::SYS_socket,
     libc::SYS_bind,
+    libc::SYS_connect,
     libc::SYS_setsockopt,
     libc::SYS_getsockopt,
     libc::SYS_getsockname,
@@ -155,6 +158,8 @@ const ALLOWED: &[i64] = &[
     libc::SYS_sched_yield,
     libc::SYS_sched_getaffinity,
     libc::SYS_sched_setaffinity,
+    libc::SYS_sched_getscheduler,
+    libc::SYS_sched_setscheduler,
     libc::SYS_sigaltstack,
     libc::SYS_rt_sigaction,
     libc::SYS_rt_sigprocmask,

@@ -19,6 +19,7 @@ use rustix::fd::{AsFd, OwnedFd};
 
 use crate::channel::{Command, Notice, ToSlowPath, ToWorker};
 use crate::clock::Clock;
+use crate::courtesy::Courtesy;
 use crate::stats::{Stage, WorkerStats};
 use crate::wg::{Context, Wg};
 
@@ -112,24 +113,26 @@ impl Worker {
 
     fn run_until(&mut self, poller: &mut Poller) -> Stop {
         let mut ready = Ready::ALL;
-        let mut last_work = self.clock.mono();
+        let mut last_work = None;
         loop {
             let now = self.clock.mono();
+            let since = *last_work.get_or_insert(now);
             if let Err(stop) = self.turn(now, &mut ready, Some(poller)) {
                 return stop;
             }
             if ready != Ready::NONE && self.has_room() {
-                last_work = now;
+                last_work = Some(now);
                 // The other port may have found packets meanwhile, and this one may never run empty.
                 if ready != Ready::ALL {
                     ready = ready.or(poller.look(Some(&Timespec::default())));
                 }
                 continue;
             }
-            let block = now.since(last_work) >= self.idle.spin;
-            ready = self.look(poller, block);
+            let block = now.since(since) >= self.idle.spin;
+            ready = self.look(now, poller, block);
             if block {
-                last_work = self.clock.mono();
+                // Whatever ended the sleep counts as work.
+                last_work = None;
             }
         }
     }
@@ -338,7 +341,7 @@ impl Worker {
     }
 
     /// Looks which ports have something, and waits for one of them or another thread if `block`.
-    fn look(&mut self, poller: &mut Poller, block: bool) -> Ready {
+    fn look(&mut self, now: Time, poller: &mut Poller, block: bool) -> Ready {
         let inbox = Arc::clone(self.inbox());
         if !self.has_room() {
             // The slow path is behind. It is awake and working; packets wait in the kernel meanwhile.
@@ -354,7 +357,7 @@ impl Worker {
         let (mut ready, mut called) = (Ready::NONE, false);
         if inbox.commands.is_empty() && inbox.encap.is_empty() && inbox.decap.is_empty() {
             self.stats.sleeps.add(1);
-            ready = poller.look(None);
+            ready = poller.sleep(now, &*self.clock);
             called = poller.called;
         }
         inbox.waker.awake(called);
@@ -396,12 +399,19 @@ struct Poller {
     events: Vec<epoll::Event>,
     /// Whether the last look found a call of another thread.
     called: bool,
+    /// Whether the last look found the timer of `courtesy`.
+    timer_fired: bool,
+    /// Whether the last sleep ended with packets: an idle tunnel is not measured.
+    traffic: bool,
+    /// None where the system or whoever started the process has another idea of how to wake.
+    courtesy: Option<Courtesy>,
 }
 
 /// What a descriptor in the poller stands for.
 const INBOX: u64 = 0;
 const TUN: u64 = 1;
 const UDP: u64 = 2;
+const TIMER: u64 = 3;
 
 impl Poller {
     fn new(worker: &Worker) -> io::Result<Self> {
@@ -410,7 +420,14 @@ impl Poller {
             epoll,
             events: Vec::with_capacity(8),
             called: false,
+            timer_fired: false,
+            traffic: false,
+            courtesy: Courtesy::begin(),
         };
+        if let Some(courtesy) = &poller.courtesy {
+            let (what, once) = (EventData::new_u64(TIMER), EventFlags::IN | EventFlags::ET);
+            epoll::add(&poller.epoll, courtesy, what, once)?;
+        }
         poller.add(worker.inbox().waker.as_fd(), INBOX)?;
         for fd in worker.tun.wait_fds() {
             poller.add(fd, TUN)?;
@@ -438,9 +455,26 @@ impl Poller {
         }
     }
 
+    /// Waits for something to do, and for the timer that tells how long waking takes.
+    fn sleep(&mut self, now: Time, clock: &dyn Clock) -> Ready {
+        if self.traffic
+            && let Some(courtesy) = &mut self.courtesy
+        {
+            courtesy.before_sleep(now);
+        }
+        let ready = self.look(None);
+        if self.timer_fired
+            && let Some(courtesy) = &mut self.courtesy
+        {
+            courtesy.timer_fired(now, clock.mono());
+        }
+        self.traffic = ready != Ready::NONE;
+        ready
+    }
+
     fn look(&mut self, timeout: Option<&Timespec>) -> Ready {
         self.events.clear();
-        self.called = false;
+        (self.called, self.timer_fired) = (false, false);
         if epoll::wait(&self.epoll, spare_capacity(&mut self.events), timeout).is_err() {
             // Interrupted: as good as an event from everywhere.
             return Ready::ALL;
@@ -450,6 +484,7 @@ impl Poller {
             match event.data.u64() {
                 TUN => ready.tun = true,
                 UDP => ready.udp = true,
+                TIMER => self.timer_fired = true,
                 _ => self.called = true,
             }
         }
