@@ -322,7 +322,7 @@ mod tests {
         );
         let sockets: Receiving<'_> = [Some(&null), None, Some(&null), None];
         receiver.quiet = [0, 0, QUIET, 0];
-        let turns: Vec<usize> = (0..10)
+        let turns: Vec<usize> = (0..QUIET + 2)
             .map(|_| {
                 receiver.give_turn(0, &sockets);
                 receiver.turn
