@@ -203,4 +203,20 @@ mod tests {
         run(&mut judge, 2000..2001, |_| WAITED);
         assert_eq!(run(&mut judge, 2001..2012, |_| EARLY), 18);
     }
+
+    #[test]
+    fn a_given_policy_is_kept() {
+        // On threads of their own: a policy stays.
+        let begin = |given: Option<Wakeup>| {
+            let thread = std::thread::spawn(move || {
+                given
+                    .into_iter()
+                    .for_each(|given| set_wakeup(given).expect("set"));
+                (Courtesy::begin().is_some(), wakeup())
+            });
+            thread.join().expect("thread")
+        };
+        assert_eq!(begin(None), (true, Some(Wakeup::Waiting)));
+        assert_eq!(begin(Some(Wakeup::Waiting)), (false, Some(Wakeup::Waiting)));
+    }
 }
