@@ -7,10 +7,11 @@
 //!
 //! Belongs to one worker and is called on its thread.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 
 use patronus_crypto::{Duration, Time};
 use patronus_io::schedule::{Wakeup, set_wakeup, wakeup};
+use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
 };
@@ -34,41 +35,48 @@ pub struct Courtesy {
     judge: Judge,
     /// When the timer fires, if it is set.
     due: Option<Time>,
+    /// When the worker last went to sleep.
+    asleep: Time,
 }
 
 impl Courtesy {
-    /// Makes the calling thread polite. `None` if whoever started it gave it another policy than the default one, or
-    /// if the system has no such policy or timer: then it stays as it is.
-    pub fn begin() -> Option<Courtesy> {
+    /// Makes the calling thread polite; `epoll` will report the timer as `event`. `None` if whoever started the thread gave
+    /// it another policy than the default one, or if the system has no such policy or timer: then it stays as it is.
+    pub fn begin(epoll: impl AsFd, event: EventData) -> Option<Courtesy> {
         if wakeup() != Some(Wakeup::Preempting) {
             return None;
         }
         let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
         let timer = timerfd_create(TimerfdClockId::Boottime, flags).ok()?;
+        // Only the edge counts: nobody reads the timer.
+        epoll::add(epoll, &timer, event, EventFlags::IN | EventFlags::ET).ok()?;
         set_wakeup(Wakeup::Waiting).ok()?;
         Some(Courtesy {
             timer,
             judge: Judge::new(),
             due: None,
+            asleep: Time(0),
         })
     }
 
-    /// The worker is about to sleep after there was traffic.
+    /// The worker goes to sleep at `now`, after there was traffic.
     pub fn before_sleep(&mut self, now: Time) {
         if self.judge.forgive(now) {
             self.apply();
         }
-        if self.due.is_none() && self.judge.wakeup() == Wakeup::Waiting {
+        self.asleep = now;
+        // One that is overdue fired while the worker was awake, which says nothing about waking.
+        let set = self.due.is_some_and(|due| due > now);
+        if !set && self.judge.wakeup() == Wakeup::Waiting {
             let due = now.after(INTERVAL);
             self.due = self.set_timer(due).then_some(due);
         }
     }
 
-    /// The timer's descriptor was readable at `now`, at the end of a sleep that began at `asleep`.
-    pub fn timer_fired(&mut self, asleep: Time, now: Time) {
+    /// The timer was found to have fired at `now`, at the end of a sleep.
+    pub fn timer_fired(&mut self, now: Time) {
         let Some(due) = self.due.take() else { return };
-        // A timer that was due before the worker slept says nothing about waking.
-        if due >= asleep && self.judge.woke(now, now.since(due)) {
+        if due >= self.asleep && self.judge.woke(now, now.since(due)) {
             self.apply();
         }
     }
@@ -88,13 +96,6 @@ impl Courtesy {
             },
         };
         timerfd_settime(&self.timer, TimerfdTimerFlags::ABSTIME, &once).is_ok()
-    }
-}
-
-impl AsFd for Courtesy {
-    /// To be watched edge-triggered: nobody reads it.
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.timer.as_fd()
     }
 }
 
@@ -135,7 +136,7 @@ impl Judge {
         if self.history.count_ones() < LATE_MAX {
             return false;
         }
-        // Polite for longer than the last pause: that other work has nothing to do with this one.
+        // Polite for longer than the next pause would be: the last contention has nothing to do with this one.
         if now.since(self.since) > self.pause {
             self.pause = PAUSE;
         }
@@ -157,6 +158,7 @@ impl Judge {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::{Clock, SystemClock};
 
     const SECOND: u64 = 1_000_000_000;
     const EARLY: Duration = Duration::from_micros(60);
@@ -212,11 +214,36 @@ mod tests {
                 given
                     .into_iter()
                     .for_each(|given| set_wakeup(given).expect("set"));
-                (Courtesy::begin().is_some(), wakeup())
+                let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).expect("epoll");
+                (Courtesy::begin(&epoll, EventData::new_u64(0)).is_some(), wakeup())
             });
             thread.join().expect("thread")
         };
         assert_eq!(begin(None), (true, Some(Wakeup::Waiting)));
         assert_eq!(begin(Some(Wakeup::Waiting)), (false, Some(Wakeup::Waiting)));
+    }
+
+    #[test]
+    fn a_timer_that_fires_while_the_worker_is_awake_is_set_again() {
+        let measure = || {
+            let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).expect("epoll");
+            let mut courtesy = Courtesy::begin(&epoll, EventData::new_u64(0)).expect("courtesy");
+            let now = || SystemClock.mono();
+            courtesy.before_sleep(now());
+            let first = courtesy.due.expect("set");
+            // Nobody asks until it is long over.
+            while now() < first.after(EARLY) {
+                std::thread::sleep(EARLY);
+            }
+            courtesy.before_sleep(now());
+            let second = courtesy.due.expect("set again");
+            assert!(second > first);
+            let mut events = Vec::with_capacity(1);
+            epoll::wait(&epoll, rustix::buffer::spare_capacity(&mut events), None).expect("wait");
+            assert!(now() >= second, "the event of the first is gone");
+            courtesy.timer_fired(now());
+            assert_eq!(courtesy.due, None);
+        };
+        std::thread::spawn(measure).join().expect("thread");
     }
 }

@@ -116,12 +116,14 @@ impl Worker {
         let mut last_work = None;
         loop {
             let now = self.clock.mono();
+            if ready != Ready::NONE {
+                last_work = Some(now);
+            }
             let since = *last_work.get_or_insert(now);
             if let Err(stop) = self.turn(now, &mut ready, Some(poller)) {
                 return stop;
             }
             if ready != Ready::NONE && self.has_room() {
-                last_work = Some(now);
                 // The other port may have found packets meanwhile, and this one may never run empty.
                 if ready != Ready::ALL {
                     ready = ready.or(poller.look(Some(&Timespec::default())));
@@ -129,7 +131,7 @@ impl Worker {
                 continue;
             }
             let block = now.since(since) >= self.idle.spin;
-            ready = self.look(now, poller, block);
+            ready = self.look(poller, block);
             if block {
                 // Whatever ended the sleep counts as work.
                 last_work = None;
@@ -341,7 +343,7 @@ impl Worker {
     }
 
     /// Looks which ports have something, and waits for one of them or another thread if `block`.
-    fn look(&mut self, now: Time, poller: &mut Poller, block: bool) -> Ready {
+    fn look(&mut self, poller: &mut Poller, block: bool) -> Ready {
         let inbox = Arc::clone(self.inbox());
         if !self.has_room() {
             // The slow path is behind. It is awake and working; packets wait in the kernel meanwhile.
@@ -357,7 +359,7 @@ impl Worker {
         let (mut ready, mut called) = (Ready::NONE, false);
         if inbox.commands.is_empty() && inbox.encap.is_empty() && inbox.decap.is_empty() {
             self.stats.sleeps.add(1);
-            ready = poller.sleep(now, &*self.clock);
+            ready = poller.sleep(&*self.clock);
             called = poller.called;
         }
         inbox.waker.awake(called);
@@ -401,7 +403,7 @@ struct Poller {
     called: bool,
     /// Whether the last look found the timer of `courtesy`.
     timer_fired: bool,
-    /// Whether the last sleep ended with packets: an idle tunnel is not measured.
+    /// Whether the last sleep ended with work: an idle tunnel is not measured.
     traffic: bool,
     /// None where the system or whoever started the process has another idea of how to wake.
     courtesy: Option<Courtesy>,
@@ -417,17 +419,13 @@ impl Poller {
     fn new(worker: &Worker) -> io::Result<Self> {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
         let poller = Poller {
-            epoll,
             events: Vec::with_capacity(8),
             called: false,
             timer_fired: false,
             traffic: false,
-            courtesy: Courtesy::begin(),
+            courtesy: Courtesy::begin(&epoll, EventData::new_u64(TIMER)),
+            epoll,
         };
-        if let Some(courtesy) = &poller.courtesy {
-            let (what, once) = (EventData::new_u64(TIMER), EventFlags::IN | EventFlags::ET);
-            epoll::add(&poller.epoll, courtesy, what, once)?;
-        }
         poller.add(worker.inbox().waker.as_fd(), INBOX)?;
         for fd in worker.tun.wait_fds() {
             poller.add(fd, TUN)?;
@@ -456,19 +454,19 @@ impl Poller {
     }
 
     /// Waits for something to do, and for the timer that tells how long waking takes.
-    fn sleep(&mut self, now: Time, clock: &dyn Clock) -> Ready {
+    fn sleep(&mut self, clock: &dyn Clock) -> Ready {
         if self.traffic
             && let Some(courtesy) = &mut self.courtesy
         {
-            courtesy.before_sleep(now);
+            courtesy.before_sleep(clock.mono());
         }
         let ready = self.look(None);
         if self.timer_fired
             && let Some(courtesy) = &mut self.courtesy
         {
-            courtesy.timer_fired(now, clock.mono());
+            courtesy.timer_fired(clock.mono());
         }
-        self.traffic = ready != Ready::NONE;
+        self.traffic = ready != Ready::NONE || self.called;
         ready
     }
 

@@ -56,7 +56,7 @@ pub(crate) unsafe fn recvmmsg(fd: BorrowedFd<'_>, headers: &mut [libc::mmsghdr])
 ///
 /// # Safety
 /// The pointers in every header are valid for the lengths beside them, to be read, until the call returns.
-pub(crate) unsafe fn sendmmsg(fd: BorrowedFd<'_>, headers: &mut [libc::mmsghdr]) -> io::Result<usize> {
+pub(crate) unsafe fn send_messages(fd: BorrowedFd<'_>, headers: &mut [libc::mmsghdr]) -> io::Result<usize> {
     loop {
         let n = match headers {
             // Often there is but one, and the call for one is shorter.

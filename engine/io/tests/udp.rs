@@ -604,50 +604,45 @@ fn send_messages(
 #[test]
 fn c60_the_busiest_path_has_a_socket_of_its_own() {
     for ip in ["127.0.0.1", "::1"] {
-        for workers in [1, 2] {
-            let sockets = UdpSockets::bind(&UdpConfig { workers, ..config() }).expect("bind");
-            let to = at(ip, sockets.port());
-            let mut port = sockets.worker_port(0);
-            let (mut frames, busy, other) = (frames(), client(ip), client(ip));
-            let mut outer = Outer::new(busy.local_addr().expect("address"));
-            outer.set_local(Some(to.ip()), 1);
-            send_messages(&mut port, &mut frames, &outer, &busy, ROW - 1);
-            assert_eq!(connected(&port), []);
+        let (sockets, mut port) = bind(&config());
+        let to = at(ip, sockets.port());
+        let (mut frames, busy, other) = (frames(), client(ip), client(ip));
+        let mut outer = Outer::new(busy.local_addr().expect("address"));
+        outer.set_local(Some(to.ip()), 1);
+        send_messages(&mut port, &mut frames, &outer, &busy, ROW - 1);
+        assert_eq!(connected(&port), []);
+        send_messages(&mut port, &mut frames, &outer, &busy, 1);
+        assert_eq!(connected(&port), [busy.local_addr().expect("address")]);
+        // What it sends comes in there and says the same as through the shared socket; so do trains and marked packets.
+        send_messages(&mut port, &mut frames, &outer, &busy, 3);
+        assert_eq!(path_back(&busy, to, &mut port, &mut frames), outer);
+        let train = vec![(outer, payload(1, 700)); 40];
+        let calls = port.counters().tx_calls.get();
+        send(&mut port, &mut frames, &train);
+        assert_eq!(port.counters().tx_calls.get(), calls + 1);
+        let mut data = [0; 1000];
+        (0..40).for_each(|_| assert_eq!(busy.recv(&mut data).expect("a datagram"), 700));
+        no_drops(port.counters());
+        // Others are served as before, between the busy one's messages.
+        let back = path_back(&other, to, &mut port, &mut frames);
+        assert_eq!(back.remote(), other.local_addr().ok());
+        for _ in 0..2 * ROW {
+            send_messages(&mut port, &mut frames, &back, &other, 1);
             send_messages(&mut port, &mut frames, &outer, &busy, 1);
-            assert_eq!(connected(&port), [busy.local_addr().expect("address")]);
-            // What it sends comes in there and says the same as through the shared socket; so do trains and marked packets.
-            send_messages(&mut port, &mut frames, &outer, &busy, 3);
-            assert_eq!(path_back(&busy, to, &mut port, &mut frames), outer);
-            let train = vec![(outer, payload(1, 700)); 40];
-            let calls = port.counters().tx_calls.get();
-            send(&mut port, &mut frames, &train);
-            assert_eq!(port.counters().tx_calls.get(), calls + 1);
-            let mut data = [0; 1000];
-            (0..40).for_each(|_| assert_eq!(busy.recv(&mut data).expect("a datagram"), 700));
-            no_drops(port.counters());
-            if workers == 1 {
-                // Others are served as before, between the busy one's messages.
-                let back = path_back(&other, to, &mut port, &mut frames);
-                assert_eq!(back.remote(), other.local_addr().ok());
-                for _ in 0..2 * ROW {
-                    send_messages(&mut port, &mut frames, &back, &other, 1);
-                    send_messages(&mut port, &mut frames, &outer, &busy, 1);
-                }
-                assert_eq!(connected(&port), [busy.local_addr().expect("address")]);
-                // Until one of them is the busy one.
-                send_messages(&mut port, &mut frames, &back, &other, ROW);
-                assert_eq!(connected(&port), [other.local_addr().expect("address")]);
-                assert_eq!(path_back(&busy, to, &mut port, &mut frames), outer);
-                assert_eq!(path_back(&other, to, &mut port, &mut frames), back);
-            }
-            // Nobody else may join the UDP port that the two sockets share.
-            let taken = UdpConfig {
-                port: sockets.port(),
-                ..config()
-            };
-            let error = UdpSockets::bind(&taken).expect_err("in use");
-            assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
         }
+        assert_eq!(connected(&port), [busy.local_addr().expect("address")]);
+        // Until one of them is the busy one.
+        send_messages(&mut port, &mut frames, &back, &other, ROW);
+        assert_eq!(connected(&port), [other.local_addr().expect("address")]);
+        assert_eq!(path_back(&busy, to, &mut port, &mut frames), outer);
+        assert_eq!(path_back(&other, to, &mut port, &mut frames), back);
+        // Nobody else may join the UDP port that the two sockets share.
+        let taken = UdpConfig {
+            port: sockets.port(),
+            ..config()
+        };
+        let error = UdpSockets::bind(&taken).expect_err("in use");
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
     }
 }
 
@@ -716,4 +711,33 @@ fn every_message_goes_once_when_the_path_socket_changes_hands() {
         assert_eq!(again.kind(), io::ErrorKind::WouldBlock);
     }
     no_drops(port.counters());
+}
+
+#[test]
+fn several_workers_keep_their_shares() {
+    let sockets = UdpSockets::bind(&UdpConfig {
+        workers: 2,
+        ..config()
+    })
+    .expect("bind");
+    let mut ports: Vec<_> = (0..2).map(|worker| sockets.worker_port(worker)).collect();
+    let (mut frames, busy) = (frames(), client("127.0.0.1"));
+    let mut outer = Outer::new(busy.local_addr().expect("address"));
+    // A source that the kernel would choose, and one that it would not.
+    for local in ["127.0.0.1", "127.0.0.9"] {
+        outer.set_local(local.parse().ok(), 1);
+        send_messages(&mut ports[0], &mut frames, &outer, &busy, 2 * ROW);
+    }
+    let clients: Vec<_> = (0..64).map(|_| client("127.0.0.1")).collect();
+    for client in &clients {
+        client
+            .send_to(b"hello", at("127.0.0.1", sockets.port()))
+            .expect("send");
+    }
+    let counts: Vec<_> = ports
+        .iter_mut()
+        .map(|port| receive(port, &mut frames, 64, BURST_MAX).len())
+        .collect();
+    assert_eq!(counts.iter().sum::<usize>(), 64);
+    assert!(counts.iter().all(|count| *count > 0), "{counts:?}");
 }

@@ -5,8 +5,9 @@
 //! A client has one peer, and a busy path is busy for many messages in a row, so one path at a time is enough.
 //!
 //! The path socket is bound to the same UDP port as the others. The kernel prefers it for datagrams of its path and passes
-//! it over for all others; while it is bound and not connected it may be given anything. Either way a datagram names its own addresses, so
-//! the receiver does not care where it came in.
+//! it over for all others; while it is bound and not connected it may be given any other as well, in place of the shared one. Every datagram
+//! names its own addresses, so the receiver does not care where it came in. With several workers that would take
+//! the others' share, so only a single worker has path sockets.
 
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
@@ -18,7 +19,7 @@ use super::socket::{self, Pair};
 /// So many messages in a row to a path, and none to the connected one, give it the path socket.
 const ROW: u32 = 64;
 
-/// A path to which the socket could not be connected is tried again after so many messages in a row.
+/// The path to which the socket could not be connected last is tried again after so many messages in a row.
 const RETRY: u32 = 1 << 16;
 
 pub(super) struct PathSocket {
@@ -30,6 +31,8 @@ pub(super) struct PathSocket {
     /// The path of the last message to another one, and how many there were in a row.
     candidate: Outer,
     row: u32,
+    /// The path to which the socket could not be connected last.
+    refused: Outer,
 }
 
 impl PathSocket {
@@ -40,13 +43,13 @@ impl PathSocket {
             connected: None,
             candidate: Outer::NONE,
             row: 0,
+            refused: Outer::NONE,
         }
     }
 
-    /// The socket, if it is connected, and whether to an IPv6 address.
-    pub(super) fn connected(&self) -> Option<(&OwnedFd, bool)> {
-        let ipv6 = self.connected?.is_ipv6();
-        self.sockets.of(ipv6).map(|socket| (socket, ipv6))
+    /// The socket, if it is connected.
+    pub(super) fn connected(&self) -> Option<&OwnedFd> {
+        self.sockets.of(self.connected?.is_ipv6())
     }
 
     /// The socket, if it is connected to that path.
@@ -79,29 +82,29 @@ impl PathSocket {
             (self.candidate, self.row) = (*outer, 0);
         }
         self.row += 1;
-        match self.row {
-            ROW => self.connect(listener, outer),
-            RETRY => self.row = 0,
-            _ => {}
+        if self.row == ROW && !self.refused.same_path(outer) {
+            self.connect(listener, outer);
+        } else if self.row == RETRY {
+            (self.row, self.refused) = (0, Outer::NONE);
         }
     }
 
-    /// Connects the socket to `outer`, if the kernel answers that path from the same address on its own: a source that
-    /// is not the kernel's choice must be said with every datagram. A path without a known source stays with the shared
-    /// socket, where the kernel may choose another one at any time.
+    /// Gives `outer` the socket, if the kernel answers that path from the same address on its own: a source that is not the
+    /// kernel's choice must be said with every datagram. A path without a known source stays with the shared socket,
+    /// where the kernel may choose another one at any time.
     #[cold]
     fn connect(&mut self, listener: &OwnedFd, outer: &Outer) {
-        self.disconnect();
         let ipv6 = outer.is_ipv6();
         let (Some(remote), Some(local)) = (outer.remote(), outer.local()) else {
-            return;
-        };
-        let Some(socket) = self.sockets.of(ipv6) else {
             return;
         };
         if is_link_local(local) || is_link_local(remote.ip()) {
             return;
         }
+        self.disconnect();
+        let Some(socket) = self.sockets.of(ipv6) else {
+            return;
+        };
         let bound = &mut self.bound[usize::from(ipv6)];
         *bound = *bound || socket::join_port(listener, socket).is_ok();
         if *bound && rustix::net::connect(socket, &remote).is_ok() {
@@ -110,6 +113,10 @@ impl PathSocket {
                 self.disconnect();
             }
         }
+        self.refused = match self.connected {
+            Some(_) => Outer::NONE,
+            None => *outer,
+        };
     }
 
     /// Everything goes through the shared sockets again.

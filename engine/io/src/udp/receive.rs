@@ -28,7 +28,7 @@ const APPETITE: usize = 4;
 const CALLS_MAX: usize = BURST_MAX;
 
 /// How many receives a socket that had nothing is left alone while another one has something.
-const QUIET: u8 = 32;
+const QUIET: u8 = 8;
 
 /// A received message that is not yet handed on completely.
 #[derive(Clone, Copy)]

@@ -45,6 +45,14 @@ struct Headers {
 // SAFETY: the pointers are dead between bursts.
 unsafe impl Send for Headers {}
 
+/// What became of the messages of the connected path.
+struct OverPath {
+    /// Those before this number in the plan have gone.
+    until: usize,
+    /// Whether the connection should be given up.
+    broken: bool,
+}
+
 /// What an error may mean.
 enum Refused {
     /// It says nothing about this message: try again.
@@ -159,19 +167,21 @@ impl Transmitter {
                 self.segments[usize::from(outer.is_ipv6())],
             );
         }
-        let refused = self.send_over_path(sockets, path, burst, counters);
+        let over_path = self.send_over_path(path, burst, counters);
         for ipv6 in [false, true] {
             let Some(listener) = sockets.of(ipv6) else {
                 continue;
             };
-            let select = |outer: &Outer| outer.is_ipv6() == ipv6 && path.of(outer).is_none();
+            let select = |index, outer: &Outer| {
+                let gone = index < over_path.until && path.of(outer).is_some();
+                outer.is_ipv6() == ipv6 && !gone
+            };
             if self.point_headers(burst, true, select) > 0 {
-                self.send_all(listener, listener, burst, counters);
+                self.send_all(listener, burst, counters);
             }
         }
         // Only now: until here the connection tells which messages have gone already.
-        if refused {
-            // The route or the source address may be gone: the shared socket finds out.
+        if over_path.broken {
             path.disconnect();
         }
         for message in self.plan.messages() {
@@ -181,34 +191,38 @@ impl Transmitter {
         }
     }
 
-    /// Sends the messages of the connected path. True if one was refused.
-    fn send_over_path(
-        &mut self,
-        sockets: &Pair,
-        path: &mut PathSocket,
-        burst: &Burst,
-        counters: &PortCounters,
-    ) -> bool {
-        let Some((socket, ipv6)) = path.connected() else {
-            return false;
+    /// Sends the messages of the connected path until one is refused. What refuses it may be the connection or an error
+    /// that an earlier datagram met on its way, so it and those behind it are left to the shared socket.
+    fn send_over_path(&mut self, path: &PathSocket, burst: &Burst, counters: &PortCounters) -> OverPath {
+        let mut over_path = OverPath {
+            until: usize::MAX,
+            broken: false,
         };
-        let Some(listener) = sockets.of(ipv6) else {
-            return false;
+        let Some(socket) = path.connected() else {
+            return over_path;
         };
-        if self.point_headers(burst, false, |outer| path.of(outer).is_some()) == 0 {
-            return false;
+        if self.point_headers(burst, false, |_, outer| path.of(outer).is_some()) > 0
+            && let Err((refused, error)) = self.send_from(0, socket, &mut Patience::new(), counters)
+        {
+            over_path.until = usize::from(self.order[refused]);
+            over_path.broken = !matches!(classify(&error), Refused::NoRoom);
         }
-        self.send_all(socket, listener, burst, counters)
+        over_path
     }
 
-    /// Writes a header for every message that `select` chooses, with its addresses if `addressed`: a connected socket has
-    /// its own. Returns how many there are.
-    fn point_headers(&mut self, burst: &Burst, addressed: bool, select: impl Fn(&Outer) -> bool) -> usize {
+    /// Writes a header for every message that `select` chooses by its number and path, with its addresses if `addressed`: a
+    /// connected socket has its own. Returns how many there are.
+    fn point_headers(
+        &mut self,
+        burst: &Burst,
+        addressed: bool,
+        select: impl Fn(usize, &Outer) -> bool,
+    ) -> usize {
         self.order.clear();
         let mut vectors = 0;
         let mut packed = &mut self.packed[..];
         for (index, message) in self.plan.messages().iter().enumerate() {
-            let Some(remote) = message.outer.remote().filter(|_| select(&message.outer)) else {
+            let Some(remote) = message.outer.remote().filter(|_| select(index, &message.outer)) else {
                 continue;
             };
             let at = self.order.len();
@@ -235,7 +249,9 @@ impl Transmitter {
             header.msg_iov = self.headers.vectors[first_vector..].as_mut_ptr();
             header.msg_iovlen = (vectors - first_vector) as _;
             let segment = if message.packets > 1 { message.segment } else { 0 };
-            header.msg_controllen = self.controls[at].set(&message.outer, addressed, segment) as _;
+            // For IPv6 only this says that the address is not ours any more: the kernel does not look at a connected socket's.
+            let source = addressed || message.outer.is_ipv6();
+            header.msg_controllen = self.controls[at].set(&message.outer, source, segment) as _;
             header.msg_control = self.controls[at].0.as_mut_ptr().cast();
             self.order.push(index as u8);
         }
@@ -246,21 +262,30 @@ impl Transmitter {
         self.plan.messages()[usize::from(self.order[at])]
     }
 
-    /// Sends the messages that the headers describe through `socket`, those that it refuses through `listener`. True if
-    /// it refused one.
-    fn send_all(
-        &mut self,
-        socket: &OwnedFd,
-        listener: &OwnedFd,
-        burst: &Burst,
-        counters: &PortCounters,
-    ) -> bool {
+    /// Sends the messages that the headers describe, each as well as the kernel lets us.
+    fn send_all(&mut self, socket: &OwnedFd, burst: &Burst, counters: &PortCounters) {
         let mut patience = Patience::new();
-        let (mut at, mut refused) = (0, false);
+        let mut at = 0;
+        while let Err((refused, error)) = self.send_from(at, socket, &mut patience, counters) {
+            self.send_otherwise(socket, burst, refused, error, &mut patience, counters);
+            at = refused + 1;
+        }
+    }
+
+    /// Sends the messages that the headers describe, from number `at` on, until one is refused: its number and why.
+    fn send_from(
+        &mut self,
+        mut at: usize,
+        socket: &OwnedFd,
+        patience: &mut Patience,
+        counters: &PortCounters,
+    ) -> Result<(), (usize, io::Error)> {
         while at < self.order.len() {
             // SAFETY: `point_headers` has just set the first `order.len()` headers to buffers of `self` and to packets of
-            // `burst`, which is borrowed; the kernel only reads them.
-            match unsafe { sys::sendmmsg(socket.as_fd(), &mut self.headers.messages[at..self.order.len()]) } {
+            // a burst that is borrowed until all are sent; the kernel only reads them.
+            match unsafe {
+                sys::send_messages(socket.as_fd(), &mut self.headers.messages[at..self.order.len()])
+            } {
                 Ok(sent) => {
                     counters.tx_calls.add(1);
                     for sent in at..at + sent {
@@ -271,13 +296,10 @@ impl Transmitter {
                     at += sent;
                 }
                 Err(error) if patience.retry(socket, &error) => {}
-                Err(error) => {
-                    self.send_otherwise(listener, burst, at, error, &mut patience, counters);
-                    (at, refused) = (at + 1, true);
-                }
+                Err(error) => return Err((at, error)),
             }
         }
-        refused
+        Ok(())
     }
 
     /// Sends message `at`, which the kernel refused as it is, in the next simpler way: packet by packet, and without its source
@@ -407,7 +429,7 @@ fn send_as(fd: BorrowedFd<'_>, outer: &Outer, source: bool, data: &[u8]) -> io::
     header.msg_controllen = control.set(outer, source, 0) as _;
     header.msg_control = control.0.as_mut_ptr().cast();
     // SAFETY: the header points to local variables and to `data`, which is borrowed; the kernel only reads them.
-    unsafe { sys::sendmmsg(fd, std::slice::from_mut(&mut message)) }.map(|_| ())
+    unsafe { sys::send_messages(fd, std::slice::from_mut(&mut message)) }.map(|_| ())
 }
 
 #[cfg(test)]
@@ -456,7 +478,7 @@ mod tests {
             transmitter.plan.add(usize::from(n), &outer, 100, true);
             burst.push(pkt);
         }
-        assert_eq!(transmitter.point_headers(&burst, true, |_| true), 1);
+        assert_eq!(transmitter.point_headers(&burst, true, |_, _| true), 1);
         let socket = sockets.of(false).expect("a socket");
         let error = io::Error::from_raw_os_error(errno);
         transmitter.send_otherwise(socket, &burst, 0, error, &mut Patience::new(), &counters);

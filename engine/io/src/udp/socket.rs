@@ -36,8 +36,11 @@ impl Pair {
     }
 }
 
-/// Opens the path sockets of a worker, which are bound when they are wanted.
+/// Opens the path sockets of a worker, which are bound when they are wanted: none if there are several workers.
 pub(super) fn open_paths(config: &UdpConfig) -> io::Result<Pair> {
+    if config.workers > 1 {
+        return Ok(Pair { v4: None, v6: None });
+    }
     let open = |ipv6| if_supported(open(config, ipv6)).map(|socket| socket.map(Arc::new));
     Ok(Pair {
         v4: open(false)?,
@@ -50,13 +53,13 @@ pub(super) fn join_port(listener: &OwnedFd, socket: &OwnedFd) -> io::Result<()> 
     let mut address = local_address(listener)?;
     address.set_ip(any(address.is_ipv6()));
     // Both must agree to share; afterwards no stranger may join.
-    let shared = sockopt::socket_reuseport(listener)?;
-    share_port(listener.as_fd(), true)?;
-    share_port(socket.as_fd(), true)?;
-    let bound = bind(socket, &address);
-    share_port(listener.as_fd(), shared)?;
-    share_port(socket.as_fd(), shared)?;
-    Ok(bound?)
+    let agree = |shared| {
+        share_port(listener.as_fd(), shared)?;
+        share_port(socket.as_fd(), shared)
+    };
+    let bound = agree(true).and_then(|()| Ok(bind(socket, &address)?));
+    agree(false)?;
+    bound
 }
 
 /// Binds the sockets of all workers; returns them and the UDP port.
