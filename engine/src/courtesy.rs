@@ -2,8 +2,8 @@
 //!
 //! It should not: who hands a worker a packet is about to go to sleep, and if it may finish, the whole way of
 //! the packet stays on one core. But if other work keeps every core busy, a worker that never interrupts waits for the end of that
-//! work's time slice. So the worker measures how long it waits: a timer wakes it now and then while there is traffic, and how late it
-//! finds itself running decides ([`Judge`]). docs/adr/0008 has the figures.
+//! work's time slice. So the worker measures how long it waits: a timer wakes it now and then while there is a little traffic, and how late it
+//! finds itself running decides ([`Judge`]). With much traffic it mostly waits for those that feed it, and is right to. docs/adr/0008 has the figures.
 //!
 //! Belongs to one worker and is called on its thread.
 
@@ -18,6 +18,9 @@ use rustix::time::{
 
 /// How often to measure while there is traffic.
 const INTERVAL: Duration = Duration::from_millis(50);
+
+/// Packets in an interval with which a worker is busy: 10,000 a second.
+const BUSY: u64 = 500;
 
 /// A worker that runs so long after its timer was due had to wait for somebody.
 const LATE: Duration = Duration::from_micros(500);
@@ -35,8 +38,11 @@ pub struct Courtesy {
     judge: Judge,
     /// When the timer fires, if it is set.
     due: Option<Time>,
-    /// When the worker last went to sleep.
+    /// When the worker last went to sleep, and how many packets it had received until then.
     asleep: Time,
+    packets: u64,
+    /// How many it had received when the timer was set.
+    packets_before: u64,
 }
 
 impl Courtesy {
@@ -56,27 +62,31 @@ impl Courtesy {
             judge: Judge::new(),
             due: None,
             asleep: Time(0),
+            packets: 0,
+            packets_before: 0,
         })
     }
 
-    /// The worker goes to sleep at `now`, after there was traffic.
-    pub fn before_sleep(&mut self, now: Time) {
+    /// The worker goes to sleep at `now`, after there was traffic; it has received `packets` so far.
+    pub fn before_sleep(&mut self, now: Time, packets: u64) {
         if self.judge.forgive(now) {
             self.apply();
         }
-        self.asleep = now;
+        (self.asleep, self.packets) = (now, packets);
         // One that is overdue fired while the worker was awake, which says nothing about waking.
         let set = self.due.is_some_and(|due| due > now);
         if !set && self.judge.wakeup() == Wakeup::Waiting {
             let due = now.after(INTERVAL);
             self.due = self.set_timer(due).then_some(due);
+            self.packets_before = packets;
         }
     }
 
     /// The timer was found to have fired at `now`, at the end of a sleep.
     pub fn timer_fired(&mut self, now: Time) {
         let Some(due) = self.due.take() else { return };
-        if due >= self.asleep && self.judge.woke(now, now.since(due)) {
+        let busy = self.packets - self.packets_before >= BUSY;
+        if due >= self.asleep && !busy && self.judge.woke(now, now.since(due)) {
             self.apply();
         }
     }
@@ -229,13 +239,13 @@ mod tests {
             let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).expect("epoll");
             let mut courtesy = Courtesy::begin(&epoll, EventData::new_u64(0)).expect("courtesy");
             let now = || SystemClock.mono();
-            courtesy.before_sleep(now());
+            courtesy.before_sleep(now(), 0);
             let first = courtesy.due.expect("set");
             // Nobody asks until it is long over.
             while now() < first.after(EARLY) {
                 std::thread::sleep(EARLY);
             }
-            courtesy.before_sleep(now());
+            courtesy.before_sleep(now(), 0);
             let second = courtesy.due.expect("set again");
             assert!(second > first);
             let mut events = Vec::with_capacity(1);

@@ -141,6 +141,11 @@ impl WorkerStats {
         &self.stages[stage as usize]
     }
 
+    /// Packets taken from the ports so far.
+    pub fn received(&self) -> u64 {
+        self.stage(Stage::TunRx).packets.get() + self.stage(Stage::UdpRx).packets.get()
+    }
+
     /// Appends the counters as `name=value` lines, each name behind `prefix`.
     pub fn write(&self, prefix: &str, out: &mut impl Write) {
         for &stage in Stage::ALL {

@@ -359,7 +359,7 @@ impl Worker {
         let (mut ready, mut called) = (Ready::NONE, false);
         if inbox.commands.is_empty() && inbox.encap.is_empty() && inbox.decap.is_empty() {
             self.stats.sleeps.add(1);
-            ready = poller.sleep(&*self.clock);
+            ready = poller.sleep(&*self.clock, &self.stats);
             called = poller.called;
         }
         inbox.waker.awake(called);
@@ -454,11 +454,11 @@ impl Poller {
     }
 
     /// Waits for something to do, and for the timer that tells how long waking takes.
-    fn sleep(&mut self, clock: &dyn Clock) -> Ready {
+    fn sleep(&mut self, clock: &dyn Clock, stats: &WorkerStats) -> Ready {
         if self.traffic
             && let Some(courtesy) = &mut self.courtesy
         {
-            courtesy.before_sleep(clock.mono());
+            courtesy.before_sleep(clock.mono(), stats.received());
         }
         let ready = self.look(None);
         if self.timer_fired
