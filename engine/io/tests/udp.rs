@@ -582,7 +582,7 @@ fn connected(port: &UdpPort) -> Vec<SocketAddr> {
 }
 
 /// Messages in a row after which a path has the path socket.
-const ROW: usize = 64;
+const STREAK: usize = 64;
 
 /// Sends `count` messages of one packet, which the client gets in order and from `outer`'s own address.
 fn send_messages(
@@ -609,7 +609,7 @@ fn c60_the_busiest_path_has_a_socket_of_its_own() {
         let (mut frames, busy, other) = (frames(), client(ip), client(ip));
         let mut outer = Outer::new(busy.local_addr().expect("address"));
         outer.set_local(Some(to.ip()), 1);
-        send_messages(&mut port, &mut frames, &outer, &busy, ROW - 1);
+        send_messages(&mut port, &mut frames, &outer, &busy, STREAK - 1);
         assert_eq!(connected(&port), []);
         send_messages(&mut port, &mut frames, &outer, &busy, 1);
         assert_eq!(connected(&port), [busy.local_addr().expect("address")]);
@@ -626,13 +626,13 @@ fn c60_the_busiest_path_has_a_socket_of_its_own() {
         // Others are served as before, between the busy one's messages.
         let back = path_back(&other, to, &mut port, &mut frames);
         assert_eq!(back.remote(), other.local_addr().ok());
-        for _ in 0..2 * ROW {
+        for _ in 0..2 * STREAK {
             send_messages(&mut port, &mut frames, &back, &other, 1);
             send_messages(&mut port, &mut frames, &outer, &busy, 1);
         }
         assert_eq!(connected(&port), [busy.local_addr().expect("address")]);
         // Until one of them is the busy one.
-        send_messages(&mut port, &mut frames, &back, &other, ROW);
+        send_messages(&mut port, &mut frames, &back, &other, STREAK);
         assert_eq!(connected(&port), [other.local_addr().expect("address")]);
         assert_eq!(path_back(&busy, to, &mut port, &mut frames), outer);
         assert_eq!(path_back(&other, to, &mut port, &mut frames), back);
@@ -652,14 +652,14 @@ fn c60_a_source_that_the_kernel_would_not_choose_is_said_with_every_datagram() {
     let (mut frames, client) = (frames(), client("127.0.0.1"));
     let mut outer = Outer::new(client.local_addr().expect("address"));
     outer.set_local("127.0.0.9".parse().ok(), 1);
-    send_messages(&mut port, &mut frames, &outer, &client, 2 * ROW);
+    send_messages(&mut port, &mut frames, &outer, &client, 2 * STREAK);
     assert_eq!(connected(&port), []);
     // The socket that could not be connected is bound, and may be given what others send.
     let to = at("127.0.0.9", sockets.port());
     (0..20).for_each(|_| assert_eq!(path_back(&client, to, &mut port, &mut frames), outer));
     // A source that is not known yet is the kernel's to choose, each time anew.
     let unknown = Outer::new(client.local_addr().expect("address"));
-    for _ in 0..2 * ROW {
+    for _ in 0..2 * STREAK {
         send(&mut port, &mut frames, &[(unknown, payload(0, 40))]);
         client.recv(&mut [0; 100]).expect("a datagram");
     }
@@ -674,7 +674,7 @@ fn c72_a_peer_that_is_gone_and_comes_back_finds_the_path_socket() {
     let address = client.local_addr().expect("address");
     let mut outer = Outer::new(address);
     outer.set_local("127.0.0.1".parse().ok(), 1);
-    send_messages(&mut port, &mut frames, &outer, &client, ROW);
+    send_messages(&mut port, &mut frames, &outer, &client, STREAK);
     drop(client);
     // The kernel tells a connected socket that nobody is there. That is no reason to stop.
     (0..20).for_each(|n| send(&mut port, &mut frames, &[(outer, payload(n, 40))]));
@@ -697,10 +697,10 @@ fn every_message_goes_once_when_the_path_socket_changes_hands() {
         let client = &clients[usize::from(ip != "::1")];
         path_back(client, at(ip, sockets.port()), &mut port, &mut frames)
     });
-    send_messages(&mut port, &mut frames, &outers[0], &clients[0], ROW);
+    send_messages(&mut port, &mut frames, &outers[0], &clients[0], STREAK);
     assert_eq!(connected(&port), [clients[0].local_addr().expect("address")]);
-    send_messages(&mut port, &mut frames, &outers[1], &clients[1], ROW - 1);
-    // The first message of this burst completes the other path's row.
+    send_messages(&mut port, &mut frames, &outers[1], &clients[1], STREAK - 1);
+    // The first message of this burst completes the other path's streak.
     let both = [1, 0].map(|n| (outers[n], payload(n, 40)));
     send(&mut port, &mut frames, &both);
     assert_eq!(connected(&port), [clients[1].local_addr().expect("address")]);
@@ -726,7 +726,7 @@ fn several_workers_keep_their_shares() {
     // A source that the kernel would choose, and one that it would not.
     for local in ["127.0.0.1", "127.0.0.9"] {
         outer.set_local(local.parse().ok(), 1);
-        send_messages(&mut ports[0], &mut frames, &outer, &busy, 2 * ROW);
+        send_messages(&mut ports[0], &mut frames, &outer, &busy, 2 * STREAK);
     }
     let clients: Vec<_> = (0..64).map(|_| client("127.0.0.1")).collect();
     for client in &clients {

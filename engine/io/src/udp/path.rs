@@ -17,7 +17,7 @@ use patronus_mem::Outer;
 use super::socket::{self, Pair};
 
 /// So many messages in a row to a path, and none to the connected one, give it the path socket.
-const ROW: u32 = 64;
+const STREAK: u32 = 64;
 
 /// The path to which the socket could not be connected last is tried again after so many messages in a row.
 const RETRY: u32 = 1 << 16;
@@ -30,7 +30,7 @@ pub(super) struct PathSocket {
     connected: Option<Outer>,
     /// The path of the last message to another one, and how many there were in a row.
     candidate: Outer,
-    row: u32,
+    streak: u32,
     /// The path to which the socket could not be connected last.
     refused: Outer,
 }
@@ -42,7 +42,7 @@ impl PathSocket {
             bound: [false; 2],
             connected: None,
             candidate: Outer::NONE,
-            row: 0,
+            streak: 0,
             refused: Outer::NONE,
         }
     }
@@ -70,22 +70,22 @@ impl PathSocket {
         &self.sockets
     }
 
-    /// A message went to `outer`. The last of a long row to another path than the connected one gives that path the
+    /// A message went to `outer`. The last of a long streak to another path than the connected one gives that path the
     /// socket; `listener` is the one that serves everyone in that family.
     #[inline]
     pub(super) fn note(&mut self, listener: &OwnedFd, outer: &Outer) {
         if self.of(outer).is_some() {
-            self.row = 0;
+            self.streak = 0;
             return;
         }
         if !outer.same_path(&self.candidate) {
-            (self.candidate, self.row) = (*outer, 0);
+            (self.candidate, self.streak) = (*outer, 0);
         }
-        self.row += 1;
-        if self.row == ROW && !self.refused.same_path(outer) {
+        self.streak += 1;
+        if self.streak == STREAK && !self.refused.same_path(outer) {
             self.connect(listener, outer);
-        } else if self.row == RETRY {
-            (self.row, self.refused) = (0, Outer::NONE);
+        } else if self.streak == RETRY {
+            (self.streak, self.refused) = (0, Outer::NONE);
         }
     }
 
