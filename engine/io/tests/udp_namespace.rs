@@ -50,6 +50,15 @@ fn in_namespace(test: impl FnOnce() + Send + 'static) {
     }
 }
 
+/// A client that gives up after a second, so that a lost datagram fails the test.
+fn client(address: &str) -> UdpSocket {
+    let client = UdpSocket::bind(address).expect("client");
+    client
+        .set_read_timeout(Some(Duration::from_secs(1)))
+        .expect("timeout");
+    client
+}
+
 fn burst(frames: &mut FrameCache, outer: &Outer, count: usize, len: usize) -> Burst {
     let mut burst = Burst::new();
     for n in 0..count {
@@ -81,10 +90,7 @@ fn c43_c72_segments_longer_than_the_mtu_are_fragmented_not_lost() {
     in_namespace(|| {
         ip("link set lo mtu 1400");
         for address in ["127.0.0.1:0", "[::1]:0"] {
-            let client = UdpSocket::bind(address).expect("client");
-            client
-                .set_read_timeout(Some(Duration::from_secs(1)))
-                .expect("timeout");
+            let client = client(address);
             let outer = Outer::new(client.local_addr().expect("address"));
             let mut port = UdpSockets::bind(&CONFIG).expect("sockets").worker_port(0);
             let mut frames = frames();
@@ -117,10 +123,7 @@ fn c64_mark_decides_the_route() {
         ip("rule add fwmark 7 prohibit pref 0");
         ip("rule del pref 0 lookup local");
         ip("rule add pref 1 lookup local");
-        let client = UdpSocket::bind("127.0.0.1:0").expect("client");
-        client
-            .set_read_timeout(Some(Duration::from_secs(1)))
-            .expect("timeout");
+        let client = client("127.0.0.1:0");
         let outer = Outer::new(client.local_addr().expect("address"));
         let sockets = UdpSockets::bind(&UdpConfig { fwmark: 7, ..CONFIG }).expect("sockets");
         let mut port = sockets.worker_port(0);
@@ -139,10 +142,7 @@ fn c64_mark_decides_the_route() {
 fn c60_address_that_is_taken_away_is_reported() {
     in_namespace(|| {
         ip("addr add 192.0.2.5/32 dev lo");
-        let client = UdpSocket::bind("127.0.0.1:0").expect("client");
-        client
-            .set_read_timeout(Some(Duration::from_secs(1)))
-            .expect("timeout");
+        let client = client("127.0.0.1:0");
         let mut port = UdpSockets::bind(&CONFIG).expect("sockets").worker_port(0);
         let mut frames = frames();
         let mut outer = Outer::new(client.local_addr().expect("address"));
@@ -161,49 +161,110 @@ fn c60_address_that_is_taken_away_is_reported() {
     });
 }
 
+/// How many sockets of the port are connected.
+fn connected(port: &UdpPort) -> usize {
+    let peer = |fd| rustix::net::getpeername(fd).ok().flatten();
+    port.wait_fds().into_iter().filter_map(peer).count()
+}
+
+/// A message of one packet, which arrives.
+fn send_one(port: &mut UdpPort, frames: &mut FrameCache, outer: &Outer, client: &UdpSocket) {
+    send(port, frames, outer, 1, 100);
+    client.recv(&mut [0; 200]).expect("a datagram");
+}
+
+/// Enough messages in a row for the path socket.
+fn connect(port: &mut UdpPort, frames: &mut FrameCache, outer: &Outer, client: &UdpSocket) {
+    (0..300).for_each(|_| send_one(port, frames, outer, client));
+    assert_eq!(connected(port), 1);
+}
+
 #[test]
 fn c60_c64_the_path_socket_follows_addresses_routes_and_the_mark() {
+    for (v, own, net, other, len) in [
+        ("-4", "192.0.2.5", 24, "192.0.2.9", 32),
+        ("-6", "2001:db8::5", 64, "2001:db8::9", 128),
+    ] {
+        in_namespace(move || {
+            // Our address of choice for the other one is our own.
+            ip("link add veth-a type veth peer name veth-b");
+            let nodad = if v == "-6" { "nodad" } else { "" };
+            ip(&format!("{v} addr add {own}/{net} dev veth-a {nodad}"));
+            ip("link set veth-a up");
+            ip("link set veth-b up");
+            ip(&format!("{v} addr add {other}/{len} dev lo {nodad}"));
+            ip(&format!("{v} route del table local local {other} dev lo"));
+            ip(&format!(
+                "{v} route add table local local {other} dev lo src {own}"
+            ));
+            let client = client(&SocketAddr::new(other.parse().expect("address"), 0).to_string());
+            let sockets = UdpSockets::bind(&CONFIG).expect("sockets");
+            let (mut port, mut frames) = (sockets.worker_port(0), frames());
+            let mut outer = Outer::new(client.local_addr().expect("address"));
+            outer.set_local(own.parse().ok(), 0);
+            connect(&mut port, &mut frames, &outer, &client);
+            // A mark that a rule forbids holds for this socket too.
+            ip(&format!("{v} rule add fwmark 7 prohibit pref 0"));
+            ip(&format!("{v} rule del pref 0 lookup local"));
+            ip(&format!("{v} rule add pref 1 lookup local"));
+            sockets.set_fwmark(7).expect("mark");
+            send(&mut port, &mut frames, &outer, 1, 100);
+            assert_eq!(port.counters().tx_forbidden.get(), 1);
+            sockets.set_fwmark(0).expect("mark");
+            connect(&mut port, &mut frames, &outer, &client);
+            // The address goes: nothing is lost, and whoever holds on to it hears of it.
+            ip(&format!("{v} addr del {own}/{net} dev veth-a"));
+            send_one(&mut port, &mut frames, &outer, &client);
+            assert_eq!(port.take_stale_source(), outer.local());
+            assert_eq!(connected(&port), 0);
+        });
+    }
+}
+
+/// An ICMP error of type 3 and this code (RFC 792) about a datagram between these addresses.
+fn icmp_unreachable(code: u8, from: SocketAddr, to: SocketAddr) -> Vec<u8> {
+    let octets = |address: SocketAddr| match address.ip() {
+        std::net::IpAddr::V4(ip) => ip.octets(),
+        std::net::IpAddr::V6(_) => panic!("IPv4 only"),
+    };
+    let mut message = vec![3, code, 0, 0, 0, 0, 0, 0];
+    // The IP header and the first 8 bytes of what it is about.
+    message.extend([0x45, 0, 0, 128, 0, 0, 0, 0, 64, libc::IPPROTO_UDP as u8, 0, 0]);
+    message.extend(octets(from));
+    message.extend(octets(to));
+    message.extend(from.port().to_be_bytes());
+    message.extend(to.port().to_be_bytes());
+    message.extend([0, 108, 0, 0]);
+    let words = message
+        .chunks(2)
+        .map(|word| u32::from(word[0]) << 8 | u32::from(word[1]));
+    let sum = words.sum::<u32>();
+    let sum = (sum & 0xffff) + (sum >> 16);
+    let checksum = !((sum & 0xffff) + (sum >> 16)) as u16;
+    message[2..4].copy_from_slice(&checksum.to_be_bytes());
+    message
+}
+
+#[test]
+fn c72_a_forged_icmp_error_costs_no_message() {
+    use rustix::net::{AddressFamily, SendFlags, SocketType, ipproto, sendto, socket};
     in_namespace(|| {
-        // Our own address of choice for 192.0.2.9 is 192.0.2.5.
-        ip("link add veth-a type veth peer name veth-b");
-        ip("addr add 192.0.2.5/24 dev veth-a");
-        ip("link set veth-a up");
-        ip("link set veth-b up");
-        ip("addr add 192.0.2.9/32 dev lo");
-        ip("route change table local local 192.0.2.9 dev lo src 192.0.2.5");
-        let client = UdpSocket::bind("192.0.2.9:0").expect("client");
-        client
-            .set_read_timeout(Some(Duration::from_secs(1)))
-            .expect("timeout");
+        let client = client("127.0.0.1:0");
         let sockets = UdpSockets::bind(&CONFIG).expect("sockets");
         let (mut port, mut frames) = (sockets.worker_port(0), frames());
-        let mut outer = Outer::new(client.local_addr().expect("address"));
-        outer.set_local("192.0.2.5".parse().ok(), 0);
-        let arrives = |port: &mut UdpPort, frames: &mut FrameCache| {
-            send(port, frames, &outer, 1, 100);
-            client.recv(&mut [0; 200]).expect("a datagram");
-        };
-        (0..300).for_each(|_| arrives(&mut port, &mut frames));
-        let connected = |port: &UdpPort| {
-            let peer = |fd| rustix::net::getpeername(fd).ok().flatten();
-            port.wait_fds().into_iter().filter_map(peer).count()
-        };
-        assert_eq!(connected(&port), 1);
-        // A mark that a rule forbids holds for this socket too.
-        ip("rule add fwmark 7 prohibit pref 0");
-        ip("rule del pref 0 lookup local");
-        ip("rule add pref 1 lookup local");
-        sockets.set_fwmark(7).expect("mark");
-        send(&mut port, &mut frames, &outer, 1, 100);
-        assert_eq!(port.counters().tx_forbidden.get(), 1);
-        sockets.set_fwmark(0).expect("mark");
-        (0..300).for_each(|_| arrives(&mut port, &mut frames));
-        assert_eq!(connected(&port), 1);
-        // The address goes: nothing is lost, and whoever holds on to it hears of it.
-        ip("addr del 192.0.2.5/24 dev veth-a");
-        arrives(&mut port, &mut frames);
-        assert_eq!(port.take_stale_source(), outer.local());
-        assert_eq!(connected(&port), 0);
+        let remote = client.local_addr().expect("address");
+        let own = SocketAddr::new(remote.ip(), sockets.port());
+        let mut outer = Outer::new(remote);
+        outer.set_local(Some(own.ip()), 1);
+        let raw = socket(AddressFamily::INET, SocketType::RAW, Some(ipproto::ICMP)).expect("raw socket");
+        // Protocol, port and host unreachable for administrative reasons: what the kernel tells a connected socket.
+        for code in [2, 3, 10] {
+            connect(&mut port, &mut frames, &outer, &client);
+            let forged = icmp_unreachable(code, own, remote);
+            sendto(&raw, &forged, SendFlags::empty(), &SocketAddr::new(own.ip(), 0)).expect("forge");
+            send_one(&mut port, &mut frames, &outer, &client);
+        }
+        assert_eq!(port.counters().drops().map(|(_, value)| value).sum::<u64>(), 0);
     });
 }
 

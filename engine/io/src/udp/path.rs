@@ -5,7 +5,7 @@
 //! A client has one peer, and a busy path is busy for many messages in a row, so one path at a time is enough.
 //!
 //! The path socket is bound to the same UDP port as the others. The kernel prefers it for datagrams of its path and passes
-//! it over for all others; while it is bound and not connected it may be given any other as well, in place of the shared one. Every datagram
+//! it over for all others; while it is bound and not connected it may be given any other as well, in place of the listener. Every datagram
 //! names its own addresses, so the receiver does not care where it came in. With several workers that would take
 //! the others' share, so only a single worker has path sockets.
 
@@ -90,7 +90,7 @@ impl PathSocket {
     }
 
     /// Gives `outer` the socket, if the kernel answers that path from the same address on its own: a source that is not the
-    /// kernel's choice must be said with every datagram. A path without a known source stays with the shared socket,
+    /// kernel's choice must be said with every datagram. A path without a known source stays with the listener,
     /// where the kernel may choose another one at any time.
     #[cold]
     fn connect(&mut self, listener: &OwnedFd, outer: &Outer) {
@@ -119,7 +119,7 @@ impl PathSocket {
         };
     }
 
-    /// Everything goes through the shared sockets again.
+    /// Everything goes through the listeners again.
     #[cold]
     pub(super) fn disconnect(&mut self) {
         let Some(path) = self.connected.take() else { return };

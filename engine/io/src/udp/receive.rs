@@ -61,7 +61,7 @@ pub(super) struct Receiver {
     quiet: [u8; SOCKETS],
 }
 
-/// Sockets of a port: for each family the shared one and the path socket.
+/// Sockets of a port: for each family the listener and the path socket.
 pub(super) const SOCKETS: usize = 4;
 
 /// Those that may have received something.

@@ -192,7 +192,7 @@ impl Transmitter {
     }
 
     /// Sends the messages of the connected path until one is refused. What refuses it may be the connection or an error
-    /// that an earlier datagram met on its way, so it and those behind it are left to the shared socket.
+    /// that an earlier datagram met on its way, so it and those behind it are left to the listener.
     fn send_over_path(&mut self, path: &PathSocket, burst: &Burst, counters: &PortCounters) -> OverPath {
         let mut over_path = OverPath {
             until: usize::MAX,
