@@ -35,7 +35,7 @@ pub struct Options {
     /// Our engine [default: $PATRONUS_ENGINE, else beside this program].
     #[arg(long, value_name = "PATH")]
     engine: Option<PathBuf>,
-    /// Adds the subject patronus-spin: our engine with these arguments.
+    /// Adds the subject patronus-spin: our engine with these arguments (in all tests but the search for loss-free rates).
     #[arg(long, value_name = "ARGUMENTS", allow_hyphen_values = true)]
     engine_args: Option<String>,
     /// Writes the rows as JSON.
@@ -166,8 +166,11 @@ impl Bench {
             "{rounds} rounds; TCP {:?} after {:?}; trials of UDP {} x {:?}",
             lengths.tcp, lengths.warm_up, lengths.trials, lengths.trial
         );
-        let each: Duration = self.tests.iter().map(|test| test.estimate(&self.lengths)).sum();
-        let whole = each * self.subjects.len() as u32 * rounds;
+        let times = self.subjects.iter().flat_map(|subject| {
+            let taken = self.tests.iter().filter(|test| subject.takes(**test));
+            taken.map(|test| test.estimate(&self.lengths))
+        });
+        let whole = times.sum::<Duration>() * rounds;
         println!("this takes about {} minutes\n", whole.as_secs().div_ceil(60));
     }
 
@@ -176,8 +179,7 @@ impl Bench {
         for test in self.tests.clone() {
             for number in 0..self.subjects.len() {
                 let subject = self.subjects[number].clone();
-                // There is no daemon whose CPU could be counted.
-                if subject.name == NO_TUNNEL && test == Test::Idle {
+                if !subject.takes(test) {
                     continue;
                 }
                 let start = Instant::now();

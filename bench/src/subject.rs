@@ -1,5 +1,6 @@
 //! What is measured: a daemon and how it is started, or no tunnel at all.
 
+use crate::tests_of::Test;
 use patronus_netns::{DaemonOptions, Kind, Result, Tunnel, TwoSites};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -93,6 +94,17 @@ impl Subject {
     /// Our engine, in whatever variant.
     pub fn is_ours(&self) -> bool {
         self.kind == Kind::Engine
+    }
+
+    /// Whether a test says anything about this subject.
+    pub fn takes(&self, test: Test) -> bool {
+        match test {
+            // There is no daemon whose CPU could be counted.
+            Test::Idle => self.name != NO_TUNNEL,
+            // Spinning is for round trips; the search would only take half of a long run.
+            Test::Highest(_) => self.name != SPIN,
+            _ => true,
+        }
     }
 
     /// Name and version for the settings.
