@@ -14,9 +14,11 @@ pub fn rate(step: u32) -> f64 {
     LOWEST * STEP.powi(step as i32)
 }
 
-/// The step just below `pps`.
-pub fn step_below(pps: f64) -> u32 {
-    ((pps / LOWEST).ln() / STEP.ln()).clamp(0.0, f64::from(TOP)) as u32
+/// The step nearest to `pps`.
+pub fn nearest_step(pps: f64) -> u32 {
+    ((pps / LOWEST).ln() / STEP.ln())
+        .clamp(0.0, f64::from(TOP))
+        .round() as u32
 }
 
 /// What trials at one rate showed.
@@ -48,13 +50,25 @@ pub struct Found {
     pub generator_limited: bool,
 }
 
-/// Finds the highest clean step: screens outwards from `start` in growing strides, bisects, then confirms, down until a
-/// step is clean and, if the first was, up until one is not.
+/// Where a search begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// Nobody knows: screen outwards from this step first.
+    Around(u32),
+    /// An earlier search ended here: confirm at once. Short trials are kinder, and would lead all the way down again.
+    At(u32),
+}
+
+/// Finds the highest clean step: screens outwards from the start in growing strides and bisects, unless it is known, then confirms,
+/// down until a step is clean and, if the first was, up until one is not.
 pub fn highest_clean<E>(
-    start: u32,
+    start: Start,
     mut attempt: impl FnMut(u32, Effort) -> Result<Verdict, E>,
 ) -> Result<Found, E> {
-    let mut step = bisect(start.min(TOP), |step| attempt(step, Effort::Screen))?;
+    let mut step = match start {
+        Start::Around(step) => bisect(step.min(TOP), |step| attempt(step, Effort::Screen))?,
+        Start::At(step) => step.min(TOP),
+    };
     let mut above = attempt(step, Effort::Confirm)?;
     if above == Verdict::Clean {
         while step < TOP {
@@ -120,7 +134,7 @@ mod tests {
     use super::*;
     use std::convert::Infallible;
 
-    fn search(start: u32, mut verdict: impl FnMut(u32, Effort) -> Verdict) -> (Found, usize) {
+    fn search(start: Start, mut verdict: impl FnMut(u32, Effort) -> Verdict) -> (Found, usize) {
         let mut attempts = 0;
         let found = highest_clean::<Infallible>(start, |step, effort| {
             assert!(step <= TOP);
@@ -142,7 +156,7 @@ mod tests {
                         Verdict::Lossy
                     }
                 };
-                let (found, attempts) = search(start, sharp);
+                let (found, attempts) = search(Start::Around(start), sharp);
                 assert_eq!(
                     found,
                     Found {
@@ -151,6 +165,11 @@ mod tests {
                     }
                 );
                 assert!(attempts <= 18, "{attempts} attempts from {start} to {edge}");
+                let (again, attempts) = search(Start::At(start), sharp);
+                assert_eq!(again, found);
+                // Each step on the way, and the one above the edge if it is tried.
+                let beyond = u32::from(start <= edge && edge < TOP);
+                assert_eq!(attempts as u32, start.abs_diff(edge) + 1 + beyond);
             }
         }
     }
@@ -173,7 +192,7 @@ mod tests {
                     Verdict::Lossy
                 }
             };
-            assert_eq!(search(70, soft).0.step, Some(confirmed));
+            assert_eq!(search(Start::Around(70), soft).0.step, Some(confirmed));
         }
     }
 
@@ -187,7 +206,7 @@ mod tests {
             }
         };
         assert_eq!(
-            search(70, limited).0,
+            search(Start::Around(70), limited).0,
             Found {
                 step: Some(60),
                 generator_limited: true
@@ -198,7 +217,7 @@ mod tests {
     #[test]
     fn nothing_is_clean() {
         assert_eq!(
-            search(70, |_, _| Verdict::Lossy).0,
+            search(Start::Around(70), |_, _| Verdict::Lossy).0,
             Found {
                 step: None,
                 generator_limited: false
@@ -209,7 +228,10 @@ mod tests {
     #[test]
     fn grid_is_five_percent() {
         assert!((rate(11) / rate(10) - 1.05).abs() < 1e-9);
-        assert_eq!(step_below(rate(40) * 1.001), 40);
-        assert!(rate(TOP) > 2e6 && step_below(1e12) == TOP && step_below(1.0) == 0);
+        assert_eq!(
+            [0.98, 0.999, 1.02].map(|part| nearest_step(rate(40) * part)),
+            [40; 3]
+        );
+        assert!(rate(TOP) > 2e6 && nearest_step(1e12) == TOP && nearest_step(1.0) == 0);
     }
 }

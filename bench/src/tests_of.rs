@@ -3,7 +3,7 @@
 use crate::load::udp::{Flow, Mix, Trial};
 use crate::load::{echo, tcp, tcp::Streams};
 use crate::machine::stolen_ticks;
-use crate::search::{self, Effort, Verdict};
+use crate::search::{self, Effort, Start, Verdict};
 use crate::subject::{Subject, daemons_cpu};
 use patronus_netns::{Error, Result, Tunnel};
 use std::time::{Duration, Instant};
@@ -281,7 +281,11 @@ fn highest(tunnel: &Tunnel, packets: Packets, lengths: &Lengths, near: Option<f6
     // Grows heaps and tables, and wakes both ends.
     flow.trial(packets.mix(), 10_000.0, lengths.screen, None)?;
     let mut best: Option<Attempt> = None;
-    let found = search::highest_clean(search::step_below(near.unwrap_or(40_000.0)), |step, effort| {
+    let start = match near {
+        Some(pps) => Start::At(search::nearest_step(pps)),
+        None => Start::Around(search::nearest_step(40_000.0)),
+    };
+    let found = search::highest_clean(start, |step, effort| {
         let attempt = attempt(
             tunnel,
             &mut flow,
