@@ -5,7 +5,6 @@
 //! slow path, in order, until there is room.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering, fence};
 
 use arrayvec::ArrayVec;
 use crossbeam_queue::ArrayQueue;
@@ -13,6 +12,7 @@ use patronus_crypto::PeerId;
 use patronus_crypto::keypair::Keypair;
 use patronus_io::Port;
 use patronus_mem::{BURST_MAX, Outer, PktBuf};
+use patronus_sync::Bell;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -100,13 +100,10 @@ pub struct HandshakeMessage {
     pub bytes: ArrayVec<u8, HANDSHAKE_MAX>,
 }
 
-/// Wakes a thread that may be asleep in `poll`.
-///
-/// The sleeper announces that it is about to sleep, looks at its queues once more, and only then sleeps; whoever
-/// filled a queue looks for the announcement after that. The fences between make sure that one of the two sees the other.
+/// Wakes a thread that may be asleep in `poll`: a [`Bell`], which tells whether it has to be, and a descriptor.
 pub struct Waker {
     fd: OwnedFd,
-    asleep: AtomicBool,
+    bell: Bell,
 }
 
 impl Waker {
@@ -115,14 +112,13 @@ impl Waker {
         let fd = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
         Ok(Waker {
             fd,
-            asleep: AtomicBool::new(false),
+            bell: Bell::new(),
         })
     }
 
     /// By the sleeper, before it looks at its queues for the last time.
     pub fn announce_sleep(&self) {
-        self.asleep.store(true, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
+        self.bell.lie_down();
     }
 
     /// By the sleeper, when it is up again. `called`: it found the descriptor readable.
@@ -130,7 +126,7 @@ impl Waker {
     /// A call may be late: it is written after the sleeper has found the queue filled and did not sleep, or was up again for another
     /// reason. It then ends the next sleep, and is taken there: left unread, it would end every sleep from then on.
     pub fn awake(&self, called: bool) {
-        self.asleep.store(false, Ordering::Relaxed);
+        self.bell.get_up();
         if called {
             let mut count = [0; 8];
             let _ = rustix::io::read(&self.fd, &mut count);
@@ -139,8 +135,7 @@ impl Waker {
 
     /// By anybody, after filling a queue of the sleeper's.
     pub fn wake(&self) {
-        fence(Ordering::SeqCst);
-        if self.asleep.load(Ordering::Relaxed) && self.asleep.swap(false, Ordering::Relaxed) {
+        if self.bell.ring() {
             let _ = rustix::io::write(&self.fd, &1u64.to_ne_bytes());
         }
     }

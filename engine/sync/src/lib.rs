@@ -1,0 +1,29 @@
+//! What the threads of the engine share, and the proofs that it is safe to share.
+//!
+//! | | written by | read by | who waits |
+//! |---|---|---|---|
+//! | [`ring()`] | one producer | one consumer | nobody: full and empty are answers |
+//! | [`Published`] | one publisher | any number of readers | only the publisher, and only to free memory |
+//! | [`SeqLock`] | one writer | anybody | nobody: a reader that is disturbed is told so |
+//! | [`Bell`] | anybody | one sleeper | the sleeper, which is the point |
+//!
+//! Everything is built on the names in [`facade`], so that the same code runs on the processor and, with
+//! `--cfg loom`, under loom, which tries the interleavings and reorderings that the C11 memory model allows:
+//!
+//! ```text
+//! RUSTFLAGS="--cfg loom" cargo test -p patronus-sync --release --test loom
+//! ```
+//!
+//! This package holds unsafe code so that its users need none. Who may call what is in the types: what only one thread may do takes
+//! `&mut self`, and its handle can be sent but not copied. (A [`Bell`] holds nothing that could be damaged and trusts its users.)
+
+mod bell;
+mod facade;
+mod qsbr;
+mod ring;
+mod seqlock;
+
+pub use bell::Bell;
+pub use qsbr::{Domain, DomainId, Grace, Published, Publisher, Reader, publish};
+pub use ring::{Consumer, Drain, Producer, ring};
+pub use seqlock::{SeqLock, SeqWriter};
