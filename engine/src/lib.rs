@@ -31,9 +31,12 @@
 
 pub mod allowedips;
 pub mod channel;
+pub mod classify;
 pub mod clock;
 pub mod courtesy;
 pub mod engine;
+pub mod fib;
+pub mod flow;
 pub mod icmp;
 pub mod log;
 pub mod sandbox;

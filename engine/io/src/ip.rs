@@ -8,11 +8,13 @@
 //! Sources: RFC 791 (IPv4), RFC 8200 (IPv6), RFC 1071 and RFC 1624 (checksum), RFC 3168 (ECN).
 
 mod checksum;
+mod flow;
 
 use core::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 pub use checksum::{Sum, copy_and_sum, pseudo_sum, update};
+pub use flow::FlowKey;
 
 /// Length of an IPv4 header without options, in bytes (RFC 791).
 pub const IPV4_HEADER: usize = 20;
@@ -246,34 +248,40 @@ impl<'a> Packet<'a> {
     /// protocols, fragments (all of them, so that they stay together) and cut-off headers.
     #[inline]
     pub fn flow(&self) -> FlowKey {
-        let (src, dst) = match self.version {
-            Version::V4 => (
-                v4_at(self.bytes, 12).to_ipv6_mapped(),
-                v4_at(self.bytes, 16).to_ipv6_mapped(),
+        let key = |protocol, src_port, dst_port| match self.version {
+            Version::V4 => FlowKey::v4(
+                v4_at(self.bytes, 12).octets(),
+                v4_at(self.bytes, 16).octets(),
+                protocol,
+                src_port,
+                dst_port,
             ),
-            Version::V6 => (v6_at(self.bytes, 8), v6_at(self.bytes, 24)),
+            Version::V6 => FlowKey::v6(
+                v6_at(self.bytes, 8).octets(),
+                v6_at(self.bytes, 24).octets(),
+                protocol,
+                src_port,
+                dst_port,
+            ),
         };
-        let mut key = FlowKey {
-            src: src.octets(),
-            dst: dst.octets(),
-            protocol: 0,
-            src_port: 0,
-            dst_port: 0,
-            whole: false,
+        let Ok(Transport {
+            protocol,
+            offset,
+            fragment,
+            ..
+        }) = self.transport()
+        else {
+            return key(0, 0, 0).of_fragment();
         };
-        let Ok(transport) = self.transport() else {
-            return key;
-        };
-        key.protocol = transport.protocol;
-        key.whole = !transport.fragment;
-        let has_ports = matches!(transport.protocol, PROTO_TCP | PROTO_UDP) && !transport.fragment;
-        if let (true, Some([a, b, c, d])) =
-            (has_ports, self.bytes.get(transport.offset..transport.offset + 4))
-        {
-            key.src_port = u16::from_be_bytes([*a, *b]);
-            key.dst_port = u16::from_be_bytes([*c, *d]);
+        if fragment {
+            return key(protocol, 0, 0).of_fragment();
         }
-        key
+        match self.bytes.get(offset..offset + 4) {
+            Some(&[a, b, c, d]) if matches!(protocol, PROTO_TCP | PROTO_UDP) => {
+                key(protocol, u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]))
+            }
+            _ => key(protocol, 0, 0),
+        }
     }
 
     /// The checksum contribution of the pseudo header for `len` bytes of `protocol` between the
@@ -299,23 +307,6 @@ pub struct Transport {
     pub fragment: bool,
     /// The transport header itself is here: true for whole packets and first fragments.
     pub first: bool,
-}
-
-/// The inputs of a flow hash, IPv4 addresses in their IPv6-mapped form.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct FlowKey {
-    /// Source address.
-    pub src: [u8; 16],
-    /// Destination address.
-    pub dst: [u8; 16],
-    /// Source port, 0 if there is none.
-    pub src_port: u16,
-    /// Destination port, 0 if there is none.
-    pub dst_port: u16,
-    /// Transport protocol number.
-    pub protocol: u8,
-    /// False for fragments, and for packets whose headers cannot be followed: their flow is not known.
-    pub whole: bool,
 }
 
 /// Sets the type of service or traffic class byte of a packet and keeps an IPv4 header's checksum

@@ -82,7 +82,7 @@ fn addresses_and_fields_are_where_they_belong() {
     assert_eq!(parsed.dst(), "192.168.4.5".parse::<IpAddr>().unwrap());
     let flow = parsed.flow();
     assert_eq!(
-        (flow.protocol, flow.src_port, flow.dst_port),
+        (flow.protocol(), flow.src_port(), flow.dst_port()),
         (17, 0x1234, 0xabcd)
     );
 
@@ -100,7 +100,10 @@ fn addresses_and_fields_are_where_they_belong() {
     assert_eq!(parsed.src(), "fd00::1".parse::<IpAddr>().unwrap());
     assert_eq!(parsed.dst(), "fd00::2".parse::<IpAddr>().unwrap());
     let flow = parsed.flow();
-    assert_eq!((flow.protocol, flow.src_port, flow.dst_port), (6, 0x1234, 0xabcd));
+    assert_eq!(
+        (flow.protocol(), flow.src_port(), flow.dst_port()),
+        (6, 0x1234, 0xabcd)
+    );
     assert_ne!(
         flow,
         Packet::parse(&v6(6, &[0x12, 0x34, 0xab, 0xcd, 0, 0, 0, 0]))
@@ -126,7 +129,7 @@ fn c66_fragments_have_no_ports() {
         let found = parsed.transport().unwrap();
         assert_eq!((found.fragment, found.first), (fragment, first), "{word:#x}");
         assert_eq!(
-            parsed.flow().src_port,
+            parsed.flow().src_port(),
             if fragment { 0 } else { 0x0909 },
             "{word:#x}"
         );
@@ -144,7 +147,7 @@ fn c66_fragments_have_no_ports() {
         assert_eq!((found.protocol, found.offset), (17, 48));
         assert_eq!((found.fragment, found.first), (fragment, first), "{word:#x}");
         assert_eq!(
-            parsed.flow().src_port,
+            parsed.flow().src_port(),
             if fragment { 0 } else { 0x0909 },
             "{word:#x}"
         );

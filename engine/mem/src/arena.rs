@@ -48,9 +48,10 @@ const _: () = assert!(size_of::<Header>() == size_of::<Line>());
 /// All frames and their free lists.
 ///
 /// Line `i` (0 to `small`) describes small frame `i`, the lines from `small` on describe jumbo frames. An index is in a free list, in one
-/// cache, or in one [`PktBuf`], never in two of them.
+/// cache, in one [`PktBuf`], or [lent](crate::Lent), never in two of them.
 pub struct Arena {
     lines: NonNull<Line>,
+    frames: NonNull<u8>,
     small: u32,
     total: u32,
     free: ArrayQueue<u32>,
@@ -74,10 +75,12 @@ impl Arena {
             .filter(|n| *n <= u32::MAX >> 1)
             .ok_or_else(too_many)?;
 
-        let headers = map::resident((total as usize + 1) * size_of::<Line>())?.cast::<Line>();
+        let headers = map::resident((total as usize + 1) * size_of::<Line>())?
+            .leak()
+            .cast::<Line>();
         // SAFETY: the mapping holds `total` lines behind the header.
         let lines = unsafe { headers.add(1) };
-        let frames = map::resident((small as usize * STRIDE).max(1))?;
+        let frames = map::resident((small as usize * STRIDE).max(1))?.leak();
         let jumbos = map::sparse((jumbo as usize * JUMBO_STRIDE).max(1))?;
 
         let free = ArrayQueue::new((small as usize).max(1));
@@ -109,6 +112,7 @@ impl Arena {
         }
         let arena: &'static Arena = Box::leak(Box::new(Arena {
             lines,
+            frames,
             small,
             total,
             free,
@@ -128,6 +132,46 @@ impl Arena {
     /// [`frames`](Arena::frames) again.
     pub fn free_frames(&self) -> usize {
         self.free.len() + self.free_jumbo.len()
+    }
+
+    /// The first small frame, and the bytes from one to the next.
+    pub(crate) fn small_frames(&self) -> (NonNull<u8>, usize) {
+        (self.frames, STRIDE)
+    }
+
+    pub(crate) fn small_count(&self) -> usize {
+        self.small as usize
+    }
+
+    /// Whether the packet is in a small frame of this arena.
+    pub(crate) fn owns_small(&self, pkt: &PktBuf) -> bool {
+        let line = pkt.line_ptr();
+        // SAFETY: lines are valid for the life of the process, and their index never changes.
+        let index = unsafe { line.as_ref().index };
+        index < self.small && line == self.line_at(index)
+    }
+
+    /// The number of a packet's frame, given up by its handle.
+    pub(crate) fn index_of(&self, pkt: PktBuf) -> u32 {
+        // SAFETY: as in `owns_small`.
+        unsafe { pkt.into_line().as_ref().index }
+    }
+
+    /// The packet in small frame `index`.
+    ///
+    /// # Safety
+    /// No other handle has it and it is in no free list.
+    pub(crate) unsafe fn by_index(&self, index: u32) -> PktBuf {
+        assert!(index < self.small, "a small frame");
+        // SAFETY: the index is one of the arena's lines; the caller vouches for the rest.
+        unsafe { PktBuf::from_line(self.line_at(index)) }
+    }
+
+    #[inline]
+    fn line_at(&self, index: u32) -> NonNull<Line> {
+        assert!(index < self.total);
+        // SAFETY: the arena has `total` lines and the index is smaller.
+        unsafe { self.lines.add(index as usize) }
     }
 
     /// The arena that a packet's line belongs to.
@@ -263,7 +307,7 @@ impl FrameCache {
         let line = pkt.into_line();
         // SAFETY: the handle was the line's only owner and is gone; its index never changes.
         let index = unsafe { line.as_ref().index };
-        if index >= self.arena.total || line != self.line_at(index) {
+        if index >= self.arena.total || line != self.arena.line_at(index) {
             // A frame of another arena goes home.
             Arena::of_line(line).release(index);
         } else if index < self.arena.small {
@@ -271,13 +315,6 @@ impl FrameCache {
         } else {
             self.jumbo.push(index, &self.arena.free_jumbo);
         }
-    }
-
-    #[inline]
-    fn line_at(&self, index: u32) -> NonNull<Line> {
-        debug_assert!(index < self.arena.total);
-        // SAFETY: the arena has `total` lines and the index is smaller.
-        unsafe { self.arena.lines.add(index as usize) }
     }
 
     /// The arena that the frames come from.

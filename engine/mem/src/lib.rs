@@ -4,6 +4,8 @@
 //! [`FrameCache`] over it, takes [`PktBuf`]s from the cache and gives them back to it. A [`Burst`] is what ports and
 //! stages hand to each other.
 //!
+//! Tables: a [`Table`] is an array on huge pages, for what is looked up at random.
+//!
 //! Keys: a [`Secret`] keeps its bytes in pages that are locked in memory, kept out of core dumps, wiped in a forked child, and
 //! zeroed when the secret is dropped.
 //!
@@ -12,16 +14,20 @@
 
 mod arena;
 mod burst;
+mod lent;
 mod map;
 mod outer;
 mod pktbuf;
 mod secret;
+mod table;
 
 pub use arena::{Arena, ArenaConfig, FrameCache};
 pub use burst::Burst;
+pub use lent::{FrameRegion, Lent};
 pub use outer::Outer;
 pub use pktbuf::PktBuf;
 pub use secret::{Secret, reserve_secrets, secrets_locked, wipe_stack};
+pub use table::{Table, prefetch};
 
 /// Packets in a [`Burst`] at most: what a port returns at once and a stage works on at once.
 pub const BURST_MAX: usize = 64;

@@ -1,6 +1,7 @@
-//! Anonymous memory mappings for the arena and the key slabs. All of them live until the process ends.
+//! Anonymous memory mappings: for the arena and the key slabs, which live until the process ends, and for tables.
 
 use std::io;
+use std::mem::ManuallyDrop;
 use std::ptr::NonNull;
 
 /// Size of a huge page on x86-64 and the usual one on AArch64, in bytes.
@@ -34,29 +35,64 @@ pub(crate) fn advise(start: NonNull<u8>, len: usize, advice: libc::c_int) -> boo
     unsafe { libc::madvise(start.as_ptr().cast(), len, advice) == 0 }
 }
 
+/// Zeroed bytes that are given back when this is dropped.
+pub(crate) struct Mapping {
+    start: NonNull<u8>,
+    /// What was mapped, which begins before `start` where that had to be aligned.
+    whole: NonNull<u8>,
+    len: usize,
+}
+
+impl Mapping {
+    /// The first byte, aligned to pages, and to huge pages if it is as long as one.
+    pub(crate) fn start(&self) -> NonNull<u8> {
+        self.start
+    }
+
+    /// Keeps the bytes until the process ends.
+    pub(crate) fn leak(self) -> NonNull<u8> {
+        ManuallyDrop::new(self).start
+    }
+}
+
+#[cfg(not(miri))]
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the mapping was made by `resident`, and whoever owned this pointed into it alone.
+        unsafe { libc::munmap(self.whole.as_ptr().cast(), self.len) };
+    }
+}
+
 /// Maps `len` zeroed bytes, resident from the start and on huge pages where the machine has them: reserved ones
 /// first, transparent ones otherwise.
 #[cfg(not(miri))]
-pub(crate) fn resident(len: usize) -> io::Result<NonNull<u8>> {
+pub(crate) fn resident(len: usize) -> io::Result<Mapping> {
     const READ_WRITE: libc::c_int = libc::PROT_READ | libc::PROT_WRITE;
-    let rounded = len.next_multiple_of(HUGE_PAGE);
+    let rounded = len
+        .checked_next_multiple_of(HUGE_PAGE)
+        .filter(|rounded| *rounded <= isize::MAX as usize - HUGE_PAGE)
+        .ok_or(io::ErrorKind::OutOfMemory)?;
     if len >= HUGE_PAGE
         && let Ok(start) = map(rounded, READ_WRITE, libc::MAP_HUGETLB)
     {
+        let mapping = Mapping {
+            start,
+            whole: start,
+            len: rounded,
+        };
         // Touching the pages here turns a limit on huge pages into an error now instead of a signal later.
         if advise(start, rounded, libc::MADV_POPULATE_WRITE) {
             advise(start, rounded, libc::MADV_DONTDUMP);
-            return Ok(start);
+            return Ok(mapping);
         }
-        // SAFETY: the mapping was made above and nothing points into it yet.
-        unsafe { libc::munmap(start.as_ptr().cast(), rounded) };
     }
     let slack = if len >= HUGE_PAGE { HUGE_PAGE } else { 0 };
-    let mut start = map(rounded + slack, READ_WRITE, 0)?;
+    let whole = map(rounded + slack, READ_WRITE, 0)?;
+    let mut start = whole;
     if slack > 0 {
-        let skip = start.as_ptr().align_offset(HUGE_PAGE);
+        let skip = whole.as_ptr().align_offset(HUGE_PAGE);
         // SAFETY: the mapping is longer than `rounded` by one huge page and an alignment skips less than that.
-        start = unsafe { start.add(skip) };
+        start = unsafe { whole.add(skip) };
         advise(start, rounded, libc::MADV_HUGEPAGE);
     }
     advise(start, rounded, libc::MADV_DONTDUMP);
@@ -65,7 +101,11 @@ pub(crate) fn resident(len: usize) -> io::Result<NonNull<u8>> {
         len.next_multiple_of(page_size()),
         libc::MADV_POPULATE_WRITE,
     );
-    Ok(start)
+    Ok(Mapping {
+        start,
+        whole,
+        len: rounded + slack,
+    })
 }
 
 /// Maps `len` zeroed bytes that take memory only where they are touched.
@@ -101,4 +141,23 @@ pub(crate) fn zeroed(len: usize) -> io::Result<NonNull<u8>> {
     NonNull::new(unsafe { std::alloc::alloc_zeroed(layout) }).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
 }
 #[cfg(miri)]
-pub(crate) use {zeroed as guarded, zeroed as resident, zeroed as sparse};
+pub(crate) fn resident(len: usize) -> io::Result<Mapping> {
+    let start = zeroed(len)?;
+    Ok(Mapping {
+        start,
+        whole: start,
+        len,
+    })
+}
+#[cfg(miri)]
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // What was made by the layout of `zeroed`.
+        if let Ok(layout) = std::alloc::Layout::from_size_align(self.len.max(1), 4096) {
+            // SAFETY: allocated by `resident` with this layout, and whoever owned this pointed into it alone.
+            unsafe { std::alloc::dealloc(self.whole.as_ptr(), layout) };
+        }
+    }
+}
+#[cfg(miri)]
+pub(crate) use {zeroed as guarded, zeroed as sparse};

@@ -43,8 +43,8 @@ impl PktBuf {
     /// Takes ownership of the frame that `line` describes.
     ///
     /// # Safety
-    /// `line` must point to an initialised line of an arena, and its index must have been taken from a free list: no
-    /// other `PktBuf` has it.
+    /// `line` must point to an initialised line of an arena, and its index must have been taken from a free list or back from whom it was
+    /// lent to: no other `PktBuf` has it.
     #[inline]
     pub(crate) unsafe fn from_line(line: NonNull<Line>) -> PktBuf {
         let mut pkt = PktBuf { line };
@@ -56,6 +56,23 @@ impl PktBuf {
     #[inline]
     pub(crate) fn into_line(self) -> NonNull<Line> {
         std::mem::ManuallyDrop::new(self).line
+    }
+
+    pub(crate) fn line_ptr(&self) -> NonNull<Line> {
+        self.line
+    }
+
+    /// Says where in the frame the packet is; false if that is not in the frame.
+    #[inline]
+    pub(crate) fn place(&mut self, offset: usize, len: usize) -> bool {
+        let line = self.line_mut();
+        let fits = offset
+            .checked_add(len)
+            .is_some_and(|end| end <= line.capacity as usize);
+        if fits {
+            (line.offset, line.len) = (offset as u32, len as u32);
+        }
+        fits
     }
 
     #[inline]

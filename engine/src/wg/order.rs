@@ -88,15 +88,13 @@ impl Flow {
     pub(super) fn of(packet: &Packet<'_>) -> Option<Self> {
         const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
         let key = packet.flow();
-        if !key.whole {
+        if !key.is_whole() {
             return None;
         }
-        let ports = u64::from(key.src_port) << 16 | u64::from(key.dst_port) | u64::from(key.protocol) << 32;
-        let [src, dst] = [key.src, key.dst].map(u128::from_ne_bytes);
-        let words = [src as u64, (src >> 64) as u64, dst as u64, (dst >> 64) as u64];
-        let hash = words.iter().fold(ports.wrapping_mul(ODD), |hash, word| {
-            (hash.rotate_left(29) ^ word).wrapping_mul(ODD)
-        });
+        let hash = key
+            .words()
+            .iter()
+            .fold(0u64, |hash, word| (hash.rotate_left(29) ^ word).wrapping_mul(ODD));
         Some(Flow((hash >> (64 - FLOW_BITS)) as u8))
     }
 }

@@ -22,7 +22,7 @@ pub fn run(data: &[u8]) {
             "a whole packet has its transport header"
         );
     }
-    let _ = packet.pseudo_sum(flow.protocol, packet.total_len());
+    let _ = packet.pseudo_sum(flow.protocol(), packet.total_len());
 
     for ecn_only in [false, true] {
         let mut changed = bytes.to_vec();

@@ -1,0 +1,221 @@
+//! Measures the FIB beside the tables that it was chosen from: nanoseconds a lookup, bytes a route, and the price of changes.
+//!
+//! ```text
+//! cargo run --release -p patronus-engine --example fib [ROUNDS]
+//! ```
+//!
+//! Addresses are looked up in bursts of 32, subjects take turns, figures are medians of the rounds in the thread's own CPU time.
+//! "random": addresses drawn evenly from all routes' networks; "skewed": the route of rank r with a frequency of 1/r (Zipf), an
+//! address in it at random. The routes have the lengths of the internet's tables (see `routes`). The second core, if there is one, makes the
+//! changes in the last measurement.
+
+mod routes;
+mod yardsticks;
+
+use std::hint::black_box;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use patronus_engine::fib::{Fib, FibWriter, Group, Limits};
+use patronus_sync::{Domain, Reader};
+use routes::{Numbers, Route};
+use rustix::time::{ClockId, clock_gettime};
+
+/// Addresses that are looked up in one measurement, and in one call.
+const LOOKUPS: usize = 1 << 20;
+const BURST: usize = 32;
+
+/// Changes a second in the last measurement.
+const CHANGES: u32 = 10_000;
+
+/// CPU time of this thread.
+fn cpu_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+/// Nanoseconds a lookup, over all addresses in bursts.
+fn time<const N: usize>(addrs: &[[u8; N]], mut lookup: impl FnMut(&[[u8; N]], &mut [Option<Group>])) -> f64 {
+    let mut groups = [None; BURST];
+    let before = cpu_time();
+    for burst in addrs.chunks(BURST) {
+        lookup(black_box(burst), &mut groups);
+        black_box(&groups);
+    }
+    (cpu_time() - before).as_nanos() as f64 / addrs.len() as f64
+}
+
+fn median(mut of: Vec<f64>) -> f64 {
+    of.sort_by(f64::total_cmp);
+    of[of.len() / 2]
+}
+
+/// A table with all routes in it, its domain, and how long one change took on average.
+struct Loaded<const N: usize> {
+    writer: FibWriter<N>,
+    domain: Domain,
+    reader: Reader,
+    change: Duration,
+}
+
+fn load<const N: usize>(routes: &[Route<N>], nodes: usize) -> Loaded<N> {
+    let (domain, mut readers) = Domain::new(1);
+    let limits = Limits {
+        routes: routes.len(),
+        nodes,
+    };
+    let mut writer = FibWriter::new(&domain, limits).expect("memory");
+    let before = cpu_time();
+    for route in routes {
+        writer
+            .insert(&domain, route.prefix, route.len, route.group)
+            .expect("room");
+    }
+    let change = (cpu_time() - before) / routes.len() as u32;
+    let mut reader = readers.remove(0);
+    reader.resume();
+    Loaded {
+        writer,
+        domain,
+        reader,
+        change,
+    }
+}
+
+/// Bytes that lookups can touch.
+fn bytes<const N: usize>(writer: &FibWriter<N>) -> usize {
+    (4 << 20) + 64 * writer.nodes()
+}
+
+fn ipv4(rounds: usize) {
+    let mut numbers = Numbers::new();
+    let routes = routes::internet_v4(&mut numbers);
+    let loaded = load(&routes, 400_000);
+    let fib = Arc::clone(loaded.writer.fib());
+    let dir = yardsticks::Dir24::build(&routes);
+    let strides = yardsticks::Strides::build(&dir);
+    let popcount = yardsticks::Popcount::build(&dir);
+    println!("IPv4: {} routes, set in {:.2?} each", routes.len(), loaded.change);
+    let row = |name: &str, bytes: usize| {
+        println!(
+            "  {name:<28} {:>6.1} MiB, {:>5.1} bytes a route",
+            bytes as f64 / f64::from(1 << 20),
+            bytes as f64 / routes.len() as f64
+        );
+    };
+    println!("  {} nodes", loaded.writer.nodes());
+    row("this one (20-4-4-4)", bytes(&loaded.writer));
+    row("DIR-24-8", dir.bytes());
+    row("16-8-8", strides.bytes());
+    row("16-8-8 with popcounts", popcount.bytes());
+
+    for (kind, addrs) in [
+        ("random", routes::random(&mut numbers, &routes, LOOKUPS)),
+        ("skewed", routes::skewed(&mut numbers, &routes, LOOKUPS)),
+    ] {
+        for addr in &addrs {
+            let expected = dir.lookup(addr);
+            assert_eq!(fib.lookup(&loaded.reader, addr), expected);
+            assert_eq!(
+                (strides.lookup(addr), popcount.lookup(addr)),
+                (expected, expected)
+            );
+        }
+        let mut found: [Vec<f64>; 4] = Default::default();
+        for _ in 0..rounds {
+            found[0].push(time(&addrs, |a, g| fib.lookup_burst(&loaded.reader, a, g)));
+            found[1].push(time(&addrs, |a, g| dir.lookup_burst(a, g)));
+            found[2].push(time(&addrs, |a, g| strides.lookup_burst(a, g)));
+            found[3].push(time(&addrs, |a, g| popcount.lookup_burst(a, g)));
+        }
+        let [ours, dir, strides, popcount] = found.map(median);
+        println!(
+            "  {kind}: ours {ours:.2} ns, DIR-24-8 {dir:.2}, 16-8-8 {strides:.2}, popcount {popcount:.2}; \
+             lookups of DIR-24-8's: {:.2}",
+            dir / ours
+        );
+        under_changes(rounds, &routes, &addrs, kind);
+    }
+}
+
+fn ipv6(rounds: usize) {
+    let mut numbers = Numbers::new();
+    let routes = routes::internet_v6(&mut numbers);
+    let loaded = load(&routes, 1_200_000);
+    let fib = Arc::clone(loaded.writer.fib());
+    let bytes = bytes(&loaded.writer);
+    println!(
+        "IPv6: {} routes, set in {:.2?} each; {:.1} MiB, {:.1} bytes a route",
+        routes.len(),
+        loaded.change,
+        bytes as f64 / f64::from(1 << 20),
+        bytes as f64 / routes.len() as f64
+    );
+    for (kind, addrs) in [
+        ("random", routes::random(&mut numbers, &routes, LOOKUPS)),
+        ("skewed", routes::skewed(&mut numbers, &routes, LOOKUPS)),
+    ] {
+        let once = |_| time(&addrs, |a, g| fib.lookup_burst(&loaded.reader, a, g));
+        println!("  {kind}: {:.2} ns", median((0..rounds).map(once).collect()));
+    }
+}
+
+/// Lookups while another thread takes routes away and sets them again, alternating with lookups while it does not.
+fn under_changes(rounds: usize, routes: &[Route<4>], addrs: &[[u8; 4]], kind: &str) {
+    let Loaded {
+        mut writer,
+        mut domain,
+        mut reader,
+        ..
+    } = load(routes, 400_000);
+    let fib: Arc<Fib<4>> = Arc::clone(writer.fib());
+    let (changing, end) = (AtomicBool::new(false), AtomicBool::new(false));
+    let (mut quiet, mut changed) = (Vec::new(), Vec::new());
+    let made = std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            let mut numbers = Numbers::new();
+            let (mut made, mut next) = (0u64, Instant::now());
+            while !end.load(Ordering::Relaxed) {
+                if changing.load(Ordering::Relaxed) {
+                    let route = &routes[numbers.below(routes.len())];
+                    writer.remove(&mut domain, route.prefix, route.len);
+                    let again = writer.insert(&domain, route.prefix, route.len, route.group);
+                    again.expect("room for what was just taken away");
+                    made += 2;
+                }
+                next += Duration::from_secs(2) / CHANGES;
+                std::thread::sleep(next.saturating_duration_since(Instant::now()));
+            }
+            made
+        });
+        let mut measure = |into: &mut Vec<f64>| {
+            into.push(time(addrs, |a, g| {
+                reader.quiescent();
+                fib.lookup_burst(&reader, a, g);
+            }));
+        };
+        for _ in 0..rounds {
+            changing.store(false, Ordering::Relaxed);
+            measure(&mut quiet);
+            changing.store(true, Ordering::Relaxed);
+            measure(&mut changed);
+        }
+        end.store(true, Ordering::Relaxed);
+        thread.join().expect("the writer")
+    });
+    let (quiet, changed) = (median(quiet), median(changed));
+    println!(
+        "  {kind}, {made} changes meanwhile: {changed:.2} ns, without {quiet:.2}; lookups of those without: {:.2}",
+        quiet / changed
+    );
+}
+
+fn main() {
+    let rounds = std::env::args()
+        .nth(1)
+        .and_then(|rounds| rounds.parse().ok())
+        .unwrap_or(11);
+    ipv4(rounds);
+    ipv6(rounds);
+}

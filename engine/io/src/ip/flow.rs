@@ -1,0 +1,105 @@
+//! What identifies a flow, in the form in which it is hashed, compared and matched: five words.
+
+/// A flow: addresses, UDP or TCP ports, IP version and protocol, and where asked for the DSCP.
+///
+/// The first four words are the addresses (an IPv4 flow has both in the first one). The fifth is, from the top: source port, destination port, one bit for
+/// fragments, the DSCP, the version, the protocol.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FlowKey([u64; 5]);
+
+const FRAGMENT: u64 = 1 << 23;
+const DSCP_SHIFT: u32 = 16;
+const VERSION: u64 = 0xff << 8;
+
+impl FlowKey {
+    /// An IPv4 flow; addresses in network order, ports as numbers.
+    #[inline]
+    pub fn v4(src: [u8; 4], dst: [u8; 4], protocol: u8, src_port: u16, dst_port: u16) -> FlowKey {
+        let addresses = u64::from(u32::from_be_bytes(src)) << 32 | u64::from(u32::from_be_bytes(dst));
+        FlowKey([addresses, 0, 0, 0, fifth(4, protocol, src_port, dst_port)])
+    }
+
+    /// An IPv6 flow.
+    #[inline]
+    pub fn v6(src: [u8; 16], dst: [u8; 16], protocol: u8, src_port: u16, dst_port: u16) -> FlowKey {
+        let (src, dst) = (u128::from_be_bytes(src), u128::from_be_bytes(dst));
+        FlowKey([
+            (src >> 64) as u64,
+            src as u64,
+            (dst >> 64) as u64,
+            dst as u64,
+            fifth(6, protocol, src_port, dst_port),
+        ])
+    }
+
+    /// The part of the flow that has this DSCP (RFC 2474).
+    #[inline]
+    #[must_use]
+    pub fn with_dscp(mut self, dscp: u8) -> FlowKey {
+        self.0[4] |= u64::from(dscp & 63) << DSCP_SHIFT;
+        self
+    }
+
+    /// As the flow of fragments, whose ports nobody knows.
+    #[inline]
+    #[must_use]
+    pub fn of_fragment(mut self) -> FlowKey {
+        self.0[4] |= FRAGMENT;
+        self
+    }
+
+    /// As a mask: the whole version counts, and not only the bits that are set in its number.
+    #[must_use]
+    pub fn with_version_mask(mut self) -> FlowKey {
+        self.0[4] |= VERSION;
+        self
+    }
+
+    /// The bits that a mask lets through.
+    #[inline]
+    #[must_use]
+    pub fn masked(&self, mask: &FlowKey) -> FlowKey {
+        FlowKey(std::array::from_fn(|at| self.0[at] & mask.0[at]))
+    }
+
+    /// False for fragments, and for packets whose headers cannot be followed: their flow is not known.
+    #[inline]
+    pub fn is_whole(&self) -> bool {
+        self.0[4] & FRAGMENT == 0
+    }
+
+    /// Protocol number.
+    #[inline]
+    pub fn protocol(&self) -> u8 {
+        self.0[4] as u8
+    }
+
+    /// Source port, 0 if there is none.
+    #[inline]
+    pub fn src_port(&self) -> u16 {
+        (self.0[4] >> 48) as u16
+    }
+
+    /// Destination port, 0 if there is none.
+    #[inline]
+    pub fn dst_port(&self) -> u16 {
+        (self.0[4] >> 32) as u16
+    }
+
+    /// DSCP, 0 if it was not asked for.
+    #[inline]
+    pub fn dscp(&self) -> u8 {
+        (self.0[4] >> DSCP_SHIFT) as u8 & 63
+    }
+
+    /// All of it, to be hashed.
+    #[inline]
+    pub fn words(&self) -> &[u64; 5] {
+        &self.0
+    }
+}
+
+#[inline]
+fn fifth(version: u8, protocol: u8, src_port: u16, dst_port: u16) -> u64 {
+    u64::from(src_port) << 48 | u64::from(dst_port) << 32 | u64::from(version) << 8 | u64::from(protocol)
+}
