@@ -26,9 +26,10 @@ pub mod signal;
 mod sys;
 pub mod tun;
 pub mod udp;
+pub mod xdp;
 
-/// File descriptors of a port at most: a UDP port has two for each address family.
-pub const PORT_FDS: usize = 4;
+/// File descriptors of a port at most: a UDP port has two for each address family, and a queue of AF_XDP is one more.
+pub const PORT_FDS: usize = 5;
 
 /// Why a port cannot be used any more. What concerns single packets is a counter instead.
 #[derive(Debug)]

@@ -27,7 +27,9 @@ const ATTRIBUTE_HEADER: usize = 4;
 /// The longest value of an attribute that is sent, in bytes: an IPv6 address.
 const VALUE_MAX: usize = 16;
 /// Attributes of a request at most.
-const ATTRIBUTES_MAX: usize = 3;
+const ATTRIBUTES_MAX: usize = 4;
+/// `struct ndmsg`, in bytes.
+const NEIGHBOUR_HEADER: usize = 12;
 
 /// The kernel makes messages of at most this size for sockets that read with buffers like ours.
 const BUFFER: usize = 32 * 1024;
@@ -44,7 +46,20 @@ const IFLA_NEW_NETNSID: u16 = 45;
 const RTA_DST: u16 = 1;
 const RTA_SRC: u16 = 2;
 const RTA_OIF: u16 = 4;
+const RTA_GATEWAY: u16 = 5;
+const RTA_PREFSRC: u16 = 7;
+const RTA_METRICS: u16 = 8;
+const RTAX_MTU: u16 = 2;
 const RTA_MARK: u16 = 16;
+const RTA_VIA: u16 = 18;
+const NDA_DST: u16 = 1;
+const NDA_LLADDR: u16 = 2;
+/// States in which a neighbour's link address is to be used (linux/neighbour.h): reachable, stale, delay, probe, noarp, permanent.
+const NUD_VALID: u16 = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80;
+/// Rules of both families: groups 8 and 19.
+const RTMGRP_RULES: libc::c_int = 1 << 7 | 1 << 18;
+/// A route to another host.
+const RTN_UNICAST: u8 = 1;
 /// The bits of an attribute's type that are not flags.
 const ATTRIBUTE_TYPE: u16 = 0x3fff;
 
@@ -174,17 +189,167 @@ impl RouteQuery {
     /// The interface through which a packet from `src` to `dst` with this firewall mark leaves. `None` if there is no route, or
     /// `src` is not an address of this host (IPv4 only: for IPv6 the kernel does not say).
     pub fn egress(&self, src: IpAddr, dst: IpAddr, mark: u32) -> io::Result<Option<u32>> {
-        let request = Request::route(src, dst, mark);
-        let kernel = SocketAddrNetlink::new(0, 0);
-        rustix::net::sendto(&self.socket, request.bytes(), SendFlags::empty(), &kernel)?;
+        let request = Request::route(Some(src), dst, None, mark);
         let mut buffer = [0; 2048];
-        // The kernel has answered when the send returns.
-        let datagram = receive(&self.socket, &mut buffer)?;
-        let Some((libc::RTM_NEWROUTE, body, _)) = next_message(datagram) else {
+        let Some((libc::RTM_NEWROUTE, body)) = self.ask(&request, &mut buffer)? else {
             return Ok(None);
         };
         let attributes = body.get(ROUTE_HEADER..).unwrap_or_default();
         Ok(find_attribute(attributes, RTA_OIF).and_then(|value| word(value, 0)))
+    }
+}
+
+/// Where a packet goes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NextHop {
+    /// The interface that it leaves by.
+    pub ifindex: u32,
+    /// The neighbour: a gateway, or the destination itself.
+    pub address: IpAddr,
+    /// The address that the kernel would send from.
+    pub source: Option<IpAddr>,
+    /// The longest packet that the path is known to take, if the route or the network has said so, bytes.
+    pub mtu: Option<u32>,
+}
+
+impl RouteQuery {
+    /// The first hop of packets to `dst`, from `src` if there is one, through interface `ifindex` if there is one. `None` if there is no route to
+    /// another host.
+    pub fn next_hop(
+        &self,
+        src: Option<IpAddr>,
+        dst: IpAddr,
+        ifindex: Option<u32>,
+        mark: u32,
+    ) -> io::Result<Option<NextHop>> {
+        let request = Request::route(src, dst, ifindex, mark);
+        let mut buffer = [0; 2048];
+        let Some((libc::RTM_NEWROUTE, body)) = self.ask(&request, &mut buffer)? else {
+            return Ok(None);
+        };
+        let (Some(header), Some(attributes)) = (body.get(..ROUTE_HEADER), body.get(ROUTE_HEADER..)) else {
+            return Ok(None);
+        };
+        let found = |kind| find_attribute(attributes, kind).and_then(ip_address);
+        // An IPv4 route may lead over an IPv6 gateway (RFC 8950): two bytes of family, then the address.
+        let via = find_attribute(attributes, RTA_VIA).and_then(|value| ip_address(value.get(2..)?));
+        let oif = find_attribute(attributes, RTA_OIF).and_then(|value| word(value, 0));
+        Ok(oif.filter(|_| header[7] == RTN_UNICAST).map(|ifindex| NextHop {
+            ifindex,
+            address: found(RTA_GATEWAY).or(via).unwrap_or(dst),
+            source: found(RTA_PREFSRC),
+            mtu: find_attribute(attributes, RTA_METRICS)
+                .and_then(|metrics| find_attribute(metrics, RTAX_MTU))
+                .and_then(|value| word(value, 0)),
+        }))
+    }
+
+    /// The Ethernet address of a neighbour, if the kernel knows it.
+    pub fn neighbour(&self, ifindex: u32, address: IpAddr) -> io::Result<Option<[u8; 6]>> {
+        let mut request = Request::new(libc::RTM_GETNEIGH, NLM_F_REQUEST, NEIGHBOUR_HEADER);
+        request.put(MESSAGE_HEADER, &[family(address)]);
+        request.put(MESSAGE_HEADER + 4, &ifindex.to_ne_bytes());
+        request.address(NDA_DST, address);
+        let mut buffer = [0; 2048];
+        let Some((libc::RTM_NEWNEIGH, body)) = self.ask(&request, &mut buffer)? else {
+            return Ok(None);
+        };
+        let state = body.get(8..10).map_or(0, |s| u16::from_ne_bytes([s[0], s[1]]));
+        let attributes = body.get(NEIGHBOUR_HEADER..).unwrap_or_default();
+        let mac = find_attribute(attributes, NDA_LLADDR).and_then(|mac| mac.try_into().ok());
+        Ok(mac.filter(|_| state & NUD_VALID != 0))
+    }
+
+    /// Sends a question; the kind and the body of the answer.
+    fn ask<'a>(&self, request: &Request, buffer: &'a mut [u8]) -> io::Result<Option<(u16, &'a [u8])>> {
+        let kernel = SocketAddrNetlink::new(0, 0);
+        rustix::net::sendto(&self.socket, request.bytes(), SendFlags::empty(), &kernel)?;
+        // The kernel has answered when the send returns.
+        let datagram = receive(&self.socket, buffer)?;
+        Ok(next_message(datagram).map(|(kind, body, _)| (kind, body)))
+    }
+}
+
+/// Hears of neighbours, routes and addresses that change, in the namespace it was made in.
+#[derive(Debug)]
+pub struct NeighbourWatch {
+    socket: OwnedFd,
+    buffer: Box<[u8]>,
+}
+
+/// What has changed.
+#[derive(Debug, Default)]
+pub struct NeighbourChanges {
+    /// Neighbours by interface and address.
+    pub neighbours: Vec<(u32, IpAddr)>,
+    /// A route, an address or an interface, or so much that some of it was not heard.
+    pub routes: bool,
+}
+
+impl NeighbourWatch {
+    /// Starts listening.
+    pub fn new() -> io::Result<NeighbourWatch> {
+        let groups = RTMGRP_RULES
+            | libc::RTMGRP_NEIGH
+            | libc::RTMGRP_LINK
+            | libc::RTMGRP_IPV4_IFADDR
+            | libc::RTMGRP_IPV6_IFADDR
+            | libc::RTMGRP_IPV4_ROUTE
+            | libc::RTMGRP_IPV6_ROUTE;
+        Ok(NeighbourWatch {
+            socket: open(groups as u32)?,
+            buffer: vec![0; BUFFER].into(),
+        })
+    }
+
+    /// Reads what has happened, without waiting; the descriptor stays readable if that was not all.
+    pub fn read(&mut self) -> io::Result<NeighbourChanges> {
+        let mut changes = NeighbourChanges::default();
+        for _ in 0..READS_MAX {
+            match receive(&self.socket, &mut self.buffer) {
+                Ok(mut datagram) => {
+                    while let Some((kind, body, rest)) = next_message(datagram) {
+                        datagram = rest;
+                        match kind {
+                            libc::RTM_NEWNEIGH | libc::RTM_DELNEIGH => {
+                                let attributes = body.get(NEIGHBOUR_HEADER..).unwrap_or_default();
+                                let address = find_attribute(attributes, NDA_DST).and_then(ip_address);
+                                changes.neighbours.extend(word(body, 4).zip(address));
+                            }
+                            _ => changes.routes = true,
+                        }
+                    }
+                }
+                Err(Errno::NOBUFS | Errno::MSGSIZE) => changes.routes = true,
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => break,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(changes)
+    }
+}
+
+impl AsFd for NeighbourWatch {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+fn family(ip: IpAddr) -> u8 {
+    (if ip.is_ipv4() {
+        libc::AF_INET
+    } else {
+        libc::AF_INET6
+    }) as u8
+}
+
+/// The value of an attribute that is an address.
+fn ip_address(value: &[u8]) -> Option<IpAddr> {
+    match value.len() {
+        4 => <[u8; 4]>::try_from(value).ok().map(IpAddr::from),
+        16 => <[u8; 16]>::try_from(value).ok().map(IpAddr::from),
+        _ => None,
     }
 }
 
@@ -297,22 +462,28 @@ impl Request {
         request
     }
 
-    /// About the route from `src` to `dst`.
-    fn route(src: IpAddr, dst: IpAddr, mark: u32) -> Request {
+    /// About the route to `dst`, from `src` and through interface `ifindex` if there are such.
+    fn route(src: Option<IpAddr>, dst: IpAddr, ifindex: Option<u32>, mark: u32) -> Request {
         let mut request = Request::new(libc::RTM_GETROUTE, NLM_F_REQUEST, ROUTE_HEADER);
-        let (family, bits) = match dst {
-            IpAddr::V4(_) => (libc::AF_INET, 32),
-            IpAddr::V6(_) => (libc::AF_INET6, 128),
-        };
-        request.put(MESSAGE_HEADER, &[family as u8, bits, bits]);
-        for (kind, ip) in [(RTA_DST, dst), (RTA_SRC, src)] {
-            match ip {
-                IpAddr::V4(ip) => request.attribute(kind, &ip.octets()),
-                IpAddr::V6(ip) => request.attribute(kind, &ip.octets()),
-            }
+        let bits = if dst.is_ipv4() { 32 } else { 128 };
+        let source_bits = if src.is_some() { bits } else { 0 };
+        request.put(MESSAGE_HEADER, &[family(dst), bits, source_bits]);
+        request.address(RTA_DST, dst);
+        if let Some(src) = src {
+            request.address(RTA_SRC, src);
         }
         request.attribute(RTA_MARK, &mark.to_ne_bytes());
+        if let Some(ifindex) = ifindex {
+            request.attribute(RTA_OIF, &ifindex.to_ne_bytes());
+        }
         request
+    }
+
+    fn address(&mut self, kind: u16, ip: IpAddr) {
+        match ip {
+            IpAddr::V4(ip) => self.attribute(kind, &ip.octets()),
+            IpAddr::V6(ip) => self.attribute(kind, &ip.octets()),
+        }
     }
 
     fn new(kind: u16, flags: u16, header: usize) -> Request {

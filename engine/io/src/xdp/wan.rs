@@ -1,0 +1,148 @@
+//! The UDP port of a WAN link by AF_XDP: datagrams go past the kernel's network stack where that is possible, and through an ordinary
+//! UDP port where it is not.
+//!
+//! The ordinary one also reserves the UDP port, and takes what the link's program leaves to the host: fragments, and packets with options.
+//! What cannot go out by the queue goes out by it: paths whose way is not known yet, and datagrams that are too long for the path, which
+//! overtake shorter ones of their burst.
+
+use std::net::IpAddr;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use arrayvec::ArrayVec;
+use patronus_mem::{Burst, FrameCache};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::XdpPort;
+use super::header;
+use super::way::Ways;
+use crate::udp::UdpPort;
+use crate::{PORT_FDS, Port, PortCounters, PortError};
+
+/// Bursts between two looks at the ordinary UDP port while the queue is never empty.
+const KERNEL_EVERY: u32 = 8;
+
+/// One worker's queue of a WAN link.
+pub struct XdpUdpPort {
+    queue: XdpPort,
+    udp: UdpPort,
+    ways: Ways,
+    ifindex: u32,
+    /// What leaves by the queue and through the kernel; empty between calls.
+    by_queue: Burst,
+    by_kernel: Burst,
+    bursts: u32,
+    counters: Arc<PortCounters>,
+}
+
+impl XdpUdpPort {
+    /// A port over a queue whose program lets the UDP port's datagrams through.
+    pub fn new(queue: XdpPort, udp: UdpPort, ways: Ways, ifindex: u32) -> XdpUdpPort {
+        XdpUdpPort {
+            queue,
+            udp,
+            ways,
+            ifindex,
+            by_queue: Burst::new(),
+            by_kernel: Burst::new(),
+            bursts: 0,
+            counters: Arc::default(),
+        }
+    }
+
+    /// The counters of the queue and of the ordinary UDP port, which say what became of the packets; those of the port itself
+    /// tell what came by the queue and was whole.
+    pub fn parts(&self) -> [&Arc<PortCounters>; 2] {
+        [self.queue.counters(), self.udp.counters()]
+    }
+
+    fn by_queue(&mut self, frames: &mut FrameCache, burst: &mut Burst) -> Result<usize, PortError> {
+        let before = burst.len();
+        self.queue.rx_burst(frames, burst)?;
+        let (ifindex, counters) = (self.ifindex, &self.counters);
+        let mut position = 0;
+        burst.retain_or_free(frames, |pkt| {
+            position += 1;
+            let whole = position <= before || header::unwrap(pkt, ifindex);
+            if !whole {
+                counters.rx_malformed.add(1);
+            }
+            whole
+        });
+        let received = &burst.as_slice()[before..];
+        if !received.is_empty() {
+            counters.rx_calls.add(1);
+            counters.rx_packets.add(received.len() as u64);
+            counters
+                .rx_bytes
+                .add(received.iter().map(|pkt| pkt.len() as u64).sum());
+        }
+        Ok(received.len())
+    }
+
+    /// Whether the ordinary UDP port has anything: one system call in place of one for each of its sockets.
+    fn kernel_has_some(&self) -> bool {
+        if self.udp.has_pending() {
+            return true;
+        }
+        let fds = self.udp.wait_fds();
+        let mut fds: ArrayVec<PollFd<'_>, PORT_FDS> = fds
+            .iter()
+            .map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN))
+            .collect();
+        // Interrupted: the next look finds it.
+        poll(&mut fds, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
+    }
+}
+
+impl Port for XdpUdpPort {
+    fn rx_burst(&mut self, frames: &mut FrameCache, burst: &mut Burst) -> Result<usize, PortError> {
+        self.ways.listen();
+        let received = self.by_queue(frames, burst)?;
+        self.bursts = self.bursts.wrapping_add(1);
+        let look = received == 0 || self.bursts.is_multiple_of(KERNEL_EVERY);
+        if look && burst.room() > 0 && self.kernel_has_some() {
+            return Ok(received + self.udp.rx_burst(frames, burst)?);
+        }
+        Ok(received)
+    }
+
+    fn tx_burst(&mut self, frames: &mut FrameCache, burst: &mut Burst) -> Result<(), PortError> {
+        self.ways.listen();
+        for mut pkt in burst.drain(..) {
+            let way = self.ways.to(pkt.outer()).filter(|_| self.queue.takes(&pkt));
+            if way.is_some_and(|way| way.wrap(&mut pkt)) {
+                self.by_queue.push(pkt);
+            } else {
+                self.by_kernel.push(pkt);
+            }
+        }
+        // First: the one packet of a path that goes through the kernel to keep the neighbour checked is the path's first.
+        let by_kernel = match self.by_kernel.is_empty() {
+            true => Ok(()),
+            false => self.udp.tx_burst(frames, &mut self.by_kernel),
+        };
+        let by_queue = match self.by_queue.is_empty() {
+            true => Ok(()),
+            false => self.queue.tx_burst(frames, &mut self.by_queue),
+        };
+        by_queue.and(by_kernel)
+    }
+
+    fn wait_fds(&self) -> ArrayVec<BorrowedFd<'_>, PORT_FDS> {
+        let queue = self.queue.wait_fds();
+        queue.into_iter().chain(self.udp.wait_fds()).collect()
+    }
+
+    fn has_pending(&self) -> bool {
+        self.queue.has_pending() || self.udp.has_pending()
+    }
+
+    fn take_stale_source(&mut self) -> Option<IpAddr> {
+        self.udp.take_stale_source()
+    }
+
+    fn counters(&self) -> &Arc<PortCounters> {
+        &self.counters
+    }
+}
