@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod demo;
+mod engine;
 mod goals;
 mod load;
 mod machine;
@@ -35,6 +36,8 @@ enum Command {
     Demo(demo::Options),
     /// A long run with frequent rekeys (scripts/soak).
     Soak(soak::Options),
+    /// The engine's stages alone on one core, beside the AEAD alone.
+    Engine(engine::Options),
 }
 
 fn main() -> ExitCode {
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
         Command::Peers(options) => peers::run(options),
         Command::Demo(options) => demo::run(options),
         Command::Soak(options) => soak::run(options),
+        Command::Engine(options) => engine::run(options),
     };
     match sandbox::enter().and_then(|()| run()) {
         Ok(()) => ExitCode::SUCCESS,

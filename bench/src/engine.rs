@@ -1,0 +1,188 @@
+//! The engine's stages alone, on one core and without devices: nanoseconds a packet, beside the AEAD alone in the same run.
+//!
+//! Two workers' WireGuard states face each other in memory and one thread runs both. Bursts are refilled outside of the measured time. AEAD and
+//! pipelines take turns burst by burst, over the same sessions, keys, frames and sizes, so that a slow moment of the machine hits both.
+
+mod pair;
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use patronus_mem::BURST_MAX;
+use patronus_netns::{Error, Result};
+use serde::Serialize;
+
+use crate::machine;
+use crate::report::median;
+use pair::Pair;
+
+/// Bursts in a round of one pipeline.
+const BURSTS: usize = 1000;
+
+/// Options of `patronus-bench engine`.
+#[derive(clap::Args)]
+pub struct Options {
+    /// Packet sizes, bytes of the inner IP packet.
+    #[arg(long, value_name = "SIZES", value_delimiter = ',', default_values_t = [64, 128, 512, 1420])]
+    sizes: Vec<usize>,
+    /// Peers that the packets are spread over, one after the other.
+    #[arg(long, value_name = "PEERS", value_delimiter = ',', default_values_t = [1, 1000])]
+    peers: Vec<usize>,
+    /// Rounds; figures are medians over them.
+    #[arg(long, default_value_t = 11)]
+    rounds: usize,
+    /// Writes the rows as JSON.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+/// One line of the report. `None` is `null`: not measured.
+#[derive(Clone, Debug, Serialize)]
+struct Row {
+    /// `encrypt`: inner packet to datagram; `decrypt`: datagram to inner packet; `both`: one after the other.
+    pipeline: &'static str,
+    /// Bytes of the inner packet.
+    size: usize,
+    /// Flows, one for each peer.
+    flows: usize,
+    peers: usize,
+    workers: usize,
+    /// Part of the packets that another worker took in.
+    handoff: f64,
+    /// Millions of packets a second on one core.
+    mpps: f64,
+    /// Gigabits of inner packets a second on one core.
+    gbps: f64,
+    ns_per_packet: f64,
+    /// The same packets' AEAD alone.
+    aead_ns_per_packet: f64,
+}
+
+impl Row {
+    fn new(pipeline: &'static str, size: usize, peers: usize, ns: f64, aead: f64) -> Row {
+        Row {
+            pipeline,
+            size,
+            flows: peers,
+            peers,
+            workers: 1,
+            handoff: 0.0,
+            mpps: 1e3 / ns,
+            gbps: 8.0 * size as f64 / ns,
+            ns_per_packet: ns,
+            aead_ns_per_packet: aead,
+        }
+    }
+}
+
+/// Times of one round, nanoseconds a packet.
+#[derive(Clone, Copy, Default)]
+struct Round {
+    encrypt: f64,
+    decrypt: f64,
+    seal: f64,
+    open: f64,
+}
+
+/// Runs it and writes what was asked for.
+pub fn run(options: &Options) -> Result<()> {
+    let largest = patronus_mem::SMALL_MAX;
+    if let Some(size) = options.sizes.iter().find(|size| !(40..=largest).contains(*size)) {
+        return Err(Error::new(format!(
+            "--sizes {size}: a packet has 40 to {largest} bytes"
+        )));
+    }
+    if let Some(peers) = options.peers.iter().find(|peers| !(1..=10_000).contains(*peers)) {
+        return Err(Error::new(format!("--peers {peers}: 1 to 10,000 are possible")));
+    }
+    for (name, value) in machine::settings() {
+        println!("{name}: {value}");
+    }
+    println!(
+        "bursts of {BURST_MAX}, {} rounds of {BURSTS} bursts, medians\n",
+        options.rounds
+    );
+    println!("pipeline  size  peers    Mpps    Gb/s  ns/packet  AEAD alone  of its rate  beyond it, ns");
+    let mut rows = Vec::new();
+    for &size in &options.sizes {
+        let mut pairs: Vec<(usize, Pair)> = options
+            .peers
+            .iter()
+            .map(|&peers| (peers, Pair::new(peers)))
+            .collect();
+        let mut rounds = vec![Vec::new(); pairs.len()];
+        for _ in 0..options.rounds.max(1) {
+            for ((_, pair), rounds) in pairs.iter_mut().zip(&mut rounds) {
+                rounds.push(round(pair, size));
+            }
+        }
+        for ((peers, _), rounds) in pairs.iter().zip(&rounds) {
+            for row in summarize(size, *peers, rounds) {
+                print(&row);
+                rows.push(row);
+            }
+        }
+    }
+    if let Some(path) = &options.json {
+        let text = serde_json::to_string_pretty(&rows).map_err(|e| Error::new(e.to_string()))?;
+        std::fs::write(path, text).map_err(|e| Error::new(format!("{}: {e}", path.display())))?;
+    }
+    Ok(())
+}
+
+/// One round: burst by burst, each measured in turn.
+fn round(pair: &mut Pair, size: usize) -> Round {
+    let mut spent = [Duration::ZERO; 4];
+    let timed = |spent: &mut Duration, work: &mut dyn FnMut()| {
+        let start = Instant::now();
+        work();
+        *spent += start.elapsed();
+    };
+    for _ in 0..BURSTS {
+        pair.refill(size);
+        timed(&mut spent[0], &mut || pair.encrypt());
+        timed(&mut spent[1], &mut || pair.decrypt());
+        pair.check(size);
+        pair.refill_aead(size);
+        timed(&mut spent[2], &mut || pair.seal());
+        timed(&mut spent[3], &mut || pair.open());
+    }
+    let [encrypt, decrypt, seal, open] =
+        spent.map(|time| time.as_nanos() as f64 / (BURSTS * BURST_MAX) as f64);
+    Round {
+        encrypt,
+        decrypt,
+        seal,
+        open,
+    }
+}
+
+fn summarize(size: usize, peers: usize, rounds: &[Round]) -> [Row; 3] {
+    let of = |figure: fn(&Round) -> f64| median(rounds.iter().map(figure)).unwrap_or(f64::NAN);
+    [
+        Row::new("encrypt", size, peers, of(|r| r.encrypt), of(|r| r.seal)),
+        Row::new("decrypt", size, peers, of(|r| r.decrypt), of(|r| r.open)),
+        Row::new(
+            "both",
+            size,
+            peers,
+            of(|r| r.encrypt + r.decrypt),
+            of(|r| r.seal + r.open),
+        ),
+    ]
+}
+
+fn print(row: &Row) {
+    println!(
+        "{:<8} {:>5} {:>6} {:>7.3} {:>7.2} {:>10.1} {:>11.1} {:>11.0}% {:>14.1}",
+        row.pipeline,
+        row.size,
+        row.peers,
+        row.mpps,
+        row.gbps,
+        row.ns_per_packet,
+        row.aead_ns_per_packet,
+        100.0 * row.aead_ns_per_packet / row.ns_per_packet,
+        row.ns_per_packet - row.aead_ns_per_packet
+    );
+}
