@@ -1,8 +1,9 @@
 //! The forwarding information base: which next-hop group a destination belongs to, by its longest prefix.
 //!
-//! A trie with one step of 20 bits and then steps of 4: a node is 16 entries of 4 bytes, one cache line. Every entry holds the
-//! answer of the longest prefix around it, or leads to a node, so a lookup is one load for each level and nothing is
-//! remembered on the way. An IPv4 route of the internet's table (up to /24) takes two loads, wherever it is.
+//! A trie with one step of 16 bits and then steps of 8 for IPv4 and of 4 for IPv6. Every entry holds the answer of the longest
+//! prefix around it, or leads to a node, so a lookup is one load for each level and nothing is remembered on the way. What costs is
+//! how many places outside the caches a lookup visits: the root stays inside, so an IPv4 route of the internet's table (up to /24) is one
+//! such place, wherever it is.
 //!
 //! * [`Fib`] is what workers read, on any thread. Its entries are atomic words; a lookup needs no lock and never waits.
 //! * [`FibWriter`] is the one thread that changes it, while workers read. Each address goes from its old answer to its new one in
@@ -20,17 +21,18 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use patronus_mem::Table;
 use patronus_sync::{DomainId, Reader};
 
-pub use writer::{FibWriter, Limits, RouteError};
+pub use writer::{FibWriter, FibWriterV4, FibWriterV6, Limits, RouteError};
 
 /// Addresses whose loads overlap in a lookup of a burst.
 const LANES: usize = 32;
 
 /// Bits of the first step.
-const ROOT_BITS: usize = 20;
-/// Bits of all others.
-const STRIDE: usize = 4;
-/// Entries of a node.
-const SLOTS: usize = 1 << STRIDE;
+const ROOT_BITS: usize = 16;
+
+/// The FIB of IPv4: nodes of 1 KiB, of which a lookup touches one line.
+pub type FibV4 = Fib<4, 256>;
+/// The FIB of IPv6: nodes of one line. Its routes are longer and lie further apart, so that larger nodes would mostly say the same.
+pub type FibV6 = Fib<16, 16>;
 
 /// An entry with this bit leads to the node whose number is in the others; without it, it is a group.
 const NODE: u32 = 1 << 31;
@@ -64,21 +66,20 @@ impl Group {
     }
 }
 
-/// One cache line.
+/// As many entries as the bits of a step can choose.
 #[repr(align(64))]
-struct Node([AtomicU32; SLOTS]);
+struct Node<const SLOTS: usize>([AtomicU32; SLOTS]);
 
-impl Node {
-    fn empty() -> Node {
+impl<const SLOTS: usize> Node<SLOTS> {
+    fn empty() -> Self {
         Node([const { AtomicU32::new(0) }; SLOTS])
     }
 }
 
-/// Routes to addresses of `N` octets: 4 for IPv4, 16 for IPv6.
-pub struct Fib<const N: usize> {
+/// Routes to addresses of `N` octets, with nodes of `SLOTS` entries: [`FibV4`] or [`FibV6`].
+pub struct Fib<const N: usize, const SLOTS: usize> {
     root: Table<AtomicU32>,
-    /// Node 0 is empty: it is where lookups go that have their answer already.
-    nodes: Table<Node>,
+    nodes: Table<Node<SLOTS>>,
     /// Whose readers may look.
     domain: DomainId,
 }
@@ -86,27 +87,27 @@ pub struct Fib<const N: usize> {
 /// The entry of the root for an address.
 #[inline(always)]
 fn root_slot<const N: usize>(addr: &[u8; N]) -> usize {
-    usize::from(addr[0]) << 12 | usize::from(addr[1]) << 4 | usize::from(addr[2]) >> 4
+    usize::from(addr[0]) << 8 | usize::from(addr[1])
 }
 
-/// The four bits of an address that choose the entry of a node on level `level`, the first below the root being 0.
-#[inline(always)]
-fn slot<const N: usize>(addr: &[u8; N], level: usize) -> usize {
-    let nibble = ROOT_BITS / STRIDE + level;
-    let octet = addr[nibble / 2];
-    usize::from(if nibble.is_multiple_of(2) {
-        octet >> 4
-    } else {
-        octet & 15
-    })
-}
+impl<const N: usize, const SLOTS: usize> Fib<N, SLOTS> {
+    /// Bits of a step.
+    const STRIDE: usize = {
+        assert!(SLOTS == 16 || SLOTS == 256, "steps of 4 or 8 bits");
+        SLOTS.ilog2() as usize
+    };
 
-/// Levels below the root for addresses of `N` octets.
-const fn levels<const N: usize>() -> usize {
-    (8 * N - ROOT_BITS) / STRIDE
-}
+    /// Levels below the root.
+    const LEVELS: usize = (8 * N - ROOT_BITS) / Self::STRIDE;
 
-impl<const N: usize> Fib<N> {
+    /// The bits of an address that choose the entry of a node on level `level`, the first below the root being 0.
+    #[inline(always)]
+    fn slot(addr: &[u8; N], level: usize) -> usize {
+        let bit = ROOT_BITS + Self::STRIDE * level;
+        let octet = usize::from(addr[bit / 8]);
+        (octet >> (8 - Self::STRIDE - bit % 8)) & (SLOTS - 1)
+    }
+
     /// The group of the longest prefix around an address (octets in network order).
     ///
     /// # Panics
@@ -116,11 +117,11 @@ impl<const N: usize> Fib<N> {
     pub fn lookup(&self, reader: &Reader, addr: &[u8; N]) -> Option<Group> {
         assert!(reader.is_awake_in(&self.domain));
         let mut entry = self.root[root_slot(addr)].load(Ordering::Acquire);
-        for level in 0..levels::<N>() {
+        for level in 0..Self::LEVELS {
             if entry & NODE == 0 {
                 break;
             }
-            entry = self.nodes[(entry & !NODE) as usize].0[slot(addr, level)].load(Ordering::Acquire);
+            entry = self.nodes[(entry & !NODE) as usize].0[Self::slot(addr, level)].load(Ordering::Acquire);
         }
         Group::of_entry(entry)
     }
@@ -140,7 +141,7 @@ impl<const N: usize> Fib<N> {
                 *entry = self.root[root_slot(addr)].load(Ordering::Acquire);
                 deeper |= *entry;
             }
-            for level in 0..levels::<N>() {
+            for level in 0..Self::LEVELS {
                 if deeper & NODE == 0 {
                     break;
                 }
@@ -157,12 +158,11 @@ impl<const N: usize> Fib<N> {
     fn descend(&self, level: usize, addrs: &[[u8; N]], entries: &mut [u32; LANES]) -> u32 {
         let mut deeper = 0;
         for (entry, addr) in entries.iter_mut().zip(addrs) {
-            // All ones if it leads further. Masks and no branch, which would be mispredicted for every other address and then stop the
-            // loads behind it: those that have their answer load from node 0 and keep it.
-            let leads = (*entry as i32 >> 31) as u32;
-            let node = *entry & leads & !NODE;
-            let next = self.nodes[node as usize].0[slot(addr, level)].load(Ordering::Acquire);
-            *entry = (next & leads) | (*entry & !leads);
+            // A branch and not masks: on one level nearly all addresses go the same way, and the processor does not wait for the entry.
+            if *entry & NODE != 0 {
+                let node = (*entry & !NODE) as usize;
+                *entry = self.nodes[node].0[Self::slot(addr, level)].load(Ordering::Acquire);
+            }
             deeper |= *entry;
         }
         deeper

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Barrier};
 
-use patronus_engine::fib::{FibWriter, Group, Limits, RouteError};
+use patronus_engine::fib::{FibWriter, FibWriterV4, Group, Limits, RouteError};
 use patronus_sync::{Domain, Reader};
 use proptest::prelude::*;
 
@@ -18,7 +18,7 @@ fn group(number: u32) -> Group {
 }
 
 /// A writer, its domain, and a reader that is awake.
-fn table<const N: usize>(limits: Limits) -> (FibWriter<N>, Domain, Reader) {
+fn table<const N: usize, const SLOTS: usize>(limits: Limits) -> (FibWriter<N, SLOTS>, Domain, Reader) {
     let (domain, mut readers) = Domain::new(1);
     let mut reader = readers.remove(0);
     reader.resume();
@@ -86,8 +86,10 @@ fn edges<const N: usize>(prefix: &[u8; N], len: u8) -> Vec<[u8; N]> {
     .to_vec()
 }
 
-fn follows_the_list<const N: usize>(changes: Vec<Change<N>>) -> Result<(), TestCaseError> {
-    let (mut writer, mut domain, mut reader) = table::<N>(LIMITS);
+fn follows_the_list<const N: usize, const SLOTS: usize>(
+    changes: Vec<Change<N>>,
+) -> Result<(), TestCaseError> {
+    let (mut writer, mut domain, mut reader) = table::<N, SLOTS>(LIMITS);
     let fib = Arc::clone(writer.fib());
     let mut list = List::default();
     let mut watched = Vec::new();
@@ -159,18 +161,18 @@ proptest! {
 
     #[test]
     fn ipv4_follows_the_list(changes in prop::collection::vec(change::<4>(), 0..60)) {
-        follows_the_list(changes)?;
+        follows_the_list::<4, 256>(changes)?;
     }
 
     #[test]
     fn ipv6_follows_the_list(changes in prop::collection::vec(change::<16>(), 0..60)) {
-        follows_the_list(changes)?;
+        follows_the_list::<16, 16>(changes)?;
     }
 }
 
 #[test]
 fn limits_are_kept_and_said() {
-    let (mut writer, mut domain, mut reader) = table::<4>(Limits { routes: 2, nodes: 4 });
+    let (mut writer, mut domain, mut reader) = table::<4, 256>(Limits { routes: 2, nodes: 3 });
     assert_eq!(
         writer.insert(&domain, [1; 4], 33, group(1)),
         Err(RouteError::Length(33))
@@ -178,11 +180,11 @@ fn limits_are_kept_and_said() {
     assert_eq!(
         writer.insert(&domain, [1; 4], 32, group(1)),
         Ok(None),
-        "three nodes"
+        "two nodes"
     );
     assert_eq!(
         writer.insert(&domain, [2; 4], 32, group(1)),
-        Err(RouteError::Nodes(4))
+        Err(RouteError::Nodes(3))
     );
     assert_eq!(writer.insert(&domain, [2; 4], 24, group(1)), Ok(None), "one");
     assert_eq!(
@@ -198,7 +200,7 @@ fn limits_are_kept_and_said() {
     assert_eq!(writer.remove(&mut domain, [1; 4], 32), Some(group(1)));
     assert_eq!(
         writer.insert(&domain, [3; 4], 32, group(3)),
-        Err(RouteError::Nodes(4))
+        Err(RouteError::Nodes(3))
     );
     assert_eq!(writer.fib().lookup(&reader, &[3; 4]), None);
     reader.quiescent();
@@ -210,13 +212,13 @@ fn limits_are_kept_and_said() {
 #[test]
 #[should_panic(expected = "is_awake_in")]
 fn a_parked_reader_looks_nothing_up() {
-    let (writer, _domain, mut reader) = table::<4>(LIMITS);
+    let (writer, _domain, mut reader) = table::<4, 256>(LIMITS);
     reader.park();
     writer.fib().lookup(&reader, &[1; 4]);
 }
 
 /// Sets a route; while all nodes are taken, waits for the reader.
-fn insert(writer: &mut FibWriter<4>, domain: &Domain, prefix: [u8; 4], len: u8, number: u32) {
+fn insert(writer: &mut FibWriterV4, domain: &Domain, prefix: [u8; 4], len: u8, number: u32) {
     for _ in 0..100_000 {
         match writer.insert(domain, prefix, len, group(number)) {
             Ok(_) => return,
@@ -229,7 +231,7 @@ fn insert(writer: &mut FibWriter<4>, domain: &Domain, prefix: [u8; 4], len: u8, 
 
 #[test]
 fn a_reader_sees_old_or_new_and_nothing_else() {
-    let (mut writer, mut domain, mut reader) = table::<4>(LIMITS);
+    let (mut writer, mut domain, mut reader) = table::<4, 256>(LIMITS);
     let fib = Arc::clone(writer.fib());
     insert(&mut writer, &domain, [10, 0, 0, 0], 8, 1);
     let (started, end) = (Barrier::new(2), AtomicBool::new(false));

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use patronus_engine::fib::{Fib, FibWriter, Group, Limits};
+use patronus_engine::fib::{FibV4, FibWriter, Group, Limits};
 use patronus_sync::{Domain, Reader};
 use routes::{Numbers, Route};
 use rustix::time::{ClockId, clock_gettime};
@@ -52,14 +52,14 @@ fn median(mut of: Vec<f64>) -> f64 {
 }
 
 /// A table with all routes in it, its domain, and how long one change took on average.
-struct Loaded<const N: usize> {
-    writer: FibWriter<N>,
+struct Loaded<const N: usize, const SLOTS: usize> {
+    writer: FibWriter<N, SLOTS>,
     domain: Domain,
     reader: Reader,
     change: Duration,
 }
 
-fn load<const N: usize>(routes: &[Route<N>], nodes: usize) -> Loaded<N> {
+fn load<const N: usize, const SLOTS: usize>(routes: &[Route<N>], nodes: usize) -> Loaded<N, SLOTS> {
     let (domain, mut readers) = Domain::new(1);
     let limits = Limits {
         routes: routes.len(),
@@ -84,14 +84,14 @@ fn load<const N: usize>(routes: &[Route<N>], nodes: usize) -> Loaded<N> {
 }
 
 /// Bytes that lookups can touch.
-fn bytes<const N: usize>(writer: &FibWriter<N>) -> usize {
-    (4 << 20) + 64 * writer.nodes()
+fn bytes<const N: usize, const SLOTS: usize>(writer: &FibWriter<N, SLOTS>) -> usize {
+    4 * ((1 << 16) + SLOTS * writer.nodes())
 }
 
 fn ipv4(rounds: usize) {
     let mut numbers = Numbers::new();
     let routes = routes::internet_v4(&mut numbers);
-    let loaded = load(&routes, 400_000);
+    let loaded = load::<4, 256>(&routes, 70_000);
     let fib = Arc::clone(loaded.writer.fib());
     let dir = yardsticks::Dir24::build(&routes);
     let strides = yardsticks::Strides::build(&dir);
@@ -105,9 +105,9 @@ fn ipv4(rounds: usize) {
         );
     };
     println!("  {} nodes", loaded.writer.nodes());
-    row("this one (20-4-4-4)", bytes(&loaded.writer));
+    row("this one (16-8-8)", bytes(&loaded.writer));
     row("DIR-24-8", dir.bytes());
-    row("16-8-8", strides.bytes());
+    row("16-8-8, never changed", strides.bytes());
     row("16-8-8 with popcounts", popcount.bytes());
 
     for (kind, addrs) in [
@@ -142,7 +142,7 @@ fn ipv4(rounds: usize) {
 fn ipv6(rounds: usize) {
     let mut numbers = Numbers::new();
     let routes = routes::internet_v6(&mut numbers);
-    let loaded = load(&routes, 1_200_000);
+    let loaded = load::<16, 16>(&routes, 1_200_000);
     let fib = Arc::clone(loaded.writer.fib());
     let bytes = bytes(&loaded.writer);
     println!(
@@ -168,8 +168,8 @@ fn under_changes(rounds: usize, routes: &[Route<4>], addrs: &[[u8; 4]], kind: &s
         mut domain,
         mut reader,
         ..
-    } = load(routes, 400_000);
-    let fib: Arc<Fib<4>> = Arc::clone(writer.fib());
+    } = load::<4, 256>(routes, 70_000);
+    let fib: Arc<FibV4> = Arc::clone(writer.fib());
     let (changing, end) = (AtomicBool::new(false), AtomicBool::new(false));
     let (mut quiet, mut changed) = (Vec::new(), Vec::new());
     let made = std::thread::scope(|scope| {

@@ -2,7 +2,7 @@
 //!
 //! Beside each entry the writer remembers the length of the prefix that owns it, 0 for the default route as for none. A route paints
 //! the entries under its prefix that no longer prefix owns; a route that goes hands those that it owns to the longest
-//! prefix around it. A node is made with sixteen times the answer that it takes the place of, so it may be seen at once, and
+//! prefix around it. A node is made full of the answer that it takes the place of, so it may be seen at once, and
 //! goes when all its entries again belong to prefixes no longer than its own.
 
 use std::collections::{HashMap, VecDeque};
@@ -14,14 +14,14 @@ use std::sync::atomic::Ordering;
 use patronus_mem::Table;
 use patronus_sync::{Domain, Grace};
 
-use super::{Fib, Group, NODE, Node, ROOT_BITS, SLOTS, STRIDE, root_slot, slot};
+use super::{Fib, Group, NODE, Node, ROOT_BITS, root_slot};
 
 /// How much a table may hold. What is read is allocated at the start; what only the writer needs grows with the routes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Prefixes.
     pub routes: usize,
-    /// Nodes of 64 bytes.
+    /// Nodes: of 1 KiB for IPv4, of 64 bytes for IPv6.
     pub nodes: usize,
 }
 
@@ -49,8 +49,8 @@ impl fmt::Display for RouteError {
 impl std::error::Error for RouteError {}
 
 /// The only one who changes a [`Fib`].
-pub struct FibWriter<const N: usize> {
-    fib: Arc<Fib<N>>,
+pub struct FibWriter<const N: usize, const SLOTS: usize> {
+    fib: Arc<Fib<N, SLOTS>>,
     /// The length of the prefix that owns each entry.
     root_owners: Box<[u8]>,
     node_owners: Box<[[u8; SLOTS]]>,
@@ -72,34 +72,38 @@ enum Place {
     Node(u32, usize),
 }
 
-impl<const N: usize> FibWriter<N> {
+/// Changes a [`FibV4`](super::FibV4).
+pub type FibWriterV4 = FibWriter<4, 256>;
+/// Changes a [`FibV6`](super::FibV6).
+pub type FibWriterV6 = FibWriter<16, 16>;
+
+impl<const N: usize, const SLOTS: usize> FibWriter<N, SLOTS> {
     /// An empty table for the readers of `domain`.
-    pub fn new(domain: &Domain, limits: Limits) -> io::Result<FibWriter<N>> {
+    pub fn new(domain: &Domain, limits: Limits) -> io::Result<Self> {
         const { assert!(N == 4 || N == 16, "IPv4 or IPv6") };
-        if limits.nodes >= NODE as usize {
+        if limits.nodes > NODE as usize {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "too many nodes"));
         }
-        let nodes = limits.nodes + 1;
         let fib = Fib {
             root: Table::new(1 << ROOT_BITS, Default::default)?,
-            nodes: Table::new(nodes, Node::empty)?,
+            nodes: Table::new(limits.nodes, Node::empty)?,
             domain: domain.id(),
         };
         Ok(FibWriter {
             fib: Arc::new(fib),
             root_owners: vec![0; 1 << ROOT_BITS].into(),
-            node_owners: vec![[0; SLOTS]; nodes].into(),
+            node_owners: vec![[0; SLOTS]; limits.nodes].into(),
             routes: vec![HashMap::new(); 8 * N + 1],
             route_count: 0,
             limits,
             free: Vec::with_capacity(limits.nodes),
-            fresh: 1,
+            fresh: 0,
             retired: VecDeque::with_capacity(limits.nodes),
         })
     }
 
     /// What workers read.
-    pub fn fib(&self) -> &Arc<Fib<N>> {
+    pub fn fib(&self) -> &Arc<Fib<N, SLOTS>> {
         &self.fib
     }
 
@@ -110,7 +114,7 @@ impl<const N: usize> FibWriter<N> {
 
     /// How many nodes lead to answers or may still be read.
     pub fn nodes(&self) -> usize {
-        self.fresh as usize - 1 - self.free.len()
+        self.fresh as usize - self.free.len()
     }
 
     /// The group of exactly this prefix.
@@ -142,7 +146,7 @@ impl<const N: usize> FibWriter<N> {
             return Err(RouteError::Routes(self.limits.routes));
         }
         self.collect(domain);
-        if self.limits.nodes - self.nodes() < depth(len) - self.made(&prefix, depth(len)) {
+        if self.limits.nodes - self.nodes() < Self::depth(len) - self.made(&prefix, Self::depth(len)) {
             return Err(RouteError::Nodes(self.limits.nodes));
         }
         let before = self.routes[usize::from(len)].insert(prefix, group);
@@ -189,19 +193,19 @@ impl<const N: usize> FibWriter<N> {
     }
 
     /// The entries that together are the prefix, after making the nodes that lead to them.
-    fn reach(&mut self, prefix: &[u8; N], len: u8) -> impl Iterator<Item = Place> + use<N> {
+    fn reach(&mut self, prefix: &[u8; N], len: u8) -> impl Iterator<Item = Place> + use<N, SLOTS> {
         let first = root_slot(prefix);
         let mut node = None;
-        for level in 0..depth(len) {
-            let place = at(node, first, level, prefix);
+        for level in 0..Self::depth(len) {
+            let place = Self::at(node, first, level, prefix);
             node = Some(self.child(place));
         }
-        let covered = ROOT_BITS + STRIDE * depth(len);
+        let covered = ROOT_BITS + Fib::<N, SLOTS>::STRIDE * Self::depth(len);
         let count = 1 << (covered - usize::from(len));
-        let last_level = depth(len);
+        let last_level = Self::depth(len);
         let start = match node {
             None => first,
-            Some(_) => slot(prefix, last_level - 1),
+            Some(_) => Fib::<N, SLOTS>::slot(prefix, last_level - 1),
         };
         (start..start + count).map(move |slot| match node {
             None => Place::Root(slot),
@@ -220,7 +224,7 @@ impl<const N: usize> FibWriter<N> {
             self.fresh += 1;
             self.fresh - 1
         });
-        assert!(node as usize <= self.limits.nodes, "nodes were counted");
+        assert!((node as usize) < self.limits.nodes, "nodes were counted");
         for slot in &self.fib.nodes[node as usize].0 {
             slot.store(entry, Ordering::Relaxed);
         }
@@ -248,11 +252,11 @@ impl<const N: usize> FibWriter<N> {
 
     /// Takes nodes on the way to a prefix out, from the last one up, as long as they say nothing that the entry above would not.
     fn prune(&mut self, domain: &mut Domain, prefix: &[u8; N], len: u8) {
-        for level in (0..depth(len)).rev() {
+        for level in (0..Self::depth(len)).rev() {
             let (place, node) = self
                 .way(prefix, level)
                 .expect("a route's nodes are there until the last of them is pruned");
-            let covers = (ROOT_BITS + STRIDE * level) as u8;
+            let covers = (ROOT_BITS + Fib::<N, SLOTS>::STRIDE * level) as u8;
             let entries = &self.fib.nodes[node as usize].0;
             let owners = self.node_owners[node as usize];
             let needed = entries
@@ -286,7 +290,7 @@ impl<const N: usize> FibWriter<N> {
         let mut node = None;
         let mut place = Place::Root(first);
         for above in 0..=level {
-            place = at(node, first, above, addr);
+            place = Self::at(node, first, above, addr);
             let entry = self.entry(place);
             if entry & NODE == 0 {
                 return None;
@@ -294,6 +298,21 @@ impl<const N: usize> FibWriter<N> {
             node = Some(entry & !NODE);
         }
         node.map(|node| (place, node))
+    }
+
+    /// The entry that leads from `node` (or the root) to level `level` on the way to an address.
+    fn at(node: Option<u32>, first: usize, level: usize, addr: &[u8; N]) -> Place {
+        match node {
+            None => Place::Root(first),
+            Some(node) => Place::Node(node, Fib::<N, SLOTS>::slot(addr, level - 1)),
+        }
+    }
+
+    /// Nodes on the way to the entries of a prefix of this length.
+    fn depth(len: u8) -> usize {
+        usize::from(len)
+            .saturating_sub(ROOT_BITS)
+            .div_ceil(Fib::<N, SLOTS>::STRIDE)
     }
 
     fn entry(&self, place: Place) -> u32 {
@@ -317,19 +336,6 @@ impl<const N: usize> FibWriter<N> {
             Place::Node(node, slot) => self.fib.nodes[node as usize].0[slot].store(entry, Ordering::Release),
         }
     }
-}
-
-/// The entry that leads from `node` (or the root) to level `level` on the way to an address.
-fn at<const N: usize>(node: Option<u32>, first: usize, level: usize, addr: &[u8; N]) -> Place {
-    match node {
-        None => Place::Root(first),
-        Some(node) => Place::Node(node, slot(addr, level - 1)),
-    }
-}
-
-/// Nodes on the way to the entries of a prefix of this length.
-fn depth(len: u8) -> usize {
-    usize::from(len).saturating_sub(ROOT_BITS).div_ceil(STRIDE)
 }
 
 /// The address with all bits behind the prefix cleared.
