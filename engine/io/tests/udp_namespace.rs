@@ -221,6 +221,44 @@ fn c60_c64_the_path_socket_follows_addresses_routes_and_the_mark() {
     }
 }
 
+#[test]
+fn c72_a_full_buffer_does_not_cost_the_path_socket() {
+    in_namespace(|| {
+        // A link so slow that everything waits in the socket's buffer.
+        ip("link add veth-a type veth peer name veth-b");
+        ip("addr add 192.0.2.5/24 dev veth-a");
+        ip("link set veth-a up");
+        ip("link set veth-b up");
+        ip("neigh add 192.0.2.9 lladdr 02:00:00:00:00:09 dev veth-a nud permanent");
+        let tc = "qdisc add dev veth-a root tbf rate 8kbit burst 2000 limit 100000000";
+        let status = Command::new("tc").args(tc.split_whitespace()).status();
+        assert!(status.expect("run tc").success(), "tc {tc}");
+        let config = UdpConfig {
+            buffer_bytes: 1 << 17,
+            ..CONFIG
+        };
+        let mut port = UdpSockets::bind(&config).expect("sockets").worker_port(0);
+        let mut frames = frames();
+        let mut outer = Outer::new("192.0.2.9:4000".parse().expect("address"));
+        outer.set_local("192.0.2.5".parse().ok(), 0);
+        let mut was_connected = false;
+        for _ in 0..2000 {
+            send(&mut port, &mut frames, &outer, 1, 100);
+            was_connected |= connected(&port) == 1;
+            if port.counters().tx_no_buffer.get() >= 3 {
+                break;
+            }
+        }
+        assert!(was_connected && port.counters().tx_no_buffer.get() >= 3);
+        assert_eq!(connected(&port), 1, "it is not the path's fault");
+        let drops = port
+            .counters()
+            .drops()
+            .filter(|(name, _)| *name != "tx_no_buffer");
+        assert_eq!(drops.map(|(_, count)| count).sum::<u64>(), 0);
+    });
+}
+
 /// An ICMP error of type 3 and this code (RFC 792) about a datagram between these addresses.
 fn icmp_unreachable(code: u8, from: SocketAddr, to: SocketAddr) -> Vec<u8> {
     let octets = |address: SocketAddr| match address.ip() {
