@@ -647,6 +647,15 @@ fn c67_peers_are_limited_and_numbers_reused() {
     for n in 0..1000 {
         assert_eq!(device.add_peer(key(n)).unwrap().0, n);
     }
+    let reasons =
+        [AddPeerError::Full, AddPeerError::OwnKey, AddPeerError::Exists].map(|error| error.to_string());
+    assert!(
+        reasons
+            .iter()
+            .zip(["limit", "our own", "there is a peer"])
+            .all(|(said, of)| said.contains(of)),
+        "{reasons:?}"
+    );
     assert_eq!(device.add_peer(key(1000)), Err(AddPeerError::Full));
     assert_eq!(device.add_peer(key(7)), Err(AddPeerError::Exists));
     let seven = device.peer(&key(7)).unwrap();
