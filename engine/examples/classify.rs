@@ -8,15 +8,16 @@
 //! some DSCPs; those that say less come later, and one for the rest comes last. Each flow is drawn from a random policy. Medians of the rounds in the
 //! thread's own CPU time, subjects in turn.
 
+mod common;
+
 use std::hint::black_box;
 use std::net::Ipv4Addr;
-use std::time::Duration;
 
+use common::{Numbers, cpu_time, median};
 use patronus_engine::allowedips::Prefix;
 use patronus_engine::classify::{Classifier, Match};
 use patronus_engine::flow::HashKeys;
 use patronus_io::ip::FlowKey;
-use rustix::time::{ClockId, clock_gettime};
 
 /// Flows in one measurement.
 const FLOWS: usize = 1 << 14;
@@ -24,33 +25,16 @@ const FLOWS: usize = 1 << 14;
 /// Of the linear search fewer: it takes long.
 const LINEAR_FLOWS: usize = 1 << 9;
 
-fn cpu_time() -> Duration {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
-}
+/// Draws policies.
+struct Drawer(Numbers);
 
-fn median(mut of: Vec<f64>) -> f64 {
-    of.sort_by(f64::total_cmp);
-    of[of.len() / 2]
-}
-
-/// xorshift64*.
-struct Numbers(u64);
-
-impl Numbers {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    fn below(&mut self, end: u64) -> u64 {
-        ((self.next() >> 32) * end) >> 32
+impl Drawer {
+    fn below(&mut self, end: usize) -> usize {
+        self.0.below(end)
     }
 
     fn of<T: Copy>(&mut self, choices: &[T]) -> T {
-        choices[self.below(choices.len() as u64) as usize]
+        choices[self.below(choices.len())]
     }
 
     /// A network of one of 4,000 sites, or a server there.
@@ -91,9 +75,9 @@ struct Flow {
 
 impl Flow {
     /// One that comes under a policy.
-    fn of(policy: &Match, numbers: &mut Numbers) -> Flow {
+    fn of(policy: &Match, numbers: &mut Drawer) -> Flow {
         let mut inside = |prefix: &Option<Prefix>| {
-            let any = numbers.next() as u32;
+            let any = numbers.0.next() as u32;
             match prefix.map(|prefix| (prefix.addr(), prefix.cidr())) {
                 Some((std::net::IpAddr::V4(addr), len)) => Ipv4Addr::from_bits(
                     addr.to_bits() | any & u32::MAX.checked_shr(u32::from(len)).unwrap_or(0),
@@ -148,20 +132,20 @@ fn main() {
         .nth(1)
         .and_then(|rounds| rounds.parse().ok())
         .unwrap_or(7);
-    let mut numbers = Numbers(0x9e37_79b9_7f4a_7c15);
+    let mut numbers = Drawer(Numbers::new());
     for count in [10, 1000, 10_000] {
         let mut policies: Vec<Match> = (1..count).map(|_| numbers.policy()).collect();
         policies.sort_by_key(breadth);
         policies.push(Match::ANY);
         let before = cpu_time();
-        let keys = HashKeys::new(std::array::from_fn(|_| numbers.next()));
+        let keys = HashKeys::new(std::array::from_fn(|_| numbers.0.next()));
         let classifier = Classifier::compile(&policies, keys).expect("valid policies");
         let compiled = cpu_time() - before;
         let (mut ours, mut linear) = (Vec::new(), Vec::new());
         for _ in 0..rounds {
             let flows: Vec<Flow> = (0..FLOWS)
                 .map(|_| {
-                    let at = numbers.below(policies.len() as u64) as usize;
+                    let at = numbers.below(policies.len());
                     Flow::of(&policies[at], &mut numbers)
                 })
                 .collect();

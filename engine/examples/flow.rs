@@ -8,45 +8,24 @@
 //! time. "Map" is `std::collections::HashMap` with its default hash, which resists crafted keys as ours does; it is looked up key
 //! by key, as it has no other way.
 
+mod common;
+
 use std::collections::HashMap;
 use std::hint::black_box;
-use std::time::Duration;
 
+use common::{Numbers, cpu_time, median};
 use patronus_engine::flow::{Flow, FlowTable, HashKeys, LOAD_PERCENT};
 use patronus_io::ip::FlowKey;
-use rustix::time::{ClockId, clock_gettime};
 
 const BURST: usize = 32;
 /// Lookups in one measurement.
 const LOOKUPS: usize = 1 << 20;
-
-fn cpu_time() -> Duration {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
-}
 
 /// Nanoseconds for each of `count`.
 fn time(count: usize, work: impl FnOnce()) -> f64 {
     let before = cpu_time();
     work();
     (cpu_time() - before).as_nanos() as f64 / count as f64
-}
-
-fn median(mut of: Vec<f64>) -> f64 {
-    of.sort_by(f64::total_cmp);
-    of[of.len() / 2]
-}
-
-/// xorshift64*.
-struct Numbers(u64);
-
-impl Numbers {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
 }
 
 /// Flow number `n`: clients of a /16 and their UDP ports.
@@ -83,9 +62,7 @@ fn measure(limit: usize, ipv6: bool, rounds: usize, numbers: &mut Numbers) {
                 map.insert(*key, Flow::<[u32; 4]>::default());
             }
         }));
-        let hits: Vec<FlowKey> = (0..LOOKUPS)
-            .map(|_| all[(numbers.next() % limit as u64) as usize])
-            .collect();
+        let hits: Vec<FlowKey> = (0..LOOKUPS).map(|_| all[numbers.below(limit)]).collect();
         let misses: Vec<FlowKey> = (0..LOOKUPS)
             .map(|_| flow((1 << 24) + (numbers.next() & 0xf_ffff) as usize, ipv6))
             .collect();
@@ -125,7 +102,7 @@ fn main() {
         .nth(1)
         .and_then(|rounds| rounds.parse().ok())
         .unwrap_or(7);
-    let mut numbers = Numbers(0x9e37_79b9_7f4a_7c15);
+    let mut numbers = Numbers::new();
     for bits in [10, 14, 17, 20] {
         for ipv6 in [false, true] {
             // Such that exactly the allowed part of a power of two is used.

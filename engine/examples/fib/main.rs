@@ -9,6 +9,8 @@
 //! address in it at random. The routes have the lengths of the internet's tables (see `routes`). The second core, if there is one, makes the
 //! changes in the last measurement.
 
+#[path = "../common/mod.rs"]
+mod common;
 mod routes;
 mod yardsticks;
 
@@ -17,10 +19,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use common::{Numbers, cpu_time, median};
 use patronus_engine::fib::{FibV4, FibWriter, Group, Limits};
 use patronus_sync::{Domain, Reader};
-use routes::{Numbers, Route};
-use rustix::time::{ClockId, clock_gettime};
+use routes::Route;
 
 /// Addresses that are looked up in one measurement, and in one call.
 const LOOKUPS: usize = 1 << 20;
@@ -28,12 +30,6 @@ const BURST: usize = 32;
 
 /// Changes a second in the last measurement.
 const CHANGES: u32 = 10_000;
-
-/// CPU time of this thread.
-fn cpu_time() -> Duration {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
-}
 
 /// Nanoseconds a lookup, over all addresses in bursts.
 fn time<const N: usize>(addrs: &[[u8; N]], mut lookup: impl FnMut(&[[u8; N]], &mut [Option<Group>])) -> f64 {
@@ -44,11 +40,6 @@ fn time<const N: usize>(addrs: &[[u8; N]], mut lookup: impl FnMut(&[[u8; N]], &m
         black_box(&groups);
     }
     (cpu_time() - before).as_nanos() as f64 / addrs.len() as f64
-}
-
-fn median(mut of: Vec<f64>) -> f64 {
-    of.sort_by(f64::total_cmp);
-    of[of.len() / 2]
 }
 
 /// A table with all routes in it, its domain, and how long one change took on average.

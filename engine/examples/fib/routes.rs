@@ -9,6 +9,8 @@ use std::collections::HashSet;
 
 use patronus_engine::fib::Group;
 
+use crate::common::Numbers;
+
 /// Next-hop groups that the routes are spread over.
 const GROUPS: usize = 200;
 
@@ -55,25 +57,7 @@ pub struct Route<const N: usize> {
     pub group: Group,
 }
 
-/// xorshift64*.
-pub struct Numbers(u64);
-
 impl Numbers {
-    pub fn new() -> Numbers {
-        Numbers(0x9e37_79b9_7f4a_7c15)
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    pub fn below(&mut self, end: usize) -> usize {
-        ((u128::from(self.next()) * end as u128) >> 64) as usize
-    }
-
     /// Even between 0 and 1.
     fn part(&mut self) -> f64 {
         (self.next() >> 11) as f64 / (1u64 << 53) as f64

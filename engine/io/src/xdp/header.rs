@@ -4,14 +4,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
 use patronus_mem::{Outer, PktBuf};
 
-use crate::ip::{Sum, pseudo_sum};
+use crate::ip::{IPV4_HEADER as IPV4, IPV6_HEADER as IPV6, PROTO_UDP, Sum, UDP_HEADER as UDP, pseudo_sum};
 
 const ETHERNET: usize = 14;
-const IPV4: usize = 20;
-const IPV6: usize = 40;
-const UDP: usize = 8;
-
-const PROTOCOL_UDP: u8 = 17;
 const TTL: u8 = 64;
 
 /// How every frame on a path begins, but for lengths, checksums, and the DSCP and ECN byte.
@@ -47,13 +42,13 @@ impl Way {
         let ip = &mut bytes[ETHERNET..];
         let (ipv6, udp) = match (from.ip(), to.ip()) {
             (IpAddr::V4(from), IpAddr::V4(to)) => {
-                (ip[0], ip[8], ip[9]) = (0x45, TTL, PROTOCOL_UDP);
+                (ip[0], ip[8], ip[9]) = (0x45, TTL, PROTO_UDP);
                 ip[12..16].copy_from_slice(&from.octets());
                 ip[16..20].copy_from_slice(&to.octets());
                 (false, IPV4)
             }
             (IpAddr::V6(from), IpAddr::V6(to)) => {
-                (ip[0], ip[6], ip[7]) = (0x60, PROTOCOL_UDP, TTL);
+                (ip[0], ip[6], ip[7]) = (0x60, PROTO_UDP, TTL);
                 ip[8..24].copy_from_slice(&from.octets());
                 ip[24..40].copy_from_slice(&to.octets());
                 (true, IPV6)
@@ -100,7 +95,7 @@ impl Way {
             &ip[12..20]
         };
         udp[4..6].copy_from_slice(&(datagram as u16).to_be_bytes());
-        let sum = pseudo_sum(addresses, PROTOCOL_UDP, datagram).bytes(udp) + payload;
+        let sum = pseudo_sum(addresses, PROTO_UDP, datagram).bytes(udp) + payload;
         udp[6..8].copy_from_slice(&sum.transport_checksum());
         true
     }

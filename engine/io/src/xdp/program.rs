@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
 
 use super::bpf::{Assembler, Instruction, Label, Reg, Width};
+use crate::ip;
 
 /// What the engine takes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,11 +44,11 @@ const CONTEXT_QUEUE: i16 = 16;
 /// Offsets in a frame.
 const ETHERTYPE: i16 = 12;
 const IP: i16 = 14;
-const IPV4_HEADER: i16 = 20;
-const IPV6_HEADER: i16 = 40;
-const UDP_HEADER: i16 = 8;
+const IPV4_HEADER: i16 = ip::IPV4_HEADER as i16;
+const IPV6_HEADER: i16 = ip::IPV6_HEADER as i16;
+const UDP_HEADER: i16 = ip::UDP_HEADER as i16;
 
-const PROTOCOL_UDP: u32 = 17;
+const PROTOCOL_UDP: u32 = ip::PROTO_UDP as u32;
 
 /// Network order as a load on this machine sees it.
 fn half(value: u16) -> u32 {
