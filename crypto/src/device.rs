@@ -17,13 +17,14 @@ mod peer;
 
 use std::collections::HashMap;
 use std::fmt;
-use std::hash::{BuildHasherDefault, Hasher};
+use std::hash::BuildHasherDefault;
 use std::sync::Arc;
 
 use patronus_mem::{Secret, wipe_stack};
 use subtle::ConstantTimeEq;
 
 use crate::cookie::Checker;
+use crate::fnv::Fnv;
 use crate::hash;
 use crate::index::IndexTable;
 use crate::keypair::Keypair;
@@ -106,7 +107,7 @@ pub struct Device {
     peers: Vec<Option<Peer>>,
     vacant: Vec<PeerId>,
     /// Peers by a keyed hash of their public key, so that the time of a lookup tells nothing about the keys.
-    by_key: HashMap<u128, PeerId, BuildHasherDefault<Folded>>,
+    by_key: HashMap<u128, PeerId, BuildHasherDefault<Fnv>>,
     by_key_secret: Secret<32>,
     indices: IndexTable,
     schedule: Schedule,
@@ -178,7 +179,6 @@ impl Device {
         });
         let same = match (&self.local, &key) {
             (Some(local), Some(key)) => local.identity.private.ct_eq(&**key).into(),
-            (None, None) => true,
             _ => false,
         };
         if same {
@@ -254,7 +254,7 @@ impl Device {
         self.schedule.reserve(peers);
         // Twice what can be in use: a hash table that is less than half full cleans itself up without growing.
         self.indices.reserve(2 * INDICES_PER_PEER * peers);
-        self.vacant.reserve(peers - self.vacant.len().min(peers));
+        self.vacant.reserve(peers.saturating_sub(self.vacant.len()));
         self.spare.reserve((4 * peers).saturating_sub(self.spare.len()));
     }
 
@@ -415,26 +415,6 @@ impl fmt::Debug for Device {
     }
 }
 
-/// Hash of what is a keyed hash already.
-#[derive(Default)]
-struct Folded(u64);
-
-impl Hasher for Folded {
-    fn write(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            self.0 = self.0.rotate_left(8) ^ u64::from(byte);
-        }
-    }
-
-    fn write_u128(&mut self, n: u128) {
-        self.0 = n as u64;
-    }
-
-    fn finish(&self) -> u64 {
-        self.0
-    }
-}
-
 /// Random delays. They need to differ from machine to machine and not to be unknowable, so the random source is asked only once.
 struct Jitter(u64);
 
@@ -454,5 +434,72 @@ impl Jitter {
         z ^= z >> 31;
         let width = bound.as_nanos() as u64 + 1;
         Duration::from_nanos(((u128::from(z) * u128::from(width)) >> 64) as u64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Now = Now {
+        mono: Time::from_secs(1000),
+        wall: WallClock {
+            secs: 1_780_000_000,
+            nanos: 0,
+        },
+    };
+
+    struct Zeros;
+
+    impl Random for Zeros {
+        fn fill(&mut self, buf: &mut [u8]) {
+            buf.fill(0);
+        }
+    }
+
+    fn device() -> Device {
+        Device::new(Limits::default(), crate::x25519::default(), NOW, &mut Zeros)
+    }
+
+    #[test]
+    fn there_is_room_for_all_that_the_peers_can_need() {
+        let mut device = device();
+        for n in 1..=33 {
+            device.add_peer(PublicKey([n; 32])).unwrap();
+            let peers = usize::from(n).next_power_of_two();
+            assert!(
+                device.indices.capacity() >= 2 * INDICES_PER_PEER * peers,
+                "{n} peers"
+            );
+            assert!(device.vacant.capacity() >= peers, "{n} peers");
+            assert!(device.spare.capacity() >= 4 * peers, "{n} peers");
+        }
+    }
+
+    #[test]
+    fn no_more_keypairs_are_kept_than_there_is_room_for() {
+        let mut device = device();
+        device.add_peer(PublicKey([1; 32])).unwrap();
+        let room = device.spare.capacity();
+        for _ in 0..=room {
+            device.retire(Keypair::vacant(128));
+        }
+        assert_eq!((device.spare.len(), device.spare.capacity()), (room, room));
+    }
+
+    /// S. Vigna's reference implementation of SplitMix64, seeded with 0.
+    #[test]
+    fn jitter_is_splitmix64() {
+        let mut jitter = Jitter::new(&mut Zeros);
+        // A multiplication by the largest number there is: one less than what was drawn.
+        let widest = Duration::from_nanos(u64::MAX - 1);
+        for drawn in [
+            0xe220_a839_7b1d_cdaf,
+            0x6e78_9e6a_a1b9_65f4,
+            0x06c4_5d18_8009_454f,
+        ] {
+            assert_eq!(jitter.draw(widest), Duration::from_nanos(drawn - 1));
+        }
+        assert_eq!(jitter.draw(Duration::ZERO), Duration::ZERO);
     }
 }

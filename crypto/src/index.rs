@@ -5,20 +5,27 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::hash::{BuildHasherDefault, Hasher};
+use std::hash::BuildHasherDefault;
 
+use crate::fnv::Fnv;
 use crate::{PeerId, Random};
 
 /// Which peer each index in use belongs to.
 #[derive(Default)]
 pub(crate) struct IndexTable {
-    peers: HashMap<u32, PeerId, BuildHasherDefault<Spread>>,
+    peers: HashMap<u32, PeerId, BuildHasherDefault<Fnv>>,
 }
 
 impl IndexTable {
     /// Makes room for `count` indices in all.
     pub(crate) fn reserve(&mut self, count: usize) {
         self.peers.reserve(count.saturating_sub(self.peers.len()));
+    }
+
+    /// Room that there is in all.
+    #[cfg(test)]
+    pub(crate) fn capacity(&self) -> usize {
+        self.peers.capacity()
     }
 
     /// A fresh index for `peer`.
@@ -45,27 +52,6 @@ impl IndexTable {
     /// Indices in use.
     pub(crate) fn len(&self) -> usize {
         self.peers.len()
-    }
-}
-
-/// Spreads a random number over all bits. Nobody but our random source chooses what is in the table, so the hash needs
-/// no secret.
-#[derive(Default)]
-struct Spread(u64);
-
-impl Hasher for Spread {
-    fn write(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            self.write_u32(u32::from(byte));
-        }
-    }
-
-    fn write_u32(&mut self, n: u32) {
-        self.0 = (self.0 ^ u64::from(n)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    }
-
-    fn finish(&self) -> u64 {
-        self.0
     }
 }
 

@@ -16,6 +16,7 @@ pub mod aead;
 mod clock;
 mod cookie;
 mod device;
+mod fnv;
 mod hash;
 mod index;
 pub mod keypair;

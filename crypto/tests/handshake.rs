@@ -89,6 +89,7 @@ fn c02_other_lengths_are_dropped_before_any_work() {
     assert!(net.log.is_empty());
     net.receive(B, from, &right);
     assert_eq!(net.count(B, Kind::Response), 1);
+    assert!(net.device(B).dh_operations() > before, "the count counts");
 }
 
 #[test]
@@ -746,6 +747,7 @@ fn c70_r43_r52_an_interface_that_is_down_takes_and_sends_no_handshake() {
     net.wait(secs(6));
     let message = net.captured_initiation(A);
     let from = net.sites[A].addr;
+    assert!(net.device(B).is_up());
     net.set_up(B, false);
     assert!(!net.device(B).is_up());
     assert_eq!((net.link(B).erased, net.device(B).indices_in_use()), (1, 0));

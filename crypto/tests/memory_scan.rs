@@ -72,13 +72,9 @@ fn scan(needles: &[Needle]) -> Vec<usize> {
 
 fn count(chunk: &[u8], starts: usize, masked: &[u8; 24], skip: impl Fn(usize) -> bool) -> usize {
     let first = masked[0] ^ MASK;
-    let candidates = chunk
-        .iter()
-        .take(starts)
-        .enumerate()
-        .filter(|&(_, &byte)| byte == first);
+    let candidates = memchr::memchr_iter(first, &chunk[..starts]);
     candidates
-        .filter(|&(offset, _)| {
+        .filter(|&offset| {
             let here = chunk[offset..].iter();
             here.len() >= 24 && here.zip(masked).all(|(byte, masked)| byte ^ MASK == *masked) && !skip(offset)
         })
