@@ -1,9 +1,15 @@
-//! The engine's stages alone, on one core and without devices: nanoseconds a packet, beside the AEAD alone in the same run.
+//! The engine's pipelines without devices: nanoseconds a packet, beside the AEAD alone, or DPDK's forwarder, in the same run.
 //!
-//! Two workers' WireGuard states face each other in memory and one thread runs both. Bursts are refilled outside of the measured time. AEAD and
-//! pipelines take turns burst by burst, over the same sessions, keys, frames and sizes, so that a slow moment of the machine hits both.
+//! * `encrypt`, `decrypt`, `both`: two workers' WireGuard states face each other in memory and one thread runs both. Bursts are refilled outside of
+//!   the measured time. AEAD and pipelines take turns burst by burst, over the same sessions, keys, frames and sizes, so that a slow
+//!   moment of the machine hits both.
+//! * `forward`, `route`: whole turns of workers between two ports in memory, the making of packets included; [`lan`].
 
+mod lan;
+mod latency;
 mod pair;
+mod route;
+mod testpmd;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -25,6 +31,15 @@ pub struct Options {
     /// Packet sizes, bytes of the inner IP packet.
     #[arg(long, value_name = "SIZES", value_delimiter = ',', default_values_t = [64, 128, 512, 1420])]
     sizes: Vec<usize>,
+    /// Pipelines to measure.
+    #[arg(long, value_name = "PIPELINES", value_delimiter = ',', default_values_t = [Pipelines::Crypto, Pipelines::Route])]
+    pipelines: Vec<Pipelines>,
+    /// Flows that routed packets are of.
+    #[arg(long, value_name = "FLOWS", value_delimiter = ',', default_values_t = [1000, 1_000_000])]
+    flows: Vec<u32>,
+    /// Compares `route` with dpdk-testpmd's macswap over a net_null port on one core. Needs Debian's dpdk-dev and 256 free huge pages.
+    #[arg(long)]
+    testpmd: bool,
     /// Peers that the packets are spread over, one after the other.
     #[arg(long, value_name = "PEERS", value_delimiter = ',', default_values_t = [1, 1000])]
     peers: Vec<usize>,
@@ -36,26 +51,51 @@ pub struct Options {
     json: Option<PathBuf>,
 }
 
+/// Which pipelines belong together.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+enum Pipelines {
+    /// `encrypt`, `decrypt`, `both`.
+    Crypto,
+    /// `forward`, `route`.
+    Route,
+}
+
+impl std::fmt::Display for Pipelines {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Pipelines::Crypto => "crypto",
+            Pipelines::Route => "route",
+        })
+    }
+}
+
 /// One line of the report. `None` is `null`: not measured.
 #[derive(Clone, Debug, Serialize)]
 struct Row {
-    /// `encrypt`: inner packet to datagram; `decrypt`: datagram to inner packet; `both`: one after the other.
+    /// `encrypt`: inner packet to datagram; `decrypt`: datagram to inner packet; `both`: one after the other; `forward`: from port to port and nothing
+    /// else; `route`: with flow table, FIB and time to live between.
     pipeline: &'static str,
     /// Bytes of the inner packet.
     size: usize,
-    /// Flows, one for each peer.
+    /// Flows; of encrypted packets one for each peer.
     flows: usize,
+    /// 0 where nothing is encrypted.
     peers: usize,
     workers: usize,
     /// Part of the packets that another worker took in.
     handoff: f64,
-    /// Millions of packets a second on one core.
+    /// Millions of packets a second, of all workers together.
     mpps: f64,
-    /// Gigabits of inner packets a second on one core.
+    /// Gigabits of inner packets a second, of all workers together.
     gbps: f64,
+    /// On each worker's core.
     ns_per_packet: f64,
     /// The same packets' AEAD alone.
-    aead_ns_per_packet: f64,
+    aead_ns_per_packet: Option<f64>,
+    /// Time from arrival to departure at 80 % of the highest rate without loss.
+    lat_p50_us: Option<f64>,
+    lat_p99_us: Option<f64>,
+    lat_p999_us: Option<f64>,
 }
 
 impl Row {
@@ -70,7 +110,10 @@ impl Row {
             mpps: 1e3 / ns,
             gbps: 8.0 * size as f64 / ns,
             ns_per_packet: ns,
-            aead_ns_per_packet: aead,
+            aead_ns_per_packet: Some(aead),
+            lat_p50_us: None,
+            lat_p99_us: None,
+            lat_p999_us: None,
         }
     }
 }
@@ -98,12 +141,26 @@ pub fn run(options: &Options) -> Result<()> {
     for (name, value) in machine::settings() {
         println!("{name}: {value}");
     }
+    let mut rows = Vec::new();
+    if options.pipelines.contains(&Pipelines::Crypto) {
+        crypto(options, &mut rows);
+    }
+    if options.pipelines.contains(&Pipelines::Route) {
+        route::run(options, &mut rows)?;
+    }
+    if let Some(path) = &options.json {
+        let text = serde_json::to_string_pretty(&rows).map_err(|e| Error::new(e.to_string()))?;
+        std::fs::write(path, text).map_err(|e| Error::new(format!("{}: {e}", path.display())))?;
+    }
+    Ok(())
+}
+
+fn crypto(options: &Options, rows: &mut Vec<Row>) {
     println!(
-        "bursts of {BURST_MAX}, {} rounds of {BURSTS} bursts, medians\n",
+        "\nbursts of {BURST_MAX}, {} rounds of {BURSTS} bursts, medians\n",
         options.rounds
     );
     println!("pipeline  size  peers    Mpps    Gb/s  ns/packet  AEAD alone  of its rate  beyond it, ns");
-    let mut rows = Vec::new();
     for &size in &options.sizes {
         let mut pairs: Vec<(usize, Pair)> = options
             .peers
@@ -123,11 +180,6 @@ pub fn run(options: &Options) -> Result<()> {
             }
         }
     }
-    if let Some(path) = &options.json {
-        let text = serde_json::to_string_pretty(&rows).map_err(|e| Error::new(e.to_string()))?;
-        std::fs::write(path, text).map_err(|e| Error::new(format!("{}: {e}", path.display())))?;
-    }
-    Ok(())
 }
 
 /// One round: burst by burst, each measured in turn.
@@ -173,6 +225,7 @@ fn summarize(size: usize, peers: usize, rounds: &[Round]) -> [Row; 3] {
 }
 
 fn print(row: &Row) {
+    let aead = row.aead_ns_per_packet.unwrap_or(f64::NAN);
     println!(
         "{:<8} {:>5} {:>6} {:>7.3} {:>7.2} {:>10.1} {:>11.1} {:>11.0}% {:>14.1}",
         row.pipeline,
@@ -181,8 +234,8 @@ fn print(row: &Row) {
         row.mpps,
         row.gbps,
         row.ns_per_packet,
-        row.aead_ns_per_packet,
-        100.0 * row.aead_ns_per_packet / row.ns_per_packet,
-        row.ns_per_packet - row.aead_ns_per_packet
+        aead,
+        100.0 * aead / row.ns_per_packet,
+        row.ns_per_packet - aead
     );
 }

@@ -1,7 +1,7 @@
 //! What workers and the slow path say to each other, and how one wakes the other.
 //!
 //! Three bounded queues and nothing else is shared: commands to each worker, notices and handshake messages to the
-//! slow path. A worker never waits on any of them. The slow path may: what finds a command queue full stays with the
+//! slow path. (What workers share with each other is in [`crew`](crate::crew).) A worker never waits on any of them. The slow path may: what finds a command queue full stays with the
 //! slow path, in order, until there is room.
 
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use crossbeam_queue::ArrayQueue;
 use patronus_crypto::PeerId;
 use patronus_crypto::keypair::Keypair;
 use patronus_io::Port;
-use patronus_mem::{BURST_MAX, Outer, PktBuf};
+use patronus_mem::{BURST_MAX, Outer};
 use patronus_sync::Bell;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -25,16 +25,31 @@ pub const HANDSHAKE_QUEUE: usize = 4096;
 /// Notices that may wait for the slow path before workers take no more packets and commands.
 pub const NOTICE_QUEUE: usize = 16384;
 /// The most notices that a worker leaves between two looks at [`ToSlowPath::has_room`]. For each packet of a burst from the
-/// network: a session confirmed and one retired, an endpoint moved, a timer started; and if all those sessions were
-/// waited for by as many packets as may wait, two more timers. Some are spare, for a command obeyed just before.
-pub const NOTICES_PER_STEP: usize = 7 * BURST_MAX;
+/// network: a session confirmed and one retired, a handshake wanted, an endpoint moved, a timer started; where it is routed into another tunnel,
+/// there a handshake and a timer; the same for errors about such packets; and if all those sessions were waited for by as
+/// many packets as may wait, two more timers. A port may be gone as well, and a command was obeyed just before: the rest.
+pub const NOTICES_PER_STEP: usize = 12 * BURST_MAX;
 /// Commands that may wait for a worker.
 pub const COMMAND_QUEUE: usize = 4096;
-/// Packets that may wait for the worker that owns their peer, in each direction.
-pub const HANDOFF_QUEUE: usize = 1024;
 
 /// The longest handshake message, an initiation.
 pub const HANDSHAKE_MAX: usize = 148;
+
+/// Where what goes to the endpoints of a link leaves.
+pub struct WanPort {
+    /// The link's interface; 0: any.
+    pub ifindex: u32,
+    /// The port.
+    pub port: Box<dyn Port + Send>,
+}
+
+impl WanPort {
+    /// Whether what goes to an endpoint of this interface (0: of none in particular) leaves here.
+    #[inline]
+    pub fn leads_to(&self, ifindex: u32) -> bool {
+        self.ifindex == 0 || ifindex == 0 || self.ifindex == ifindex
+    }
+}
 
 /// From the slow path to a worker.
 pub enum Command {
@@ -62,8 +77,8 @@ pub enum Command {
     EraseKeys(PeerId),
     /// The current session may receive but not send.
     ExpireSending(PeerId),
-    /// The UDP sockets to use, none while the interface is down.
-    Wan(Option<Box<dyn Port + Send>>),
+    /// The port of a WAN link, none while there is none.
+    Wan(usize, Option<WanPort>),
     /// The TUN's MTU.
     Mtu(usize),
     /// End the thread.
@@ -86,10 +101,12 @@ pub enum Notice {
     Slot(Box<PeerSlot>),
     /// A replaced routing table, likewise.
     Routes(Arc<AllowedIps>),
-    /// Replaced UDP sockets, likewise.
+    /// A replaced WAN port, likewise.
     Wan(Box<dyn Port + Send>),
-    /// The TUN is gone, or cannot be used any more for this reason.
-    TunGone(Option<std::io::Error>),
+    /// A LAN port is gone, or cannot be used any more for this reason; the worker has let go of it.
+    LanGone(usize, Option<std::io::Error>),
+    /// The worker cannot wait for its ports, for this reason, and has ended.
+    Failed(std::io::Error),
 }
 
 /// A handshake message on its way to the slow path.
@@ -178,22 +195,15 @@ impl ToSlowPath {
 pub struct ToWorker {
     /// From the slow path.
     pub commands: ArrayQueue<Command>,
-    /// Inner packets of this worker's peers that another worker took from the TUN.
-    pub encap: ArrayQueue<PktBuf>,
-    /// Datagrams of this worker's sessions that another worker received.
-    pub decap: ArrayQueue<PktBuf>,
     /// Wakes the worker.
     pub waker: Waker,
 }
 
 impl ToWorker {
-    /// An empty inbox; hand-off rings are sized only where there is somebody to hand off.
-    pub fn new(workers: usize) -> std::io::Result<Self> {
-        let handoff = if workers > 1 { HANDOFF_QUEUE } else { 1 };
+    /// An empty inbox.
+    pub fn new() -> std::io::Result<Self> {
         Ok(ToWorker {
             commands: ArrayQueue::new(COMMAND_QUEUE),
-            encap: ArrayQueue::new(handoff),
-            decap: ArrayQueue::new(handoff),
             waker: Waker::new()?,
         })
     }

@@ -19,15 +19,16 @@ use patronus_mem::{Arena, ArenaConfig, FrameCache};
 use rustix::fd::OwnedFd;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
-use crate::channel::{ToSlowPath, ToWorker};
+use crate::channel::ToSlowPath;
 use crate::clock::{Clock, SystemClock, SystemRandom};
+use crate::crew::Crew;
 use crate::log::Log;
 use crate::sandbox::{self, SandboxError};
-use crate::slowpath::{Parts, SlowPath, Workers, peer_numbers};
+use crate::slowpath::{self, SlowPath, Workers, peer_numbers};
 use crate::stats::WorkerStats;
 use crate::uapi::UapiServer;
-use crate::wg::{Crew, JUMBO_SHARE, Wg};
-use crate::worker::{IdleLadder, Worker};
+use crate::wg::{JUMBO_SHARE, Wg};
+use crate::worker::{IdleLadder, LanPort, Parts, Worker};
 
 /// Small frames, of 2 KiB each, in memory from the start.
 const FRAMES: usize = 16384;
@@ -164,35 +165,29 @@ fn acquire(config: &Config) -> Result<Means, StartError> {
 fn launch(config: &Config, aead: &'static dyn Aead, means: Means) -> Result<SlowPath, StartError> {
     let inbox = ToSlowPath::new(config.workers).map_err(system("make a wake-up descriptor"))?;
     let inbox = Arc::new(inbox);
-    let inboxes: Vec<_> = (0..config.workers)
-        .map(|_| ToWorker::new(config.workers).map(Arc::new))
-        .collect::<io::Result<_>>()
-        .map_err(system("make a wake-up descriptor"))?;
+    let crews = Crew::assemble(config.workers).map_err(system("make a wake-up descriptor"))?;
+    let inboxes = crews[0].inboxes().to_vec();
     let (mut threads, mut stats, mut ports) = (Vec::new(), Vec::new(), Vec::new());
-    for (me, tun) in means.tun_ports.into_iter().enumerate() {
+    for (crew, tun) in crews.into_iter().zip(means.tun_ports) {
+        let me = crew.me();
         stats.push(Arc::<WorkerStats>::default());
         ports.push((format!("tun{me}"), Arc::clone(tun.counters())));
-        let crew = Crew {
-            inboxes: inboxes.clone(),
-            me,
-        };
         let staged_limit = FRAMES / 4 / config.workers;
-        let worker = Worker {
-            wg: Wg::new(
-                aead,
-                crew,
-                peer_numbers(config.max_peers),
-                means.mtu,
-                staged_limit,
-            ),
-            tun: Box::new(tun),
-            udp: None,
+        let worker = Worker::new(Parts {
+            wg: Wg::new(aead, peer_numbers(config.max_peers), means.mtu, staged_limit),
+            lans: vec![LanPort {
+                port: Box::new(tun),
+                ethernet: false,
+            }],
+            wans: vec![None],
+            router: None,
             frames: FrameCache::new(means.arena),
+            crew,
             stats: Arc::clone(&stats[me]),
             slow: Arc::clone(&inbox),
             clock: Box::new(SystemClock),
             idle: IdleLadder { spin: config.spin },
-        };
+        });
         let core = config.cores.iter().cycle().nth(me).copied();
         threads.push(spawn(worker, me, core).map_err(system("start a worker"))?);
     }
@@ -202,7 +197,7 @@ fn launch(config: &Config, aead: &'static dyn Aead, means: Means) -> Result<Slow
         timer_divisor: config.timer_divisor,
         ..Limits::default()
     };
-    Ok(SlowPath::new(Parts {
+    Ok(SlowPath::new(slowpath::Parts {
         device: Device::new(limits, x25519::default(), SystemClock.now(), &mut random),
         tun: means.tun,
         watch: means.watch,

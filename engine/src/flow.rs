@@ -177,14 +177,24 @@ impl<V: Copy + Default> FlowTable<V> {
         self.flows.len() - self.free.len()
     }
 
+    /// How many flows there may be.
+    pub fn limit(&self) -> usize {
+        self.flows.len()
+    }
+
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
+    /// The hash by which a flow is found here. Its lowest 16 bits play no part in that.
     #[inline]
-    fn home(&self, key: &FlowKey) -> Home {
-        let hash = self.keys.hash(key);
+    pub fn hash(&self, key: &FlowKey) -> u64 {
+        self.keys.hash(key)
+    }
+
+    #[inline]
+    fn home(&self, hash: u64) -> Home {
         Home {
             bucket: (hash >> (64 - self.bits)) as u32,
             // Bits that the bucket's number does not use, for up to 2^28 buckets.
@@ -219,22 +229,22 @@ impl<V: Copy + Default> FlowTable<V> {
     /// The flow with this key.
     #[inline]
     pub fn find(&self, key: &FlowKey) -> Option<FlowId> {
-        let home = self.home(key);
+        let home = self.home(self.hash(key));
         self.in_bucket(home, key)
             .or_else(|| self.in_bucket(self.other(home), key))
     }
 
-    /// The flows of a burst of up to [`BURST_MAX`]: all buckets are asked for before the first is looked at, and then all flows that
+    /// The flows of a burst of up to [`BURST_MAX`], by their keys and [hashes](FlowTable::hash): all buckets are asked for before the first is looked at, and then all flows that
     /// they lead to. As many answers are written as the shorter slice has room for.
     ///
     /// # Panics
     ///
-    /// If there are more keys.
-    pub fn find_burst(&self, keys: &[FlowKey], found: &mut [Option<FlowId>]) {
-        assert!(keys.len() <= BURST_MAX);
+    /// If there are more keys, or not as many hashes.
+    pub fn find_burst(&self, keys: &[FlowKey], hashes: &[u64], found: &mut [Option<FlowId>]) {
+        assert!(keys.len() <= BURST_MAX && keys.len() == hashes.len());
         let mut homes = [Home::default(); BURST_MAX];
-        for (home, key) in homes.iter_mut().zip(keys) {
-            *home = self.home(key);
+        for (home, hash) in homes.iter_mut().zip(hashes) {
+            *home = self.home(*hash);
             prefetch(&self.buckets[home.bucket as usize]);
         }
         for (home, _) in homes.iter().zip(keys) {
@@ -274,7 +284,7 @@ impl<V: Copy + Default> FlowTable<V> {
     pub fn insert(&mut self, key: FlowKey, seen: u32, epoch: u32, value: V) -> Result<FlowId, Full> {
         debug_assert!(self.find(&key).is_none(), "each flow once");
         let number = *self.free.last().ok_or(Full)?;
-        let home = self.home(&key);
+        let home = self.home(self.hash(&key));
         if !self.place(home, number) && !self.place(self.other(home), number) && !self.make_room(home, number)
         {
             return Err(Full);
@@ -343,7 +353,7 @@ impl<V: Copy + Default> FlowTable<V> {
     /// If it is not in the table.
     pub fn remove(&mut self, id: FlowId) -> Flow<V> {
         let flow = self.flows[id.0 as usize];
-        let home = self.home(&flow.key);
+        let home = self.home(self.hash(&flow.key));
         let bit = 1 << (id.0 % 64);
         let used = &mut self.used[id.0 as usize / 64];
         assert!(*used & bit != 0, "a flow that is in the table");
@@ -372,8 +382,11 @@ impl<V: Copy + Default> FlowTable<V> {
             let number = self.hand as u32;
             self.hand = (self.hand + 1) % self.flows.len();
             let is_used = self.used[number as usize / 64] & 1 << (number % 64) != 0;
+            if !is_used {
+                continue;
+            }
             let age = now.wrapping_sub(self.flows[number as usize].seen);
-            if is_used && age >= idle && age < 1 << 31 {
+            if age >= idle && age < 1 << 31 {
                 self.remove(FlowId(number));
                 gone += 1;
             }
@@ -389,7 +402,7 @@ mod tests {
     /// Flows that may stand in the same two buckets as the first, that one included.
     fn of_one_pair(table: &FlowTable<u32>, count: usize) -> Vec<FlowKey> {
         let pair = |key: &FlowKey| {
-            let home = table.home(key);
+            let home = table.home(table.hash(key));
             let [a, b] = [home.bucket, table.other(home).bucket];
             (a.min(b), a.max(b))
         };

@@ -26,7 +26,7 @@ use self::config::Peer;
 pub use self::config::peer_numbers;
 pub use self::links::Workers;
 use crate::allowedips::AllowedIpsConfig;
-use crate::channel::{Command, HandshakeMessage, Notice, ToSlowPath};
+use crate::channel::{Command, HandshakeMessage, Notice, ToSlowPath, WanPort};
 use crate::clock::Clock;
 use crate::log::Log;
 use crate::stats::WorkerStats;
@@ -246,8 +246,8 @@ impl SlowPath {
                     drop(port);
                     self.bind();
                 }
-                Notice::TunGone(None) => self.end(Ended::InterfaceGone),
-                Notice::TunGone(Some(error)) => {
+                Notice::LanGone(_, None) => self.end(Ended::InterfaceGone),
+                Notice::LanGone(_, Some(error)) | Notice::Failed(error) => {
                     self.log
                         .error(format_args!("the interface cannot be used any more: {error}"));
                     self.end(Ended::TunFailed);
@@ -495,7 +495,7 @@ impl SlowPath {
         }
         self.device.set_up(false, &mut self.outputs);
         self.carry_out(None);
-        self.workers.tell_all(|| Command::Wan(None));
+        self.workers.tell_all(|| Command::Wan(0, None));
         self.log.verbose(format_args!("interface down"));
     }
 
@@ -507,7 +507,8 @@ impl SlowPath {
         self.workers.each(|i| {
             let port = sockets.worker_port(i);
             counters.push((format!("udp{i}"), Arc::clone(port.counters())));
-            Command::Wan(Some(Box::new(port)))
+            let port = Box::new(port);
+            Command::Wan(0, Some(WanPort { ifindex: 0, port }))
         });
         let sender = sockets.sender();
         self.sockets = Some((sockets, sender));

@@ -1,4 +1,4 @@
-//! What the engine counts: packets and bursts per stage, and a name for every packet that disappears.
+//! What the engine counts: packets, bursts and cycles per stage, and a name for every packet that disappears.
 //!
 //! Each worker owns one [`WorkerStats`] and is its only writer, so counting is a load, an add and a store without a
 //! bus lock; the slow path reads the same cells when somebody asks.
@@ -6,6 +6,7 @@
 use std::fmt::Write;
 
 pub use patronus_io::Counter;
+use patronus_mem::cycles;
 
 macro_rules! named {
     ($(#[$doc:meta])* $vis:vis enum $name:ident { $($(#[$vdoc:meta])* $variant:ident => $text:literal,)* }) => {
@@ -36,8 +37,10 @@ named! {
         EncapNoEndpoint => "encap-no-endpoint",
         /// From the TUN: a datagram that we sent to the peer, because the route to its endpoint leads into the tunnel.
         EncapLoop => "encap-routing-loop",
-        /// From the TUN: the interface is down, so there is no UDP socket.
+        /// From the TUN: the interface is down, so there is no UDP socket; or the link is.
         EncapDown => "encap-interface-down",
+        /// From the network or another LAN port: the LAN port is gone.
+        LanGone => "lan-gone",
         /// Waiting for a handshake: the oldest of 128 packets made room for a newer one.
         StagedOverflow => "staged-overflow",
         /// Waiting for a handshake that was given up, or whose peer was removed.
@@ -64,38 +67,78 @@ named! {
         DecapCongestion => "decap-congestion-not-ect",
         /// From the network: a handshake message found the slow path's queue full.
         HandshakeQueueFull => "handshake-queue-full",
-        /// The owning worker's hand-off ring was full.
+        /// The ring to the worker that owns the flow or the session was full.
         HandoffFull => "handoff-full",
+        /// From a LAN: an Ethernet frame without content.
+        EthernetRunt => "ethernet-runt",
+        /// From a LAN: an Ethernet frame with a VLAN tag, which belongs to another port.
+        EthernetVlan => "ethernet-vlan",
+        /// From a LAN: an Ethernet frame of another protocol than IP.
+        EthernetNotIp => "ethernet-not-ip",
+        /// From a LAN: an Ethernet frame to all or to a group, which no router sends on.
+        EthernetGroup => "ethernet-group",
+        /// To be routed: neither IPv4 nor IPv6.
+        RouteNotIp => "route-not-ip",
+        /// To be routed: shorter than its header says, or with a header that cannot be followed.
+        RouteBadLength => "route-bad-length",
+        /// To be routed: from or to an address that no router forwards.
+        RouteMartian => "route-martian",
+        /// To be routed: a policy says that it goes nowhere.
+        RoutePolicy => "route-policy",
+        /// To be routed: no route to the destination.
+        RouteNone => "route-none",
+        /// To be routed: the route says that it goes nowhere.
+        RouteDiscard => "route-discard",
+        /// To be routed: the time to live has run out.
+        RouteTtl => "route-ttl",
+        /// To be routed: longer than the next hop takes.
+        RouteTooBig => "route-too-big",
     }
 }
 
 named! {
     /// A step of the packet's way, each of which works on whole bursts.
     pub enum Stage {
-        /// Packets taken from the TUN.
-        TunRx => "tun-rx",
+        /// Packets taken from the LAN ports: the TUN, Ethernet.
+        LanRx => "lan-rx",
+        /// Inner packets sorted by where they leave.
+        Route => "route",
         /// Inner packets sealed into datagrams.
         Encap => "encap",
-        /// Datagrams given to the UDP sockets.
-        UdpTx => "udp-tx",
-        /// Datagrams taken from the UDP sockets.
-        UdpRx => "udp-rx",
+        /// Datagrams given to the WAN ports: the UDP sockets.
+        WanTx => "wan-tx",
+        /// Datagrams taken from the WAN ports.
+        WanRx => "wan-rx",
         /// Datagrams opened into inner packets.
         Decap => "decap",
-        /// Inner packets given to the TUN.
-        TunTx => "tun-tx",
-        /// Packets passed to the worker that owns their peer.
+        /// Inner packets given to the LAN ports.
+        LanTx => "lan-tx",
+        /// Packets passed to the worker that owns their flow or session.
         Handoff => "handoff",
     }
 }
 
-/// Packets and bursts that a stage has seen.
+/// Since when a stage has been at work on a burst.
+#[derive(Clone, Copy)]
+pub struct Lap(u64);
+
+impl Lap {
+    /// Now.
+    #[inline]
+    pub fn start() -> Lap {
+        Lap(cycles())
+    }
+}
+
+/// What a stage has done.
 #[derive(Default)]
 pub struct StageCounters {
     /// Packets.
     pub packets: Counter,
     /// Bursts that held at least one packet.
     pub bursts: Counter,
+    /// Cycles of the processor's time stamp counter spent on those bursts.
+    pub cycles: Counter,
 }
 
 /// The counters of one worker.
@@ -105,19 +148,24 @@ pub struct WorkerStats {
     drops: [Counter; DropReason::ALL.len()],
     /// Authenticated packets without content.
     pub keepalives_received: Counter,
-    /// ICMP errors sent back into the TUN.
+    /// ICMP errors about packets that went no further.
     pub icmp_sent: Counter,
+    /// Packets of flows that found no place in the flow table, so that each is classified.
+    pub flows_unremembered: Counter,
     /// Times the worker went to sleep for want of work.
     pub sleeps: Counter,
 }
 
 impl WorkerStats {
-    /// Counts a burst of `packets` at `stage`; an empty burst is none.
-    pub fn burst(&self, stage: Stage, packets: usize) {
+    /// Counts a burst of `packets` at `stage` that took from `lap` until now; an empty burst is none.
+    #[inline]
+    pub fn burst(&self, stage: Stage, packets: usize, lap: Lap) {
         if packets > 0 {
             let counters = &self.stages[stage as usize];
             counters.packets.add(packets as u64);
             counters.bursts.add(1);
+            // Another core's counter may be a little behind.
+            counters.cycles.add(cycles().saturating_sub(lap.0));
         }
     }
 
@@ -143,7 +191,7 @@ impl WorkerStats {
 
     /// Packets taken from the ports so far.
     pub fn received(&self) -> u64 {
-        self.stage(Stage::TunRx).packets.get() + self.stage(Stage::UdpRx).packets.get()
+        self.stage(Stage::LanRx).packets.get() + self.stage(Stage::WanRx).packets.get()
     }
 
     /// Appends the counters as `name=value` lines, each name behind `prefix`.
@@ -152,6 +200,7 @@ impl WorkerStats {
             let c = self.stage(stage);
             let _ = writeln!(out, "{prefix}stage.{}.packets={}", stage.name(), c.packets.get());
             let _ = writeln!(out, "{prefix}stage.{}.bursts={}", stage.name(), c.bursts.get());
+            let _ = writeln!(out, "{prefix}stage.{}.cycles={}", stage.name(), c.cycles.get());
         }
         for &reason in DropReason::ALL {
             let _ = writeln!(out, "{prefix}drop.{}={}", reason.name(), self.dropped(reason));
@@ -162,6 +211,11 @@ impl WorkerStats {
             self.keepalives_received.get()
         );
         let _ = writeln!(out, "{prefix}icmp-sent={}", self.icmp_sent.get());
+        let _ = writeln!(
+            out,
+            "{prefix}flows-unremembered={}",
+            self.flows_unremembered.get()
+        );
         let _ = writeln!(out, "{prefix}sleeps={}", self.sleeps.get());
     }
 }

@@ -17,7 +17,6 @@ mod peer;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crossbeam_queue::ArrayQueue;
 use patronus_crypto::aead::Aead;
 use patronus_crypto::keypair::Keypair;
 use patronus_crypto::{PeerId, Time};
@@ -26,9 +25,10 @@ use patronus_mem::{FrameCache, Outer, PktBuf, SMALL_MAX};
 pub use self::index::IndexTable;
 pub use self::peer::{PeerSlot, STAGED_MAX};
 use crate::allowedips::AllowedIps;
-use crate::channel::{Notice, ToSlowPath, ToWorker};
+use crate::channel::{Notice, ToSlowPath};
+use crate::crew::Crew;
 use crate::icmp::Icmp;
-use crate::stats::{DropReason, Stage, WorkerStats};
+use crate::stats::{DropReason, WorkerStats};
 
 /// What a stage needs besides its packets, made anew for each burst.
 pub struct Context<'a> {
@@ -42,8 +42,8 @@ pub struct Context<'a> {
     pub slow: &'a ToSlowPath,
     /// Set when the slow path must be woken once the burst is done.
     pub wake_slow: bool,
-    /// A bit for each worker that was handed a packet and must be woken once the burst is done.
-    pub handed_to: u64,
+    /// The other workers. What is handed to them leaves once the burst is done.
+    pub crew: &'a mut Crew,
 }
 
 impl Context<'_> {
@@ -61,33 +61,12 @@ impl Context<'_> {
     }
 }
 
-/// The other workers, by number, and which one this is.
-pub struct Crew {
-    /// Every worker's inbox, this one's too.
-    pub inboxes: Vec<Arc<ToWorker>>,
-    /// This worker's number.
-    pub me: usize,
-}
-
-impl Crew {
-    /// The worker that owns `peer`.
-    pub fn owner(&self, peer: PeerId) -> usize {
-        owner(peer, self.inboxes.len())
-    }
-}
-
 /// So many small frames there are for a jumbo frame.
 pub const JUMBO_SHARE: usize = 32;
-
-/// Which of `workers` workers owns `peer`.
-pub fn owner(peer: PeerId, workers: usize) -> usize {
-    peer.0 as usize % workers
-}
 
 /// One worker's WireGuard state.
 pub struct Wg {
     aead: &'static dyn Aead,
-    crew: Crew,
     routes: Arc<AllowedIps>,
     peers: Vec<Option<Box<PeerSlot>>>,
     index: IndexTable,
@@ -103,16 +82,9 @@ pub struct Wg {
 impl Wg {
     /// A worker without peers. At most `staged_limit` packets of all peers together wait for sessions, and a
     /// [`JUMBO_SHARE`]th of that in jumbo frames, so that those of silent peers cannot take every frame.
-    pub fn new(
-        aead: &'static dyn Aead,
-        crew: Crew,
-        max_peers: usize,
-        mtu: usize,
-        staged_limit: usize,
-    ) -> Self {
+    pub fn new(aead: &'static dyn Aead, max_peers: usize, mtu: usize, staged_limit: usize) -> Self {
         Wg {
             aead,
-            crew,
             routes: Arc::new(AllowedIps::default()),
             peers: (0..max_peers).map(|_| None).collect(),
             index: IndexTable::new(max_peers),
@@ -124,11 +96,6 @@ impl Wg {
         }
     }
 
-    /// The inboxes of all workers.
-    pub fn crew(&self) -> &Crew {
-        &self.crew
-    }
-
     /// Packets that wait for sessions.
     pub fn staged(&self) -> usize {
         self.staged_total
@@ -137,10 +104,6 @@ impl Wg {
     fn forget_staged(&mut self, packet: &PktBuf) {
         self.staged_total -= 1;
         self.staged_jumbos -= usize::from(packet.len() > SMALL_MAX);
-    }
-
-    fn owns(&self, peer: PeerId) -> bool {
-        self.crew.owner(peer) == self.crew.me
     }
 
     fn slot(&self, peer: PeerId) -> Option<&PeerSlot> {
@@ -156,33 +119,6 @@ impl Wg {
         self.index.remove(keypair.local_index);
         cx.tell(Notice::Retired(keypair));
     }
-
-    /// Gives an inner packet to the worker that owns its peer.
-    fn hand_off_encap(&self, cx: &mut Context<'_>, peer: PeerId, packet: PktBuf) {
-        self.hand_off(cx, peer, packet, |inbox| &inbox.encap);
-    }
-
-    /// Gives a datagram to the worker that owns its session.
-    fn hand_off_decap(&self, cx: &mut Context<'_>, peer: PeerId, packet: PktBuf) {
-        self.hand_off(cx, peer, packet, |inbox| &inbox.decap);
-    }
-
-    fn hand_off(
-        &self,
-        cx: &mut Context<'_>,
-        peer: PeerId,
-        packet: PktBuf,
-        ring: impl Fn(&ToWorker) -> &ArrayQueue<PktBuf>,
-    ) {
-        let owner = self.crew.owner(peer);
-        match ring(&self.crew.inboxes[owner]).push(packet) {
-            Ok(()) => {
-                cx.stats.burst(Stage::Handoff, 1);
-                cx.handed_to |= 1 << owner;
-            }
-            Err(packet) => cx.discard(DropReason::HandoffFull, packet),
-        }
-    }
 }
 
 /// What the slow path orders. Called by the worker between bursts, with room for the notices.
@@ -190,7 +126,7 @@ impl Wg {
     /// Adds a peer that this worker owns.
     pub fn add_peer(&mut self, cx: &mut Context<'_>, slot: Box<PeerSlot>) {
         let id = slot.id;
-        debug_assert!(self.owns(id));
+        debug_assert_eq!(cx.crew.other_owner(id), None);
         self.remove_peer(cx, id);
         self.peers[id.0 as usize] = Some(slot);
     }

@@ -1,6 +1,6 @@
 //! A worker: one thread that takes packets and runs them to completion.
 //!
-//! A turn of the loop is: obey the slow path, TUN -> UDP, UDP -> TUN, what other workers handed over. When a turn finds
+//! A turn of the loop is: obey the slow path, what other workers handed over, LAN -> WAN, WAN -> LAN. When a turn finds
 //! nothing, the worker goes down the idle ladder: spin for a while if configured, then block until a packet or a
 //! command comes. It never waits for another thread.
 
@@ -8,27 +8,32 @@ use std::io;
 use std::sync::Arc;
 
 use arrayvec::ArrayVec;
-use crossbeam_queue::ArrayQueue;
 use patronus_crypto::{Duration, PeerId, Time};
-use patronus_io::{Port, PortError};
-use patronus_mem::{BURST_MAX, Burst, FrameCache, PktBuf};
+use patronus_io::{PORT_FDS, Port, PortError};
+use patronus_mem::{BURST_MAX, Burst, FrameCache};
 use rustix::buffer::spare_capacity;
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::fd::{AsFd, OwnedFd};
 
-use crate::channel::{Command, Notice, ToSlowPath, ToWorker};
+use crate::channel::{Command, Notice, ToSlowPath, ToWorker, WanPort};
 use crate::clock::Clock;
 use crate::courtesy::Courtesy;
-use crate::stats::{Stage, WorkerStats};
+use crate::crew::{Crew, Taken};
+use crate::ethernet;
+use crate::route::{Bound, Exits, Ingress, Router, Spread};
+use crate::stats::{DropReason, Lap, Stage, WorkerStats};
 use crate::wg::{Context, Wg};
 
-/// Bursts that one direction may take before the other has its turn.
+/// Bursts that one port may take before the others have their turn.
 const BURSTS_PER_TURN: usize = 4;
 /// Commands obeyed in a turn.
 const COMMANDS_PER_TURN: usize = 32;
 /// How long to wait for the slow path to make room in the notice queue.
 const BACKOFF: Duration = Duration::from_millis(1);
+
+/// LAN ports, and WAN ports, that a worker has at most.
+pub const PORTS_MAX: usize = 16;
 
 /// What to do when there is nothing to do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -37,16 +42,28 @@ pub struct IdleLadder {
     pub spin: Duration,
 }
 
-/// One worker and all that it owns.
-pub struct Worker {
-    /// Sessions, routes and what waits.
+/// Where inner packets come from and go to.
+pub struct LanPort {
+    /// The port.
+    pub port: Box<dyn Port + Send>,
+    /// Packets are Ethernet frames and we are their router; otherwise they are IP packets of the host's.
+    pub ethernet: bool,
+}
+
+/// What a worker is made from.
+pub struct Parts {
+    /// Sessions, allowed-ips and what waits.
     pub wg: Wg,
-    /// The inner side.
-    pub tun: Box<dyn Port + Send>,
-    /// The outer side; none while the interface is down.
-    pub udp: Option<Box<dyn Port + Send>>,
+    /// At most [`PORTS_MAX`].
+    pub lans: Vec<LanPort>,
+    /// A place for each link, at most [`PORTS_MAX`].
+    pub wans: Vec<Option<WanPort>>,
+    /// Says where inner packets go. Without one there is one LAN port, and the allowed-ips say.
+    pub router: Option<Router>,
     /// Frames at hand.
     pub frames: FrameCache,
+    /// The other workers.
+    pub crew: Crew,
     /// Counters.
     pub stats: Arc<WorkerStats>,
     /// The slow path's inbox.
@@ -57,62 +74,134 @@ pub struct Worker {
     pub idle: IdleLadder,
 }
 
-/// Where packets may be found. A port leaves the set when it was found empty and comes back when its descriptor is
-/// readable, so that no system call asks in vain.
+/// One worker and all that it owns.
+pub struct Worker {
+    wg: Wg,
+    /// None where a port is gone.
+    lans: Vec<Option<LanPort>>,
+    wans: Vec<Option<WanPort>>,
+    router: Option<Router>,
+    /// What the router has sorted, until it leaves.
+    exits: Exits,
+    /// The same for datagrams, by link, where there are several.
+    by_wan: Vec<Burst>,
+    frames: FrameCache,
+    crew: Crew,
+    stats: Arc<WorkerStats>,
+    slow: Arc<ToSlowPath>,
+    clock: Box<dyn Clock>,
+    idle: IdleLadder,
+}
+
+/// Where packets may be found: a bit for each port. A port leaves the set when it was found empty and comes back when its
+/// descriptor is readable, so that no system call asks in vain.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Ready {
-    tun: bool,
-    udp: bool,
+struct Ready(u32);
+
+const fn lan_bit(lan: usize) -> u32 {
+    lan as u32
+}
+
+const fn wan_bit(wan: usize) -> u32 {
+    (PORTS_MAX + wan) as u32
 }
 
 impl Ready {
-    const ALL: Ready = Ready { tun: true, udp: true };
-    const NONE: Ready = Ready {
-        tun: false,
-        udp: false,
-    };
+    const NONE: Ready = Ready(0);
+
+    fn has(self, bit: u32) -> bool {
+        self.0 & 1 << bit != 0
+    }
+
+    fn set(&mut self, bit: u32, ready: bool) {
+        self.0 = self.0 & !(1 << bit) | u32::from(ready) << bit;
+    }
 
     fn or(self, other: Ready) -> Ready {
-        Ready {
-            tun: self.tun | other.tun,
-            udp: self.udp | other.udp,
-        }
+        Ready(self.0 | other.0)
     }
 }
 
-/// Why the loop ends.
-enum Stop {
-    /// The slow path said so.
-    Told,
-    /// The TUN is gone, or cannot be used any more for this reason.
-    TunGone(Option<io::Error>),
-}
-
-impl From<PortError> for Stop {
-    fn from(error: PortError) -> Self {
-        match error {
-            PortError::Gone => Stop::TunGone(None),
-            PortError::Io(error) => Stop::TunGone(Some(error)),
-        }
-    }
-}
+/// The slow path has said that the loop is to end.
+struct Told;
 
 impl Worker {
-    /// Runs until told to stop or until the TUN is gone.
-    pub fn run(mut self) {
-        // Without a way to sleep there is no worker; the slow path ends the process.
-        let end = match Poller::new(&self) {
-            Ok(mut poller) => self.run_until(&mut poller),
-            Err(error) => Stop::TunGone(Some(error)),
-        };
-        if let Stop::TunGone(why) = end {
-            let now = self.clock.mono();
-            self.with_context(now, |_, cx| cx.tell(Notice::TunGone(why)));
+    /// A worker that has not begun.
+    ///
+    /// # Panics
+    ///
+    /// If there are too many ports, or anything but one TUN where there is no router.
+    pub fn new(parts: Parts) -> Worker {
+        let (lans, wans) = (parts.lans.len(), parts.wans.len());
+        assert!(lans <= PORTS_MAX && wans <= PORTS_MAX);
+        assert!(parts.router.is_some() || lans == 1 && !parts.lans[0].ethernet);
+        let bursts = |count: usize| (0..count).map(|_| Burst::new()).collect::<Vec<_>>();
+        Worker {
+            wg: parts.wg,
+            lans: parts.lans.into_iter().map(Some).collect(),
+            wans: parts.wans,
+            router: parts.router,
+            exits: Exits {
+                tunnels: Bound::default(),
+                lans: bursts(lans),
+            },
+            by_wan: bursts(wans),
+            frames: parts.frames,
+            crew: parts.crew,
+            stats: parts.stats,
+            slow: parts.slow,
+            clock: parts.clock,
+            idle: parts.idle,
         }
     }
 
-    fn run_until(&mut self, poller: &mut Poller) -> Stop {
-        let mut ready = Ready::ALL;
+    /// What is counted.
+    pub fn stats(&self) -> &Arc<WorkerStats> {
+        &self.stats
+    }
+
+    /// The WireGuard state.
+    pub fn wg(&self) -> &Wg {
+        &self.wg
+    }
+
+    /// The router, if there is one.
+    pub fn router(&self) -> Option<&Router> {
+        self.router.as_ref()
+    }
+
+    /// Where commands come in.
+    pub fn inbox(&self) -> &Arc<ToWorker> {
+        self.crew.inbox()
+    }
+
+    /// The ports that there are at the moment, LAN ports first.
+    pub fn ports(&self) -> impl Iterator<Item = &(dyn Port + Send)> {
+        let lans = self.lans.iter().flatten().map(|lan| &*lan.port);
+        lans.chain(self.wans.iter().flatten().map(|wan| &*wan.port))
+    }
+
+    /// Whether the slow path or another worker has left something to do.
+    pub fn is_called(&mut self) -> bool {
+        !self.crew.inbox().commands.is_empty() || self.crew.has_handed()
+    }
+
+    /// Runs until told to stop.
+    pub fn run(mut self) {
+        // Without a way to sleep there is no worker; the slow path ends the process.
+        match Poller::new(&self) {
+            Ok(mut poller) => {
+                let Told = self.run_until(&mut poller);
+            }
+            Err(error) => {
+                let now = self.clock.mono();
+                self.with_context(now, |_, cx| cx.tell(Notice::Failed(error)));
+            }
+        }
+    }
+
+    fn run_until(&mut self, poller: &mut Poller) -> Told {
+        let mut ready = self.every_port();
         let mut last_work = None;
         loop {
             let now = self.clock.mono();
@@ -120,12 +209,12 @@ impl Worker {
                 last_work = Some(now);
             }
             let since = *last_work.get_or_insert(now);
-            if let Err(stop) = self.turn(now, &mut ready, Some(poller)) {
-                return stop;
+            if let Err(told) = self.turn(now, &mut ready, Some(poller)) {
+                return told;
             }
             if ready != Ready::NONE && self.has_room() {
-                // The other port may have found packets meanwhile, and this one may never run empty.
-                if ready != Ready::ALL {
+                // Another port may have found packets meanwhile, and this one may never run empty.
+                if ready != poller.every_port {
                     ready = ready.or(poller.look(Some(&Timespec::default())));
                 }
                 continue;
@@ -141,125 +230,258 @@ impl Worker {
 
     /// One turn without a poller, for a caller that brings its own loop and clock. False once the worker has ended.
     pub fn step(&mut self, now: Time) -> bool {
-        let mut ready = Ready::ALL;
+        let mut ready = self.every_port();
         self.turn(now, &mut ready, None).is_ok()
     }
 
-    fn turn(&mut self, now: Time, ready: &mut Ready, mut poller: Option<&mut Poller>) -> Result<(), Stop> {
+    fn turn(&mut self, now: Time, ready: &mut Ready, mut poller: Option<&mut Poller>) -> Result<(), Told> {
         self.obey(now, poller.as_deref_mut())?;
-        for _ in 0..BURSTS_PER_TURN {
-            if !ready.tun || !self.has_room() {
-                break;
-            }
-            ready.tun = self.outbound(now)?;
+        if let Some(router) = &mut self.router {
+            router.tend(now);
         }
-        for _ in 0..BURSTS_PER_TURN {
-            if !ready.udp || !self.has_room() {
-                break;
-            }
-            ready.udp = self.inbound(now, poller.as_deref_mut())?;
+        if self.crew.workers() > 1 {
+            self.handed_over(now, poller.as_deref_mut())?;
         }
-        if self.wg.crew().inboxes.len() > 1 {
-            self.handed_over(now, poller)?;
+        for lan in 0..self.lans.len() {
+            for _ in 0..BURSTS_PER_TURN {
+                if !ready.has(lan_bit(lan)) || !self.has_room() {
+                    break;
+                }
+                ready.set(lan_bit(lan), self.outbound(now, lan));
+            }
+        }
+        for wan in 0..self.wans.len() {
+            for _ in 0..BURSTS_PER_TURN {
+                if !ready.has(wan_bit(wan)) || !self.has_room() {
+                    break;
+                }
+                let more = self.inbound(now, wan, poller.as_deref_mut())?;
+                ready.set(wan_bit(wan), more);
+            }
         }
         Ok(())
     }
 
-    /// One burst from the TUN to the network. True if there may be more.
-    fn outbound(&mut self, now: Time) -> Result<bool, PortError> {
+    /// One burst from a LAN port. True if there may be more.
+    fn outbound(&mut self, now: Time, lan: usize) -> bool {
+        let Some(LanPort { port, ethernet }) = &mut self.lans[lan] else {
+            return false;
+        };
+        let (lap, ethernet) = (Lap::start(), *ethernet);
         let mut inner = Burst::new();
-        self.tun.rx_burst(&mut self.frames, &mut inner)?;
-        let more = inner.room() == 0 || self.tun.has_pending();
-        if !inner.is_empty() {
-            self.stats.burst(Stage::TunRx, inner.len());
-            self.seal_and_send(now, &mut inner)?;
+        if let Err(error) = port.rx_burst(&mut self.frames, &mut inner) {
+            self.lan_gone(now, lan, error);
+            return false;
         }
-        Ok(more)
+        let more = inner.room() == 0 || port.has_pending();
+        if inner.is_empty() {
+            return more;
+        }
+        self.stats.burst(Stage::LanRx, inner.len(), lap);
+        if self.router.is_none() {
+            self.seal_and_send(now, &mut inner);
+        } else if ethernet {
+            self.with_context(now, |_, cx| ethernet::strip(cx, &mut inner));
+            self.route(now, &mut inner, Ingress::Ethernet, Spread::Yes);
+        } else {
+            self.route(now, &mut inner, Ingress::Tun, Spread::Yes);
+        }
+        more
     }
 
-    fn seal_and_send(&mut self, now: Time, inner: &mut Burst) -> Result<(), PortError> {
+    /// Sends packets to the peers that the allowed-ips say.
+    fn seal_and_send(&mut self, now: Time, inner: &mut Burst) {
         let mut wire = Burst::new();
-        self.with_context(now, |wg, cx| wg.encap(cx, inner, &mut wire));
+        self.with_context(now, |stages, cx| stages.wg.encap(cx, inner, &mut wire));
         self.send(&mut wire);
-        let mut errors = std::mem::take(&mut self.wg.icmp.waiting);
-        self.deliver(&mut errors)
+        self.send_errors(now);
     }
 
-    /// One burst from the network to the TUN. True if there may be more.
-    fn inbound(&mut self, now: Time, poller: Option<&mut Poller>) -> Result<bool, Stop> {
-        let Some(udp) = &mut self.udp else {
+    /// Sends packets to where the router says.
+    fn route(&mut self, now: Time, inner: &mut Burst, from: Ingress, spread: Spread) {
+        if inner.is_empty() {
+            return;
+        }
+        self.sort_and_send(now, inner, from, spread);
+        self.send_errors(now);
+    }
+
+    fn sort_and_send(&mut self, now: Time, inner: &mut Burst, from: Ingress, spread: Spread) {
+        self.with_context(now, |stages, cx| {
+            let router = stages.router.expect("only a worker with a router routes");
+            router.route(cx, inner, from, spread, stages.exits);
+        });
+        if !self.exits.tunnels.packets.is_empty() {
+            let mut wire = Burst::new();
+            self.with_context(now, |stages, cx| {
+                stages.wg.encap_bound(cx, &mut stages.exits.tunnels, &mut wire);
+            });
+            self.send(&mut wire);
+        }
+        for lan in 0..self.exits.lans.len() {
+            if !self.exits.lans[lan].is_empty() {
+                let mut burst = std::mem::take(&mut self.exits.lans[lan]);
+                self.deliver(now, lan, &mut burst);
+            }
+        }
+    }
+
+    /// Tells senders why their packets went no further. There are no errors about errors, so this ends.
+    fn send_errors(&mut self, now: Time) {
+        if !self.wg.icmp.waiting.is_empty() {
+            let mut errors = std::mem::take(&mut self.wg.icmp.waiting);
+            match self.router {
+                None => self.deliver(now, 0, &mut errors),
+                Some(_) => self.sort_and_send(now, &mut errors, Ingress::Own, Spread::No),
+            }
+        }
+        if let Some(router) = &mut self.router
+            && !router.icmp.waiting.is_empty()
+        {
+            let mut errors = std::mem::take(&mut router.icmp.waiting);
+            self.sort_and_send(now, &mut errors, Ingress::Own, Spread::No);
+        }
+    }
+
+    /// One burst from a WAN port. True if there may be more.
+    fn inbound(&mut self, now: Time, wan: usize, poller: Option<&mut Poller>) -> Result<bool, Told> {
+        let Some(WanPort { port, .. }) = &mut self.wans[wan] else {
             return Ok(false);
         };
+        let lap = Lap::start();
         let mut wire = Burst::new();
         // A UDP socket's errors are about single datagrams or peers; the port has counted them.
-        let _ = udp.rx_burst(&mut self.frames, &mut wire);
-        let more = wire.room() == 0 || udp.has_pending();
+        let _ = port.rx_burst(&mut self.frames, &mut wire);
+        let more = wire.room() == 0 || port.has_pending();
         if !wire.is_empty() {
-            self.stats.burst(Stage::UdpRx, wire.len());
+            self.stats.burst(Stage::WanRx, wire.len(), lap);
             // A packet of a session that was installed after this turn began may be here already: its sender was faster
             // than the turn. The command came before the packet, so obeying now makes the session known.
             self.obey(now, poller)?;
-            self.open_and_deliver(now, &mut wire)?;
+            self.open_and_deliver(now, &mut wire);
         }
         Ok(more)
     }
 
-    fn open_and_deliver(&mut self, now: Time, wire: &mut Burst) -> Result<(), PortError> {
+    fn open_and_deliver(&mut self, now: Time, wire: &mut Burst) {
         let mut inner = Burst::new();
         let mut confirmed = ArrayVec::<PeerId, BURST_MAX>::new();
-        self.with_context(now, |wg, cx| wg.decap(cx, wire, &mut inner, &mut confirmed));
-        self.deliver(&mut inner)?;
+        self.with_context(now, |stages, cx| {
+            stages.wg.decap(cx, wire, &mut inner, &mut confirmed);
+        });
+        match self.router {
+            None => self.deliver(now, 0, &mut inner),
+            Some(_) => self.route(now, &mut inner, Ingress::Tunnel, Spread::No),
+        }
         for peer in confirmed {
             self.send_staged(now, peer, false);
         }
+    }
+
+    /// What other workers took in for flows and sessions of this one.
+    fn handed_over(&mut self, now: Time, mut poller: Option<&mut Poller>) -> Result<(), Told> {
+        for number in 0..self.crew.workers() {
+            for _ in 0..BURSTS_PER_TURN {
+                let mut taken = Taken::default();
+                if !self.has_room() || !self.crew.take(number, &mut taken) {
+                    break;
+                }
+                self.work_off(now, &mut taken, poller.as_deref_mut())?;
+            }
+        }
         Ok(())
     }
 
-    /// What other workers took in for peers of this one.
-    fn handed_over(&mut self, now: Time, poller: Option<&mut Poller>) -> Result<(), Stop> {
-        let inbox = Arc::clone(self.inbox());
-        if !inbox.encap.is_empty() && self.has_room() {
-            let mut inner = Burst::new();
-            take(&inbox.encap, &mut inner);
-            self.seal_and_send(now, &mut inner)?;
+    fn work_off(&mut self, now: Time, taken: &mut Taken, poller: Option<&mut Poller>) -> Result<(), Told> {
+        self.route(now, &mut taken.from_tun, Ingress::Tun, Spread::No);
+        self.route(now, &mut taken.from_ethernet, Ingress::Ethernet, Spread::No);
+        if !taken.encap.is_empty() {
+            self.seal_and_send(now, &mut taken.encap);
         }
-        if !inbox.decap.is_empty() && self.has_room() {
+        if !taken.seal.packets.is_empty() {
             let mut wire = Burst::new();
-            take(&inbox.decap, &mut wire);
+            self.with_context(now, |stages, cx| {
+                stages.wg.encap_bound(cx, &mut taken.seal, &mut wire);
+            });
+            self.send(&mut wire);
+            self.send_errors(now);
+        }
+        if !taken.decap.is_empty() {
             // As in `inbound`: the session may be newer than this turn.
             self.obey(now, poller)?;
-            self.open_and_deliver(now, &mut wire)?;
+            self.open_and_deliver(now, &mut taken.decap);
         }
         Ok(())
+    }
+
+    /// Gives datagrams to the links that they go to.
+    fn send(&mut self, wire: &mut Burst) {
+        if let [_] = self.wans[..] {
+            return self.send_on(0, wire);
+        }
+        for packet in wire.drain(..) {
+            let ifindex = packet.outer().ifindex();
+            let leads_there = |wan: &Option<WanPort>| wan.as_ref().is_some_and(|wan| wan.leads_to(ifindex));
+            match self.wans.iter().position(leads_there) {
+                Some(wan) => self.by_wan[wan].push(packet),
+                None => {
+                    self.stats.drop_many(DropReason::EncapDown, 1);
+                    self.frames.free(packet);
+                }
+            }
+        }
+        for wan in 0..self.wans.len() {
+            if !self.by_wan[wan].is_empty() {
+                let mut burst = std::mem::take(&mut self.by_wan[wan]);
+                self.send_on(wan, &mut burst);
+            }
+        }
     }
 
     /// Gives datagrams to the network. Nothing can be done about an error here but to count it, as the port does.
-    fn send(&mut self, wire: &mut Burst) {
+    fn send_on(&mut self, wan: usize, wire: &mut Burst) {
         if wire.is_empty() {
             return;
         }
-        self.stats.burst(Stage::UdpTx, wire.len());
-        let Some(udp) = &mut self.udp else {
-            self.stats
-                .drop_many(crate::stats::DropReason::EncapDown, wire.len());
+        let (lap, packets) = (Lap::start(), wire.len());
+        let Some(WanPort { port, .. }) = &mut self.wans[wan] else {
+            self.stats.drop_many(DropReason::EncapDown, packets);
             return wire.clear_into(&mut self.frames);
         };
-        let _ = udp.tx_burst(&mut self.frames, wire);
-        while let Some(address) = udp.take_stale_source() {
+        let _ = port.tx_burst(&mut self.frames, wire);
+        while let Some(address) = port.take_stale_source() {
             self.wg.clear_stale_source(address);
+        }
+        self.stats.burst(Stage::WanTx, packets, lap);
+    }
+
+    /// Gives inner packets to a LAN port.
+    fn deliver(&mut self, now: Time, lan: usize, inner: &mut Burst) {
+        if inner.is_empty() {
+            return;
+        }
+        let (lap, packets) = (Lap::start(), inner.len());
+        let Some(LanPort { port, .. }) = &mut self.lans[lan] else {
+            self.stats.drop_many(DropReason::LanGone, packets);
+            return inner.clear_into(&mut self.frames);
+        };
+        let sent = port.tx_burst(&mut self.frames, inner);
+        self.stats.burst(Stage::LanTx, packets, lap);
+        // What concerns single packets the port has counted.
+        if let Err(PortError::Gone) = sent {
+            self.lan_gone(now, lan, PortError::Gone);
         }
     }
 
-    /// Gives inner packets to the TUN.
-    fn deliver(&mut self, inner: &mut Burst) -> Result<(), PortError> {
-        if inner.is_empty() {
-            return Ok(());
-        }
-        self.stats.burst(Stage::TunTx, inner.len());
-        match self.tun.tx_burst(&mut self.frames, inner) {
-            Err(PortError::Io(_)) => Ok(()),
-            other => other,
-        }
+    /// Lets go of a LAN port that cannot be used any more.
+    #[cold]
+    fn lan_gone(&mut self, now: Time, lan: usize, error: PortError) {
+        self.lans[lan] = None;
+        let why = match error {
+            PortError::Gone => None,
+            PortError::Io(error) => Some(error),
+        };
+        self.with_context(now, |_, cx| cx.tell(Notice::LanGone(lan, why)));
     }
 
     /// Sends what waited for a session with `peer`.
@@ -267,18 +489,20 @@ impl Worker {
         let mut more = true;
         while more {
             let mut wire = Burst::new();
-            more = self.with_context(now, |wg, cx| wg.encap_staged(cx, peer, keepalive, &mut wire));
+            more = self.with_context(now, |stages, cx| {
+                stages.wg.encap_staged(cx, peer, keepalive, &mut wire)
+            });
             more &= !wire.is_empty();
             self.send(&mut wire);
         }
     }
 
     /// Commands of the slow path.
-    fn obey(&mut self, now: Time, mut poller: Option<&mut Poller>) -> Result<(), Stop> {
-        if self.inbox().commands.is_empty() {
+    fn obey(&mut self, now: Time, mut poller: Option<&mut Poller>) -> Result<(), Told> {
+        if self.crew.inbox().commands.is_empty() {
             return Ok(());
         }
-        let inbox = Arc::clone(self.inbox());
+        let inbox = Arc::clone(self.crew.inbox());
         for _ in 0..COMMANDS_PER_TURN {
             if !self.has_room() {
                 break;
@@ -287,50 +511,50 @@ impl Worker {
                 break;
             };
             match command {
-                Command::Stop => return Err(Stop::Told),
-                Command::Wan(udp) => self.replace_udp(now, udp, poller.as_deref_mut()),
+                Command::Stop => return Err(Told),
+                Command::Wan(link, port) => self.replace_wan(now, link, port, poller.as_deref_mut()),
                 Command::Install(keypair) => {
                     let peer = keypair.peer;
-                    if self.with_context(now, |wg, cx| wg.install(cx, keypair)) {
+                    if self.with_context(now, |stages, cx| stages.wg.install(cx, keypair)) {
                         self.send_staged(now, peer, true);
                     }
                 }
                 Command::Keepalive(peer) => self.send_staged(now, peer, true),
-                other => self.with_context(now, |wg, cx| apply(wg, cx, other)),
+                other => self.with_context(now, |stages, cx| apply(stages.wg, cx, other)),
             }
         }
         Ok(())
     }
 
-    fn replace_udp(&mut self, now: Time, udp: Option<Box<dyn Port + Send>>, poller: Option<&mut Poller>) {
+    fn replace_wan(&mut self, now: Time, link: usize, port: Option<WanPort>, poller: Option<&mut Poller>) {
         if let Some(poller) = poller {
-            poller.replace_udp(self.udp.as_deref(), udp.as_deref());
+            poller.replace_wan(link, self.wans[link].as_ref(), port.as_ref());
         }
-        if let Some(old) = std::mem::replace(&mut self.udp, udp) {
-            self.with_context(now, |_, cx| cx.tell(Notice::Wan(old)));
+        if let Some(old) = std::mem::replace(&mut self.wans[link], port) {
+            self.with_context(now, |_, cx| cx.tell(Notice::Wan(old.port)));
         }
     }
 
     /// Lends out what the stages need, and wakes those whom the step gave work.
-    fn with_context<R>(&mut self, now: Time, step: impl FnOnce(&mut Wg, &mut Context<'_>) -> R) -> R {
+    fn with_context<R>(&mut self, now: Time, step: impl FnOnce(Stages<'_>, &mut Context<'_>) -> R) -> R {
         let mut cx = Context {
             now,
             frames: &mut self.frames,
             stats: &self.stats,
             slow: &self.slow,
             wake_slow: false,
-            handed_to: 0,
+            crew: &mut self.crew,
         };
-        let result = step(&mut self.wg, &mut cx);
-        let (wake_slow, handed_to) = (cx.wake_slow, cx.handed_to);
-        if wake_slow {
+        let stages = Stages {
+            wg: &mut self.wg,
+            router: self.router.as_mut(),
+            exits: &mut self.exits,
+        };
+        let result = step(stages, &mut cx);
+        if cx.wake_slow {
             self.slow.waker.wake();
         }
-        for (i, inbox) in self.wg.crew().inboxes.iter().enumerate() {
-            if handed_to & 1 << i != 0 {
-                inbox.waker.wake();
-            }
-        }
+        self.crew.flush(&self.stats, &mut self.frames);
         result
     }
 
@@ -338,33 +562,45 @@ impl Worker {
         self.slow.has_room()
     }
 
-    fn inbox(&self) -> &Arc<ToWorker> {
-        &self.wg.crew().inboxes[self.wg.crew().me]
+    fn every_port(&self) -> Ready {
+        let mut every = Ready::NONE;
+        (0..self.lans.len()).for_each(|lan| every.set(lan_bit(lan), true));
+        (0..self.wans.len()).for_each(|wan| every.set(wan_bit(wan), true));
+        every
     }
 
     /// Looks which ports have something, and waits for one of them or another thread if `block`.
     fn look(&mut self, poller: &mut Poller, block: bool) -> Ready {
-        let inbox = Arc::clone(self.inbox());
         if !self.has_room() {
             // The slow path is behind. It is awake and working; packets wait in the kernel meanwhile.
             std::thread::sleep(BACKOFF);
-            return Ready::ALL;
+            return poller.every_port;
         }
         if !block {
             // Whoever else wants this core goes first: the packet that we look for may have to come from there.
             std::thread::yield_now();
             return poller.look(Some(&Timespec::default()));
         }
+        let inbox = Arc::clone(self.crew.inbox());
         inbox.waker.announce_sleep();
         let (mut ready, mut called) = (Ready::NONE, false);
-        if inbox.commands.is_empty() && inbox.encap.is_empty() && inbox.decap.is_empty() {
+        if !self.is_called() {
             self.stats.sleeps.add(1);
+            self.router.iter_mut().for_each(Router::park);
             ready = poller.sleep(&*self.clock, &self.stats);
+            self.router.iter_mut().for_each(Router::resume);
             called = poller.called;
         }
         inbox.waker.awake(called);
         ready
     }
+}
+
+/// The stages of a worker, lent to a step.
+struct Stages<'a> {
+    wg: &'a mut Wg,
+    router: Option<&'a mut Router>,
+    exits: &'a mut Exits,
 }
 
 /// The commands that only concern WireGuard's state.
@@ -381,23 +617,17 @@ fn apply(wg: &mut Wg, cx: &mut Context<'_>, command: Command) {
         Command::EraseKeys(peer) => wg.erase_keys(cx, peer),
         Command::ExpireSending(peer) => wg.expire_sending(peer),
         Command::Mtu(mtu) => wg.set_mtu(mtu),
-        Command::Install(_) | Command::Keepalive(_) | Command::Wan(_) | Command::Stop => {
+        Command::Install(_) | Command::Keepalive(_) | Command::Wan(..) | Command::Stop => {
             unreachable!("obeyed by the worker itself")
         }
-    }
-}
-
-/// Moves at most a burst out of a hand-off ring.
-fn take(ring: &ArrayQueue<PktBuf>, burst: &mut Burst) {
-    while burst.room() > 0 {
-        let Some(packet) = ring.pop() else { return };
-        burst.push(packet);
     }
 }
 
 /// The descriptors that a worker sleeps on.
 struct Poller {
     epoll: OwnedFd,
+    /// What a look finds that went wrong: as good as an event from everywhere.
+    every_port: Ready,
     events: Vec<epoll::Event>,
     /// Whether the last look found a call of another thread.
     called: bool,
@@ -409,28 +639,31 @@ struct Poller {
     courtesy: Option<Courtesy>,
 }
 
-/// What a descriptor in the poller stands for.
-const INBOX: u64 = 0;
-const TUN: u64 = 1;
-const UDP: u64 = 2;
-const TIMER: u64 = 3;
+/// What a descriptor in the poller stands for, besides the ports, which are known by their bits.
+const INBOX: u64 = 32;
+const TIMER: u64 = 33;
 
 impl Poller {
     fn new(worker: &Worker) -> io::Result<Self> {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
         let poller = Poller {
-            events: Vec::with_capacity(8),
+            events: Vec::with_capacity(2 * PORT_FDS),
+            every_port: worker.every_port(),
             called: false,
             timer_fired: false,
             traffic: false,
             courtesy: Courtesy::begin(&epoll, EventData::new_u64(TIMER)),
             epoll,
         };
-        poller.add(worker.inbox().waker.as_fd(), INBOX)?;
-        for fd in worker.tun.wait_fds() {
-            poller.add(fd, TUN)?;
+        poller.add(worker.crew.inbox().waker.as_fd(), INBOX)?;
+        for (at, lan) in worker.lans.iter().enumerate() {
+            for fd in lan.iter().flat_map(|lan| lan.port.wait_fds()) {
+                poller.add(fd, lan_bit(at).into())?;
+            }
         }
-        poller.replace_udp(None, worker.udp.as_deref());
+        for (at, wan) in worker.wans.iter().enumerate() {
+            poller.replace_wan(at, None, wan.as_ref());
+        }
         Ok(poller)
     }
 
@@ -443,13 +676,13 @@ impl Poller {
         )?)
     }
 
-    fn replace_udp(&self, old: Option<&(dyn Port + Send)>, new: Option<&(dyn Port + Send)>) {
-        for fd in old.iter().flat_map(|port| port.wait_fds()) {
+    fn replace_wan(&self, link: usize, old: Option<&WanPort>, new: Option<&WanPort>) {
+        for fd in old.iter().flat_map(|wan| wan.port.wait_fds()) {
             let _ = epoll::delete(&self.epoll, fd);
         }
-        for fd in new.iter().flat_map(|port| port.wait_fds()) {
+        for fd in new.iter().flat_map(|wan| wan.port.wait_fds()) {
             // Out of memory for a watch: the port is still read whenever something else wakes the worker.
-            let _ = self.add(fd, UDP);
+            let _ = self.add(fd, wan_bit(link).into());
         }
     }
 
@@ -474,16 +707,15 @@ impl Poller {
         self.events.clear();
         (self.called, self.timer_fired) = (false, false);
         if epoll::wait(&self.epoll, spare_capacity(&mut self.events), timeout).is_err() {
-            // Interrupted: as good as an event from everywhere.
-            return Ready::ALL;
+            // Interrupted.
+            return self.every_port;
         }
         let mut ready = Ready::NONE;
         for event in &self.events {
             match event.data.u64() {
-                TUN => ready.tun = true,
-                UDP => ready.udp = true,
+                INBOX => self.called = true,
                 TIMER => self.timer_fired = true,
-                _ => self.called = true,
+                bit => ready.set(bit as u32, true),
             }
         }
         ready

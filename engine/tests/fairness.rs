@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 
 use arrayvec::ArrayVec;
 use patronus_crypto::aead;
-use patronus_engine::channel::{Command, ToSlowPath, ToWorker};
+use patronus_engine::channel::{Command, ToSlowPath, WanPort};
 use patronus_engine::clock::SystemClock;
-use patronus_engine::wg::{Crew, Wg};
-use patronus_engine::worker::{IdleLadder, Worker};
+use patronus_engine::crew::Crew;
+use patronus_engine::wg::Wg;
+use patronus_engine::worker::{IdleLadder, LanPort, Parts, Worker};
 use patronus_io::{PORT_FDS, Port, PortCounters, PortError};
 use patronus_mem::{Arena, ArenaConfig, Burst, FrameCache};
 use rustix::event::{EventfdFlags, eventfd};
@@ -68,23 +69,28 @@ fn other_port_is_looked_at(tun_endless: bool) {
     });
     let arena = arena.unwrap();
     let slow = Arc::new(ToSlowPath::new(1).unwrap());
-    let inbox = Arc::new(ToWorker::new(1).unwrap());
-    let crew = Crew {
-        inboxes: vec![Arc::clone(&inbox)],
-        me: 0,
-    };
+    let crew = Crew::assemble(1).unwrap().pop().unwrap();
+    let inbox = Arc::clone(crew.inbox());
     let (tun, tun_looks) = AlwaysReadable::new(tun_endless);
     let (udp, udp_looks) = AlwaysReadable::new(!tun_endless);
-    let worker = Worker {
-        wg: Wg::new(aead::default(), crew, 1, 1420, 16),
-        tun,
-        udp: Some(udp),
+    let worker = Worker::new(Parts {
+        wg: Wg::new(aead::default(), 1, 1420, 16),
+        lans: vec![LanPort {
+            port: tun,
+            ethernet: false,
+        }],
+        wans: vec![Some(WanPort {
+            ifindex: 0,
+            port: udp,
+        })],
+        router: None,
         frames: FrameCache::new(arena),
+        crew,
         stats: Arc::default(),
         slow,
         clock: Box::new(SystemClock),
         idle: IdleLadder { spin: Duration::ZERO },
-    };
+    });
     let (busy, other) = if tun_endless {
         (tun_looks, udp_looks)
     } else {

@@ -139,7 +139,7 @@ fn inward(net: &mut Net, rng: &mut Seeded, queue: usize, counter: &mut u64) {
 }
 
 fn moved(net: &Net) -> u64 {
-    net.sites[A].stage(Stage::TunTx) + net.sites[A].stage(Stage::UdpTx)
+    net.sites[A].stage(Stage::LanTx) + net.sites[A].stage(Stage::WanTx)
 }
 
 fn packets_allocate_nothing(workers: usize) {
@@ -217,7 +217,7 @@ fn the_counter_works() {
     burst.push(frames.alloc().unwrap());
     burst.clear_into(&mut frames);
     assert_eq!(calls(), before);
-    assert!(net.sites[A].inbox.notices.push(Notice::TunGone(None)).is_ok());
+    assert!(net.sites[A].inbox.notices.push(Notice::LanGone(0, None)).is_ok());
     assert_eq!(calls(), before);
     let _ = net.sites[A].inbox.notices.pop();
     drop(frames);

@@ -38,7 +38,7 @@ fn c65_c02_r01_r32_datagrams_of_any_size() {
     tunnel.probe(false, LIMIT).unwrap();
     let stranger = stranger(&tunnel);
     let capture = Capture::start(&tunnel.a.namespace).unwrap();
-    let received = || stats(daemon(&tunnel.b)).unwrap().sum(".stage.udp-rx.packets");
+    let received = || stats(daemon(&tunnel.b)).unwrap().sum(".stage.wan-rx.packets");
     let before = received();
     let mut sent = 0;
     let large = [1420, 1500, 1856, 1857, 2048, 4096, 9000, 32768, 65000, 65507];
@@ -77,7 +77,7 @@ fn c65_trains_of_datagrams() {
     tunnel.probe(false, LIMIT).unwrap();
     let stranger = stranger(&tunnel);
     let target = SockaddrStorage::from(tunnel.b.outer);
-    let received = || stats(daemon(&tunnel.b)).unwrap().sum(".stage.udp-rx.packets");
+    let received = || stats(daemon(&tunnel.b)).unwrap().sum(".stage.wan-rx.packets");
     let (before, mut sent) = (received(), 0u64);
     for (segment, length) in [
         (1, 60),
@@ -172,7 +172,7 @@ fn c22_c23_answers_to_strangers() {
     let stranger = stranger(&tunnel);
     let capture = Capture::start(&tunnel.a.namespace).unwrap();
     let mut initiations = Initiations::to(&key_b);
-    let received = || stats(daemon(&tunnel.b)).unwrap().sum(".stage.udp-rx.packets");
+    let received = || stats(daemon(&tunnel.b)).unwrap().sum(".stage.wan-rx.packets");
     let before = received();
     for _ in 0..2000 {
         stranger

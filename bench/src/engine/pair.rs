@@ -10,9 +10,10 @@ use patronus_crypto::timeouts::Timeouts;
 use patronus_crypto::timers::Traffic;
 use patronus_crypto::{PeerId, Time};
 use patronus_engine::allowedips::AllowedIps;
-use patronus_engine::channel::{ToSlowPath, ToWorker};
+use patronus_engine::channel::ToSlowPath;
+use patronus_engine::crew::Crew;
 use patronus_engine::stats::WorkerStats;
-use patronus_engine::wg::{Context, Crew, PeerSlot, Wg};
+use patronus_engine::wg::{Context, PeerSlot, Wg};
 use patronus_mem::{Arena, ArenaConfig, BURST_MAX, Burst, FrameCache, Outer};
 
 /// As much disorder as WireGuard takes: the window of the stock implementations.
@@ -23,19 +24,17 @@ const NOW: Time = Time(1_000_000_000);
 /// One side: a worker's state and what it needs.
 struct Side {
     wg: Wg,
+    crew: Crew,
     stats: WorkerStats,
     slow: ToSlowPath,
 }
 
 impl Side {
     fn new(peers: usize) -> Side {
-        let inbox = Arc::new(ToWorker::new(1).expect("a descriptor"));
-        let crew = Crew {
-            inboxes: vec![inbox],
-            me: 0,
-        };
+        let mut crews = Crew::assemble(1).expect("a descriptor");
         Side {
-            wg: Wg::new(aead::default(), crew, peers, MTU, 0),
+            wg: Wg::new(aead::default(), peers, MTU, 0),
+            crew: crews.pop().expect("one worker"),
             stats: WorkerStats::default(),
             slow: ToSlowPath::new(1).expect("a descriptor"),
         }
@@ -48,7 +47,7 @@ impl Side {
             stats: &self.stats,
             slow: &self.slow,
             wake_slow: false,
-            handed_to: 0,
+            crew: &mut self.crew,
         };
         step(&mut self.wg, &mut cx)
     }

@@ -192,6 +192,12 @@ impl<'a> Packet<'a> {
         }
     }
 
+    /// Whether routers may not cut the packet up: all of IPv6, and IPv4 with the DF bit.
+    #[inline]
+    pub fn must_not_be_cut(&self) -> bool {
+        self.version == Version::V6 || self.bytes[6] & 0x40 != 0
+    }
+
     /// Finds the transport header, behind IPv4 options or IPv6 extension headers.
     #[inline]
     pub fn transport(&self) -> Result<Transport, Malformed> {
@@ -248,7 +254,14 @@ impl<'a> Packet<'a> {
     /// protocols, fragments (all of them, so that they stay together) and cut-off headers.
     #[inline]
     pub fn flow(&self) -> FlowKey {
-        let key = |protocol, src_port, dst_port| match self.version {
+        // What cannot be followed stays together, as fragments do.
+        self.try_flow()
+            .unwrap_or_else(|_| self.key(0, 0, 0).of_fragment())
+    }
+
+    #[inline]
+    fn key(&self, protocol: u8, src_port: u16, dst_port: u16) -> FlowKey {
+        match self.version {
             Version::V4 => FlowKey::v4(
                 v4_at(self.bytes, 12).octets(),
                 v4_at(self.bytes, 16).octets(),
@@ -263,25 +276,27 @@ impl<'a> Packet<'a> {
                 src_port,
                 dst_port,
             ),
-        };
-        let Ok(Transport {
+        }
+    }
+
+    /// The same, or why the headers cannot be followed.
+    #[inline]
+    pub fn try_flow(&self) -> Result<FlowKey, Malformed> {
+        let Transport {
             protocol,
             offset,
             fragment,
             ..
-        }) = self.transport()
-        else {
-            return key(0, 0, 0).of_fragment();
-        };
+        } = self.transport()?;
         if fragment {
-            return key(protocol, 0, 0).of_fragment();
+            return Ok(self.key(protocol, 0, 0).of_fragment());
         }
-        match self.bytes.get(offset..offset + 4) {
+        Ok(match self.bytes.get(offset..offset + 4) {
             Some(&[a, b, c, d]) if matches!(protocol, PROTO_TCP | PROTO_UDP) => {
-                key(protocol, u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]))
+                self.key(protocol, u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]))
             }
-            _ => key(protocol, 0, 0),
-        }
+            _ => self.key(protocol, 0, 0),
+        })
     }
 
     /// The checksum contribution of the pseudo header for `len` bytes of `protocol` between the
@@ -335,6 +350,32 @@ pub fn set_ecn(packet: &mut [u8], ecn: u8) {
         _ => return,
     };
     set_tos(packet, (tos & !ECN_MASK) | (ecn & ECN_MASK));
+}
+
+/// Whether a router may send the packet on: its time to live or hop limit is more than one (RFC 1812, section 5.3.1; RFC 8200, section 3).
+#[inline]
+pub fn may_go_further(packet: &[u8]) -> bool {
+    match packet {
+        [first, _, _, _, _, _, _, _, ttl, ..] if *first >> 4 == 4 => *ttl > 1,
+        [first, _, _, _, _, _, _, hop_limit, ..] if *first >> 4 == 6 => *hop_limit > 1,
+        _ => false,
+    }
+}
+
+/// Takes one from the time to live or hop limit, down to 0, and keeps an IPv4 header's checksum right. Bytes that are not IP are left alone.
+#[inline]
+pub fn decrement_ttl(packet: &mut [u8]) {
+    match packet {
+        [first, _, _, _, _, _, _, _, ttl, protocol, sum_hi, sum_lo, ..] if *first >> 4 == 4 => {
+            let lower = ttl.saturating_sub(1);
+            let sum = update([*sum_hi, *sum_lo], [*ttl, *protocol], [lower, *protocol]);
+            (*ttl, *sum_hi, *sum_lo) = (lower, sum[0], sum[1]);
+        }
+        [first, _, _, _, _, _, _, hop_limit, ..] if *first >> 4 == 6 => {
+            *hop_limit = hop_limit.saturating_sub(1);
+        }
+        _ => {}
+    }
 }
 
 /// The big-endian word at `at`, 0 where the bytes end before it.

@@ -18,6 +18,7 @@ mod lent;
 mod map;
 mod outer;
 mod pktbuf;
+mod processor;
 mod secret;
 mod table;
 
@@ -26,8 +27,9 @@ pub use burst::Burst;
 pub use lent::{FrameRegion, Lent};
 pub use outer::Outer;
 pub use pktbuf::PktBuf;
+pub use processor::{cycles, prefetch, prefetch_all};
 pub use secret::{Secret, reserve_secrets, secrets_locked, wipe_stack};
-pub use table::{Table, prefetch};
+pub use table::Table;
 
 /// Packets in a [`Burst`] at most: what a port returns at once and a stage works on at once.
 pub const BURST_MAX: usize = 64;

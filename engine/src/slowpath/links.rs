@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use patronus_crypto::{Duration, PeerId};
 
 use crate::channel::{Command, ToSlowPath, ToWorker};
-use crate::wg::owner;
+use crate::crew::owner;
 
 /// How often to look whether a worker has ended.
 const STOP_CHECK: Duration = Duration::from_millis(1);

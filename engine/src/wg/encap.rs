@@ -9,12 +9,15 @@ use patronus_crypto::messages::{DATA_MIN, DataHeader, HEADER, TAG};
 use patronus_crypto::timers::Wake;
 use patronus_crypto::{PeerId, Time};
 use patronus_io::ip::{ECN_MASK, Packet};
-use patronus_mem::{BURST_MAX, Burst, PktBuf, SMALL_MAX};
+use patronus_mem::{BURST_MAX, Burst, PktBuf, SMALL_MAX, prefetch, prefetch_all};
 
 use super::order::{self, Flow, Likeness, Order};
 use super::{Context, JUMBO_SHARE, Wg};
 use crate::channel::Notice;
-use crate::stats::{DropReason, Stage};
+use crate::crew::Handing;
+use crate::icmp::IcmpError;
+use crate::route::Bound;
+use crate::stats::{DropReason, Lap, Stage};
 
 /// A packet's permission to be sent: whose current session, and which counter of it.
 struct Grant {
@@ -22,32 +25,46 @@ struct Grant {
     counter: u64,
 }
 
-/// Where an inner packet is to go.
+/// Where an inner packet is to go, by the allowed-ips alone.
 enum Verdict {
-    /// To this peer, which is ours, with this ECN field.
-    Send(PeerId, u8),
-    /// Given to the worker that owns the peer.
-    HandOff(PeerId),
-    /// Dropped.
+    /// To this peer, which is ours.
+    To(PeerId),
+    /// To a peer of this worker's.
+    HandOff(usize),
+    /// Nowhere.
     Drop(DropReason),
 }
 
 impl Wg {
     /// Turns the packets of `inner` into sealed datagrams in `wire`, both at most a burst; `inner` is empty
-    /// afterwards. What cannot be sent is staged, handed off, or dropped under a name.
+    /// afterwards. The allowed-ips say to which peers, also for packets that another worker handed over: it may have known those of a moment
+    /// ago. What cannot be sent is staged, handed over, or dropped under a name.
     pub fn encap(&mut self, cx: &mut Context<'_>, inner: &mut Burst, wire: &mut Burst) {
+        let mut bound = Bound::default();
+        for packet in inner.drain(..) {
+            match self.route(cx, &packet) {
+                Verdict::To(peer) => bound.push(packet, peer),
+                Verdict::HandOff(worker) => cx.crew.hand_over(worker, packet, Handing::Encap),
+                Verdict::Drop(reason) => self.refuse(cx, reason, packet),
+            }
+        }
+        self.encap_bound(cx, &mut bound, wire);
+    }
+
+    /// The same for packets whose peers, which are ours, are known.
+    pub fn encap_bound(&mut self, cx: &mut Context<'_>, bound: &mut Bound, wire: &mut Burst) {
         debug_assert!(wire.is_empty());
-        cx.stats.burst(Stage::Encap, inner.len());
+        let (lap, packets) = (Lap::start(), bound.packets.len());
+        self.fetch_peers(&bound.peers);
         let mut routed = ArrayVec::<Option<PktBuf>, BURST_MAX>::new();
         let mut dresses = ArrayVec::<(PeerId, u8), BURST_MAX>::new();
-        for packet in inner.drain(..) {
-            match self.route(&packet) {
-                Verdict::Send(peer, ecn) => {
+        for (packet, peer) in bound.packets.drain(..).zip(bound.peers.drain(..)) {
+            match self.admit(&packet, peer) {
+                Ok(ecn) => {
                     routed.push(Some(packet));
                     dresses.push((peer, ecn));
                 }
-                Verdict::HandOff(peer) => self.hand_off_encap(cx, peer, packet),
-                Verdict::Drop(reason) => self.refuse(cx, reason, packet),
+                Err(reason) => self.refuse(cx, reason, packet),
             }
         }
         let mut grants = ArrayVec::<Grant, BURST_MAX>::new();
@@ -67,6 +84,25 @@ impl Wg {
         }
         self.seal(wire, &grants);
         self.account_sent(cx, wire, &grants);
+        cx.stats.burst(Stage::Encap, packets, lap);
+    }
+
+    /// Asks for the memory of all peers of a burst before it is looked at: of a thousand peers, most are not in the nearest cache.
+    fn fetch_peers(&self, peers: &[PeerId]) {
+        if peers.windows(2).all(|pair| pair[0] == pair[1]) {
+            return;
+        }
+        let distinct = |at: usize| at == 0 || peers[at] != peers[at - 1];
+        let each = || (0..peers.len()).filter(|at| distinct(*at));
+        let slots = || each().filter_map(|at| self.slot(peers[at]));
+        slots().for_each(prefetch_all);
+        for slot in slots() {
+            prefetch_all(&*slot.traffic);
+            slot.keypairs.current().into_iter().for_each(prefetch_all);
+        }
+        for keypair in slots().filter_map(|slot| slot.keypairs.current()) {
+            prefetch(&**keypair.send_key());
+        }
     }
 
     fn order(&self, routed: &[Option<PktBuf>], dresses: &[(PeerId, u8)]) -> Order {
@@ -87,6 +123,7 @@ impl Wg {
         wire: &mut Burst,
     ) -> bool {
         debug_assert!(wire.is_empty());
+        let lap = Lap::start();
         let mut grants = ArrayVec::<Grant, BURST_MAX>::new();
         if self.slot(peer).and_then(|slot| slot.endpoint.remote()).is_none() {
             return false;
@@ -107,9 +144,9 @@ impl Wg {
             let ecn = Packet::parse(packet.data()).map_or(0, |inner| inner.tos() & ECN_MASK);
             self.dress(packet, grant, ecn);
         }
-        cx.stats.burst(Stage::Encap, wire.len());
         self.seal(wire, &grants);
         self.account_sent(cx, wire, &grants);
+        cx.stats.burst(Stage::Encap, wire.len(), lap);
         more
     }
 
@@ -150,27 +187,29 @@ impl Wg {
         }
     }
 
-    /// Decides where one inner packet goes.
-    fn route(&self, packet: &PktBuf) -> Verdict {
+    /// Whose an inner packet is by its destination.
+    fn route(&self, cx: &Context<'_>, packet: &PktBuf) -> Verdict {
         let Ok(header) = Packet::parse(packet.data()) else {
             return Verdict::Drop(DropReason::EncapNotIp);
         };
-        let Some(peer) = self.routes.lookup(header.dst()) else {
-            return Verdict::Drop(DropReason::EncapNoPeer);
-        };
-        if !self.owns(peer) {
-            return Verdict::HandOff(peer);
+        match self.routes.lookup(header.dst()) {
+            None => Verdict::Drop(DropReason::EncapNoPeer),
+            Some(peer) => match cx.crew.other_owner(peer) {
+                None => Verdict::To(peer),
+                Some(worker) => Verdict::HandOff(worker),
+            },
         }
-        let Some(slot) = self.slot(peer) else {
-            return Verdict::Drop(DropReason::EncapNoPeer);
-        };
-        let Some(endpoint) = slot.endpoint.remote() else {
-            return Verdict::Drop(DropReason::EncapNoEndpoint);
-        };
+    }
+
+    /// Whether an inner packet can be sent to this peer, or wait for that, and its ECN field.
+    fn admit(&self, packet: &PktBuf, peer: PeerId) -> Result<u8, DropReason> {
+        let header = Packet::parse(packet.data()).map_err(|_| DropReason::EncapNotIp)?;
+        let slot = self.slot(peer).ok_or(DropReason::EncapNoPeer)?;
+        let endpoint = slot.endpoint.remote().ok_or(DropReason::EncapNoEndpoint)?;
         if header.dst() == endpoint.ip() && slot.is_own_datagram(&header, endpoint.port()) {
-            return Verdict::Drop(DropReason::EncapLoop);
+            return Err(DropReason::EncapLoop);
         }
-        Verdict::Send(peer, header.tos() & ECN_MASK)
+        Ok(header.tos() & ECN_MASK)
     }
 
     /// Takes a counter of the peer's session. `None` if there is no session, or packets wait already: they go first, or this
@@ -287,7 +326,7 @@ impl Wg {
     /// Drops a packet and, where the sender can use the news, says so by ICMP.
     fn refuse(&mut self, cx: &mut Context<'_>, reason: DropReason, packet: PktBuf) {
         if matches!(reason, DropReason::EncapNoPeer | DropReason::EncapNoEndpoint) {
-            self.icmp.answer(cx, packet.data());
+            self.icmp.answer(cx, packet.data(), IcmpError::HostUnreachable);
         }
         cx.discard(reason, packet);
     }

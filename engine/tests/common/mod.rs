@@ -20,12 +20,13 @@ use patronus_crypto::{
     Device, Duration, Limits, Now, Output, Outputs, PeerId, PublicKey, Random, Time, To, WallClock, x25519,
 };
 use patronus_engine::allowedips::{AllowedIpsConfig, Prefix};
-use patronus_engine::channel::{Command, HandshakeMessage, Notice, ToSlowPath, ToWorker};
+use patronus_engine::channel::{Command, HandshakeMessage, Notice, ToSlowPath, WanPort};
 use patronus_engine::clock::Clock;
+use patronus_engine::crew::Crew;
 use patronus_engine::slowpath::Workers;
 use patronus_engine::stats::{DropReason, Stage};
-use patronus_engine::wg::{Crew, PeerSlot, Wg};
-use patronus_engine::worker::{IdleLadder, Worker};
+use patronus_engine::wg::{PeerSlot, Wg};
+use patronus_engine::worker::{IdleLadder, LanPort, Parts, Worker};
 use patronus_io::Port;
 use patronus_io::loopback::LoopbackPort;
 use patronus_mem::{Arena, ArenaConfig, Burst, FrameCache, Outer, Secret};
@@ -264,7 +265,7 @@ pub struct Site {
 
 impl Site {
     pub fn dropped(&self, reason: DropReason) -> u64 {
-        self.workers.iter().map(|w| w.stats.dropped(reason)).sum()
+        self.workers.iter().map(|w| w.stats().dropped(reason)).sum()
     }
 
     /// Every reason for which packets were dropped, and how many.
@@ -276,23 +277,23 @@ impl Site {
     pub fn stage(&self, stage: Stage) -> u64 {
         self.workers
             .iter()
-            .map(|w| w.stats.stage(stage).packets.get())
+            .map(|w| w.stats().stage(stage).packets.get())
             .sum()
     }
 
     pub fn staged(&self) -> usize {
-        self.workers.iter().map(|w| w.wg.staged()).sum()
+        self.workers.iter().map(|w| w.wg().staged()).sum()
     }
 
     pub fn keepalives_received(&self) -> u64 {
         self.workers
             .iter()
-            .map(|w| w.stats.keepalives_received.get())
+            .map(|w| w.stats().keepalives_received.get())
             .sum()
     }
 
     pub fn icmp_sent(&self) -> u64 {
-        self.workers.iter().map(|w| w.stats.icmp_sent.get()).sum()
+        self.workers.iter().map(|w| w.stats().icmp_sent.get()).sum()
     }
 
     /// Where the peer is, as the slow path knows it.
@@ -301,16 +302,12 @@ impl Site {
     }
 
     /// Whether something is still on its way inside the site.
-    fn is_busy(&self) -> bool {
-        let inboxes = &self.workers[0].wg.crew().inboxes;
+    fn is_busy(&mut self) -> bool {
         let slow_path = !(self.inbox.notices.is_empty() && self.inbox.handshakes.is_empty());
-        let commands = inboxes.iter().any(|i| !i.commands.is_empty());
-        let handed_over = inboxes
-            .iter()
-            .any(|i| !(i.encap.is_empty() && i.decap.is_empty()));
-        let unread = self.stage(Stage::TunRx) != self.counts.tun_in
-            || self.up && self.stage(Stage::UdpRx) + self.counts.closed != self.counts.wan_in;
-        let workers = (commands || handed_over || unread) && self.inbox.has_room();
+        let called = self.workers.iter_mut().any(Worker::is_called);
+        let unread = self.stage(Stage::LanRx) != self.counts.tun_in
+            || self.up && self.stage(Stage::WanRx) + self.counts.closed != self.counts.wan_in;
+        let workers = (called || unread) && self.inbox.has_room();
         workers || slow_path && !self.slow_path_asleep
     }
 
@@ -321,8 +318,7 @@ impl Site {
         let lost_in_ports: u64 = self
             .workers
             .iter()
-            .flat_map(|w| [Some(&w.tun), w.udp.as_ref()])
-            .flatten()
+            .flat_map(Worker::ports)
             .flat_map(|port| port.counters().drops().map(|(_, n)| n).collect::<Vec<_>>())
             .sum();
         let appeared = counts.tun_in + counts.wan_in + counts.keepalives_out + self.icmp_sent();
@@ -336,6 +332,13 @@ impl Site {
             self.staged(),
             self.drops()
         );
+    }
+}
+
+fn wan_port(udp: LoopbackPort) -> WanPort {
+    WanPort {
+        ifindex: 0,
+        port: Box::new(udp),
     }
 }
 
@@ -414,28 +417,28 @@ impl Net {
     pub fn add_site(&mut self, setup: &Setup) -> usize {
         let number = self.sites.len();
         let inbox = Arc::new(ToSlowPath::new(setup.workers).unwrap());
-        let inboxes: Vec<_> = (0..setup.workers)
-            .map(|_| Arc::new(ToWorker::new(setup.workers).unwrap()))
-            .collect();
+        let crews = Crew::assemble(setup.workers).unwrap();
+        let inboxes = crews[0].inboxes().to_vec();
         let mut rng = Seeded(1000 + number as u64);
         let (mut hosts, mut wans, mut workers) = (Vec::new(), Vec::new(), Vec::new());
-        for me in 0..setup.workers {
+        for crew in crews {
             let (tun, host) = LoopbackPort::pair(setup.ring);
             let (udp, wan) = LoopbackPort::pair(setup.ring);
-            let crew = Crew {
-                inboxes: inboxes.clone(),
-                me,
-            };
-            workers.push(Worker {
-                wg: Wg::new(setup.aead, crew, setup.max_peers, setup.mtu, setup.staged_limit),
-                tun: Box::new(tun),
-                udp: Some(Box::new(udp)),
+            workers.push(Worker::new(Parts {
+                wg: Wg::new(setup.aead, setup.max_peers, setup.mtu, setup.staged_limit),
+                lans: vec![LanPort {
+                    port: Box::new(tun),
+                    ethernet: false,
+                }],
+                wans: vec![Some(wan_port(udp))],
+                router: None,
                 frames: FrameCache::new(self.arena),
+                crew,
                 stats: Arc::default(),
                 slow: Arc::clone(&inbox),
                 clock: Box::new(VirtualClock(Arc::clone(&self.clock))),
                 idle: IdleLadder { spin: secs(0) },
-            });
+            }));
             hosts.push(host);
             wans.push(wan);
         }
@@ -658,13 +661,13 @@ impl Net {
             this.links.each(|_| {
                 let (udp, wan) = LoopbackPort::pair(ring);
                 wans.push(wan);
-                Command::Wan(Some(Box::new(udp)))
+                Command::Wan(0, Some(wan_port(udp)))
             });
         }
         this.device.set_up(up, &mut this.out);
         self.carry_out(site, None);
         if !up {
-            self.sites[site].links.tell_all(|| Command::Wan(None));
+            self.sites[site].links.tell_all(|| Command::Wan(0, None));
         }
         self.settle();
     }
@@ -675,7 +678,10 @@ impl Net {
         assert_eq!(this.workers.len(), 1);
         this.wans = vec![wan];
         let mut udp = Some(udp);
-        this.links.tell_all(|| Command::Wan(udp.take()));
+        this.links.tell_all(|| {
+            let port = udp.take().expect("there is one worker");
+            Command::Wan(0, Some(WanPort { ifindex: 0, port }))
+        });
         self.settle();
     }
 
@@ -851,7 +857,7 @@ impl Net {
                         burst.clear_into(&mut self.frames);
                     }
                 }
-                Notice::TunGone(_) => panic!("a loopback TUN is never gone"),
+                Notice::LanGone(..) | Notice::Failed(_) => panic!("a loopback TUN is never gone"),
             }
         }
         busy

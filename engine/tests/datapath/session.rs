@@ -195,7 +195,7 @@ fn c36_r13_keepalives_are_not_delivered_and_not_answered() {
     assert_eq!(net.sites[B].keepalives_received(), 1);
     assert_eq!(net.delivered(B), Vec::<Vec<u8>>::new());
     assert_eq!(
-        net.sites[B].stage(Stage::TunTx),
+        net.sites[B].stage(Stage::LanTx),
         1,
         "the packet that set the session up"
     );
@@ -325,7 +325,7 @@ fn c18_a_new_private_key_stops_sending_at_once() {
 #[test]
 fn r24_a_packet_that_arrives_together_with_its_session_is_opened() {
     let mut net = Net::pair();
-    let inbox = Arc::clone(&net.sites[B].workers[0].wg.crew().inboxes[0]);
+    let inbox = Arc::clone(net.sites[B].workers[0].inbox());
     let held = Arc::new(Mutex::new(None));
     let (udp, wan) = LoopbackPort::pair(64);
     let given = Arc::clone(&held);

@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use patronus_engine::channel::{HANDOFF_QUEUE, Notice};
+use patronus_engine::channel::Notice;
+use patronus_engine::crew::HANDOFF_MAX;
 use patronus_engine::stats::{DropReason, Stage};
 use patronus_engine::worker::Worker;
 
@@ -187,13 +188,17 @@ fn a_full_handoff_ring_is_a_counted_drop() {
     net.introduce(A, B);
     net.introduce(B, A);
     net.connect();
-    // All at once into the worker that does not own the peer, which hands on faster than the other one takes.
+    // All into the worker that does not own the peer, while the one that does stands still.
     for id in 0..2500 {
         net.offer_on(A, 1, &packet::between(A, B, id, 100));
     }
+    for _ in 0..10 {
+        let now = net.now;
+        assert!(net.sites[A].workers[1].step(now));
+    }
     net.settle();
     let lost = net.sites[A].dropped(DropReason::HandoffFull);
-    assert!(lost > 0, "the ring of {HANDOFF_QUEUE} was full");
+    assert!(lost > 0, "there is room for {HANDOFF_MAX} at most");
     assert_eq!(net.sites[A].drops(), [(DropReason::HandoffFull, lost)]);
     net.run(secs(1));
     let delivered: Vec<_> = net.delivered(B).iter().map(|p| packet::id(p)).collect();

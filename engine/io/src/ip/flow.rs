@@ -68,6 +68,36 @@ impl FlowKey {
         self.0[4] & FRAGMENT == 0
     }
 
+    /// Whether it is a flow of IPv6.
+    #[inline]
+    pub fn is_ipv6(&self) -> bool {
+        self.0[4] & VERSION == 6 << 8
+    }
+
+    /// Source address of an IPv4 flow, network order.
+    #[inline]
+    pub fn src_v4(&self) -> [u8; 4] {
+        ((self.0[0] >> 32) as u32).to_be_bytes()
+    }
+
+    /// Destination address of an IPv4 flow, network order.
+    #[inline]
+    pub fn dst_v4(&self) -> [u8; 4] {
+        (self.0[0] as u32).to_be_bytes()
+    }
+
+    /// Source address of an IPv6 flow, network order.
+    #[inline]
+    pub fn src_v6(&self) -> [u8; 16] {
+        (u128::from(self.0[0]) << 64 | u128::from(self.0[1])).to_be_bytes()
+    }
+
+    /// Destination address of an IPv6 flow, network order.
+    #[inline]
+    pub fn dst_v6(&self) -> [u8; 16] {
+        (u128::from(self.0[2]) << 64 | u128::from(self.0[3])).to_be_bytes()
+    }
+
     /// Protocol number.
     #[inline]
     pub fn protocol(&self) -> u8 {

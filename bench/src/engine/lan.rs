@@ -1,0 +1,332 @@
+//! Workers that route between two LAN ports in memory: one makes packets, the other swallows them.
+
+use std::net::Ipv4Addr;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use arrayvec::ArrayVec;
+use patronus_crypto::{Time, aead};
+use patronus_engine::channel::ToSlowPath;
+use patronus_engine::clock::{Clock, SystemClock, SystemRandom};
+use patronus_engine::crew::Crew;
+use patronus_engine::ethernet::{ETHERNET_HEADER, LinkAddresses};
+use patronus_engine::fib::{FibWriterV4, FibWriterV6, Group, Limits};
+use patronus_engine::flow::HashKeys;
+use patronus_engine::route::{Router, Rules};
+use patronus_engine::snapshot::{Exit, Hop, Plan, Snapshot};
+use patronus_engine::wg::Wg;
+use patronus_engine::worker::{IdleLadder, LanPort, Parts, Worker};
+use patronus_io::ip::{FlowKey, Packet};
+use patronus_io::{PORT_FDS, Port, PortCounters, PortError};
+use patronus_mem::{Arena, Burst, FrameCache};
+use patronus_sync::{Domain, Publisher, publish};
+
+/// Bytes of the headers that a packet is made with: Ethernet, IPv4, UDP.
+const HEADERS: usize = ETHERNET_HEADER + 28;
+
+/// Where everything goes to.
+const DESTINATIONS: u32 = 256;
+
+/// The link addresses of what leaves.
+const OUT: LinkAddresses = [2, 0, 0, 0, 0, 9, 2, 0, 0, 0, 0, 2];
+
+/// The headers of a flow's packets, without checksums: nobody looks at them before the TTL changes.
+fn headers(flow: u32, size: usize) -> [u8; HEADERS] {
+    let mut bytes = [0; HEADERS];
+    bytes[..12].copy_from_slice(&[2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 8]);
+    bytes[12..14].copy_from_slice(&[8, 0]);
+    let ip = &mut bytes[ETHERNET_HEADER..];
+    ip[0] = 0x45;
+    ip[2..4].copy_from_slice(&(size as u16).to_be_bytes());
+    (ip[8], ip[9]) = (64, 17);
+    let [_, a, b, c] = (flow / 16).to_be_bytes();
+    ip[12..16].copy_from_slice(&[10, a, b, c]);
+    ip[16..20].copy_from_slice(&destination(flow % DESTINATIONS).octets());
+    ip[20..22].copy_from_slice(&(1024 + (flow % 16) as u16).to_be_bytes());
+    ip[22..24].copy_from_slice(&443u16.to_be_bytes());
+    ip[24..26].copy_from_slice(&(size as u16 - 20).to_be_bytes());
+    bytes
+}
+
+fn destination(number: u32) -> Ipv4Addr {
+    let [_, _, _, low] = number.to_be_bytes();
+    Ipv4Addr::new(198, 18, low, 1)
+}
+
+fn key(flow: u32) -> FlowKey {
+    let bytes = headers(flow, 64);
+    let mut packet = [0; 64];
+    packet[..HEADERS - ETHERNET_HEADER].copy_from_slice(&bytes[ETHERNET_HEADER..]);
+    Packet::parse(&packet).expect("a packet").flow()
+}
+
+/// A port that always has a burst of packets.
+pub struct Source {
+    /// Bytes of the IP packet.
+    size: usize,
+    /// Flows in the order in which they come.
+    flows: Arc<[u32]>,
+    next: usize,
+    template: [u8; HEADERS],
+    counters: Arc<PortCounters>,
+}
+
+impl Source {
+    /// Packets of `size` bytes, of these flows in turn.
+    pub fn new(size: usize, flows: Arc<[u32]>) -> Source {
+        Source {
+            size,
+            flows,
+            next: 0,
+            template: headers(0, size),
+            counters: Arc::default(),
+        }
+    }
+}
+
+impl Source {
+    /// Makes up to `most` packets, and no more than there is room for. Returns how many.
+    pub fn make(&mut self, frames: &mut FrameCache, burst: &mut Burst, most: usize) -> usize {
+        let before = burst.len();
+        while burst.len() - before < most
+            && burst.room() > 0
+            && let Some(mut pkt) = frames.alloc()
+        {
+            let flow = self.flows[self.next];
+            self.next += 1;
+            if self.next == self.flows.len() {
+                self.next = 0;
+            }
+            let data = pkt.append(ETHERNET_HEADER + self.size);
+            data[..HEADERS].copy_from_slice(&self.template);
+            let ip = &mut data[ETHERNET_HEADER..];
+            ip[12..16].copy_from_slice(&((10 << 24) | (flow / 16)).to_be_bytes());
+            ip[18] = flow as u8;
+            ip[20..22].copy_from_slice(&(1024 + (flow % 16) as u16).to_be_bytes());
+            burst.push(pkt);
+        }
+        let made = burst.len() - before;
+        self.counters.rx_packets.add(made as u64);
+        made
+    }
+}
+
+impl Port for Source {
+    fn rx_burst(&mut self, frames: &mut FrameCache, burst: &mut Burst) -> Result<usize, PortError> {
+        Ok(self.make(frames, burst, usize::MAX))
+    }
+
+    fn tx_burst(&mut self, frames: &mut FrameCache, burst: &mut Burst) -> Result<(), PortError> {
+        self.counters.tx_packets.add(burst.len() as u64);
+        burst.clear_into(frames);
+        Ok(())
+    }
+
+    fn wait_fds(&self) -> ArrayVec<BorrowedFd<'_>, PORT_FDS> {
+        ArrayVec::new()
+    }
+
+    fn counters(&self) -> &Arc<PortCounters> {
+        &self.counters
+    }
+}
+
+/// A port that swallows packets.
+#[derive(Default)]
+pub struct Sink {
+    counters: Arc<PortCounters>,
+}
+
+impl Port for Sink {
+    fn rx_burst(&mut self, _: &mut FrameCache, _: &mut Burst) -> Result<usize, PortError> {
+        Ok(0)
+    }
+
+    fn tx_burst(&mut self, frames: &mut FrameCache, burst: &mut Burst) -> Result<(), PortError> {
+        self.counters.tx_packets.add(burst.len() as u64);
+        burst.clear_into(frames);
+        Ok(())
+    }
+
+    fn wait_fds(&self) -> ArrayVec<BorrowedFd<'_>, PORT_FDS> {
+        ArrayVec::new()
+    }
+
+    fn counters(&self) -> &Arc<PortCounters> {
+        &self.counters
+    }
+}
+
+/// Which flows arrive at which worker.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Arrivals {
+    /// Each worker's port has that worker's flows.
+    Aligned,
+    /// Each port has all flows, so that of two workers each hands half of its packets over.
+    Mixed,
+}
+
+/// The two ports of a worker.
+pub struct Ports {
+    pub source: Box<dyn Port + Send>,
+    pub sink: Box<dyn Port + Send>,
+    /// What the sink counts.
+    pub sent: Arc<PortCounters>,
+}
+
+/// Workers, each with a source and a sink, and what keeps their rules alive.
+pub struct Lan {
+    pub workers: Vec<Worker>,
+    /// For each worker the counters of its sink.
+    pub sinks: Vec<Arc<PortCounters>>,
+    _publisher: Publisher<Snapshot>,
+    _v4: FibWriterV4,
+    _v6: FibWriterV6,
+}
+
+impl Lan {
+    /// `flows` flows of packets of `size` bytes.
+    pub fn new(arena: &'static Arena, workers: usize, flows: u32, size: usize, arrivals: Arrivals) -> Lan {
+        Lan::with_ports(arena, workers, flows, arrivals, |flows| {
+            let sink = Sink::default();
+            let sent = Arc::clone(sink.counters());
+            Ports {
+                source: Box::new(Source::new(size, flows)),
+                sink: Box::new(sink),
+                sent,
+            }
+        })
+    }
+
+    /// The same with other ports, made from the flows that arrive there. Each worker has room for all flows.
+    pub fn with_ports(
+        arena: &'static Arena,
+        workers: usize,
+        flows: u32,
+        arrivals: Arrivals,
+        mut ports: impl FnMut(Arc<[u32]>) -> Ports,
+    ) -> Lan {
+        let mut random = SystemRandom;
+        let keys = HashKeys::new(std::array::from_fn(|_| {
+            let mut bytes = [0; 8];
+            patronus_crypto::Random::fill(&mut random, &mut bytes);
+            u64::from_ne_bytes(bytes)
+        }));
+        let (domain, readers) = Domain::new(workers);
+        let plan = Plan {
+            epoch: 1,
+            policies: Vec::new(),
+            groups: vec![vec![Hop {
+                exit: Exit::Lan(1, Some(OUT)),
+                mtu: 1500,
+            }]],
+            lans: vec![true; 2],
+            spread_over: workers,
+        };
+        let snapshot = Snapshot::compile(&plan, keys.clone()).expect("a good plan");
+        let mut arriving = vec![Vec::new(); workers];
+        for flow in shuffled(flows) {
+            let owner = snapshot.worker(keys.hash(&key(flow))).unwrap_or(0);
+            match arrivals {
+                Arrivals::Aligned => arriving[owner].push(flow),
+                Arrivals::Mixed => arriving.iter_mut().for_each(|flows| flows.push(flow)),
+            }
+        }
+        let (publisher, published) = publish(&domain, Box::new(snapshot));
+        let limits = Limits {
+            routes: 1 << 16,
+            nodes: 1 << 12,
+        };
+        let mut v4 = FibWriterV4::new(&domain, limits).expect("memory for routes");
+        let v6 = FibWriterV6::new(&domain, limits).expect("memory for routes");
+        let group = Group::new(1).expect("a group");
+        for number in 0..DESTINATIONS {
+            v4.insert(&domain, destination(number).octets(), 24, group)
+                .expect("room for routes");
+        }
+        let slow = Arc::new(ToSlowPath::new(workers).expect("a descriptor"));
+        let mut lan = Lan {
+            workers: Vec::new(),
+            sinks: Vec::new(),
+            _publisher: publisher,
+            _v4: v4,
+            _v6: v6,
+        };
+        let crews = Crew::assemble(workers).expect("descriptors");
+        for ((crew, reader), flows_here) in crews.into_iter().zip(readers).zip(arriving) {
+            let rules = Rules {
+                snapshot: published.clone(),
+                v4: Arc::clone(lan._v4.fib()),
+                v6: Arc::clone(lan._v6.fib()),
+                reader,
+            };
+            let Ports { source, sink, sent } = ports(flows_here.into());
+            lan.sinks.push(sent);
+            let port = |port| LanPort { port, ethernet: true };
+            lan.workers.push(Worker::new(Parts {
+                wg: Wg::new(aead::default(), 1, 1420, 0),
+                lans: vec![port(source), port(sink)],
+                wans: vec![None],
+                router: Some(
+                    Router::new(flows.max(64) as usize, keys.clone(), rules).expect("memory for flows"),
+                ),
+                frames: FrameCache::new(arena),
+                crew,
+                stats: Arc::default(),
+                slow: Arc::clone(&slow),
+                clock: Box::new(SystemClock),
+                idle: IdleLadder {
+                    spin: std::time::Duration::ZERO,
+                },
+            }));
+        }
+        lan
+    }
+}
+
+/// What the clock says now, for a turn.
+pub fn now() -> Time {
+    SystemClock.mono()
+}
+
+/// All numbers below `count`, each once, in an order that no prefetcher follows.
+fn shuffled(count: u32) -> Vec<u32> {
+    let mut numbers: Vec<u32> = (0..count).collect();
+    let mut state = 1u64;
+    for at in (1..numbers.len()).rev() {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        numbers.swap(at, ((state >> 33) % (at as u64 + 1)) as usize);
+    }
+    numbers
+}
+
+/// A packet through two ports and nothing between them but an exchange of the link addresses: what ports and frames cost.
+pub struct Wire {
+    source: Source,
+    sink: Sink,
+    frames: FrameCache,
+}
+
+impl Wire {
+    pub fn new(arena: &'static Arena, flows: u32, size: usize) -> Wire {
+        Wire {
+            source: Source::new(size, shuffled(flows).into()),
+            sink: Sink::default(),
+            frames: FrameCache::new(arena),
+        }
+    }
+
+    /// One burst. Returns how many packets.
+    pub fn burst(&mut self) -> usize {
+        let mut burst = Burst::new();
+        let (ours, theirs): (&mut dyn Port, &mut dyn Port) = (&mut self.source, &mut self.sink);
+        let _ = ours.rx_burst(&mut self.frames, &mut burst);
+        for pkt in burst.iter_mut() {
+            let (to, from) = pkt.data_mut().split_at_mut(6);
+            to.swap_with_slice(&mut from[..6]);
+        }
+        let packets = burst.len();
+        let _ = theirs.tx_burst(&mut self.frames, &mut burst);
+        packets
+    }
+}

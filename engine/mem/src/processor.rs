@@ -1,0 +1,48 @@
+//! What only the processor can do.
+
+/// Asks the processor to bring the cache line of `at` closer. It changes nothing but time.
+#[inline(always)]
+pub fn prefetch<T>(at: &T) {
+    prefetch_line(std::ptr::from_ref(at).cast());
+}
+
+/// The same for all cache lines of a value.
+#[inline(always)]
+pub fn prefetch_all<T>(at: &T) {
+    const LINE: usize = 64;
+    let start = std::ptr::from_ref(at).cast::<u8>();
+    for offset in (0..size_of::<T>()).step_by(LINE) {
+        prefetch_line(start.wrapping_add(offset));
+    }
+    prefetch_line(start.wrapping_add(size_of::<T>().saturating_sub(1)));
+}
+
+#[inline(always)]
+fn prefetch_line(at: *const u8) {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    // SAFETY: a prefetch of any address has no effect that a program can see.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(at.cast());
+    }
+    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+    let _ = at;
+}
+
+/// The processor's time stamp counter, which goes up at a constant rate; only differences mean something, and only on one core. 0 where there
+/// is none that a program may read.
+#[inline(always)]
+pub fn cycles() -> u64 {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    // SAFETY: reading the counter has no effect; every x86-64 processor has it.
+    return unsafe { std::arch::x86_64::_rdtsc() };
+    #[cfg(all(target_arch = "aarch64", not(miri)))]
+    return {
+        let count: u64;
+        // SAFETY: reads the virtual counter, which Linux lets programs read.
+        unsafe { std::arch::asm!("mrs {}, cntvct_el0", out(reg) count, options(nomem, nostack)) };
+        count
+    };
+    #[cfg(any(miri, not(any(target_arch = "x86_64", target_arch = "aarch64"))))]
+    0
+}

@@ -1,0 +1,201 @@
+//! The workers of an engine, and the rings through which they hand packets to each other.
+//!
+//! Each worker owns one [`Crew`]. From any worker to any other leads a ring of its own, so each has one writer and one reader. A packet changes hands
+//! at most for two reasons: its flow belongs to another worker (a LAN port's queues do not spread flows as the workers do), or its
+//! session does. What is handed over in a burst is put into the rings at the burst's end and its worker woken once;
+//! a full ring is a counted drop and never a wait.
+
+use std::io;
+use std::sync::Arc;
+
+use arrayvec::ArrayVec;
+use patronus_crypto::PeerId;
+use patronus_mem::{BURST_MAX, Burst, FrameCache, PktBuf};
+use patronus_sync::{Consumer, Producer, ring};
+
+use crate::channel::ToWorker;
+use crate::route::Bound;
+use crate::stats::{DropReason, Lap, Stage, WorkerStats};
+
+/// Packets that may wait for one worker, in the rings from all others together.
+pub const HANDOFF_MAX: usize = 2048;
+
+/// What is left to do with a packet that changes hands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Handing {
+    /// An inner packet whose flow is the receiver's, from an Ethernet port or from a TUN.
+    Route {
+        /// From an Ethernet port.
+        ethernet: bool,
+    },
+    /// An inner packet that the allowed-ips give to a peer of the receiver's.
+    Encap,
+    /// An inner packet that a router gives to this peer of the receiver's.
+    Seal(PeerId),
+    /// A datagram of a session of the receiver's.
+    Decap,
+}
+
+/// Packets that another worker has handed over, by what is left to do. Order matters within a flow only, and the packets of a flow have the same
+/// left to do.
+#[derive(Default)]
+pub struct Taken {
+    /// To be routed; from a TUN.
+    pub from_tun: Burst,
+    /// To be routed; from an Ethernet port.
+    pub from_ethernet: Burst,
+    /// To be sealed for whom the allowed-ips say.
+    pub encap: Burst,
+    /// To be sealed for whom the router said.
+    pub seal: Bound,
+    /// To be opened.
+    pub decap: Burst,
+}
+
+struct Handed {
+    packet: PktBuf,
+    left: Handing,
+}
+
+/// Another worker, seen from this one.
+struct Colleague {
+    number: usize,
+    to: Producer<Handed>,
+    from: Consumer<Handed>,
+    /// Handed over in this burst.
+    outgoing: ArrayVec<Handed, BURST_MAX>,
+}
+
+/// One worker's place among all workers.
+pub struct Crew {
+    inboxes: Vec<Arc<ToWorker>>,
+    me: usize,
+    others: Vec<Colleague>,
+    /// Something has been put aside.
+    handing: bool,
+}
+
+impl Crew {
+    /// The places of `workers` workers, in order.
+    pub fn assemble(workers: usize) -> io::Result<Vec<Crew>> {
+        let inboxes: Vec<_> = (0..workers)
+            .map(|_| ToWorker::new().map(Arc::new))
+            .collect::<io::Result<_>>()?;
+        let capacity = (HANDOFF_MAX / workers.max(2)).max(BURST_MAX);
+        let mut rings: Vec<Vec<_>> = (0..workers)
+            .map(|from| {
+                (0..workers)
+                    .map(|to| (from != to).then(|| ring(capacity)).unzip())
+                    .collect()
+            })
+            .collect();
+        let mut colleague = |me: usize, number: usize| {
+            let (to, from) = (rings[me][number].0.take()?, rings[number][me].1.take()?);
+            Some(Colleague {
+                number,
+                to,
+                from,
+                outgoing: ArrayVec::new(),
+            })
+        };
+        let place = |me| Crew {
+            inboxes: inboxes.clone(),
+            me,
+            others: (0..workers).filter_map(|number| colleague(me, number)).collect(),
+            handing: false,
+        };
+        Ok((0..workers).map(place).collect())
+    }
+
+    /// How many workers there are.
+    pub fn workers(&self) -> usize {
+        self.inboxes.len()
+    }
+
+    /// This worker's number.
+    pub fn me(&self) -> usize {
+        self.me
+    }
+
+    /// The inboxes of all workers.
+    pub fn inboxes(&self) -> &[Arc<ToWorker>] {
+        &self.inboxes
+    }
+
+    /// This worker's inbox.
+    pub fn inbox(&self) -> &Arc<ToWorker> {
+        &self.inboxes[self.me]
+    }
+
+    /// The other worker that owns `peer`; `None`: this one does.
+    #[inline]
+    pub fn other_owner(&self, peer: PeerId) -> Option<usize> {
+        Some(owner(peer, self.workers())).filter(|owner| *owner != self.me)
+    }
+
+    /// Puts a packet aside for another worker; it goes out when the crew is [flushed](Crew::flush), before as many as make a burst are put
+    /// aside for one worker.
+    ///
+    /// # Panics
+    ///
+    /// If `worker` is this one, there is no such worker, or a burst has been put aside for it already.
+    pub fn hand_over(&mut self, worker: usize, packet: PktBuf, left: Handing) {
+        let at = if worker < self.me { worker } else { worker - 1 };
+        let colleague = &mut self.others[at];
+        assert!(colleague.number == worker, "to another worker");
+        colleague.outgoing.push(Handed { packet, left });
+        self.handing = true;
+    }
+
+    /// Puts what was put aside into the rings and wakes those whom it is for.
+    pub fn flush(&mut self, stats: &WorkerStats, frames: &mut FrameCache) {
+        if !std::mem::take(&mut self.handing) {
+            return;
+        }
+        for other in &mut self.others {
+            if other.outgoing.is_empty() {
+                continue;
+            }
+            let lap = Lap::start();
+            let mut outgoing = other.outgoing.drain(..);
+            let handed = other.to.push_some(&mut outgoing);
+            stats.burst(Stage::Handoff, handed, lap);
+            stats.drop_many(DropReason::HandoffFull, outgoing.len());
+            outgoing.for_each(|refused| frames.free(refused.packet));
+            if handed > 0 {
+                self.inboxes[other.number].waker.wake();
+            }
+        }
+    }
+
+    /// Whether another worker has handed something over.
+    pub fn has_handed(&mut self) -> bool {
+        self.others.iter_mut().any(|other| other.from.ready(1) > 0)
+    }
+
+    /// Takes up to a burst of what worker `number` has handed over. False if that was nothing.
+    pub fn take(&mut self, number: usize, taken: &mut Taken) -> bool {
+        let Some(other) = self.others.iter_mut().find(|other| other.number == number) else {
+            return false;
+        };
+        let handed = other.from.drain(BURST_MAX);
+        let some = handed.len() > 0;
+        for Handed { packet, left } in handed {
+            match left {
+                Handing::Route { ethernet: true } => taken.from_ethernet.push(packet),
+                Handing::Route { ethernet: false } => taken.from_tun.push(packet),
+                Handing::Encap => taken.encap.push(packet),
+                Handing::Seal(peer) => taken.seal.push(packet, peer),
+                Handing::Decap => taken.decap.push(packet),
+            }
+        }
+        some
+    }
+}
+
+/// Which of `workers` workers owns `peer`.
+#[inline]
+pub fn owner(peer: PeerId, workers: usize) -> usize {
+    // In 32 bits: this is asked for every packet, and a division of 64 takes longer.
+    (peer.0 % workers as u32) as usize
+}

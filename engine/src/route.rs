@@ -1,0 +1,442 @@
+//! Route: what becomes of an inner packet, from a LAN port or out of a tunnel.
+//!
+//! Runs on a worker, on whole bursts:
+//!
+//! 1. *parse*: the headers, once; the flow and its hash; whose flow it is
+//! 2. *judge*: the flow table has what the policies say about the flow; a new flow is classified
+//! 3. *look up*: the longest prefix around the destination -> next-hop group
+//! 4. *dispatch*: the flow's next hop of the group; time to live, length; into the burst of the exit
+//!
+//! The flow table is the worker's own. Policies and groups are a [`Snapshot`], the prefixes two [`Fib`](crate::fib::Fib)s; both are read under
+//! the worker's [`Reader`] and changed by somebody else at any time.
+
+use std::io;
+use std::sync::Arc;
+
+use arrayvec::ArrayVec;
+use patronus_crypto::{PeerId, Time};
+use patronus_io::ip::{self, FlowKey, Malformed, Packet, Version};
+use patronus_mem::{BURST_MAX, Burst, PktBuf};
+use patronus_sync::{Published, Reader};
+
+use crate::crew::Handing;
+use crate::ethernet;
+use crate::fib::{FibV4, FibV6, Group};
+use crate::flow::{FlowTable, HashKeys};
+use crate::icmp::{Icmp, IcmpError};
+use crate::snapshot::{Action, Exit, Hop, Snapshot};
+use crate::stats::{DropReason, Lap, Stage};
+use crate::wg::Context;
+
+/// Nanoseconds of a unit of the flow table's time, as a power of two.
+const COARSE_BITS: u32 = 20;
+/// A flow without packets for this long is forgotten.
+const FLOW_IDLE: u32 = coarse(Time::from_secs(120));
+/// In this time every place of the flow table is looked at.
+const EXPIRE_ROUND: u32 = coarse(Time::from_secs(1));
+/// Places that are looked at in a turn at most.
+const EXPIRE_MAX: usize = 1024;
+
+/// Where a packet came from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ingress {
+    /// From a TUN: the host has routed it already.
+    Tun,
+    /// From an Ethernet port: we are its router.
+    Ethernet,
+    /// Out of a tunnel.
+    Tunnel,
+    /// Made here.
+    Own,
+}
+
+/// Whether flows are spread over the workers: not those that another worker has handed over already, nor what came out of a tunnel, whose lane is
+/// this worker's.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Spread {
+    /// A packet goes to its flow's worker.
+    Yes,
+    /// A packet stays.
+    No,
+}
+
+/// Packets that leave in tunnels, and whose tunnels.
+#[derive(Default)]
+pub struct Bound {
+    /// The packets.
+    pub packets: Burst,
+    /// For each the peer.
+    pub peers: ArrayVec<PeerId, BURST_MAX>,
+}
+
+impl Bound {
+    /// Puts a packet at the end; there is room.
+    #[inline]
+    pub fn push(&mut self, packet: PktBuf, peer: PeerId) {
+        self.packets.push(packet);
+        self.peers.push(peer);
+    }
+}
+
+/// What leaves, by exit.
+#[derive(Default)]
+pub struct Exits {
+    /// In tunnels.
+    pub tunnels: Bound,
+    /// By LAN port.
+    pub lans: Vec<Burst>,
+}
+
+/// What a worker remembers of a flow.
+#[derive(Clone, Copy, Debug, Default)]
+struct Known {
+    /// The group that the policies name, [`ROUTED`] or [`DROPPED`].
+    action: u32,
+    packets: u32,
+    bytes: u64,
+}
+
+const ROUTED: u32 = 0;
+const DROPPED: u32 = u32::MAX;
+const _: () = assert!(Group::MAX < DROPPED);
+
+/// The packets of a burst between the steps, and what is known of each.
+#[derive(Default)]
+struct Batch {
+    packets: Burst,
+    keys: ArrayVec<FlowKey, BURST_MAX>,
+    hashes: ArrayVec<u64, BURST_MAX>,
+    /// The group to leave by; none yet, or none at all.
+    groups: ArrayVec<Option<Group>, BURST_MAX>,
+}
+
+/// By what a worker routes.
+pub struct Rules {
+    /// Policies and next hops.
+    pub snapshot: Published<Snapshot>,
+    /// Routes of IPv4.
+    pub v4: Arc<FibV4>,
+    /// Routes of IPv6.
+    pub v6: Arc<FibV6>,
+    /// This worker, as a reader of all three.
+    pub reader: Reader,
+}
+
+/// One worker's router.
+pub struct Router {
+    flows: FlowTable<Known>,
+    rules: Rules,
+    /// When flows that have ended were last looked for.
+    tended: u32,
+    /// Errors about packets that could not be routed, to be routed themselves.
+    pub icmp: Icmp,
+}
+
+/// The time in the flow table's units, of a little more than a millisecond.
+const fn coarse(time: Time) -> u32 {
+    (time.0 >> COARSE_BITS) as u32
+}
+
+impl Router {
+    /// A router that remembers up to `flows` flows. All routers that hand packets to each other have the same keys.
+    ///
+    /// # Panics
+    ///
+    /// If the reader is not one of the rules' domain.
+    pub fn new(flows: usize, keys: HashKeys, mut rules: Rules) -> io::Result<Router> {
+        rules.reader.resume();
+        rules.snapshot.get(&rules.reader);
+        rules.v4.lookup(&rules.reader, &[0; 4]);
+        rules.v6.lookup(&rules.reader, &[0; 16]);
+        Ok(Router {
+            flows: FlowTable::new(flows, keys)?,
+            rules,
+            tended: 0,
+            icmp: Icmp::default(),
+        })
+    }
+
+    /// Flows that are remembered.
+    pub fn flows(&self) -> usize {
+        self.flows.len()
+    }
+
+    /// Once a turn: lets go of what was looked at, and of flows that have ended. Every place of the table is looked at once in
+    /// [`EXPIRE_ROUND`], unless turns are so rare that that would take too long.
+    pub fn tend(&mut self, now: Time) {
+        self.rules.reader.quiescent();
+        let now = coarse(now);
+        let passed = now.wrapping_sub(self.tended).min(EXPIRE_ROUND) as usize;
+        if passed > 0 {
+            self.tended = now;
+            let places = (self.flows.limit() * passed).div_ceil(EXPIRE_ROUND as usize);
+            self.flows.expire(now, FLOW_IDLE, places.min(EXPIRE_MAX));
+        }
+    }
+
+    /// Before the worker sleeps: it looks at nothing meanwhile.
+    pub fn park(&mut self) {
+        self.rules.reader.park();
+    }
+
+    /// After it has slept.
+    pub fn resume(&mut self) {
+        self.rules.reader.resume();
+    }
+
+    /// Sorts the packets of `inner` into `exits`, which has room for as many; `inner` is empty afterwards. What cannot go on is handed to the
+    /// flow's worker or dropped under a name.
+    pub fn route(
+        &mut self,
+        cx: &mut Context<'_>,
+        inner: &mut Burst,
+        from: Ingress,
+        spread: Spread,
+        exits: &mut Exits,
+    ) {
+        let (lap, packets) = (Lap::start(), inner.len());
+        let mut batch = Batch::default();
+        // Looked at once, so that one burst is judged and dispatched by one snapshot.
+        let snapshot = self.rules.snapshot.get(&self.rules.reader);
+        parse(cx, &self.flows, snapshot, inner, from, spread, &mut batch);
+        judge(cx, &mut self.flows, snapshot, &mut batch);
+        look_up(&self.rules, &mut batch);
+        dispatch(cx, &mut self.icmp, snapshot, &mut batch, from, exits);
+        cx.stats.burst(Stage::Route, packets, lap);
+    }
+}
+
+fn parse(
+    cx: &mut Context<'_>,
+    flows: &FlowTable<Known>,
+    snapshot: &Snapshot,
+    inner: &mut Burst,
+    from: Ingress,
+    spread: Spread,
+    batch: &mut Batch,
+) {
+    for mut packet in inner.drain(..) {
+        let (key, len) = match examine(packet.data()) {
+            Ok(found) => found,
+            Err(reason) => {
+                cx.discard(reason, packet);
+                continue;
+            }
+        };
+        let hash = flows.hash(&key);
+        if spread == Spread::Yes
+            && let Some(worker) = snapshot.worker(hash)
+            && worker != cx.crew.me()
+        {
+            let ethernet = from == Ingress::Ethernet;
+            cx.crew.hand_over(worker, packet, Handing::Route { ethernet });
+            continue;
+        }
+        // Ethernet makes short packets longer.
+        packet.truncate(len);
+        batch.packets.push(packet);
+        batch.keys.push(key);
+        batch.hashes.push(hash);
+    }
+}
+
+/// Asks the flow table, and the policies about flows that are new or were judged by others.
+fn judge(cx: &mut Context<'_>, flows: &mut FlowTable<Known>, snapshot: &Snapshot, batch: &mut Batch) {
+    let mut found = [None; BURST_MAX];
+    let found = &mut found[..batch.packets.len()];
+    flows.find_burst(&batch.keys, &batch.hashes, found);
+    let mut dropped = 0u64;
+    for (at, id) in found.iter().enumerate() {
+        let key = &batch.keys[at];
+        // An earlier packet of this burst may have been the flow's first.
+        let id = id.or_else(|| flows.find(key));
+        let action = match id {
+            Some(id) => {
+                let flow = flows.get_mut(id);
+                if flow.epoch != snapshot.epoch() {
+                    flow.epoch = snapshot.epoch();
+                    flow.value.action = pack(snapshot.judge(key));
+                }
+                flow.seen = coarse(cx.now);
+                flow.value.packets = flow.value.packets.wrapping_add(1);
+                flow.value.bytes += batch.packets[at].len() as u64;
+                flow.value.action
+            }
+            None => {
+                let known = Known {
+                    action: pack(snapshot.judge(key)),
+                    packets: 1,
+                    bytes: batch.packets[at].len() as u64,
+                };
+                if flows
+                    .insert(*key, coarse(cx.now), snapshot.epoch(), known)
+                    .is_err()
+                {
+                    cx.stats.flows_unremembered.add(1);
+                }
+                known.action
+            }
+        };
+        batch.groups.push(Group::new(action));
+        dropped |= u64::from(action == DROPPED) << at;
+    }
+    if dropped != 0 {
+        batch.remove(dropped, |packet| cx.discard(DropReason::RoutePolicy, packet));
+    }
+}
+
+/// Asks the FIB about packets that no policy has sent elsewhere.
+fn look_up(rules: &Rules, batch: &mut Batch) {
+    let mut v4_at = ArrayVec::<u8, BURST_MAX>::new();
+    let mut v6_at = ArrayVec::<u8, BURST_MAX>::new();
+    let mut v4_addrs = ArrayVec::<[u8; 4], BURST_MAX>::new();
+    let mut v6_addrs = ArrayVec::<[u8; 16], BURST_MAX>::new();
+    for (at, key) in batch.keys.iter().enumerate() {
+        if batch.groups[at].is_some() {
+            continue;
+        }
+        if key.is_ipv6() {
+            v6_at.push(at as u8);
+            v6_addrs.push(key.dst_v6());
+        } else {
+            v4_at.push(at as u8);
+            v4_addrs.push(key.dst_v4());
+        }
+    }
+    let mut groups = [None; BURST_MAX];
+    rules.v4.lookup_burst(&rules.reader, &v4_addrs, &mut groups);
+    for (at, group) in v4_at.iter().zip(groups) {
+        batch.groups[usize::from(*at)] = group;
+    }
+    if !v6_at.is_empty() {
+        rules.v6.lookup_burst(&rules.reader, &v6_addrs, &mut groups);
+        for (at, group) in v6_at.iter().zip(groups) {
+            batch.groups[usize::from(*at)] = group;
+        }
+    }
+}
+
+fn dispatch(
+    cx: &mut Context<'_>,
+    icmp: &mut Icmp,
+    snapshot: &Snapshot,
+    batch: &mut Batch,
+    from: Ingress,
+    exits: &mut Exits,
+) {
+    for (at, mut packet) in batch.packets.drain(..).enumerate() {
+        let hop = batch.groups[at].and_then(|group| snapshot.hop(group, batch.hashes[at]));
+        let sent = match hop {
+            Some(hop) => forward(&mut packet, hop, from, batch.keys[at].is_ipv6()),
+            None => Err((DropReason::RouteNone, Some(IcmpError::NoRoute))),
+        };
+        match sent {
+            Ok(Exit::Tunnel(peer)) => match cx.crew.other_owner(peer) {
+                None => exits.tunnels.push(packet, peer),
+                Some(owner) => cx.crew.hand_over(owner, packet, Handing::Seal(peer)),
+            },
+            Ok(Exit::Lan(lan, _)) => match exits.lans.get_mut(usize::from(lan)) {
+                Some(burst) => burst.push(packet),
+                None => cx.discard(DropReason::LanGone, packet),
+            },
+            Ok(Exit::Discard) => cx.discard(DropReason::RouteDiscard, packet),
+            Err((reason, error)) => {
+                if let Some(error) = error {
+                    icmp.answer(cx, packet.data(), error);
+                }
+                cx.discard(reason, packet);
+            }
+        }
+    }
+}
+
+impl Batch {
+    /// Takes the packets out whose bits are set.
+    #[cold]
+    fn remove(&mut self, bits: u64, mut gone: impl FnMut(PktBuf)) {
+        let mut kept = 0;
+        for at in 0..self.packets.len() {
+            if bits & 1 << at == 0 {
+                self.packets.swap(kept, at);
+                self.keys.swap(kept, at);
+                self.hashes.swap(kept, at);
+                self.groups.swap(kept, at);
+                kept += 1;
+            }
+        }
+        self.packets.drain(kept..).for_each(&mut gone);
+        self.keys.truncate(kept);
+        self.hashes.truncate(kept);
+        self.groups.truncate(kept);
+    }
+}
+
+fn pack(action: Action) -> u32 {
+    match action {
+        Action::Route => ROUTED,
+        Action::Via(group) => group.number(),
+        Action::Drop => DROPPED,
+    }
+}
+
+/// The flow of a packet, and its length without what stands behind it.
+#[inline]
+fn examine(bytes: &[u8]) -> Result<(FlowKey, usize), DropReason> {
+    let packet = Packet::parse(bytes).map_err(|malformed| match malformed {
+        Malformed::NotIp => DropReason::RouteNotIp,
+        _ => DropReason::RouteBadLength,
+    })?;
+    // Headers that cannot be followed would hide from policies what they lead to.
+    let key = packet.try_flow().map_err(|_| DropReason::RouteBadLength)?;
+    let key = key.with_dscp(packet.tos() >> 2);
+    if is_martian(&key) {
+        return Err(DropReason::RouteMartian);
+    }
+    Ok((key, packet.total_len()))
+}
+
+/// Addresses that no router forwards from or to: loopback, link-local, this network, what is reserved, groups of the link alone, and as a source any
+/// group (RFC 1812, section 5.3.7; RFC 4291, sections 2.5.6 and 2.7). Other groups as destinations are left to the routes.
+#[inline]
+fn is_martian(key: &FlowKey) -> bool {
+    if key.is_ipv6() {
+        let [src, dst] = [key.src_v6(), key.dst_v6()].map(u128::from_be_bytes);
+        let local = |ip: u128| ip <= 1 || ip >> 118 == 0xfe80 >> 6;
+        // The scope of a group is the low half of its second octet: 2 is the link.
+        local(src) || local(dst) || src >> 120 == 0xff || dst >> 120 == 0xff && dst >> 112 & 0xf <= 2
+    } else {
+        let local = |[a, b, ..]: [u8; 4]| a == 0 || a == 127 || a == 169 && b == 254 || a >= 240;
+        let (src, dst) = (key.src_v4(), key.dst_v4());
+        local(src) || local(dst) || src[0] >= 224 || dst[..3] == [224, 0, 0]
+    }
+}
+
+/// Makes a packet ready for its next hop. An error is why it does not get there and what its sender is told.
+#[inline]
+fn forward(
+    packet: &mut PktBuf,
+    hop: &Hop,
+    from: Ingress,
+    ipv6: bool,
+) -> Result<Exit, (DropReason, Option<IcmpError>)> {
+    if hop.exit == Exit::Discard {
+        return Ok(Exit::Discard);
+    }
+    // Behind a TUN is the host, which does this itself, before or afterwards.
+    let is_router = matches!(from, Ingress::Ethernet | Ingress::Tunnel)
+        && matches!(hop.exit, Exit::Tunnel(_) | Exit::Lan(_, Some(_)));
+    if is_router && !ip::may_go_further(packet.data()) {
+        return Err((DropReason::RouteTtl, Some(IcmpError::TimeExceeded)));
+    }
+    if packet.len() > usize::from(hop.mtu) {
+        return Err((DropReason::RouteTooBig, Some(IcmpError::TooBig(hop.mtu))));
+    }
+    if is_router {
+        ip::decrement_ttl(packet.data_mut());
+    }
+    if let Exit::Lan(_, Some(addresses)) = &hop.exit {
+        let version = if ipv6 { Version::V6 } else { Version::V4 };
+        ethernet::dress(packet, addresses, version);
+    }
+    Ok(hop.exit)
+}
