@@ -45,6 +45,9 @@ use peer::Peer;
 /// Indices that a peer uses at most at a time: a handshake of ours, three sessions, and three on their way back.
 const INDICES_PER_PEER: usize = 7;
 
+/// Places for them: twice as many, because a hash table that is less than half full cleans itself up without growing.
+const INDICES_RESERVED_PER_PEER: usize = 2 * INDICES_PER_PEER;
+
 /// Sizes and limits, chosen at set-up.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Limits {
@@ -252,8 +255,7 @@ impl Device {
     fn make_room(&mut self) {
         let peers = self.peers.len().next_power_of_two();
         self.schedule.reserve(peers);
-        // Twice what can be in use: a hash table that is less than half full cleans itself up without growing.
-        self.indices.reserve(2 * INDICES_PER_PEER * peers);
+        self.indices.reserve(INDICES_RESERVED_PER_PEER * peers);
         self.vacant.reserve(peers.saturating_sub(self.vacant.len()));
         self.spare.reserve((4 * peers).saturating_sub(self.spare.len()));
     }

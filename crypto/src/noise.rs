@@ -335,6 +335,26 @@ mod tests {
     use super::*;
 
     #[test]
+    fn every_scalar_multiplication_is_counted() {
+        let mut curve = Curve::new(crate::x25519::default());
+        let private = Secret::with(|key| key.fill(0x42));
+        let public = curve.public(&private);
+        assert_eq!(curve.operations(), 1);
+        assert!(curve.shared(&private, &public.0).is_ok());
+        assert_eq!(curve.operations(), 2);
+    }
+
+    #[test]
+    fn keys_are_clamped() {
+        for (byte, first, last) in [(0x00, 0x00, 0x40), (0xff, 0xf8, 0x7f)] {
+            let mut key = [byte; 32];
+            clamp(&mut key);
+            assert_eq!((key[0], key[31]), (first, last));
+            assert!(key[1..31].iter().all(|other| *other == byte));
+        }
+    }
+
+    #[test]
     fn c01_construction_and_identifier() {
         let chain = hash::hash(&[b"Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s"]);
         assert_eq!(INITIAL_CHAIN, chain);

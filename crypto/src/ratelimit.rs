@@ -196,6 +196,20 @@ mod tests {
     }
 
     #[test]
+    fn c29_sources_of_one_bucket_have_tokens_of_their_own() {
+        let mut limiter = limiter(WAYS);
+        let now = Time::from_secs(1);
+        for n in 0..WAYS {
+            let from = ip(&format!("192.0.2.{n}"));
+            for _ in 0..5 {
+                assert_eq!(limiter.allow(from, now), Verdict::Allowed, "{from}");
+            }
+            assert_eq!(limiter.allow(from, now), Verdict::Limited, "{from}");
+        }
+        assert_eq!(limiter.allow(ip("192.0.2.99"), now), Verdict::Full);
+    }
+
+    #[test]
     fn c74_a_clock_that_steps_back_gives_nothing_away() {
         let mut limiter = limiter(64);
         for n in 0..100 {

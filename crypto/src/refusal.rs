@@ -129,8 +129,18 @@ mod tests {
                     .all(|earlier| earlier.name() != refusal.name())
             );
         }
-        for (n, (_, count)) in counters.iter().enumerate() {
-            assert_eq!(count, n as u64 + 1);
-        }
+        let counted: Vec<u64> = counters.iter().map(|(_, count)| count).collect();
+        assert_eq!(counted, (1..=Refusal::ALL.len() as u64).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn what_never_happened_is_not_shown() {
+        let mut counters = DropCounters::new();
+        assert_eq!(format!("{counters:?}"), "{}");
+        counters.count(Refusal::Mac1);
+        assert_eq!(
+            format!("{counters:?}"),
+            format!("{{{:?}: 1}}", Refusal::Mac1.name())
+        );
     }
 }

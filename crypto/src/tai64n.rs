@@ -206,6 +206,34 @@ mod tests {
     }
 
     #[test]
+    fn r46_the_next_timestamp_is_one_step_on_and_keeps_its_tag() {
+        const TAG: u32 = 0xabcd;
+        for (seconds, steps, next_seconds, next_steps) in
+            [(7, 0, 7, 1), (7, 3, 7, 4), (7, 58, 7, 59), (7, 59, 8, 0)]
+        {
+            let stamp = Tai64n::from_parts(seconds, steps * STEP | TAG);
+            assert_eq!(stamp.next().parts(), (next_seconds, next_steps * STEP | TAG));
+        }
+    }
+
+    #[test]
+    fn r55_what_no_clock_shows() {
+        // 2025 and thirty years of 365 days later.
+        for (secs, plausible) in [
+            (1_735_689_599, true),
+            (2_681_769_599, true),
+            (2_681_769_600, false),
+        ] {
+            let mut guard = ClockGuard::new();
+            assert_eq!(
+                guard.plausible(Time::from_secs(1), wall(secs, 0)),
+                plausible,
+                "{secs}"
+            );
+        }
+    }
+
+    #[test]
     fn r55_a_clock_far_ahead_is_not_believed() {
         const DAY: u64 = 86_400;
         let good = ClockGuard::FLOOR + 1000 * DAY;
