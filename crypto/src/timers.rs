@@ -437,6 +437,82 @@ mod tests {
 
     use super::*;
 
+    const NOW: Time = Time::from_secs(1000);
+
+    fn no_jitter() -> Duration {
+        Duration::ZERO
+    }
+
+    #[test]
+    fn c55_handshake_messages_count_for_the_persistent_keepalive() {
+        let traffic = Traffic::default();
+        let mut timers = PeerTimers {
+            persistent: Duration::from_secs(25),
+            ..PeerTimers::default()
+        };
+        assert_eq!(
+            timers.next_persistent(&traffic),
+            Some(Time(0)),
+            "the first at once"
+        );
+        timers.handshake_traversed(NOW);
+        assert_eq!(timers.next_persistent(&traffic), Some(Time::from_secs(1025)));
+    }
+
+    #[test]
+    fn what_is_stopped_is_never_due() {
+        let (traffic, times) = (Traffic::default(), Timeouts::protocol());
+        let mut timers = PeerTimers {
+            retransmit_at: Some(NOW),
+            erase_at: Some(NOW),
+            attempts: 3,
+            ..PeerTimers::default()
+        };
+        timers.handshake_traversed(NOW);
+        let _ = traffic.received(NOW, 100, true);
+        assert_eq!(
+            timers.keepalive_at(&traffic, &times),
+            Some(NOW.after(times.keepalive_timeout))
+        );
+        traffic.unanswered_since.store(NOW.0, Ordering::Relaxed);
+        timers.stop(&traffic);
+        assert_eq!((timers.attempts, timers.persistent_from), (0, None));
+        assert_eq!(timers.next(&traffic, &times, NOW, &mut no_jitter), None);
+        let later = Time::from_secs(5000);
+        assert_eq!(timers.take_due(&traffic, &times, later, &mut no_jitter), None);
+    }
+
+    #[test]
+    fn a_keepalive_that_is_not_owed_any_more_is_never_due() {
+        let (traffic, times) = (Traffic::default(), Timeouts::protocol());
+        let mut timers = PeerTimers::default();
+        let _ = traffic.received(NOW, 100, true);
+        assert!(timers.keepalive_at(&traffic, &times).is_some());
+        timers.stop_keepalive(&traffic);
+        assert_eq!(timers.keepalive_at(&traffic, &times), None);
+    }
+
+    /// The worker starts a timer while the slow path decides that there is nothing to watch: one of the two notices.
+    #[test]
+    fn no_timer_starts_unwatched() {
+        let times = Timeouts::protocol();
+        for _ in 0..2000 {
+            let (traffic, mut timers) = (Traffic::default(), PeerTimers::default());
+            traffic.watched.store(true, Ordering::Relaxed);
+            let start = std::sync::Barrier::new(2);
+            let (wake, deadline) = std::thread::scope(|scope| {
+                let worker = scope.spawn(|| {
+                    start.wait();
+                    traffic.sent(NOW, 100, true)
+                });
+                start.wait();
+                let deadline = timers.next(&traffic, &times, NOW, &mut no_jitter);
+                (worker.join().unwrap(), deadline)
+            });
+            assert!(wake == Wake::Due || deadline.is_some(), "{wake:?}, {deadline:?}");
+        }
+    }
+
     proptest! {
         /// Against a plain list of who is due when.
         #[test]

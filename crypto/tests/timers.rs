@@ -490,6 +490,30 @@ fn c55_r15_a_persistent_keepalive_is_put_off_by_any_traffic() {
 }
 
 #[test]
+fn c55_a_handshake_puts_a_persistent_keepalive_off() {
+    let mut net = connected();
+    let peer = net.link(A).peer;
+    net.device(A).set_persistent_keepalive(peer, 25);
+    net.run(ms(10));
+    let start = net.now;
+    net.log.clear();
+    net.run(secs(20));
+    // It is lost, as are its repetitions; the session that there is still holds.
+    net.pass = Box::new(|_| false);
+    net.want_handshake(A, peer);
+    net.run(secs(40));
+    let initiations = times(&net, A, Kind::Initiation, start);
+    let last = *initiations.last().expect("some");
+    let sent = times(&net, A, Kind::Data, start);
+    assert!(
+        sent.iter().all(|at| *at >= secs(45)),
+        "{sent:?} although there were handshake messages at {initiations:?}"
+    );
+    assert!(last > secs(40));
+    net.run(secs(20));
+}
+
+#[test]
 fn c55_without_a_session_it_starts_one() {
     let mut net = Net::pair();
     let peer = net.link(A).peer;

@@ -1,18 +1,33 @@
 //! The packet engine: a userspace WireGuard data plane and its slow path.
 //!
-//! The way of a packet, step by step:
+//! The way of a packet, step by step. With one TUN, as a drop-in for WireGuard:
 //!
 //! ```text
 //!  TUN --rx_burst--> worker::outbound
 //!                      wg::encap   allowed-ips(destination) -> peer -> session -> counter
 //!                                  header, padding, one AEAD call per burst
-//!                    --tx_burst--> UDP         no session yet: staged, and the slow path asked for one
+//!                    --tx_burst--> WAN         no session yet: staged, and the slow path asked for one
 //!
-//!  UDP --rx_burst--> worker::inbound
+//!  WAN --rx_burst--> worker::inbound
 //!                      wg::decap   receiver index -> session; one AEAD call per burst;
 //!                                  replay window -> roaming -> length -> allowed-ips(source)
 //!                    --tx_burst--> TUN         handshake messages: to the slow path's queue
+//! ```
 //!
+//! With a router (several LAN ports; Ethernet), between the two:
+//!
+//! ```text
+//!  LAN --rx_burst--> worker::outbound
+//!                      ethernet    link header off
+//!                      route       flow -> policies; destination -> FIB -> next hop; time to live
+//!                        |-- a tunnel --> wg::encap --> WAN
+//!                        `-- a LAN port --> ethernet --tx_burst--> LAN
+//!  WAN --rx_burst--> worker::inbound --> wg::decap --> route, as above
+//! ```
+//!
+//! A packet whose flow or session is another worker's goes to that worker's ring ([`crew`]). Beside the workers:
+//!
+//! ```text
 //!  slow path         handshakes, cookies, timers (`patronus_crypto::Device`), UAPI, interface state
 //!                    --Command--> worker --Notice--> slow path
 //! ```
@@ -20,10 +35,11 @@
 //! Where to read on:
 //!
 //! * [`worker`]: the loop of a pinned or floating thread, and how it sleeps; [`courtesy`]: whom it may interrupt when it wakes.
-//! * [`wg`]: the stages between the ports, on whole bursts.
+//! * [`wg`], [`route`], [`ethernet`]: the stages between the ports, on whole bursts.
+//! * [`flow`], [`classify`], [`fib`], [`snapshot`]: what a router looks at.
 //! * [`slowpath`]: the one other thread.
-//! * [`channel`]: all that the threads share.
-//! * [`stats`]: a name for each packet that goes no further.
+//! * [`channel`]: what workers and the slow path say to each other; [`crew`]: what workers hand to each other.
+//! * [`stats`]: a name for each packet that goes no further, cycles for each stage.
 //! * [`engine`]: puts it together.
 //!
 //! Segmentation offload lives in the ports (`patronus_io`), so every stage here sees single packets in frames of their own.

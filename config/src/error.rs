@@ -1,0 +1,151 @@
+//! What is wrong with a configuration, and where.
+
+use std::fmt;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+/// Names this far from a known one (edits) are taken for misspelt.
+const MISSPELT: usize = 3;
+
+/// What is wrong, and where: file, line and column from 1 on, and the line itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Error {
+    file: Option<PathBuf>,
+    place: Option<Place>,
+    message: String,
+    hint: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Place {
+    line: usize,
+    /// In characters.
+    column: usize,
+    /// Characters of this line that are meant.
+    width: usize,
+    text: String,
+}
+
+impl Error {
+    pub(crate) fn of_file(path: &Path, message: &str) -> Error {
+        Error {
+            file: Some(path.to_owned()),
+            place: None,
+            message: message.to_owned(),
+            hint: None,
+        }
+    }
+
+    pub(crate) fn at(text: &str, span: Range<usize>, message: impl Into<String>) -> Error {
+        Error {
+            file: None,
+            place: Some(Place::new(text, span)),
+            message: message.into(),
+            hint: None,
+        }
+    }
+
+    pub(crate) fn of_toml(text: &str, error: &toml::de::Error) -> Error {
+        let (message, hint) = explained(error.message());
+        Error {
+            file: None,
+            place: error.span().map(|span| Place::new(text, span)),
+            message,
+            hint,
+        }
+    }
+
+    pub(crate) fn with_hint(mut self, hint: impl Into<String>) -> Error {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    pub(crate) fn in_file(mut self, path: &Path) -> Error {
+        self.file = Some(path.to_owned());
+        self
+    }
+
+    /// Line and column, from 1 on; none if the file as a whole is wrong.
+    pub fn place(&self) -> Option<(usize, usize)> {
+        self.place.as_ref().map(|place| (place.line, place.column))
+    }
+
+    /// What is wrong.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// What may have been meant, or what to do.
+    pub fn hint(&self) -> Option<&str> {
+        self.hint.as_deref()
+    }
+}
+
+impl Place {
+    fn new(text: &str, span: Range<usize>) -> Place {
+        let start = span.start.min(text.len());
+        let line_start = text[..start].rfind('\n').map_or(0, |at| at + 1);
+        let line_end = text[start..].find('\n').map_or(text.len(), |at| start + at);
+        let end = span.end.clamp(start, line_end);
+        Place {
+            line: text[..start].matches('\n').count() + 1,
+            column: text[line_start..start].chars().count() + 1,
+            width: text[start..end].chars().count().max(1),
+            text: text[line_start..line_end].trim_end().to_owned(),
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(file) = &self.file {
+            write!(f, "{}:", file.display())?;
+        }
+        if let Some(place) = &self.place {
+            write!(f, "{}:{}:", place.line, place.column)?;
+        }
+        if self.file.is_some() || self.place.is_some() {
+            f.write_str(" ")?;
+        }
+        f.write_str(&self.message)?;
+        if let Some(place) = &self.place {
+            let number = place.line.to_string();
+            let margin = " ".repeat(number.len());
+            let before: String = place
+                .text
+                .chars()
+                .take(place.column - 1)
+                .map(|c| if c == '\t' { '\t' } else { ' ' })
+                .collect();
+            write!(f, "\n{margin} |\n{number} | {}\n{margin} | ", place.text)?;
+            write!(f, "{before}{}", "^".repeat(place.width))?;
+        }
+        match (&self.hint, &self.place) {
+            (Some(hint), Some(_)) => write!(f, " {hint}"),
+            (Some(hint), None) => write!(f, ": {hint}"),
+            (None, _) => Ok(()),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// The parser's message in our words, and a hint if there is one: for a key that nobody knows the nearest one.
+fn explained(message: &str) -> (String, Option<String>) {
+    let message = message.trim();
+    let mut names = message.split('`').skip(1).step_by(2);
+    let Some(unknown) = message.strip_prefix("unknown field ").and_then(|_| names.next()) else {
+        return (message.to_owned(), None);
+    };
+    let known: Vec<&str> = names.collect();
+    let near = known
+        .iter()
+        .map(|name| (strsim::damerau_levenshtein(name, unknown), name))
+        .filter(|(distance, _)| *distance <= MISSPELT)
+        .min();
+    let hint = match near {
+        Some((_, name)) => format!("did you mean `{name}`?"),
+        None => format!("known here: {}", known.join(", ")),
+    };
+    (format!("unknown key `{unknown}`"), Some(hint))
+}

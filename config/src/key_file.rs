@@ -1,0 +1,77 @@
+//! Files with one secret key each, in base64 as `wg genkey` and `wg genpsk` write them.
+//!
+//! Read by the engine's slow path. The text passes through locked memory only, and what is checked is the file that was opened, not its name.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use base64ct::{Base64, Encoding};
+use patronus_mem::Secret;
+
+/// Characters of a key.
+const KEY_TEXT: usize = 44;
+
+/// Why a key could not be had.
+#[derive(Debug)]
+pub enum KeyError {
+    /// The file cannot be read.
+    Io(PathBuf, io::Error),
+    /// Others may read or change the file.
+    Open(PathBuf, u32),
+    /// The file holds something else.
+    NotAKey(PathBuf),
+}
+
+impl fmt::Display for KeyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            KeyError::Io(path, error) => write!(f, "key file {}: {error}", path.display()),
+            KeyError::Open(path, mode) => {
+                let path = path.display();
+                write!(
+                    f,
+                    "key file {path}: others may use it (mode {mode:04o}): `chmod 600 {path}`"
+                )
+            }
+            KeyError::NotAKey(path) => write!(
+                f,
+                "key file {}: expected a key in base64, as `wg genkey` writes it, and nothing else",
+                path.display()
+            ),
+        }
+    }
+}
+
+impl std::error::Error for KeyError {}
+
+/// Reads the key in a file.
+pub fn read(path: &Path) -> Result<Secret<32>, KeyError> {
+    let io_error = |error| KeyError::Io(path.to_owned(), error);
+    let mut file = File::open(path).map_err(io_error)?;
+    let mode = file.metadata().map_err(io_error)?.mode() & 0o7777;
+    // The owner alone; a group may be let in to read, as secrets of services often are.
+    if mode & 0o037 != 0 {
+        return Err(KeyError::Open(path.to_owned(), mode));
+    }
+    let mut text = Secret::<64>::zeroed();
+    let mut len = 0;
+    while len < text.len() {
+        match file.read(&mut text[len..]).map_err(io_error)? {
+            0 => break,
+            more => len += more,
+        }
+    }
+    let not_a_key = || KeyError::NotAKey(path.to_owned());
+    let (key, rest) = text[..len].split_at_checked(KEY_TEXT).ok_or_else(not_a_key)?;
+    if !rest.iter().all(u8::is_ascii_whitespace) {
+        return Err(not_a_key());
+    }
+    let mut secret = Secret::<32>::zeroed();
+    match Base64::decode(key, &mut *secret) {
+        Ok(decoded) if decoded.len() == 32 => Ok(secret),
+        _ => Err(not_a_key()),
+    }
+}

@@ -1,0 +1,210 @@
+//! Values with a meaning: what they look like, and what is said of those that do not.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::str::FromStr;
+use std::time::Duration;
+
+use base64ct::{Base64, Encoding};
+use serde::Deserialize;
+use serde::de::{self, Deserializer, Visitor};
+
+/// Why a text is no such value: what was expected, with an example.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Expected(&'static str);
+
+impl fmt::Display for Expected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "expected {}", self.0)
+    }
+}
+
+/// Deserializes through [`FromStr`], naming the value that was wrong.
+macro_rules! from_text {
+    ($name:ident, $expected:literal) => {
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                struct Text;
+                impl Visitor<'_> for Text {
+                    type Value = $name;
+
+                    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                        f.write_str($expected)
+                    }
+
+                    fn visit_str<E: de::Error>(self, text: &str) -> Result<$name, E> {
+                        text.parse()
+                            .map_err(|expected| E::custom(format_args!("`{text}`: {expected}")))
+                    }
+                }
+                deserializer.deserialize_str(Text)
+            }
+        }
+    };
+}
+
+/// A duration in whole milliseconds, with its unit: `"25s"`, `"50ms"`, `"2m"`, `"1h"`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Millis(pub u64);
+
+impl From<Millis> for Duration {
+    fn from(millis: Millis) -> Duration {
+        Duration::from_millis(millis.0)
+    }
+}
+
+impl FromStr for Millis {
+    type Err = Expected;
+
+    fn from_str(text: &str) -> Result<Millis, Expected> {
+        const EXPECTED: Expected = Expected("a whole number and a unit: \"50ms\", \"25s\", \"2m\" or \"1h\"");
+        let digits = text.find(|c: char| !c.is_ascii_digit()).ok_or(EXPECTED)?;
+        let (number, unit) = text.split_at(digits);
+        let unit = match unit.trim_start() {
+            "ms" => 1,
+            "s" => 1000,
+            "m" => 60_000,
+            "h" => 3_600_000,
+            _ => return Err(EXPECTED),
+        };
+        let number: u64 = number.parse().map_err(|_| EXPECTED)?;
+        number.checked_mul(unit).map(Millis).ok_or(EXPECTED)
+    }
+}
+
+from_text!(Millis, "a duration with its unit, such as \"25s\" or \"50ms\"");
+
+/// A public key, as `wg pubkey` prints it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PublicKey(pub [u8; 32]);
+
+impl FromStr for PublicKey {
+    type Err = Expected;
+
+    fn from_str(text: &str) -> Result<PublicKey, Expected> {
+        const EXPECTED: Expected =
+            Expected("a key as `wg pubkey` prints it: 44 characters, the last one `=`");
+        let mut key = [0; 32];
+        let decoded = Base64::decode(text, &mut key).map_err(|_| EXPECTED)?;
+        if decoded.len() == 32 {
+            Ok(PublicKey(key))
+        } else {
+            Err(EXPECTED)
+        }
+    }
+}
+
+impl fmt::Display for PublicKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&Base64::encode_string(&self.0))
+    }
+}
+
+impl fmt::Debug for PublicKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+from_text!(PublicKey, "a public key, as `wg pubkey` prints it");
+
+/// A network: address and length of the prefix. A plain address is a network of one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Network {
+    /// The first address.
+    pub addr: IpAddr,
+    /// Bits of the prefix.
+    pub len: u8,
+}
+
+impl FromStr for Network {
+    type Err = Expected;
+
+    fn from_str(text: &str) -> Result<Network, Expected> {
+        const EXPECTED: Expected = Expected("a network such as 10.1.0.0/16 or 2001:db8:1::/48");
+        const HOST_BITS: Expected = Expected("a network, with no bit set behind the prefix");
+        let (addr, len) = match text.split_once('/') {
+            Some((addr, len)) => (addr, Some(len.parse::<u8>().map_err(|_| EXPECTED)?)),
+            None => (text, None),
+        };
+        let addr: IpAddr = addr.parse().map_err(|_| EXPECTED)?;
+        let (bits, width) = match addr {
+            IpAddr::V4(ip) => (u128::from(ip.to_bits()) << 96, 32),
+            IpAddr::V6(ip) => (ip.to_bits(), 128),
+        };
+        let len = len.unwrap_or(width);
+        if len > width {
+            return Err(EXPECTED);
+        }
+        match bits.unbounded_shl(len.into()) {
+            0 => Ok(Network { addr, len }),
+            _ => Err(HOST_BITS),
+        }
+    }
+}
+
+impl fmt::Display for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.addr, self.len)
+    }
+}
+
+from_text!(Network, "a network, such as \"10.1.0.0/16\"");
+
+/// Where a peer is: address and UDP port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Endpoint(pub SocketAddr);
+
+impl FromStr for Endpoint {
+    type Err = Expected;
+
+    fn from_str(text: &str) -> Result<Endpoint, Expected> {
+        const EXPECTED: Expected =
+            Expected("an address and a UDP port, such as 198.51.100.1:51820 or [2001:db8::1]:51820");
+        let addr: SocketAddr = text.parse().map_err(|_| EXPECTED)?;
+        let usable = addr.port() != 0 && !addr.ip().is_unspecified() && !addr.ip().is_multicast();
+        if usable { Ok(Endpoint(addr)) } else { Err(EXPECTED) }
+    }
+}
+
+from_text!(
+    Endpoint,
+    "an address and a UDP port, such as \"198.51.100.1:51820\""
+);
+
+/// The name of a network interface.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct InterfaceName(String);
+
+impl InterfaceName {
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Default for InterfaceName {
+    fn default() -> InterfaceName {
+        InterfaceName("wg0".to_owned())
+    }
+}
+
+impl FromStr for InterfaceName {
+    type Err = Expected;
+
+    fn from_str(text: &str) -> Result<InterfaceName, Expected> {
+        const EXPECTED: Expected =
+            Expected("an interface's name: 1 to 15 characters without spaces, slashes or colons");
+        let fits = (1..=15).contains(&text.len()) && text != "." && text != "..";
+        let plain = text
+            .bytes()
+            .all(|b| b.is_ascii_graphic() && b != b'/' && b != b':');
+        if fits && plain {
+            Ok(InterfaceName(text.to_owned()))
+        } else {
+            Err(EXPECTED)
+        }
+    }
+}
+
+from_text!(InterfaceName, "the name of a network interface");

@@ -1,0 +1,285 @@
+//! Values, and files that are right.
+
+use std::io::Write;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::PathBuf;
+
+use patronus_config::key_file;
+use patronus_config::value::{Endpoint, InterfaceName, Millis, Network, PublicKey};
+use patronus_config::{load, parse};
+use proptest::prelude::*;
+
+/// A folder that goes when the test ends.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Folder {
+        let path = std::env::temp_dir().join(format!("patronus-config-{}-{name}", std::process::id()));
+        std::fs::create_dir_all(&path).unwrap();
+        Folder(path)
+    }
+
+    fn file(&self, name: &str, mode: u32, text: &str) -> PathBuf {
+        let path = self.0.join(name);
+        let mut options = std::fs::OpenOptions::new();
+        let mut file = options
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(mode)
+            .open(&path)
+            .unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        path
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+const WHOLE: &str = r#"
+[site]
+private_key_file = "site.key"
+listen_port = 51820
+fwmark = 7
+
+[engine]
+interface = "pat0"
+workers = 2
+cores = [0, 1]
+spin = "3ms"
+aead = "aws-lc"
+offload = false
+
+[[link]]
+id = 1
+interface = "eth0"
+
+[[link]]
+id = 4
+interface = "wwan0"
+
+[[peer]]
+name = "hub"
+public_key = "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg="
+preshared_key_file = "/etc/keys/hub.psk"
+endpoint = "[2001:db8::1]:51820"
+allowed_ips = ["10.0.0.0/8", "fd00::/8", "192.0.2.1"]
+keepalive = "25s"
+
+[[peer]]
+public_key = "TrMvSoP4jYQlY6RIzBgbssQqY3vxI2Pi+y71lOWWXX0="
+"#;
+
+#[test]
+fn a_whole_file_is_understood() {
+    let folder = Folder::new("whole");
+    let path = folder.file("site.toml", 0o644, WHOLE);
+    let config = load(&path).unwrap();
+    assert_eq!(
+        config.site.private_key_file,
+        folder.0.join("site.key"),
+        "beside the file"
+    );
+    assert_eq!((config.site.listen_port, config.site.fwmark), (51820, 7));
+    let engine = &config.engine;
+    assert_eq!(
+        (engine.interface.as_str(), *engine.workers.get_ref()),
+        ("pat0", 2)
+    );
+    assert_eq!(
+        (&engine.cores[..], engine.spin, engine.offload),
+        (&[0, 1][..], Millis(3), false)
+    );
+    assert_eq!(engine.aead.as_deref(), Some("aws-lc"));
+    let links: Vec<_> = config
+        .links
+        .iter()
+        .map(|l| (*l.id.get_ref(), l.interface.get_ref().as_str()))
+        .collect();
+    assert_eq!(links, [(1, "eth0"), (4, "wwan0")]);
+    let hub = &config.peers[0];
+    assert_eq!(hub.name.as_deref(), Some("hub"));
+    assert_eq!(
+        hub.preshared_key_file.as_deref(),
+        Some("/etc/keys/hub.psk".as_ref())
+    );
+    assert_eq!(
+        hub.endpoint.map(|e| e.0.to_string()).as_deref(),
+        Some("[2001:db8::1]:51820")
+    );
+    let networks: Vec<String> = hub.allowed_ips.iter().map(|n| n.get_ref().to_string()).collect();
+    assert_eq!(networks, ["10.0.0.0/8", "fd00::/8", "192.0.2.1/32"]);
+    assert_eq!(hub.keepalive.as_ref().map(|k| *k.get_ref()), Some(Millis(25_000)));
+    assert!(config.peers[1].allowed_ips.is_empty());
+}
+
+#[test]
+fn the_least_that_can_stand_there() {
+    let config = parse("[site]\nprivate_key_file = 'k'").unwrap();
+    assert_eq!(
+        (config.engine.interface.as_str(), *config.engine.workers.get_ref()),
+        ("wg0", 1)
+    );
+    assert!(config.engine.offload && config.links.is_empty() && config.peers.is_empty());
+}
+
+#[test]
+fn durations() {
+    for (text, millis) in [
+        ("0ms", 0),
+        ("50ms", 50),
+        ("25s", 25_000),
+        ("25 s", 25_000),
+        ("2m", 120_000),
+        ("1h", 3_600_000),
+    ] {
+        assert_eq!(text.parse(), Ok(Millis(millis)), "{text}");
+    }
+    for text in [
+        "",
+        "s",
+        "25",
+        "-1s",
+        "1.5s",
+        "1d",
+        "99999999999999999999s",
+        "18446744073709551615h",
+    ] {
+        assert!(text.parse::<Millis>().is_err(), "{text}");
+    }
+}
+
+#[test]
+fn networks() {
+    for (text, shown) in [
+        ("10.0.0.0/8", "10.0.0.0/8"),
+        ("0.0.0.0/0", "0.0.0.0/0"),
+        ("::/0", "::/0"),
+        ("2001:db8::1", "2001:db8::1/128"),
+    ] {
+        assert_eq!(text.parse::<Network>().unwrap().to_string(), shown);
+    }
+    for text in [
+        "10.0.0.0/33",
+        "::/129",
+        "10.0.0.1/8",
+        "::1/0",
+        "10.0.0/8",
+        "10.0.0.0/",
+        "/8",
+        "10.0.0.0/-1",
+        "hub/8",
+    ] {
+        assert!(text.parse::<Network>().is_err(), "{text}");
+    }
+}
+
+#[test]
+fn endpoints_and_names() {
+    for text in [
+        "0.0.0.0:1",
+        "224.0.0.1:1",
+        "192.0.2.1:0",
+        "192.0.2.1:65536",
+        "hub:51820",
+        "[::]:1",
+    ] {
+        assert!(text.parse::<Endpoint>().is_err(), "{text}");
+    }
+    assert!("192.0.2.1:51820".parse::<Endpoint>().is_ok());
+    for text in [
+        "",
+        ".",
+        "..",
+        "a/b",
+        "a:b",
+        "a b",
+        "sixteen-letters-",
+        "\u{e9}th0",
+    ] {
+        assert!(text.parse::<InterfaceName>().is_err(), "{text}");
+    }
+    assert_eq!(
+        "fifteen-letters".parse::<InterfaceName>().unwrap().as_str(),
+        "fifteen-letters"
+    );
+}
+
+#[test]
+fn key_files_are_for_their_owner() {
+    const TEXT: &str = "yAnz5TF+lXXJte14tji3zlMNq+hd2rYUIgJBgB3fBmk=\n";
+    let folder = Folder::new("keys");
+    let key = key_file::read(&folder.file("good", 0o600, TEXT)).unwrap();
+    assert_eq!((key[0], key[31]), (0xc8, 0x69));
+    assert!(key_file::read(&folder.file("group", 0o640, TEXT.trim_end())).is_ok());
+    for mode in [0o604, 0o620, 0o644, 0o660, 0o666] {
+        let path = folder.file("open", mode, TEXT);
+        let said = key_file::read(&path).unwrap_err().to_string();
+        let path = path.display();
+        assert_eq!(
+            said,
+            format!("key file {path}: others may use it (mode {mode:04o}): `chmod 600 {path}`")
+        );
+    }
+    for text in [
+        "",
+        "hello\n",
+        &TEXT[1..],
+        &format!("{TEXT}{TEXT}"),
+        &format!("x{TEXT}"),
+        &TEXT.replace('=', "A"),
+    ] {
+        let said = key_file::read(&folder.file("bad", 0o600, text))
+            .unwrap_err()
+            .to_string();
+        assert!(said.contains("expected a key in base64"), "{said}");
+    }
+    let said = key_file::read(&folder.0.join("none")).unwrap_err().to_string();
+    assert!(said.ends_with("No such file or directory (os error 2)"), "{said}");
+}
+
+proptest! {
+    #[test]
+    fn keys_come_back_as_they_were(bytes: [u8; 32]) {
+        let key = PublicKey(bytes);
+        prop_assert_eq!(key.to_string().parse(), Ok(key));
+    }
+
+    #[test]
+    fn networks_come_back_as_they_were(bits: u128, len in 0..=128u8, v4: bool) {
+        let len = if v4 { len % 33 } else { len };
+        let text = if v4 {
+            let mask = u32::MAX.unbounded_shl(u32::from(32 - len));
+            format!("{}/{len}", std::net::Ipv4Addr::from_bits(bits as u32 & mask))
+        } else {
+            let mask = u128::MAX.unbounded_shl(u32::from(128 - len));
+            format!("{}/{len}", std::net::Ipv6Addr::from_bits(bits & mask))
+        };
+        prop_assert_eq!(text.parse::<Network>().map(|n| n.to_string()), Ok(text));
+    }
+
+    /// Whatever stands in a file: an answer, and a place within the file.
+    #[test]
+    fn no_text_is_too_strange(text in "[\\[\\]a-z_=\"'{}., \n\t0-9#\u{e9}-]{0,200}") {
+        if let Err(error) = parse(&text) {
+            if let Some((line, column)) = error.place() {
+                prop_assert!(line <= text.matches('\n').count() + 1 && column >= 1);
+            }
+            let _ = error.to_string();
+        }
+    }
+
+    #[test]
+    fn no_change_to_a_good_file_is_too_strange(at in 0..WHOLE.len(), with in "[\\[\\]a-z=\"'\n0-9]{0,3}", cut in 0..20usize) {
+        let end = (at + cut).min(WHOLE.len());
+        let text = format!("{}{with}{}", &WHOLE[..at], &WHOLE[end..]);
+        if let Err(error) = parse(&text) {
+            let _ = error.to_string();
+        }
+    }
+}
