@@ -489,6 +489,23 @@ mod tests {
         assert_eq!((device.spare.len(), device.spare.capacity()), (room, room));
     }
 
+    #[test]
+    fn without_a_session_a_keepalive_is_a_handshake() {
+        let (mut device, mut out) = (device(), Outputs::new());
+        device.set_private_key(Some(Secret::with(|key| key.fill(7))), &mut out);
+        device.set_up(true, &mut out);
+        let peer = device.add_peer(PublicKey([9; 32])).unwrap();
+        device.set_persistent_keepalive(peer, 25);
+        device.poll(&NOW, &mut Zeros, &mut out);
+        let asked: Vec<_> = out.drain().collect();
+        assert!(asked.iter().any(|output| matches!(output, Output::Send { .. })));
+        assert!(
+            !asked
+                .iter()
+                .any(|output| matches!(output, Output::Keepalive { .. }))
+        );
+    }
+
     /// S. Vigna's reference implementation of SplitMix64, seeded with 0.
     #[test]
     fn jitter_is_splitmix64() {

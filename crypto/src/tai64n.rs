@@ -211,8 +211,8 @@ mod tests {
         for (seconds, steps, next_seconds, next_steps) in
             [(7, 0, 7, 1), (7, 3, 7, 4), (7, 58, 7, 59), (7, 59, 8, 0)]
         {
-            let stamp = Tai64n::from_parts(seconds, steps * STEP | TAG);
-            assert_eq!(stamp.next().parts(), (next_seconds, next_steps * STEP | TAG));
+            let stamp = Tai64n::from_parts(seconds, (steps * STEP) | TAG);
+            assert_eq!(stamp.next().parts(), (next_seconds, (next_steps * STEP) | TAG));
         }
     }
 

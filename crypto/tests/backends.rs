@@ -206,3 +206,15 @@ fn c08_low_order_points_give_no_secret() {
         assert_eq!(dh.shared(&private, &base).map(|s| *s), Some(dh.public(&private)));
     }
 }
+
+#[test]
+fn backends_are_found_by_their_names() {
+    let aeads: Vec<_> = aead::all().iter().map(|aead| aead.name()).collect();
+    assert_eq!(aeads, ["aws-lc", "rustcrypto"]);
+    for name in aeads {
+        assert_eq!(aead::by_name(name).map(|aead| aead.name()), Some(name));
+    }
+    assert!(aead::by_name("").is_none());
+    let curves: Vec<_> = x25519::all().iter().map(|dh| dh.name()).collect();
+    assert_eq!(curves, ["aws-lc", "dalek"]);
+}

@@ -69,6 +69,8 @@ pub enum Command {
     Endpoint(PeerId, Outer),
     /// Forget the address that the peer was last answered from, or every peer's.
     ClearSource(Option<PeerId>),
+    /// A link's interface is gone: what went to peers there goes another way.
+    LeaveLink(u32),
     /// Send an empty packet if there is a session.
     Keepalive(PeerId),
     /// The handshake was given up: drop what waits for it.

@@ -28,7 +28,7 @@ use crate::slowpath::{self, SlowPath, Workers, peer_numbers};
 use crate::stats::WorkerStats;
 use crate::uapi::UapiServer;
 use crate::wg::{JUMBO_SHARE, Wg};
-use crate::worker::{IdleLadder, LanPort, Parts, Worker};
+use crate::worker::{IdleLadder, LanPort, PORTS_MAX, Parts, Worker};
 
 /// Small frames, of 2 KiB each, in memory from the start.
 const FRAMES: usize = 16384;
@@ -53,6 +53,8 @@ pub struct Config {
     pub cores: Vec<usize>,
     /// How long a worker looks for work before it blocks.
     pub spin: Duration,
+    /// Interfaces of the WAN links, at most [`PORTS_MAX`]; none: wherever the host's routes lead.
+    pub links: Vec<String>,
     /// Peers that there may be.
     pub max_peers: usize,
     /// The AEAD backend's name; none: the default.
@@ -120,6 +122,7 @@ pub fn start(config: &Config) -> Result<SlowPath, StartError> {
         Some(name) => aead::by_name(name).ok_or_else(|| unknown_aead(name))?,
     };
     check_cores(&config.cores)?;
+    check_links(&config.links)?;
     let means = acquire(config)?;
     sandbox::drop_privileges().map_err(StartError::Sandbox)?;
     sandbox::filter_system_calls().map_err(StartError::Sandbox)?;
@@ -167,6 +170,7 @@ fn launch(config: &Config, aead: &'static dyn Aead, means: Means) -> Result<Slow
     let inbox = Arc::new(inbox);
     let crews = Crew::assemble(config.workers).map_err(system("make a wake-up descriptor"))?;
     let inboxes = crews[0].inboxes().to_vec();
+    let uplinks = slowpath::uplinks(&config.links);
     let (mut threads, mut stats, mut ports) = (Vec::new(), Vec::new(), Vec::new());
     for (crew, tun) in crews.into_iter().zip(means.tun_ports) {
         let me = crew.me();
@@ -179,7 +183,7 @@ fn launch(config: &Config, aead: &'static dyn Aead, means: Means) -> Result<Slow
                 port: Box::new(tun),
                 ethernet: false,
             }],
-            wans: vec![None],
+            wans: (0..uplinks.len()).map(|_| None).collect(),
             router: None,
             frames: FrameCache::new(means.arena),
             crew,
@@ -213,6 +217,7 @@ fn launch(config: &Config, aead: &'static dyn Aead, means: Means) -> Result<Slow
         random: Box::new(random),
         log: config.log.clone(),
         udp: UdpConfig {
+            ifindex: 0,
             port: 0,
             workers: config.workers,
             fwmark: 0,
@@ -220,6 +225,7 @@ fn launch(config: &Config, aead: &'static dyn Aead, means: Means) -> Result<Slow
             offload: config.offload,
         },
         null: means.null,
+        uplinks,
     }))
 }
 
@@ -240,6 +246,20 @@ fn check_cores(cores: &[usize]) -> Result<(), StartError> {
             )))
         }
     }
+}
+
+/// Refuses more links than there may be, and one twice.
+fn check_links(links: &[String]) -> Result<(), StartError> {
+    if links.len() > PORTS_MAX {
+        let said = format!("{} links: at most {PORTS_MAX} are possible", links.len());
+        return Err(StartError::Option(said));
+    }
+    for (at, link) in links.iter().enumerate() {
+        if links[..at].contains(link) {
+            return Err(StartError::Option(format!("link {link} is given twice")));
+        }
+    }
+    Ok(())
 }
 
 fn make_tun(config: &Config) -> Result<(TunDevice, Vec<TunPort>), StartError> {

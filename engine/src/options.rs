@@ -23,6 +23,8 @@ patronus-engine --stats NAME    print the counters of a running engine
   -f, --foreground        stay in the foreground (also: WG_PROCESS_FOREGROUND=1)
       --workers N         packet threads, 1 to 64 (default 1)
       --cores LIST        pin the workers to these cores, such as 1,2 (default: not pinned)
+      --link INTERFACE    send and receive by this interface's own default route; once for each WAN link (default:
+                          wherever the host's routes lead)
       --spin MICROSECONDS look for packets this long before going to sleep (default 0); lowers the round-trip
                           time of a quiet tunnel, costs the CPU time of as much waiting; try 3000
       --aead NAME         cryptography backend: aws-lc (default) or rustcrypto
@@ -72,6 +74,7 @@ pub fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Action, String
                 config.spin = Duration::from_micros(number(&mut parser, "--spin", 0, 1_000_000)? as u64)
             }
             Long("cores") => config.cores = cores(&mut parser)?,
+            Long("link") => config.links.push(interface(&mut parser)?),
             Long("aead") => config.aead = Some(text(&mut parser)?),
             Long("no-offload") => config.offload = false,
             // Not in the help: for the background process, and for tests.
@@ -113,6 +116,7 @@ fn defaults() -> Config {
         name: String::new(),
         workers: 1,
         cores: Vec::new(),
+        links: Vec::new(),
         spin: Duration::ZERO,
         max_peers: MAX_PEERS,
         aead: None,
@@ -136,6 +140,17 @@ fn text(parser: &mut lexopt::Parser) -> Result<String, String> {
     value
         .into_string()
         .map_err(|v| format!("`{}` is not text", v.display()))
+}
+
+fn interface(parser: &mut lexopt::Parser) -> Result<String, String> {
+    let name = text(parser)?;
+    let fits = (1..=15).contains(&name.len()) && !name.contains(|c: char| c == '/' || c.is_whitespace());
+    match fits {
+        true => Ok(name),
+        false => Err(format!(
+            "--link takes an interface's name, 1 to 15 characters such as eth0, not `{name}`"
+        )),
+    }
 }
 
 fn number(parser: &mut lexopt::Parser, option: &str, min: usize, max: usize) -> Result<usize, String> {

@@ -8,16 +8,18 @@
 
 mod config;
 mod links;
+mod uplinks;
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 
+use patronus_crypto::messages::{self, Kind};
 use patronus_crypto::{Device, Duration, Output, Outputs, PeerId, Random, Refusal, Time, To};
+use patronus_io::PortCounters;
 use patronus_io::netlink::{LinkEvent, LinkWatch, RouteQuery};
 use patronus_io::tun::TunDevice;
-use patronus_io::udp::{UdpConfig, UdpSender, UdpSockets};
-use patronus_io::{Port, PortCounters};
+use patronus_io::udp::{UdpConfig, UdpSender};
 use patronus_mem::Outer;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -25,8 +27,9 @@ use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use self::config::Peer;
 pub use self::config::peer_numbers;
 pub use self::links::Workers;
+pub use self::uplinks::{Uplink, uplinks};
 use crate::allowedips::AllowedIpsConfig;
-use crate::channel::{Command, HandshakeMessage, Notice, ToSlowPath, WanPort};
+use crate::channel::{Command, HandshakeMessage, Notice, ToSlowPath};
 use crate::clock::Clock;
 use crate::log::Log;
 use crate::stats::WorkerStats;
@@ -103,6 +106,8 @@ pub struct Parts {
     pub ports: Vec<(String, Arc<PortCounters>)>,
     /// How to make the UDP sockets; the port in it is the configured one.
     pub udp: UdpConfig,
+    /// The WAN links.
+    pub uplinks: Vec<Uplink>,
     /// `/dev/null`, opened while that was still possible.
     pub null: OwnedFd,
 }
@@ -122,14 +127,13 @@ pub struct SlowPath {
     random: Box<dyn Random + Send>,
     log: Log,
     tun_counters: Vec<(String, Arc<PortCounters>)>,
-    udp_counters: Vec<(String, Arc<PortCounters>)>,
     null: OwnedFd,
     max_peers: usize,
     udp: UdpConfig,
     /// Whether the interface is up, as its administrator set it.
     link_up: bool,
-    /// There while the interface is up and its UDP port could be had.
-    sockets: Option<(UdpSockets, UdpSender)>,
+    /// With sockets while the interface is up and they could be had.
+    uplinks: Vec<Uplink>,
     peers: Vec<Option<Peer>>,
     allowed_ips: AllowedIpsConfig,
     /// The workers' routing table is older than `allowed_ips`.
@@ -166,7 +170,6 @@ impl SlowPath {
             random: parts.random,
             log: parts.log,
             tun_counters: parts.ports,
-            udp_counters: Vec::new(),
             null: parts.null,
             max_peers: parts.max_peers,
             udp: parts.udp,
@@ -180,7 +183,7 @@ impl SlowPath {
             told_clock: false,
             leaving: 0,
             routes_changed: false,
-            sockets: None,
+            uplinks: parts.uplinks,
             peers: Vec::new(),
             allowed_ips: AllowedIpsConfig::new(),
             outputs: Outputs::default(),
@@ -262,7 +265,7 @@ impl SlowPath {
             let Some(message) = self.inbox.handshakes.pop() else {
                 return;
             };
-            if self.sockets.is_none() {
+            if !self.is_open() {
                 // It was on its way when the interface went down.
                 continue;
             }
@@ -318,6 +321,9 @@ impl SlowPath {
                 self.move_endpoint(peer, endpoint);
             }
             Output::Install { peer, keypair } => {
+                if let Some(state) = self.peer_mut(peer) {
+                    state.tries = 0;
+                }
                 self.log
                     .verbose(format_args!("{}: new session", self.peer_name(peer)));
                 self.workers.add_index(peer, keypair.local_index);
@@ -340,21 +346,23 @@ impl SlowPath {
 
     /// Sends a handshake message. What the network does not take is lost like any datagram; the retransmission covers it.
     fn send(&mut self, to: To, bytes: &[u8], tos: u8, message: Option<&HandshakeMessage>) {
-        let outer = match to {
-            To::Peer(peer) => self.peer(peer).map(|p| p.endpoint),
-            To::Source => message.map(|m| m.outer),
+        let way = match to {
+            To::Peer(peer) if messages::kind(bytes) == Ok(Kind::Initiation) => self.next_way(peer),
+            To::Peer(peer) => self.peer(peer).map(|p| p.endpoint).and_then(|e| self.way(e)),
+            To::Source => message.and_then(|m| self.way(m.outer)),
         };
-        let (Some(mut outer), Some((_, sender))) = (outer, &self.sockets) else {
+        let Some((mut outer, sender)) = way.filter(|(outer, _)| outer.remote().is_some()) else {
             return;
         };
-        if outer.remote().is_none() {
-            return;
-        }
         outer.set_tos(tos);
         if let Err(error) = sender.send(&outer, bytes) {
             self.log
                 .verbose(format_args!("handshake message not sent: {error}"));
         }
+    }
+
+    fn way(&self, endpoint: Outer) -> Option<(Outer, UdpSender)> {
+        Some((endpoint, self.sender(&endpoint)?.clone()))
     }
 
     fn move_endpoint(&mut self, peer: PeerId, endpoint: Outer) {
@@ -380,6 +388,9 @@ impl SlowPath {
                 // heard of it, so it counts as up from here on; the sockets stay in this namespace.
                 LinkEvent::Moved => self.interface_up(),
                 LinkEvent::RouteOrAddressChanged => {
+                    if self.has_links() {
+                        self.bind();
+                    }
                     let soon = self.clock.mono().after(SOURCE_GRACE);
                     self.check_sources_at.get_or_insert(soon);
                     self.check_sources_left = self.peers.len();
@@ -426,7 +437,8 @@ impl SlowPath {
             let (Some(remote), Some(local)) = (endpoint.remote(), endpoint.local()) else {
                 continue;
             };
-            let egress = self.routes.egress(local, remote.ip(), self.udp.fwmark);
+            let bound = self.has_links().then_some(endpoint.ifindex());
+            let egress = self.routes.egress(local, remote.ip(), self.udp.fwmark, bound);
             if !egress.is_ok_and(|interface| interface == Some(endpoint.ifindex())) {
                 self.forget_source(id);
             }
@@ -455,15 +467,15 @@ impl SlowPath {
         self.bind();
     }
 
-    /// Opens the UDP sockets if they are wanted and not open. Tried again later if the port is taken: by the sockets of
-    /// a moment ago, which a worker has not given back yet, or by another process.
+    /// Opens the UDP sockets that are wanted and not open, and closes those of links that are gone. Tried again later if the port is taken: by
+    /// the sockets of a moment ago, which a worker has not given back yet, or by another process.
     fn bind(&mut self) {
         self.bind_again_at = None;
-        if !self.link_up || self.sockets.is_some() {
+        if !self.link_up {
             return;
         }
-        match UdpSockets::bind(&self.udp) {
-            Ok(sockets) => self.open(sockets),
+        match self.follow_links() {
+            Ok(()) => self.told_unbound = false,
             Err(error) => {
                 if !std::mem::replace(&mut self.told_unbound, true) {
                     let port = self.udp.port;
@@ -474,12 +486,14 @@ impl SlowPath {
                 self.bind_again_at = Some(self.clock.mono().after(BIND_RETRY));
             }
         }
+        self.begin_if_open();
     }
 
-    /// Begins to work with `sockets`.
-    fn open(&mut self, sockets: UdpSockets) {
-        self.use_sockets(sockets);
-        self.told_unbound = false;
+    /// Begins to work when the first sockets are there. Links that come and go afterwards end nothing: sessions wait for the next one.
+    fn begin_if_open(&mut self) {
+        if self.device.is_up() || !self.is_open() {
+            return;
+        }
         // Whoever sets the interface up has looked at the clock, or it is boot time and nobody can.
         self.device.trust_clock(&self.clock.now());
         self.device.set_up(true, &mut self.outputs);
@@ -490,28 +504,12 @@ impl SlowPath {
 
     fn interface_down(&mut self) {
         self.link_up = false;
-        if self.sockets.take().is_none() {
-            return;
+        self.close_links();
+        if self.device.is_up() {
+            self.device.set_up(false, &mut self.outputs);
+            self.carry_out(None);
+            self.log.verbose(format_args!("interface down"));
         }
-        self.device.set_up(false, &mut self.outputs);
-        self.carry_out(None);
-        self.workers.tell_all(|| Command::Wan(0, None));
-        self.log.verbose(format_args!("interface down"));
-    }
-
-    /// Gives every worker its share of new sockets. The old ones are closed once every worker has let go of them.
-    fn use_sockets(&mut self, sockets: UdpSockets) {
-        self.udp.port = sockets.port();
-        let counters = &mut self.udp_counters;
-        counters.clear();
-        self.workers.each(|i| {
-            let port = sockets.worker_port(i);
-            counters.push((format!("udp{i}"), Arc::clone(port.counters())));
-            let port = Box::new(port);
-            Command::Wan(0, Some(WanPort { ifindex: 0, port }))
-        });
-        let sender = sockets.sender();
-        self.sockets = Some((sockets, sender));
     }
 
     fn serve_uapi(&mut self) {

@@ -197,6 +197,14 @@ impl Wg {
         }
     }
 
+    /// Forgets that peers were heard on this interface.
+    pub fn leave_link(&mut self, ifindex: u32) {
+        let slots = self.peers.iter_mut().flatten();
+        slots
+            .filter(|slot| slot.endpoint.ifindex() == ifindex)
+            .for_each(|slot| slot.endpoint.leave_link());
+    }
+
     /// Forgets a source address that the kernel refused, with every peer that has it.
     pub fn clear_stale_source(&mut self, address: IpAddr) {
         let slots = self.peers.iter_mut().flatten();

@@ -613,6 +613,7 @@ fn apply(wg: &mut Wg, cx: &mut Context<'_>, command: Command) {
         Command::IndexRemoved(index) => wg.remove_foreign_index(index),
         Command::Endpoint(peer, endpoint) => wg.set_endpoint(cx, peer, endpoint),
         Command::ClearSource(peer) => wg.clear_source(peer),
+        Command::LeaveLink(ifindex) => wg.leave_link(ifindex),
         Command::DropStaged(peer) => wg.drop_staged(cx, peer),
         Command::EraseKeys(peer) => wg.erase_keys(cx, peer),
         Command::ExpireSending(peer) => wg.expire_sending(peer),

@@ -64,6 +64,11 @@ impl Stats {
         values.iter().sum()
     }
 
+    /// Whether there is a counter of which the name ends like this.
+    pub fn has(&self, end: &str) -> bool {
+        self.0.iter().any(|(name, _)| name.ends_with(end))
+    }
+
     /// The packets that the workers dropped, with their reasons.
     pub fn drops(&self) -> Vec<(&str, u64)> {
         let drops = self

@@ -101,3 +101,20 @@ impl Outputs {
         self.0.len()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn outputs_are_counted_until_they_are_taken() {
+        let mut outputs = Outputs::new();
+        assert!(outputs.is_empty());
+        for n in 1..=2 {
+            outputs.push(Output::Keepalive { peer: PeerId(0) });
+            assert_eq!((outputs.len(), outputs.is_empty()), (n, false));
+        }
+        assert_eq!(outputs.drain().count(), 2);
+        assert!(outputs.is_empty());
+    }
+}

@@ -77,6 +77,23 @@ impl Peer {
 mod tests {
     use super::*;
 
+    #[test]
+    fn a_session_is_one_until_it_is_too_old_or_forgotten() {
+        let times = Timeouts::protocol();
+        let mut peer = Peer::new(PublicKey([1; 32]), None);
+        let made = Time::from_secs(1000);
+        assert!(!peer.has_session(&times, made));
+        assert!(!peer.forget_session(), "there is none");
+        peer.session = Some(made);
+        assert!(peer.has_session(&times, made));
+        assert!(!peer.has_session(&times, made.after(times.reject_after_time)));
+        // Forgotten once, whichever there was, and both.
+        assert!(peer.forget_session());
+        assert!(!peer.has_session(&times, made) && !peer.forget_session());
+        (peer.session, peer.unconfirmed) = (Some(made), Some(made));
+        assert!(peer.forget_session() && !peer.forget_session());
+    }
+
     /// What docs and [`Limits`](crate::Limits) say: a peer costs about a kibibyte, its two or three locked slots included.
     #[test]
     fn c67_what_a_peer_costs() {

@@ -28,6 +28,7 @@ struct Variant {
 impl Variant {
     fn new(len: usize, offload: bool) -> Variant {
         let config = UdpConfig {
+            ifindex: 0,
             port: 0,
             workers: 1,
             fwmark: 0,

@@ -40,6 +40,7 @@ const NLMSG_ERROR: u16 = 2;
 const NLM_F_REQUEST: u16 = 1;
 const NLM_F_ACK: u16 = 4;
 const RTM_GETLINK: u16 = 18;
+const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
 const IFLA_TXQLEN: u16 = 13;
 const IFLA_NEW_NETNSID: u16 = 45;
@@ -60,6 +61,8 @@ const NUD_VALID: u16 = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80;
 const RTMGRP_RULES: libc::c_int = 1 << 7 | 1 << 18;
 /// A route to another host.
 const RTN_UNICAST: u8 = 1;
+/// An interface that is up and has a carrier (IFF_UP and IFF_RUNNING, netdevice(7)).
+const RUNNING: u32 = libc::IFF_UP as u32 | libc::IFF_RUNNING as u32;
 /// The bits of an attribute's type that are not flags.
 const ATTRIBUTE_TYPE: u16 = 0x3fff;
 
@@ -186,10 +189,11 @@ impl RouteQuery {
         Ok(RouteQuery { socket: open(0)? })
     }
 
-    /// The interface through which a packet from `src` to `dst` with this firewall mark leaves. `None` if there is no route, or
-    /// `src` is not an address of this host (IPv4 only: for IPv6 the kernel does not say).
-    pub fn egress(&self, src: IpAddr, dst: IpAddr, mark: u32) -> io::Result<Option<u32>> {
-        let request = Request::route(Some(src), dst, None, mark);
+    /// The interface through which a packet from `src` to `dst` with this firewall mark leaves, from a socket that is bound to interface
+    /// `bound` if it is. `None` if there is no route, or `src` is not an address of this host (IPv4 only: for IPv6 the kernel does not
+    /// say).
+    pub fn egress(&self, src: IpAddr, dst: IpAddr, mark: u32, bound: Option<u32>) -> io::Result<Option<u32>> {
+        let request = Request::route(Some(src), dst, bound, mark);
         let mut buffer = [0; 2048];
         let Some((libc::RTM_NEWROUTE, body)) = self.ask(&request, &mut buffer)? else {
             return Ok(None);
@@ -242,6 +246,24 @@ impl RouteQuery {
                 .and_then(|metrics| find_attribute(metrics, RTAX_MTU))
                 .and_then(|value| word(value, 0)),
         }))
+    }
+
+    /// The index of the interface with this name, if it is there, up, and has a carrier.
+    pub fn running(&self, name: &str) -> io::Result<Option<u32>> {
+        let mut padded = [0; VALUE_MAX];
+        // The name ends with a zero.
+        let Some(room) = padded[..VALUE_MAX - 1].get_mut(..name.len()) else {
+            return Ok(None);
+        };
+        room.copy_from_slice(name.as_bytes());
+        let mut request = Request::new(RTM_GETLINK, NLM_F_REQUEST, LINK_HEADER);
+        request.attribute(IFLA_IFNAME, &padded);
+        let mut buffer = vec![0; BUFFER];
+        let Some((libc::RTM_NEWLINK, body)) = self.ask(&request, &mut buffer)? else {
+            return Ok(None);
+        };
+        let (ifindex, flags) = (word(body, 4), word(body, 8).unwrap_or(0));
+        Ok(ifindex.filter(|_| flags & RUNNING == RUNNING))
     }
 
     /// The Ethernet address of a neighbour, if the kernel knows it.

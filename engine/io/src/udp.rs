@@ -34,6 +34,8 @@ use socket::Pair;
 pub struct UdpConfig {
     /// UDP port, the same for both families; 0 takes any that is free in both.
     pub port: u16,
+    /// The interface that datagrams arrive at and leave by, whatever the routes say (SO_BINDTOIFINDEX, Linux 5.0); 0: any.
+    pub ifindex: u32,
     /// Sockets of each family, one per worker. With more than one the kernel spreads flows over them.
     pub workers: usize,
     /// Mark of outgoing packets (SO_MARK, socket(7)); 0 for none. Another value needs CAP_NET_ADMIN.

@@ -11,6 +11,7 @@ use patronus_mem::{Arena, ArenaConfig, BURST_MAX, Burst, FrameCache, Outer};
 
 fn config() -> UdpConfig {
     UdpConfig {
+        ifindex: 0,
         port: 0,
         workers: 1,
         fwmark: 0,

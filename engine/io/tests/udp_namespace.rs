@@ -16,6 +16,7 @@ use seccompiler::{
 };
 
 const CONFIG: UdpConfig = UdpConfig {
+    ifindex: 0,
     port: 0,
     workers: 1,
     fwmark: 0,

@@ -35,6 +35,7 @@ static COUNTING: Counting = Counting;
 fn a_burst_each_way_allocates_nothing() {
     for offload in [true, false] {
         let config = UdpConfig {
+            ifindex: 0,
             port: 0,
             workers: 1,
             fwmark: 0,

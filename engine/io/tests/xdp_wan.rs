@@ -73,6 +73,7 @@ impl Site {
         };
         let mut frames = FrameCache::new(Arena::new(&config).expect("arena"));
         let sockets = UdpSockets::bind(&UdpConfig {
+            ifindex: 0,
             port: UDP_PORT,
             workers: 1,
             fwmark: 0,

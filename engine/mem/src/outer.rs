@@ -83,6 +83,11 @@ impl Outer {
         }
     }
 
+    /// Forgets our own address and the interface; a link-local remote keeps its scope.
+    pub fn leave_link(&mut self) {
+        self.set_local(None, 0);
+    }
+
     /// Index of the interface that the packet arrived on, or the scope of a link-local remote; 0 if not known.
     pub fn ifindex(&self) -> u32 {
         self.ifindex

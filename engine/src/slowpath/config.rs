@@ -26,12 +26,17 @@ pub const fn peer_numbers(max_peers: usize) -> usize {
     2 * max_peers
 }
 
+/// New sockets: the link's place, its interface, and they.
+type Bound = Vec<(usize, u32, UdpSockets)>;
+
 /// What the slow path knows of a peer beside the protocol's state.
 pub struct Peer {
     /// Who it is.
     pub key: PublicKey,
     /// Where it is, as its worker last said or the configuration has it.
     pub endpoint: Outer,
+    /// Initiations since the last session: each goes by another link.
+    pub tries: usize,
 }
 
 impl UapiDevice for SlowPath {
@@ -62,7 +67,7 @@ impl UapiDevice for SlowPath {
             // Writing into memory cannot fail.
             let _ = writeln!(out, "handshake.{}={value}", refusal.name());
         }
-        for (name, counters) in self.tun_counters.iter().chain(&self.udp_counters) {
+        for (name, counters) in self.tun_counters.iter().chain(self.link_counters()) {
             for (counter, value) in counters.named() {
                 let _ = writeln!(out, "{name}.{counter}={value}");
             }
@@ -76,9 +81,8 @@ impl UapiDevice for SlowPath {
             self.set_fwmark(mark)?;
         }
         match sockets {
-            Some(sockets) if self.sockets.is_some() => self.use_sockets(sockets),
-            Some(sockets) => self.open(sockets),
-            None => self.udp.port = request.listen_port.unwrap_or(self.udp.port),
+            Some(bound) if !bound.is_empty() => self.reopen(bound),
+            _ => self.udp.port = request.listen_port.unwrap_or(self.udp.port),
         }
         if let Some(key) = request.private_key {
             self.device.set_private_key(key, &mut self.outputs);
@@ -145,16 +149,16 @@ impl SlowPath {
     }
 
     /// New sockets, if the interface is up and the request names another UDP port, or any while there are none.
-    fn bind_if_wanted(&self, request: &SetRequest) -> Result<Option<UdpSockets>, Errno> {
+    fn bind_if_wanted(&self, request: &SetRequest) -> Result<Option<Bound>, Errno> {
         match request.listen_port {
-            Some(port) if self.link_up && (self.sockets.is_none() || port != self.udp.port) => {
+            Some(port) if self.link_up && (!self.is_open() || port != self.udp.port) => {
                 let fwmark = request.fwmark.unwrap_or(self.udp.fwmark);
                 let config = UdpConfig {
                     port,
                     fwmark,
                     ..self.udp
                 };
-                let bound = UdpSockets::bind(&config);
+                let bound = self.bind_every_link(&config);
                 bound
                     .map(Some)
                     .map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))
@@ -163,12 +167,17 @@ impl SlowPath {
         }
     }
 
-    fn set_fwmark(&mut self, mark: u32) -> Result<(), Errno> {
-        if let Some((sockets, _)) = &self.sockets {
-            sockets
-                .set_fwmark(mark)
-                .map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
+    /// Goes over to other sockets.
+    fn reopen(&mut self, bound: Bound) {
+        for (at, ifindex, sockets) in bound {
+            self.use_sockets(at, ifindex, sockets);
         }
+        self.begin_if_open();
+    }
+
+    fn set_fwmark(&mut self, mark: u32) -> Result<(), Errno> {
+        self.mark_links(mark)
+            .map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
         self.udp.fwmark = mark;
         self.forget_sources();
         Ok(())
@@ -235,6 +244,7 @@ impl SlowPath {
         self.peers[at] = Some(Peer {
             key,
             endpoint: Outer::NONE,
+            tries: 0,
         });
         Some(id)
     }

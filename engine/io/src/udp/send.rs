@@ -445,6 +445,7 @@ mod tests {
     /// Ten packets to one receiver, as one message, and what a kernel that answers `errno` to it makes of them.
     fn refused_with(errno: libc::c_int, local: Option<&str>) -> (Transmitter, PortCounters, usize) {
         let config = UdpConfig {
+            ifindex: 0,
             port: 0,
             workers: 1,
             fwmark: 0,

@@ -173,6 +173,10 @@ fn open(config: &UdpConfig, ipv6: bool) -> io::Result<OwnedFd> {
     if ipv6 {
         sockopt::set_ipv6_v6only(fd, true)?;
     }
+    if config.ifindex != 0 {
+        let index = config.ifindex.cast_signed();
+        sys::set_option(fd, libc::SOL_SOCKET, libc::SO_BINDTOIFINDEX, index)?;
+    }
     set_buffers(fd, config.buffer_bytes)?;
     set_ip_options(fd, ipv6)?;
     if config.fwmark != 0 {
