@@ -369,10 +369,9 @@ const ABSENT: u32 = u32::MAX;
 impl Schedule {
     /// Makes room for peers with numbers below `peers`.
     pub(crate) fn reserve(&mut self, peers: usize) {
-        if self.places.len() < peers {
-            self.places.resize(peers, ABSENT);
-            self.heap.reserve(peers - self.heap.len());
-        }
+        let peers = peers.max(self.places.len());
+        self.places.resize(peers, ABSENT);
+        self.heap.reserve(peers.saturating_sub(self.heap.len()));
     }
 
     /// The earliest deadline and whose it is.
