@@ -38,7 +38,7 @@ pub(crate) fn check(text: &str, config: &Config) -> Result<(), Error> {
         "another peer has this public key",
     )?;
     let networks = config.peers.iter().flat_map(|peer| &peer.allowed_ips);
-    once(text, networks, "another peer has this network")?;
+    once(text, networks, "this network stands here twice")?;
     for keepalive in config.peers.iter().filter_map(|peer| peer.keepalive.as_ref()) {
         let millis = keepalive.get_ref().0;
         if millis % 1000 != 0 || !(1..=KEEPALIVE_MAX).contains(&(millis / 1000)) {

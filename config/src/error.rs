@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 /// Names this far from a known one (edits) are taken for misspelt.
 const MISSPELT: usize = 3;
 
+/// Keys that people may write into the file although they do not belong there: what follows is not repeated.
+const SECRETS: [&str; 2] = ["private_key", "preshared_key"];
+
 /// What is wrong, and where: file, line and column from 1 on, and the line itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Error {
@@ -47,9 +50,17 @@ impl Error {
 
     pub(crate) fn of_toml(text: &str, error: &toml::de::Error) -> Error {
         let (message, hint) = explained(error.message());
+        let mut place = error.span().map(|span| Place::new(text, span));
+        if let Some(place) = &mut place
+            && SECRETS
+                .iter()
+                .any(|name| place.text.trim_start().starts_with(name))
+        {
+            place.hide_value();
+        }
         Error {
             file: None,
-            place: error.span().map(|span| Place::new(text, span)),
+            place,
             message,
             hint,
         }
@@ -96,6 +107,17 @@ impl Place {
     }
 }
 
+impl Place {
+    /// Leaves out what stands behind the key.
+    fn hide_value(&mut self) {
+        if let Some(at) = self.text.find('=') {
+            self.text.truncate(at + 1);
+            self.text.push_str(" (not shown)");
+            self.width = 1;
+        }
+    }
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(file) = &self.file {
@@ -138,6 +160,10 @@ fn explained(message: &str) -> (String, Option<String>) {
         return (message.to_owned(), None);
     };
     let known: Vec<&str> = names.collect();
+    if SECRETS.contains(&unknown) {
+        let hint = format!("keys stand in files of their own: `{unknown}_file`");
+        return (format!("unknown key `{unknown}`"), Some(hint));
+    }
     let near = known
         .iter()
         .map(|name| (strsim::damerau_levenshtein(name, unknown), name))

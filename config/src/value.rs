@@ -124,6 +124,8 @@ impl FromStr for Network {
         const EXPECTED: Expected = Expected("a network such as 10.1.0.0/16 or 2001:db8:1::/48");
         const HOST_BITS: Expected = Expected("a network, with no bit set behind the prefix");
         let (addr, len) = match text.split_once('/') {
+            // A number may begin with a sign, a length may not.
+            Some((_, len)) if !len.bytes().all(|b| b.is_ascii_digit()) => return Err(EXPECTED),
             Some((addr, len)) => (addr, Some(len.parse::<u8>().map_err(|_| EXPECTED)?)),
             None => (text, None),
         };

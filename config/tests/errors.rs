@@ -32,6 +32,25 @@ fn a_misspelt_key_is_named_with_the_nearest_one() {
 }
 
 #[test]
+fn a_secret_in_the_file_is_not_repeated() {
+    let key = "yAnz5TF+lXXJte14tji3zlMNq+hd2rYUIgJBgB3fBmk=";
+    for (text, name) in [
+        (format!("private_key = '{key}'"), "private_key"),
+        (format!("[[peer]]\npreshared_key = '{key}'"), "preshared_key"),
+        (format!("private_key = {key}"), "private_key"),
+    ] {
+        let said = said(&text);
+        assert!(!said.contains("yAnz"), "{said}");
+        assert!(said.contains(&format!("{name} = (not shown)")), "{said}");
+    }
+    let said = said(&format!("private_key = '{key}'"));
+    assert!(
+        said.contains("keys stand in files of their own: `private_key_file`"),
+        "{said}"
+    );
+}
+
+#[test]
 fn a_key_that_is_like_no_other_is_told_what_there_is() {
     says(
         "colour = 'green'",
@@ -128,7 +147,7 @@ fn what_stands_twice_is_shown_with_the_first() {
 ",
     );
     let twice = format!("[[peer]]\npublic_key = '{KEY}'\nallowed_ips = ['10.0.0.0/8', '10.0.0.0/8']");
-    assert!(said(&twice).starts_with("5:30: another peer has this network"));
+    assert!(said(&twice).starts_with("5:30: this network stands here twice"));
     let twice = format!("[[peer]]\npublic_key = '{KEY}'\n[[peer]]\npublic_key = '{KEY}'");
     assert!(said(&twice).starts_with("6:14: another peer has this public key"));
     let twice = "[[link]]\nid = 1\ninterface = 'eth0'\n[[link]]\nid = 2\ninterface = 'eth0'";

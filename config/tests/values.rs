@@ -173,6 +173,7 @@ fn networks() {
         "10.0.0.0/",
         "/8",
         "10.0.0.0/-1",
+        "10.0.0.0/+8",
         "hub/8",
     ] {
         assert!(text.parse::<Network>().is_err(), "{text}");

@@ -320,6 +320,7 @@ impl SlowPath {
                 endpoint.set_tos(0);
                 self.move_endpoint(peer, endpoint);
             }
+            Output::Challenged { peer } => self.repeat_way(peer),
             Output::Install { peer, keypair } => {
                 if let Some(state) = self.peer_mut(peer) {
                     state.tries = 0;
@@ -449,7 +450,7 @@ impl SlowPath {
     /// Forgets from which of our addresses a peer was answered; the kernel chooses anew.
     fn forget_source(&mut self, id: PeerId) {
         if let Some(peer) = self.peer_mut(id) {
-            peer.endpoint.set_local(None, 0);
+            peer.endpoint.forget_source();
             self.workers.tell_owner(id, Command::ClearSource(Some(id)));
         }
     }
@@ -457,7 +458,7 @@ impl SlowPath {
     /// Forgets from which of our addresses each peer was answered: the route may be another one now.
     fn forget_sources(&mut self) {
         for peer in self.peers.iter_mut().flatten() {
-            peer.endpoint.set_local(None, 0);
+            peer.endpoint.forget_source();
         }
         self.workers.tell_all(|| Command::ClearSource(None));
     }

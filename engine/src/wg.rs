@@ -186,14 +186,14 @@ impl Wg {
         match peer {
             Some(peer) => {
                 if let Some(slot) = self.slot_mut(peer) {
-                    slot.endpoint.set_local(None, 0);
+                    slot.endpoint.forget_source();
                 }
             }
             None => self
                 .peers
                 .iter_mut()
                 .flatten()
-                .for_each(|slot| slot.endpoint.set_local(None, 0)),
+                .for_each(|slot| slot.endpoint.forget_source()),
         }
     }
 
@@ -210,7 +210,7 @@ impl Wg {
         let slots = self.peers.iter_mut().flatten();
         slots
             .filter(|slot| slot.endpoint.local() == Some(address))
-            .for_each(|slot| slot.endpoint.set_local(None, 0));
+            .for_each(|slot| slot.endpoint.forget_source());
     }
 
     /// Drops what waits for a session with the peer.

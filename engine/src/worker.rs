@@ -419,10 +419,16 @@ impl Worker {
         if let [_] = self.wans[..] {
             return self.send_on(0, wire);
         }
-        for packet in wire.drain(..) {
+        for mut packet in wire.drain(..) {
             let ifindex = packet.outer().ifindex();
             let leads_there = |wan: &Option<WanPort>| wan.as_ref().is_some_and(|wan| wan.leads_to(ifindex));
-            match self.wans.iter().position(leads_there) {
+            let way = self.wans.iter().position(leads_there);
+            // Heard on a link that is gone: by another one, from an address of that one's.
+            let way = way.or_else(|| {
+                packet.outer_mut().leave_link();
+                self.wans.iter().position(Option::is_some)
+            });
+            match way {
                 Some(wan) => self.by_wan[wan].push(packet),
                 None => {
                     self.stats.drop_many(DropReason::EncapDown, 1);

@@ -163,6 +163,9 @@ fn a_lost_carrier_moves_the_tunnel(v6: bool, far: Kind) {
         "the peer follows"
     );
 
+    // Nothing was sent from `a` for that: what comes from `b` finds it.
+    probe(&net.b, &net.a, false, 100, LIMIT).unwrap();
+
     // The first link comes back: the tunnel stays where it is, and has it when the second one goes.
     net.mend(1);
     assert!(eventually(

@@ -56,6 +56,30 @@ fn sticky_source(v6: bool) {
     assert_eq!(capture.count(|d| d.kind() == MessageKind::Initiation), 0);
 }
 
+/// Initiations leave from the address that the peer knows as well.
+#[test]
+fn c60_an_initiation_leaves_from_the_address_that_was_called() {
+    if !may_run(&[]) {
+        return;
+    }
+    let mut plan = sites(Kind::Engine, Kind::Engine);
+    plan.options_a = patronus_tests::engine_options(&["--test-timer-divisor", "60"]);
+    plan.options_b = plan.options_a.clone();
+    let tunnel = plan.up().unwrap();
+    let called: SocketAddr = "192.0.2.99:51820".parse().unwrap();
+    let b = &tunnel.b.namespace;
+    b.address(OUTER, "192.0.2.99/24").unwrap();
+    set_endpoint(&tunnel.a, &tunnel.b, called);
+    tunnel.probe(false, LIMIT).unwrap();
+    // The session is a's; once it is too old, what b has to send makes b the initiator.
+    std::thread::sleep(Duration::from_secs(180) / 60 + Duration::from_millis(200));
+    let capture = Capture::start(&tunnel.a.namespace).unwrap();
+    probe(&tunnel.b, &tunnel.a, false, 100, LIMIT).unwrap();
+    let initiation = |d: &Datagram| d.target == tunnel.a.outer && d.kind() == MessageKind::Initiation;
+    assert!(capture.count(initiation) > 0);
+    assert_eq!(capture.count(|d| initiation(d) && d.source != called), 0);
+}
+
 #[test]
 fn c60_r45_sticky_source_v4() {
     if may_run(&[]) {

@@ -65,7 +65,7 @@ impl Device {
                 self.admit(now.mono, from, msg, response.sender, queue_len, rng, out)?;
                 self.take_response(now, &response, out)
             }
-            Message::CookieReply(reply) => self.take_cookie(now.mono, &reply),
+            Message::CookieReply(reply) => self.take_cookie(now.mono, &reply, out),
             Message::Data(..) => Err(Refusal::Type),
         }
     }
@@ -227,10 +227,12 @@ impl Device {
 
     /// A cookie reply. Not authentic in the sense that it came from the peer, so it moves no endpoint and no timer; the next
     /// retry of the handshake will use the cookie.
-    fn take_cookie(&mut self, now: Time, reply: &CookieReply) -> Result<(), Refusal> {
+    fn take_cookie(&mut self, now: Time, reply: &CookieReply, out: &mut Outputs) -> Result<(), Refusal> {
         let id = self.indices.peer(reply.receiver).ok_or(Refusal::CookieIndex)?;
         let peer = self.get_mut(id).ok_or(Refusal::CookieIndex)?;
-        peer.macs.consume(reply, now)
+        peer.macs.consume(reply, now)?;
+        out.push(Output::Challenged { peer: id });
+        Ok(())
     }
 
     /// Hands a new session to the worker.

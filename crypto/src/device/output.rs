@@ -50,6 +50,11 @@ pub enum Output {
         /// Whose endpoint.
         peer: PeerId,
     },
+    /// The peer is under load and sent a cookie. It is good for the address that our initiation came from: the next one has to come from there.
+    Challenged {
+        /// By whom.
+        peer: PeerId,
+    },
     /// The handshake was given up: packets that wait for a session are dropped.
     DropStaged {
         /// Whose packets.

@@ -383,6 +383,7 @@ impl Net {
                         .for_each(|keypair| self.device(site).retire(keypair));
                 }
                 Output::ExpireSending { peer } => self.link_of(site, peer).keypairs.expire_sending(),
+                Output::Challenged { .. } => {}
                 Output::PeerGone { peer } => {
                     let retired = self.link_of(site, peer).keypairs.clear();
                     retired

@@ -83,6 +83,11 @@ impl Outer {
         }
     }
 
+    /// Forgets our own address. Where the remote was heard stays known.
+    pub fn forget_source(&mut self) {
+        self.set_local(None, self.ifindex);
+    }
+
     /// Forgets our own address and the interface; a link-local remote keeps its scope.
     pub fn leave_link(&mut self) {
         self.set_local(None, 0);

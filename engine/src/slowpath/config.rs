@@ -169,6 +169,10 @@ impl SlowPath {
 
     /// Goes over to other sockets.
     fn reopen(&mut self, bound: Bound) {
+        let is_bound = |at: &usize| bound.iter().any(|(other, ..)| other == at);
+        // Their interfaces do not run any more, and their UDP port is the old one.
+        let left: Vec<usize> = (0..self.uplinks.len()).filter(|at| !is_bound(at)).collect();
+        left.into_iter().for_each(|at| self.close_link(at));
         for (at, ifindex, sockets) in bound {
             self.use_sockets(at, ifindex, sockets);
         }
@@ -204,7 +208,15 @@ impl SlowPath {
             self.device.set_psk(id, psk);
         }
         if let Some(addr) = change.endpoint {
-            self.move_endpoint(id, Outer::new(addr));
+            let mut endpoint = Outer::new(addr);
+            // The same again is no reason to leave the link that it was heard on.
+            if let Some(known) = self
+                .peer(id)
+                .filter(|known| known.endpoint.remote() == Some(addr))
+            {
+                endpoint.set_local(None, known.endpoint.ifindex());
+            }
+            self.move_endpoint(id, endpoint);
         }
         if change.replace_allowed_ips {
             self.routes_changed |= self.allowed_ips.remove_peer(id) > 0;

@@ -23,6 +23,8 @@ pub struct Uplink {
     interface: Option<String>,
     /// There while the interface runs and the UDP port could be had.
     open: Option<Open>,
+    /// That the interface does not run has been said.
+    told: bool,
 }
 
 struct Open {
@@ -37,6 +39,7 @@ pub fn uplinks(interfaces: &[String]) -> Vec<Uplink> {
     let place = |interface| Uplink {
         interface,
         open: None,
+        told: false,
     };
     if interfaces.is_empty() {
         vec![place(None)]
@@ -64,11 +67,10 @@ impl SlowPath {
     }
 
     /// Where the sockets of a link have to be: on the interface that it has now. `None` if that does not run.
-    fn wanted_ifindex(&self, at: usize) -> Option<u32> {
+    fn wanted_ifindex(&self, at: usize) -> io::Result<Option<u32>> {
         match &self.uplinks[at].interface {
-            None => Some(0),
-            // Who cannot be asked is not there.
-            Some(name) => self.routes.running(name).unwrap_or(None),
+            None => Ok(Some(0)),
+            Some(name) => self.routes.running(name),
         }
     }
 
@@ -76,7 +78,7 @@ impl SlowPath {
     pub(super) fn bind_every_link(&self, config: &UdpConfig) -> io::Result<Vec<(usize, u32, UdpSockets)>> {
         let (mut bound, mut config) = (Vec::new(), *config);
         for at in 0..self.uplinks.len() {
-            if let Some(ifindex) = self.wanted_ifindex(at) {
+            if let Some(ifindex) = self.wanted_ifindex(at)? {
                 config.ifindex = ifindex;
                 let sockets = UdpSockets::bind(&config)?;
                 // The first one may have chosen it.
@@ -92,7 +94,17 @@ impl SlowPath {
     pub(super) fn follow_links(&mut self) -> io::Result<()> {
         let mut result = Ok(());
         for at in 0..self.uplinks.len() {
-            let wanted = self.wanted_ifindex(at);
+            let wanted = match self.wanted_ifindex(at) {
+                Ok(wanted) => wanted,
+                Err(error) => {
+                    // Who cannot be asked has not said that it is gone.
+                    result = Err(error);
+                    continue;
+                }
+            };
+            if wanted.is_none() {
+                self.tell_missing(at);
+            }
             if wanted == self.uplinks[at].ifindex() {
                 continue;
             }
@@ -104,6 +116,18 @@ impl SlowPath {
             }
         }
         result
+    }
+
+    /// Says once that a link is missing.
+    fn tell_missing(&mut self, at: usize) {
+        let uplink = &mut self.uplinks[at];
+        if let Some(interface) = &uplink.interface
+            && !std::mem::replace(&mut uplink.told, true)
+        {
+            self.log.error(format_args!(
+                "link {interface} does not run: there is no such interface, or it is down or has no carrier; it is used as soon as it does"
+            ));
+        }
     }
 
     /// Gives every worker its share of a link's new sockets. The old ones are closed once every worker has let go of them.
@@ -121,6 +145,7 @@ impl SlowPath {
             let port = Box::new(port);
             Command::Wan(at, Some(WanPort { ifindex, port }))
         });
+        uplink.told = false;
         uplink.open = Some(Open {
             ifindex,
             sender: sockets.sender(),
@@ -138,17 +163,23 @@ impl SlowPath {
             return;
         };
         self.workers.tell_all(|| Command::Wan(at, None));
-        let Some(interface) = &self.uplinks[at].interface else {
+        if self.uplinks[at].interface.is_none() {
             return;
-        };
-        self.log.verbose(format_args!("link {interface} is gone"));
-        let of_link = |endpoint: &Outer| endpoint.ifindex() == open.ifindex;
-        for peer in self.peers.iter_mut().flatten() {
-            if of_link(&peer.endpoint) {
-                peer.endpoint.leave_link();
-            }
         }
         self.workers.tell_all(|| Command::LeaveLink(open.ifindex));
+        let now = self.clock.now().wall.secs;
+        for at in 0..self.peers.len() {
+            let id = PeerId(at as u32);
+            let Some(peer) = self.peer_mut(id).filter(|p| p.endpoint.ifindex() == open.ifindex) else {
+                continue;
+            };
+            peer.endpoint.leave_link();
+            // So that the peer hears at once where we are now, and not only when we have something to say.
+            let last = self.device.last_handshake(id).map_or(0, |at| at.secs);
+            if now.saturating_sub(last) < self.device.timeouts().reject_after_time.as_secs() {
+                self.workers.tell_owner(id, Command::Keepalive(id));
+            }
+        }
     }
 
     /// Closes the sockets of every link.
@@ -180,6 +211,13 @@ impl SlowPath {
         Some(&open.sender)
     }
 
+    /// The next initiation goes the way of the last one: the peer has asked for a cookie, which is good for the address that it saw.
+    pub(super) fn repeat_way(&mut self, id: PeerId) {
+        if let Some(peer) = self.peer_mut(id) {
+            peer.tries = peer.tries.saturating_sub(1);
+        }
+    }
+
     /// The way of the next initiation to a peer: where it was heard first, then by each link in turn until it answers.
     pub(super) fn next_way(&mut self, id: PeerId) -> Option<(Outer, UdpSender)> {
         let peer = self.peers.get_mut(id.0 as usize)?.as_mut()?;
@@ -187,12 +225,12 @@ impl SlowPath {
         peer.tries += 1;
         let mut endpoint = peer.endpoint;
         let open: Vec<&Open> = self.uplinks.iter().filter_map(|u| u.open.as_ref()).collect();
-        let first = open.iter().position(|open| open.ifindex == endpoint.ifindex());
-        let at = first.unwrap_or(0) + tries;
-        let chosen = open.get(at.checked_rem(open.len())?)?;
-        if first.is_none() || at % open.len() != first.unwrap_or(0) {
+        let is_own = |open: &&Open| open.ifindex == 0 || open.ifindex == endpoint.ifindex();
+        let own = open.iter().position(is_own);
+        let at = (own.unwrap_or(0) + tries).checked_rem(open.len())?;
+        if own != Some(at) {
             endpoint.leave_link();
         }
-        Some((endpoint, chosen.sender.clone()))
+        Some((endpoint, open[at].sender.clone()))
     }
 }

@@ -933,6 +933,7 @@ impl Net {
                 Output::DropStaged { peer } => site.links.tell_owner(peer, Command::DropStaged(peer)),
                 Output::EraseKeys { peer } => site.links.tell_owner(peer, Command::EraseKeys(peer)),
                 Output::ExpireSending { peer } => site.links.tell_owner(peer, Command::ExpireSending(peer)),
+                Output::Challenged { .. } => {}
                 Output::PeerGone { peer } => {
                     site.endpoints.remove(&peer);
                     site.links.tell_owner(peer, Command::RemovePeer(peer));

@@ -236,6 +236,10 @@ impl Attack {
                         "a reply longer than what it replies to"
                     );
                 }
+                // A cookie reply has no MAC of its own: what is in it is sealed.
+                Output::Challenged { .. } => {
+                    assert!(genuine && u32::from(held.bytes[0]) == MSG_COOKIE_REPLY);
+                }
                 _ => assert!(
                     genuine && has_mac1,
                     "{} from a message that is not the peer's",
@@ -343,6 +347,7 @@ fn name(output: &Output) -> &'static str {
         Output::DropStaged { .. } => "dropped packets",
         Output::EraseKeys { .. } => "erased keys",
         Output::ExpireSending { .. } => "expired keys",
+        Output::Challenged { .. } => "a cookie taken",
         Output::PeerGone { .. } => "a removed peer",
     }
 }
