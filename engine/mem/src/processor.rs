@@ -3,27 +3,11 @@
 /// Asks the processor to bring the cache line of `at` closer. It changes nothing but time.
 #[inline(always)]
 pub fn prefetch<T>(at: &T) {
-    prefetch_line(std::ptr::from_ref(at).cast());
-}
-
-/// The same for all cache lines of a value.
-#[inline(always)]
-pub fn prefetch_all<T>(at: &T) {
-    const LINE: usize = 64;
-    let start = std::ptr::from_ref(at).cast::<u8>();
-    for offset in (0..size_of::<T>()).step_by(LINE) {
-        prefetch_line(start.wrapping_add(offset));
-    }
-    prefetch_line(start.wrapping_add(size_of::<T>().saturating_sub(1)));
-}
-
-#[inline(always)]
-fn prefetch_line(at: *const u8) {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     // SAFETY: a prefetch of any address has no effect that a program can see.
     unsafe {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(at.cast());
+        _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(at).cast());
     }
     #[cfg(not(all(target_arch = "x86_64", not(miri))))]
     let _ = at;

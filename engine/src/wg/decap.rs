@@ -10,9 +10,9 @@ use patronus_crypto::keypair::Reject;
 use patronus_crypto::messages::{self, DATA_MIN, DataHeader, HEADER, Kind, TAG};
 use patronus_crypto::timers::Wake;
 use patronus_io::ip::{self, ECN_MASK, Malformed, Packet};
-use patronus_mem::{BURST_MAX, Burst, PktBuf, prefetch, prefetch_all};
+use patronus_mem::{BURST_MAX, Burst, PktBuf};
 
-use super::{Context, PeerSlot, Wg, ecn};
+use super::{Context, Wg, ecn};
 use crate::channel::{HandshakeMessage, Notice};
 use crate::crew::Handing;
 use crate::stats::{DropReason, Lap, Stage};
@@ -52,7 +52,6 @@ impl Wg {
     ) {
         debug_assert!(inner.is_empty());
         let (lap, packets) = (Lap::start(), wire.len());
-        self.fetch_sessions(wire);
         let mut claimed = Burst::new();
         let mut claims = ArrayVec::<Claim, BURST_MAX>::new();
         for packet in wire.drain(..) {
@@ -69,41 +68,6 @@ impl Wg {
         let good = self.open(&mut claimed, &claims);
         self.accept(cx, claimed, &claims, &good, inner, confirmed);
         cx.stats.burst(Stage::Decap, packets, lap);
-    }
-
-    /// Asks for the memory of all sessions of a burst before it is looked at. What is no data message leads nowhere.
-    fn fetch_sessions(&self, wire: &Burst) {
-        let index = |packet: &PktBuf| {
-            packet
-                .data()
-                .first_chunk()
-                .map(|header| DataHeader::read(header).receiver)
-        };
-        let mut indices = ArrayVec::<u32, BURST_MAX>::new();
-        for index in wire.iter().filter_map(index) {
-            if indices.last() != Some(&index) {
-                indices.push(index);
-            }
-        }
-        if indices.len() < 2 {
-            return;
-        }
-        indices.iter().for_each(|index| self.index.prefetch(*index));
-        let mut slots = ArrayVec::<&PeerSlot, BURST_MAX>::new();
-        for slot in indices
-            .iter()
-            .filter_map(|index| self.slot(self.index.get(*index)?))
-        {
-            prefetch_all(slot);
-            slots.push(slot);
-        }
-        for slot in &slots {
-            prefetch_all(&*slot.traffic);
-            slot.keypairs.current().into_iter().for_each(prefetch_all);
-        }
-        for keypair in slots.iter().filter_map(|slot| slot.keypairs.current()) {
-            prefetch(&**keypair.receive_key());
-        }
     }
 
     /// Looks at the header, changes nothing.

@@ -9,7 +9,7 @@ use patronus_crypto::messages::{DATA_MIN, DataHeader, HEADER, TAG};
 use patronus_crypto::timers::Wake;
 use patronus_crypto::{PeerId, Time};
 use patronus_io::ip::{ECN_MASK, Packet};
-use patronus_mem::{BURST_MAX, Burst, PktBuf, SMALL_MAX, prefetch, prefetch_all};
+use patronus_mem::{BURST_MAX, Burst, PktBuf, SMALL_MAX};
 
 use super::order::{self, Flow, Likeness, Order};
 use super::{Context, JUMBO_SHARE, Wg};
@@ -55,7 +55,6 @@ impl Wg {
     pub fn encap_bound(&mut self, cx: &mut Context<'_>, bound: &mut Bound, wire: &mut Burst) {
         debug_assert!(wire.is_empty());
         let (lap, packets) = (Lap::start(), bound.packets.len());
-        self.fetch_peers(&bound.peers);
         let mut routed = ArrayVec::<Option<PktBuf>, BURST_MAX>::new();
         let mut dresses = ArrayVec::<(PeerId, u8), BURST_MAX>::new();
         for (packet, peer) in bound.packets.drain(..).zip(bound.peers.drain(..)) {
@@ -85,24 +84,6 @@ impl Wg {
         self.seal(wire, &grants);
         self.account_sent(cx, wire, &grants);
         cx.stats.burst(Stage::Encap, packets, lap);
-    }
-
-    /// Asks for the memory of all peers of a burst before it is looked at: of a thousand peers, most are not in the nearest cache.
-    fn fetch_peers(&self, peers: &[PeerId]) {
-        if peers.windows(2).all(|pair| pair[0] == pair[1]) {
-            return;
-        }
-        let distinct = |at: usize| at == 0 || peers[at] != peers[at - 1];
-        let each = || (0..peers.len()).filter(|at| distinct(*at));
-        let slots = || each().filter_map(|at| self.slot(peers[at]));
-        slots().for_each(prefetch_all);
-        for slot in slots() {
-            prefetch_all(&*slot.traffic);
-            slot.keypairs.current().into_iter().for_each(prefetch_all);
-        }
-        for keypair in slots().filter_map(|slot| slot.keypairs.current()) {
-            prefetch(&**keypair.send_key());
-        }
     }
 
     fn order(&self, routed: &[Option<PktBuf>], dresses: &[(PeerId, u8)]) -> Order {

@@ -4,7 +4,6 @@
 //! bits are the hash: nobody outside can choose which indices exist, only which ones to probe in vain.
 
 use patronus_crypto::PeerId;
-use patronus_mem::prefetch;
 
 const EMPTY: u32 = u32::MAX;
 
@@ -52,12 +51,6 @@ impl IndexTable {
             at = (at + 1) & mask;
         }
         at
-    }
-
-    /// Asks for the memory that [`get`](IndexTable::get) will look at.
-    #[inline]
-    pub fn prefetch(&self, index: u32) {
-        prefetch(&self.entries[self.home(index)]);
     }
 
     /// The peer whose session has this index.
