@@ -52,6 +52,21 @@ pub struct Taken {
     pub decap: Burst,
 }
 
+impl Taken {
+    /// Asks for all packets at once: they are in the other core's cache, and each would be waited for by itself.
+    fn fetch(&self) {
+        let bursts = [
+            &self.from_tun,
+            &self.from_ethernet,
+            &self.encap,
+            &self.seal.packets,
+            &self.decap,
+        ];
+        bursts.into_iter().flatten().for_each(PktBuf::prefetch);
+        bursts.into_iter().flatten().for_each(PktBuf::prefetch_data);
+    }
+}
+
 struct Handed {
     packet: PktBuf,
     left: Handing,
@@ -189,6 +204,7 @@ impl Crew {
                 Handing::Decap => taken.decap.push(packet),
             }
         }
+        taken.fetch();
         some
     }
 }

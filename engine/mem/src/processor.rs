@@ -13,6 +13,19 @@ pub fn prefetch<T>(at: &T) {
     let _ = at;
 }
 
+/// The same for what is going to be written as well, so that it comes for this core alone.
+#[inline(always)]
+pub fn prefetch_write<T>(at: &T) {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    // SAFETY: as for `prefetch`.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_ET0>(std::ptr::from_ref(at).cast());
+    }
+    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+    let _ = at;
+}
+
 /// The processor's time stamp counter, which goes up at a constant rate; only differences mean something, and only on one core. 0 where there
 /// is none that a program may read.
 #[inline(always)]
