@@ -242,3 +242,62 @@ impl Wg {
         self.mtu = mtu;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A worker whose peers have these endpoints.
+    fn with_endpoints(endpoints: &[Outer]) -> Wg {
+        let mut wg = Wg::new(patronus_crypto::aead::default(), endpoints.len(), 1420, 16);
+        for (at, endpoint) in endpoints.iter().enumerate() {
+            let slot = PeerSlot::new(PeerId(at as u32), Arc::default(), *endpoint);
+            wg.peers[at] = Some(Box::new(slot));
+        }
+        wg
+    }
+
+    fn endpoints(wg: &Wg) -> Vec<Outer> {
+        wg.peers.iter().flatten().map(|slot| slot.endpoint).collect()
+    }
+
+    fn heard(remote: &str, local: &str, ifindex: u32) -> Outer {
+        let mut outer = Outer::new(remote.parse().unwrap());
+        outer.set_local(Some(local.parse().unwrap()), ifindex);
+        outer
+    }
+
+    #[test]
+    fn a_link_is_left_by_those_who_were_heard_there() {
+        let before = [
+            heard("192.0.2.1:1", "198.51.100.1", 7),
+            heard("192.0.2.1:2", "198.51.100.1", 8),
+            heard("[2001:db8::1]:1", "2001:db8::9", 7),
+            Outer::new("192.0.2.3:1".parse().unwrap()),
+        ];
+        let mut wg = with_endpoints(&before);
+        wg.leave_link(7);
+        let after = endpoints(&wg);
+        for at in [0, 2] {
+            assert_eq!((after[at].ifindex(), after[at].local()), (0, None));
+            assert_eq!(after[at].remote(), before[at].remote());
+        }
+        assert_eq!((after[1], after[3]), (before[1], before[3]));
+    }
+
+    #[test]
+    fn a_refused_source_is_forgotten_by_those_who_have_it() {
+        let before = [
+            heard("192.0.2.1:1", "198.51.100.1", 7),
+            heard("192.0.2.2:1", "198.51.100.2", 7),
+            heard("[2001:db8::1]:1", "2001:db8::9", 7),
+            Outer::new("192.0.2.3:1".parse().unwrap()),
+        ];
+        let mut wg = with_endpoints(&before);
+        wg.clear_stale_source("198.51.100.1".parse().unwrap());
+        let after = endpoints(&wg);
+        assert_eq!((after[0].local(), after[0].ifindex()), (None, 7));
+        assert_eq!(after[0].remote(), before[0].remote());
+        assert_eq!(after[1..], before[1..]);
+    }
+}

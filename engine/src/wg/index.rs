@@ -118,6 +118,30 @@ mod tests {
 
     use super::*;
 
+    /// A full table of random indices is searched in a few steps: every place is a home.
+    #[test]
+    fn indices_stand_near_their_homes() {
+        let peers = 1000;
+        let mut table = IndexTable::new(peers);
+        let mut random = 1u32;
+        let indices: Vec<u32> = std::iter::repeat_with(|| {
+            random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            random.reverse_bits()
+        })
+        .take(peers * SESSIONS_PER_PEER)
+        .collect();
+        assert!(indices.iter().all(|&index| table.insert(index, PeerId(1))));
+        let mask = table.entries.len() - 1;
+        let steps = |index: u32| table.find(index).wrapping_sub(table.home(index)) & mask;
+        let total: usize = indices.iter().map(|&index| steps(index)).sum();
+        // Linear probing at a load of one half: half a step on average (Knuth, volume 3, section 6.4).
+        assert!(
+            total < indices.len(),
+            "{total} steps for {} indices",
+            indices.len()
+        );
+    }
+
     proptest! {
         /// Against a HashMap, with indices that collide on purpose.
         #[test]

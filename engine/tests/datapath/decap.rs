@@ -331,6 +331,35 @@ fn c42_congestion_marks_are_combined_or_tell_by_a_loss() {
     net.finish();
 }
 
+/// Packets of two peers in one burst, in runs and one by one: each peer's bytes are its own.
+#[test]
+fn c81_bytes_of_a_mixed_burst_are_counted_for_their_senders() {
+    let mut net = Net::star(2, &Setup::default());
+    for branch in [B, C] {
+        net.send(branch, &packet::between(branch, A, 0, 100));
+    }
+    net.run(secs(1));
+    let peers = [net.peer(A, B), net.peer(A, C)];
+    let received = |net: &Net| peers.map(|peer| net.sites[A].device.traffic(peer).received_bytes());
+    let mut expected = received(&net);
+    for (counter, which) in (100..).zip([0, 0, 1, 0, 1, 1, 1, 0]) {
+        let session = net.sites[A].sessions.iter().position(|s| s.peer == peers[which]);
+        let inner = packet::between(which + 1, A, counter, 100 + counter as usize);
+        let datagram = Datagram {
+            at: net.now,
+            from: net.sites[which + 1].addr,
+            to: net.sites[A].addr,
+            tos: 0,
+            bytes: net.forge(A, session.unwrap(), counter, &inner),
+        };
+        expected[which] += datagram.bytes.len() as u64;
+        net.inject_on(A, 0, &datagram);
+    }
+    net.settle();
+    assert_eq!(received(&net), expected);
+    net.finish();
+}
+
 /// What an attacker without the keys can send changes nothing and is answered by nothing.
 #[test]
 fn c41_c61_unknown_index_or_wrong_tag_change_nothing() {

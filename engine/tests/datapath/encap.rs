@@ -1,7 +1,10 @@
 //! What datagrams look like from outside: padding, header, DSCP and ECN.
 
+use std::net::IpAddr;
+
 use patronus_crypto::messages::{DATA_MIN, Kind, TAG};
 use patronus_engine::channel::Command;
+use patronus_engine::stats::DropReason;
 
 use crate::common::packet::Builder;
 use crate::common::{A, B, Net, Seeded, Setup, ms, packet, secs};
@@ -96,6 +99,67 @@ fn r26_no_mtu_is_too_strange() {
     }
     assert_eq!(net.sites[A].drops(), []);
     assert_eq!(net.sites[B].drops(), []);
+    net.finish();
+}
+
+/// A tunnel whose own datagrams are routed back into it would feed on itself. What only looks similar goes its way.
+#[test]
+fn own_datagrams_do_not_enter_their_tunnel_again() {
+    let mut net = Net::pair();
+    net.connect();
+    let peer = net.peer(A, B);
+    let (own, other) = (net.sites[A].addr, net.sites[B].addr);
+    let elsewhere = IpAddr::from([192, 0, 2, 77]);
+    net.allow(A, peer, other.ip(), 32);
+    net.allow(A, peer, elsewhere, 32);
+    net.send(A, &packet::between(A, B, 1, 100));
+    let datagram = net.log.last().unwrap().bytes.clone();
+    let outer = |dst, payload: &[u8]| {
+        let mut packet = Builder::new(own.ip(), dst, 5, 28 + payload.len()).build();
+        packet[22..24].copy_from_slice(&other.port().to_be_bytes());
+        packet[28..].copy_from_slice(payload);
+        packet
+    };
+    let with = |at: usize, value: u8| {
+        let mut packet = outer(other.ip(), &datagram);
+        packet[at] = value;
+        packet
+    };
+    let carried = [
+        outer(elsewhere, &datagram),
+        // To another UDP port.
+        with(23, other.port() as u8 ^ 1),
+        // In another session.
+        with(32, !datagram[4]),
+        // A handshake message; no message at all.
+        with(28, 1),
+        with(29, 1),
+        // TCP.
+        with(9, 6),
+        // A later fragment.
+        with(7, 1),
+        // Cut short.
+        outer(other.ip(), &datagram[..31]),
+        outer(other.ip(), &datagram[..8]),
+        outer(other.ip(), &[]),
+    ];
+    for (at, packet) in carried.iter().enumerate() {
+        let before = net.log.len();
+        net.send(A, packet);
+        assert_eq!(net.log.len(), before + 1, "{at}");
+    }
+    assert_eq!(net.sites[A].drops(), []);
+    for again in [outer(other.ip(), &datagram), outer(other.ip(), &datagram[..32])] {
+        let before = net.log.len();
+        net.send(A, &again);
+        assert_eq!(net.log.len(), before);
+    }
+    assert_eq!(net.sites[A].drops(), [(DropReason::EncapLoop, 2)]);
+    // Without a session nobody can have sealed it.
+    net.command(A, peer, Command::EraseKeys(peer));
+    net.run(secs(6));
+    net.send(A, &outer(other.ip(), &datagram));
+    assert_eq!(net.sites[A].drops(), [(DropReason::EncapLoop, 2)]);
     net.finish();
 }
 

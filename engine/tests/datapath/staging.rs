@@ -5,6 +5,7 @@ use patronus_engine::channel::Command;
 use patronus_engine::stats::DropReason;
 use patronus_engine::wg::JUMBO_SHARE;
 use patronus_engine::wg::STAGED_MAX;
+use patronus_mem::SMALL_MAX;
 
 use crate::common::{A, B, Net, Setup, ms, packet, perfect, secs};
 
@@ -145,6 +146,32 @@ fn c40_waiting_packets_leave_jumbo_frames_for_others() {
         net.send(A, &packet::between(A, B, id, 4000));
     }
     assert_eq!(net.sites[A].dropped(DropReason::StagedNoFrame), 4);
+    net.finish();
+}
+
+/// The longest packet of a small frame is no jumbo, neither when it begins to wait nor when it leaves.
+#[test]
+fn c40_the_longest_small_packets_leave_the_places_of_jumbo_frames_alone() {
+    let setup = Setup {
+        mtu: 9000,
+        staged_limit: 2 * JUMBO_SHARE,
+        ..Setup::default()
+    };
+    let mut net = Net::pair_with(&setup);
+    for id in 0..5 {
+        net.send(A, &packet::between(A, B, id, SMALL_MAX));
+    }
+    assert_eq!(net.sites[A].staged(), 5);
+    net.run(ms(100));
+    assert_eq!(net.delivered(B).len(), 5);
+    // The places of jumbo frames are as many as before.
+    net.wire = Box::new(|_| vec![]);
+    net.run(secs(600));
+    for id in 5..8 {
+        net.send(A, &packet::between(A, B, id, SMALL_MAX + 1));
+    }
+    assert_eq!(net.sites[A].drops(), [(DropReason::StagedNoFrame, 1)]);
+    assert_eq!(net.sites[A].staged(), 2);
     net.finish();
 }
 
