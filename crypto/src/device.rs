@@ -7,11 +7,13 @@
 //! * this file: what is configured, and the tables
 //! * `peer`: what is kept about one peer
 //! * `handshake`: messages in and out
+//! * `lanes`: further sessions with sites of our own
 //! * `expiry`: deadlines
 //! * `output`: what a device asks for
 
 mod expiry;
 mod handshake;
+mod lanes;
 mod output;
 mod peer;
 
@@ -38,6 +40,7 @@ use crate::timers::{Schedule, Traffic};
 use crate::x25519::Dh;
 use crate::{Duration, Now, PeerId, PublicKey, Random, Time, WallClock};
 
+pub use lanes::AddLaneError;
 pub use output::{Output, Outputs, To};
 
 use peer::Peer;
@@ -51,7 +54,7 @@ const INDICES_RESERVED_PER_PEER: usize = 2 * INDICES_PER_PEER;
 /// Sizes and limits, chosen at set-up.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Limits {
-    /// Most peers. Memory grows with the peers there are, by about 1 KiB each and two replay windows for a session in use.
+    /// Most peers and lanes. Memory grows with the peers there are, by about 1 KiB each and two replay windows for a session in use.
     pub max_peers: u32,
     /// Handshake messages waiting at which we are under load.
     pub load_threshold: usize,
@@ -195,15 +198,17 @@ impl Device {
             }
         });
         if let Some(own) = self.public_key().and_then(|own| self.peer(&own)) {
-            self.remove_peer(own);
-            out.push(Output::PeerGone { peer: own });
+            let lanes: Vec<PeerId> = self.lanes(own).map(|(_, id)| id).collect();
+            for peer in lanes.into_iter().chain([own]) {
+                self.remove_peer(peer);
+                out.push(Output::PeerGone { peer });
+            }
         }
         for (id, peer) in (0..).map(PeerId).zip(&mut self.peers) {
             let Some(peer) = peer else { continue };
-            peer.shared = self
-                .local
-                .as_ref()
-                .and_then(|local| self.curve.shared(&local.identity.private, &peer.public.0).ok());
+            let local = self.local.as_ref().filter(|_| peer.as_lane().is_none());
+            peer.shared =
+                local.and_then(|local| self.curve.shared(&local.identity.private, &peer.public.0).ok());
             if let Some(waiting) = peer.waiting.take() {
                 self.indices.free(waiting.index);
             }
@@ -232,14 +237,7 @@ impl Device {
         if self.peer(&public).is_some() {
             return Err(AddPeerError::Exists);
         }
-        let id = match self.vacant.pop() {
-            Some(id) => id,
-            None if self.peers.len() < self.limits.max_peers as usize => {
-                self.peers.push(None);
-                PeerId(self.peers.len() as u32 - 1)
-            }
-            None => return Err(AddPeerError::Full),
-        };
+        let id = self.vacancy().ok_or(AddPeerError::Full)?;
         let shared = self
             .local
             .as_ref()
@@ -251,6 +249,17 @@ impl Device {
         Ok(id)
     }
 
+    /// A number that nobody has.
+    fn vacancy(&mut self) -> Option<PeerId> {
+        self.vacant.pop().or_else(|| {
+            let more = self.peers.len() < self.limits.max_peers as usize;
+            more.then(|| {
+                self.peers.push(None);
+                PeerId(self.peers.len() as u32 - 1)
+            })
+        })
+    }
+
     /// Grows every table to what the peers there are can need, so that handshakes allocate nothing.
     fn make_room(&mut self) {
         let peers = self.peers.len().next_power_of_two();
@@ -260,8 +269,11 @@ impl Device {
         self.spare.reserve((4 * peers).saturating_sub(self.spare.len()));
     }
 
-    /// Removes a peer, its handshake and its timers. Its sessions are the worker's to [give back](Self::retire). Its number is
+    /// Removes a peer or a lane, its handshake and its timers. Its sessions are the worker's to [give back](Self::retire). Its number is
     /// not given to another peer before [`release`](Self::release), because the worker may still speak of it.
+    ///
+    /// # Panics
+    /// If the peer has lanes: they are removed first.
     pub fn remove_peer(&mut self, peer: PeerId) {
         let Some(gone) = self.peers.get_mut(peer.0 as usize).and_then(Option::take) else {
             return;
@@ -269,7 +281,14 @@ impl Device {
         if let Some(waiting) = &gone.waiting {
             self.indices.free(waiting.index);
         }
-        self.by_key.remove(&self.key_hash(&gone.public));
+        match gone.as_lane() {
+            Some(lane) => self.forget_lane(lane),
+            None => {
+                let lanes = gone.as_remote().is_some_and(|remote| !remote.is_empty());
+                assert!(!lanes, "a peer's lanes are removed first");
+                self.by_key.remove(&self.key_hash(&gone.public));
+            }
+        }
         self.schedule.set(peer, None);
     }
 
@@ -303,7 +322,7 @@ impl Device {
         self.by_key.len()
     }
 
-    /// The peer's traffic, which its worker writes.
+    /// The traffic of a peer's base session, or of a lane, which its worker writes.
     ///
     /// # Panics
     /// If there is no such peer.

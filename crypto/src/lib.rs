@@ -25,14 +25,16 @@ mod noise;
 mod ratelimit;
 mod refusal;
 pub mod replay;
+mod tag;
 pub mod tai64n;
 pub mod timeouts;
 pub mod timers;
 pub mod x25519;
 
 pub use clock::{Duration, Now, Random, Time, WallClock};
-pub use device::{AddPeerError, Device, Limits, Output, Outputs, To};
+pub use device::{AddLaneError, AddPeerError, Device, Limits, Output, Outputs, To};
 pub use refusal::{DropCounters, Refusal};
+pub use tag::{LinkId, Path, Tag};
 
 /// A Curve25519 public key: the identity of a site or peer.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -47,7 +49,7 @@ impl std::fmt::Debug for PublicKey {
     }
 }
 
-/// The slot number of a peer: dense, chosen when the peer is added, reused after it is removed.
+/// The slot number of a peer, or of a lane towards one: dense, chosen when it is added, reused after it is removed.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct PeerId(pub u32);
 

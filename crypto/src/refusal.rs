@@ -53,6 +53,12 @@ refusals! {
     Timestamp = "initiation_timestamp",
     /// An initiation's timestamp is not newer than the newest from that peer.
     OldTimestamp = "initiation_old_timestamp",
+    /// An initiation of a remote is much older than the newest one of that remote: somebody withheld it.
+    Withheld = "initiation_withheld",
+    /// An initiation of a remote is for a lane that was not agreed on.
+    UnknownLane = "initiation_unknown_lane",
+    /// An initiation of a remote came in on another link than the one that it is for.
+    OtherLink = "initiation_other_link",
     /// An initiation came too soon after the last one from that peer.
     Flood = "initiation_flood",
     /// A response names an index that is not ours.

@@ -26,9 +26,24 @@ impl Tai64n {
         Tai64n::from_parts(seconds, nanos | u32::from(tag))
     }
 
-    /// The tag in the low 16 bits. Meaningful only in timestamps of our own making.
+    /// The tag in the low 16 bits. Meaningful only in timestamps of our own sites.
     pub fn tag(self) -> u16 {
         u16::from_be_bytes([self.0[10], self.0[11]])
+    }
+
+    /// The same time with another tag.
+    fn with_tag(self, tag: u16) -> Tai64n {
+        let (seconds, nanos) = self.parts();
+        Tai64n::from_parts(seconds, nanos & !u32::from(u16::MAX) | u32::from(tag))
+    }
+
+    /// Whether `newest` is later by more than `lead`.
+    pub(crate) fn is_behind(self, newest: Tai64n, lead: Duration) -> bool {
+        let nanos = |stamp: Tai64n| {
+            let (seconds, nanos) = stamp.parts();
+            u128::from(seconds) * u128::from(SECOND) + u128::from(nanos)
+        };
+        nanos(newest).saturating_sub(nanos(self)) > lead.as_nanos()
     }
 
     /// The least timestamp of ours with the same tag that is greater.
@@ -66,6 +81,23 @@ pub(crate) struct Stamps {
 }
 
 impl Stamps {
+    /// None yet, for the session with this tag.
+    pub(crate) fn tagged(tag: u16) -> Stamps {
+        Stamps {
+            tag,
+            ..Stamps::default()
+        }
+    }
+
+    /// As [`stamp`](Self::stamp), and not earlier than `newest`, which the other side has perhaps accepted in another session: it would take
+    /// a much older one for one that somebody withheld.
+    pub(crate) fn stamp_after(&mut self, wall: WallClock, newest: Option<Tai64n>) -> Tai64n {
+        let stamp = self.stamp(wall);
+        let stamp = newest.map_or(stamp, |newest| stamp.max(newest.with_tag(self.tag)));
+        self.sent = Some(stamp);
+        stamp
+    }
+
     /// The timestamp for an initiation sent now: greater than every one before, even if the wall clock stepped back.
     pub(crate) fn stamp(&mut self, wall: WallClock) -> Tai64n {
         let by_clock = Tai64n::new(wall, self.tag);
@@ -188,6 +220,31 @@ mod tests {
             Tai64n::new(wall(5000, 0), 0),
             "back to the clock when it is ahead"
         );
+    }
+
+    /// A clock that steps back between two sessions' handshakes: the second one is not taken for withheld.
+    #[test]
+    fn a_session_is_never_stamped_long_before_another_one() {
+        let (mut base, mut lane) = (Stamps::default(), Stamps::tagged(0x1203));
+        let first = base.stamp_after(wall(5000, 3 * STEP), None);
+        let second = lane.stamp_after(wall(1000, 0), Some(first));
+        assert_eq!((second.tag(), second.parts().0), (0x1203, first.parts().0));
+        assert!(!second.is_behind(first, Duration::ZERO));
+        let third = lane.stamp_after(wall(1000, 0), Some(second));
+        assert!(third > second, "greater all the same");
+        let fourth = lane.stamp_after(wall(6000, 0), Some(third));
+        assert_eq!(fourth, Tai64n::new(wall(6000, 0), 0x1203));
+    }
+
+    #[test]
+    fn behind_is_by_more_than_the_lead() {
+        let at = |secs, nanos| Tai64n::new(wall(secs, nanos), 0);
+        let lead = Duration::from_secs(90);
+        assert!(!at(10, 0).is_behind(at(100, 0), lead));
+        assert!(at(10, 0).is_behind(at(100, STEP), lead));
+        assert!(!at(10, STEP).is_behind(at(100, STEP), lead));
+        assert!(!at(100, 0).is_behind(at(10, 0), lead));
+        assert!(Tai64n([0; 12]).is_behind(Tai64n([0xff; 12]), lead));
     }
 
     proptest! {

@@ -9,10 +9,10 @@ use super::output::{Output, Outputs, To};
 use super::{Device, Local};
 use crate::keypair::{Keypair, Session};
 use crate::messages::{self, CookieReply, Initiation, Malformed, Message, Response};
-use crate::noise::{self, SessionKeys};
+use crate::noise::{self, SessionKeys, Waiting};
 use crate::ratelimit::Verdict;
 use crate::refusal::Refusal;
-use crate::{Now, PeerId, Random, Time, WallClock};
+use crate::{LinkId, Now, PeerId, Random, Time, WallClock};
 
 /// How long we count as under load after the queue was last long.
 const LOAD_LINGERS: crate::Duration = crate::Duration::from_secs(1);
@@ -28,9 +28,24 @@ impl Device {
         rng: &mut dyn Random,
         out: &mut Outputs,
     ) {
+        self.receive_on(None, now, from, msg, queue_len, rng, out);
+    }
+
+    /// The same for one that came in on this link (`None`: not known), which has to be the one of the lane that it is for.
+    #[expect(clippy::too_many_arguments)]
+    pub fn receive_on(
+        &mut self,
+        link: Option<LinkId>,
+        now: &Now,
+        from: &SocketAddr,
+        msg: &[u8],
+        queue_len: usize,
+        rng: &mut dyn Random,
+        out: &mut Outputs,
+    ) {
         self.latest = now.mono;
         let operations = self.dh_operations();
-        if let Err(refusal) = self.take(now, from, msg, queue_len, rng, out) {
+        if let Err(refusal) = self.take(link, now, from, msg, queue_len, rng, out) {
             self.counters.count(refusal);
         }
         if self.dh_operations() != operations {
@@ -40,8 +55,10 @@ impl Device {
 
     /// What costs nothing is checked first, and nothing that costs a Diffie-Hellman before both MACs.
     #[inline(never)]
+    #[expect(clippy::too_many_arguments)]
     fn take(
         &mut self,
+        link: Option<LinkId>,
         now: &Now,
         from: &SocketAddr,
         msg: &[u8],
@@ -59,7 +76,7 @@ impl Device {
         match parsed {
             Message::Initiation(initiation) => {
                 self.admit(now.mono, from, msg, initiation.sender, queue_len, rng, out)?;
-                self.take_initiation(now, &initiation, rng, out)
+                self.take_initiation(link, now, &initiation, rng, out)
             }
             Message::Response(response) => {
                 self.admit(now.mono, from, msg, response.sender, queue_len, rng, out)?;
@@ -123,6 +140,7 @@ impl Device {
     /// An initiation that passed the MACs: proves its sender, answers it, and makes a session that the peer has to confirm.
     fn take_initiation(
         &mut self,
+        link: Option<LinkId>,
         now: &Now,
         message: &Initiation,
         rng: &mut dyn Random,
@@ -130,10 +148,11 @@ impl Device {
     ) -> Result<(), Refusal> {
         let local = self.local.as_ref().ok_or(Refusal::NoPrivateKey)?;
         let claimed = noise::identify(&mut self.curve, &local.identity, message)?;
-        let id = self.peer(&claimed.remote).ok_or(Refusal::UnknownPeer)?;
+        let base = self.peer(&claimed.remote).ok_or(Refusal::UnknownPeer)?;
+        let shared = self.get(base).and_then(|peer| peer.shared.as_ref());
+        let proven = noise::authenticate(claimed, shared.ok_or(Refusal::LowOrderKey)?, message)?;
+        let id = self.addressed(base, proven.stamp, link)?;
         let peer = self.peers[id.0 as usize].as_mut().ok_or(Refusal::UnknownPeer)?;
-        let shared = peer.shared.as_ref().ok_or(Refusal::LowOrderKey)?;
-        let proven = noise::authenticate(claimed, shared, message)?;
         if !peer.stamps.is_newer(proven.stamp) {
             return Err(Refusal::OldTimestamp);
         }
@@ -143,7 +162,8 @@ impl Device {
         {
             return Err(Refusal::Flood);
         }
-        peer.stamps.accept(proven.stamp);
+        let stamp = proven.stamp;
+        peer.stamps.accept(stamp);
         peer.last_initiation = Some(now.mono);
         // Both sides initiated. One of the two handshakes has to go, the same one for both sides: the side with the smaller key
         // keeps its own and answers all the same, because ours may have been lost. A stock peer always drops its own.
@@ -152,10 +172,15 @@ impl Device {
         {
             self.indices.free(waiting.index);
         }
+        let origin = self.peers[base.0 as usize].as_mut().ok_or(Refusal::UnknownPeer)?;
+        if let Some(remote) = origin.as_remote_mut() {
+            remote.accept(stamp);
+        }
 
         let index = self.indices.allocate(id, rng);
-        let responded = noise::respond(&mut self.curve, proven, peer.psk.as_ref(), index, rng);
+        let responded = noise::respond(&mut self.curve, proven, origin.psk.as_ref(), index, rng);
         let (keys, response) = responded.inspect_err(|_| self.indices.free(index))?;
+        let peer = self.peers[id.0 as usize].as_mut().ok_or(Refusal::UnknownPeer)?;
         let mut msg = payload(&response.encode());
         peer.macs.add_macs(&mut msg, &self.times, now.mono);
         peer.last_handshake_sent = Some(now.mono);
@@ -194,13 +219,12 @@ impl Device {
             .waiting
             .take_if(|waiting| waiting.index == message.receiver)
             .ok_or(Refusal::ResponseState)?;
-        let finished = noise::finish(
-            &mut self.curve,
-            &local.identity,
-            &waiting,
-            peer.psk.as_ref(),
-            message,
-        );
+        let base = peer.base(id);
+        let psk = self.peers[base.0 as usize]
+            .as_ref()
+            .and_then(|base| base.psk.as_ref());
+        let finished = noise::finish(&mut self.curve, &local.identity, &waiting, psk, message);
+        let peer = self.peers[id.0 as usize].as_mut().ok_or(Refusal::ResponseIndex)?;
         let keys = match finished {
             Ok(keys) => keys,
             Err(refusal) => {
@@ -288,13 +312,14 @@ impl Device {
 
     /// Sends an initiation, if one may be sent now.
     pub(super) fn initiate(&mut self, id: PeerId, now: &Now, rng: &mut dyn Random, out: &mut Outputs) {
-        let Some(peer) = self.peers.get_mut(id.0 as usize).and_then(Option::as_mut) else {
+        let Some(base) = self.get(id).map(|peer| peer.base(id)) else {
             return;
         };
-        let (Some(local), Some(shared)) = (&self.local, &peer.shared) else {
+        let has_keys = self.local.is_some() && self.get(base).is_some_and(|base| base.shared.is_some());
+        let Some(peer) = self.peers[id.0 as usize].as_mut() else {
             return;
         };
-        if !self.up || peer.must_pause(&self.times, now.mono) {
+        if !has_keys || !self.up || peer.must_pause(&self.times, now.mono) {
             return;
         }
         peer.last_handshake_sent = Some(now.mono);
@@ -308,31 +333,48 @@ impl Device {
             self.indices.free(waiting.index);
         }
         let index = self.indices.allocate(id, rng);
-        let stamp = peer.stamps.stamp(now.wall);
-        let (identity, curve) = (&local.identity, &mut self.curve);
-        let begun = noise::initiate(curve, identity, &peer.public, shared, stamp, index, rng);
+        let begun = self.begin(id, base, index, now.wall, rng);
         wipe_stack();
-        match begun {
-            Ok((waiting, message)) => {
-                let mut msg = payload(&message.encode());
-                peer.macs.add_macs(&mut msg, &self.times, now.mono);
-                peer.waiting = Some(waiting);
-                peer.traffic.handshake_sent(msg.len());
-                peer.timers.handshake_traversed(now.mono);
-                let pause = self.times.rekey_timeout + self.jitter.draw(self.times.rekey_timeout_jitter);
-                peer.timers.retransmit_at = Some(now.mono.after(pause));
-                out.push(Output::Send {
-                    to: To::Peer(id),
-                    msg,
-                    handshake: true,
-                });
-                self.reschedule(id);
-            }
-            Err(refusal) => {
-                self.indices.free(index);
-                self.counters.count(refusal);
-            }
+        let (Some(peer), Ok((waiting, message))) = (self.peers[id.0 as usize].as_mut(), begun) else {
+            return self.indices.free(index);
+        };
+        let mut msg = payload(&message.encode());
+        peer.macs.add_macs(&mut msg, &self.times, now.mono);
+        peer.waiting = Some(waiting);
+        peer.traffic.handshake_sent(msg.len());
+        peer.timers.handshake_traversed(now.mono);
+        let pause = self.times.rekey_timeout + self.jitter.draw(self.times.rekey_timeout_jitter);
+        peer.timers.retransmit_at = Some(now.mono.after(pause));
+        out.push(Output::Send {
+            to: To::Peer(id),
+            msg,
+            handshake: true,
+        });
+        self.reschedule(id);
+    }
+
+    /// An initiation of the session `id` with the keys of its base. One that cannot be made is counted.
+    fn begin(
+        &mut self,
+        id: PeerId,
+        base: PeerId,
+        index: u32,
+        wall: WallClock,
+        rng: &mut dyn Random,
+    ) -> Result<(Waiting, Initiation), Refusal> {
+        let newest = self.get(base).and_then(|base| base.as_remote()?.sent);
+        let peer = self.get_mut(id).ok_or(Refusal::UnknownPeer)?;
+        let stamp = peer.stamps.stamp_after(wall, newest);
+        let local = self.local.as_ref().ok_or(Refusal::NoPrivateKey)?;
+        let origin = self.peers[base.0 as usize].as_mut();
+        let origin = origin.ok_or(Refusal::UnknownPeer)?;
+        if let Some(remote) = origin.as_remote_mut() {
+            remote.sent = Some(stamp);
         }
+        let shared = origin.shared.as_ref().ok_or(Refusal::LowOrderKey)?;
+        let (identity, curve) = (&local.identity, &mut self.curve);
+        noise::initiate(curve, identity, &origin.public, shared, stamp, index, rng)
+            .inspect_err(|&refusal| self.counters.count(refusal))
     }
 }
 

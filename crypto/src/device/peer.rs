@@ -1,4 +1,4 @@
-//! What the slow path keeps about one peer.
+//! What the slow path keeps about one peer, or about one lane towards it.
 
 use std::sync::Arc;
 
@@ -9,16 +9,20 @@ use crate::noise::Waiting;
 use crate::tai64n::Stamps;
 use crate::timeouts::Timeouts;
 use crate::timers::{PeerTimers, Traffic};
-use crate::{PublicKey, Time, WallClock};
+use crate::{PeerId, PublicKey, Time, WallClock};
 
-/// A peer: identity, the handshake in progress, and what limits the next one.
+use super::lanes::{Kin, Lane, Remote};
+
+/// A peer's base session: identity, the handshake in progress, and what limits the next one. A lane is the same without the keys, which
+/// are those of its base.
 pub(super) struct Peer {
     pub(super) public: PublicKey,
-    /// The secret of both static keys; `None` while we have no private key, and for good if the peer's key is of low order.
+    /// The secret of both static keys; `None` while we have no private key, for good if the peer's key is of low order, and for lanes.
     pub(super) shared: Option<Secret<32>>,
     pub(super) psk: Option<Secret<32>>,
+    /// What there is to know of a remote or a lane; `None`: a stock peer's only session.
+    pub(super) kin: Option<Box<Kin>>,
     pub(super) macs: Generator,
-    /// Timestamps of the base session, the only one a stock peer has.
     pub(super) stamps: Stamps,
     /// Our initiation that waits for a response.
     pub(super) waiting: Option<Waiting>,
@@ -42,6 +46,7 @@ impl Peer {
             public,
             shared,
             psk: None,
+            kin: None,
             macs: Generator::new(&public),
             stamps: Stamps::default(),
             waiting: None,
@@ -53,6 +58,43 @@ impl Peer {
             timers: PeerTimers::default(),
             traffic: Arc::default(),
         }
+    }
+
+    /// A lane towards the peer with this key.
+    pub(super) fn lane(public: PublicKey, lane: Lane) -> Peer {
+        Peer {
+            stamps: Stamps::tagged(lane.tag.bits()),
+            kin: Some(Box::new(Kin::Lane(lane))),
+            ..Peer::new(public, None)
+        }
+    }
+
+    /// Which lane of whose this is; `None`: it is a base session.
+    pub(super) fn as_lane(&self) -> Option<&Lane> {
+        match self.kin.as_deref() {
+            Some(Kin::Lane(lane)) => Some(lane),
+            _ => None,
+        }
+    }
+
+    /// What a remote's base session knows of the lanes.
+    pub(super) fn as_remote(&self) -> Option<&Remote> {
+        match self.kin.as_deref() {
+            Some(Kin::Remote(remote)) => Some(remote),
+            _ => None,
+        }
+    }
+
+    pub(super) fn as_remote_mut(&mut self) -> Option<&mut Remote> {
+        match self.kin.as_deref_mut() {
+            Some(Kin::Remote(remote)) => Some(remote),
+            _ => None,
+        }
+    }
+
+    /// Whose keys this session's handshakes use: those of its base, or its own.
+    pub(super) fn base(&self, own: PeerId) -> PeerId {
+        self.as_lane().map_or(own, |lane| lane.base)
     }
 
     /// No session may be sent under any more. True if there was one.

@@ -174,9 +174,19 @@ impl Net {
     }
 
     pub fn add_peer(&mut self, site: usize, key: PublicKey, endpoint: Option<SocketAddr>) -> PeerId {
-        let site = &mut self.sites[site];
-        let peer = site.device.add_peer(key).unwrap();
-        site.links.push(Link {
+        let peer = self.sites[site].device.add_peer(key).unwrap();
+        self.push_link(site, peer, endpoint);
+        peer
+    }
+
+    /// What the worker needs for a lane, which goes where the base session goes.
+    pub fn add_link(&mut self, site: usize, lane: PeerId) {
+        let endpoint = self.link(site).endpoint;
+        self.push_link(site, lane, endpoint);
+    }
+
+    fn push_link(&mut self, site: usize, peer: PeerId, endpoint: Option<SocketAddr>) {
+        self.sites[site].links.push(Link {
             peer,
             endpoint,
             keypairs: Keypairs::new(),
@@ -188,7 +198,6 @@ impl Net {
             erased: 0,
             moved: 0,
         });
-        peer
     }
 
     pub fn now_at(&self, offset: i64) -> Now {
