@@ -22,7 +22,7 @@ use patronus_crypto::keypair::Keypair;
 use patronus_crypto::{PeerId, Time};
 use patronus_mem::{FrameCache, Outer, PktBuf, SMALL_MAX};
 
-pub use self::index::IndexTable;
+use self::index::IndexTable;
 pub use self::peer::{PeerSlot, STAGED_MAX};
 use crate::allowedips::AllowedIps;
 use crate::channel::{Notice, ToSlowPath};

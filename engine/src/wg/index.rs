@@ -98,16 +98,6 @@ impl IndexTable {
         }
         self.entries[gap].peer = EMPTY;
     }
-
-    /// Number of entries.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Whether there is no entry.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
 }
 
 #[cfg(test)]
@@ -160,7 +150,7 @@ mod tests {
                     table.remove(index);
                     oracle.remove(&index);
                 }
-                prop_assert_eq!(table.len(), oracle.len());
+                prop_assert_eq!(table.len, oracle.len());
                 for probe in (0..64).flat_map(|l| (0..4).map(move |h| l | h << 20)) {
                     prop_assert_eq!(table.get(probe), oracle.get(&probe).copied());
                 }

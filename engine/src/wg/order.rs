@@ -61,9 +61,10 @@ pub(super) fn arrange(packets: &[Likeness], mut flow: impl FnMut(usize) -> Optio
     by_row(&row_of, rows.len())
 }
 
-/// A counting sort: the packets of row 0, in the order of their arrival, then those of row 1, and so on.
+/// A counting sort: the packets of row 0, in the order of their arrival, then those of row 1, and so on. There are fewer rows than packets.
 fn by_row(row_of: &[u8], rows: usize) -> Order {
-    let mut place = [0; BURST_MAX + 1];
+    debug_assert!(rows < row_of.len());
+    let mut place = [0; BURST_MAX];
     for row in row_of {
         place[usize::from(*row) + 1] += 1;
     }

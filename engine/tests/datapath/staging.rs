@@ -201,6 +201,30 @@ fn a_session_is_asked_for_at_most_twice_a_second() {
     net.finish();
 }
 
+/// The interval is about requests that go unanswered. A session that came and went is an answer.
+#[test]
+fn a_new_session_may_be_asked_for_soon_after_the_last_one_came() {
+    for answers in [A, B] {
+        let mut net = Net::pair();
+        net.send(1 - answers, &packet::between(1 - answers, answers, 1, 100));
+        // B asks as well: the session that A began will have answered that, or the other way round.
+        net.send(answers, &packet::between(answers, 1 - answers, 1, 100));
+        net.run(ms(100));
+        for site in [A, B] {
+            assert_eq!(net.sites[site].noticed.want_handshake, 1);
+            let peer = net.peer(site, 1 - site);
+            net.command(site, peer, Command::EraseKeys(peer));
+            net.send(site, &packet::between(site, 1 - site, 2, 100));
+            assert_eq!(net.sites[site].noticed.want_handshake, 2, "site {site}");
+        }
+        net.run(secs(20));
+        for site in [A, B] {
+            assert_eq!(net.delivered(site).len(), 2);
+        }
+        net.finish();
+    }
+}
+
 /// What waits for a peer whose endpoint is taken away stays, and leaves with the next session.
 #[test]
 fn an_endpoint_that_is_forgotten_meanwhile_loses_nothing() {
