@@ -38,6 +38,7 @@
 //! * [`wg`], [`route`], [`ethernet`]: the stages between the ports, on whole bursts.
 //! * [`flow`], [`classify`], [`fib`], [`snapshot`]: what a router looks at.
 //! * [`slowpath`]: the one other thread.
+//! * [`remote`]: sites of our own, and which lanes there are towards them.
 //! * [`channel`]: what workers and the slow path say to each other; [`crew`]: what workers hand to each other.
 //! * [`stats`]: a name for each packet that goes no further, cycles for each stage.
 //! * [`engine`]: puts it together.
@@ -57,6 +58,7 @@ pub mod fib;
 pub mod flow;
 pub mod icmp;
 pub mod log;
+pub mod remote;
 pub mod route;
 pub mod sandbox;
 pub mod slowpath;

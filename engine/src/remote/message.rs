@@ -1,0 +1,363 @@
+//! Control messages: what two sites of our own say to each other inside their sessions (docs/wire.md, section 3).
+//!
+//! A control message is the content of a data packet, like an inner packet, and begins with a nibble that no IP packet begins with. A
+//! stock peer would drop it as not IP. What is not understood here is dropped under a name and changes nothing.
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use arrayvec::ArrayVec;
+use patronus_crypto::LinkId;
+
+/// The first byte: a nibble that is no IP version, and the version of these messages.
+const FIRST: u8 = 0x11;
+const HELLO: u8 = 1;
+const HELLO_ACK: u8 = 2;
+const HEADER: usize = 4;
+const BOOT: usize = 16;
+const HELLO_FIXED: usize = HEADER + BOOT + 8;
+const LINK: usize = 28;
+const ACK: usize = HEADER + BOOT + 4;
+
+/// Links of a site at most.
+pub const LINKS_MAX: usize = LinkId::MAX as usize;
+/// Workers of a site at most.
+pub const WORKERS_MAX: u8 = 64;
+/// The longest message, bytes.
+pub const CONTROL_MAX: usize = HELLO_FIXED + LINKS_MAX * LINK;
+
+const METERED: u8 = 1 << 0;
+const BEHIND_NAT: u8 = 1 << 1;
+const HAS_V4: u8 = 1 << 2;
+const HAS_V6: u8 = 1 << 3;
+
+/// A message as it is sent.
+pub type Bytes = ArrayVec<u8, CONTROL_MAX>;
+
+/// Drawn once for each start of an engine: who has another one has forgotten everything.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct BootId(pub [u8; BOOT]);
+
+/// What a site says about one of its links.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LinkInfo {
+    /// Its number.
+    pub id: LinkId,
+    /// Paths lead between links of the same group only.
+    pub group: u8,
+    /// Traffic costs money.
+    pub metered: bool,
+    /// Nobody can call it: it is behind a NAT or a firewall.
+    pub behind_nat: bool,
+    /// It has IPv4.
+    pub has_v4: bool,
+    /// It has IPv6.
+    pub has_v6: bool,
+    /// UDP port that it can be called on.
+    pub port: u16,
+    /// Where it can be called over IPv4.
+    pub v4: Option<Ipv4Addr>,
+    /// Where it can be called over IPv6.
+    pub v6: Option<Ipv6Addr>,
+}
+
+impl LinkInfo {
+    /// Where it can be called from a link with these address families, IPv6 first.
+    pub fn endpoints(&self, v4: bool, v6: bool) -> ArrayVec<SocketAddr, 2> {
+        let mut endpoints = ArrayVec::new();
+        if self.behind_nat {
+            return endpoints;
+        }
+        let six = self.v6.filter(|_| v6).map(|ip| SocketAddr::from((ip, self.port)));
+        let four = self.v4.filter(|_| v4).map(|ip| SocketAddr::from((ip, self.port)));
+        endpoints.extend(six.into_iter().chain(four));
+        endpoints
+    }
+}
+
+/// "This is me": sent in the base session until it is acknowledged, and after every change.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Hello {
+    /// Which start of the engine.
+    pub boot: BootId,
+    /// Goes up with every change.
+    pub generation: u32,
+    /// 1 to [`WORKERS_MAX`].
+    pub workers: u8,
+    /// Each number once.
+    pub links: ArrayVec<LinkInfo, LINKS_MAX>,
+}
+
+/// A message.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Control {
+    /// "This is me."
+    Hello(Hello),
+    /// "I know that you are this one, as of that generation."
+    HelloAck(BootId, u32),
+}
+
+/// Why a message was dropped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Unknown {
+    /// Of another version, or of a type that this version does not have: a newer engine's.
+    Kind,
+    /// Its length contradicts itself.
+    Length,
+    /// A field has a value that it cannot have.
+    Value,
+}
+
+/// Whether the content of a packet is a control message of any version.
+#[inline]
+pub fn is_control(content: &[u8]) -> bool {
+    content.first().is_some_and(|first| first >> 4 == FIRST >> 4)
+}
+
+impl Control {
+    /// As it is sent. Padding follows it.
+    pub fn encode(&self) -> Bytes {
+        let mut bytes = Bytes::new();
+        match self {
+            Control::Hello(hello) => {
+                let len = HELLO_FIXED + hello.links.len() * LINK;
+                header(&mut bytes, HELLO, len);
+                bytes.extend(hello.boot.0);
+                bytes.extend(hello.generation.to_le_bytes());
+                bytes.extend([hello.workers, hello.links.len() as u8, 0, 0]);
+                hello.links.iter().for_each(|link| link.encode(&mut bytes));
+            }
+            Control::HelloAck(boot, generation) => {
+                header(&mut bytes, HELLO_ACK, ACK);
+                bytes.extend(boot.0);
+                bytes.extend(generation.to_le_bytes());
+            }
+        }
+        bytes
+    }
+
+    /// Understands the content of a packet, padding included.
+    pub fn decode(content: &[u8]) -> Result<Control, Unknown> {
+        let Some(([first, kind, low, high], _)) = content.split_first_chunk::<HEADER>() else {
+            return Err(Unknown::Length);
+        };
+        if *first != FIRST {
+            return Err(Unknown::Kind);
+        }
+        let len = usize::from(u16::from_le_bytes([*low, *high]));
+        let message = content.get(HEADER..len).ok_or(Unknown::Length)?;
+        match *kind {
+            HELLO => Hello::decode(message).map(Control::Hello),
+            HELLO_ACK => {
+                let (boot, rest) = message.split_first_chunk().ok_or(Unknown::Length)?;
+                let generation = rest.try_into().map_err(|_| Unknown::Length)?;
+                Ok(Control::HelloAck(BootId(*boot), u32::from_le_bytes(generation)))
+            }
+            _ => Err(Unknown::Kind),
+        }
+    }
+}
+
+fn header(bytes: &mut Bytes, kind: u8, len: usize) {
+    let [low, high] = (len as u16).to_le_bytes();
+    bytes.extend([FIRST, kind, low, high]);
+}
+
+impl Hello {
+    /// What follows the header.
+    fn decode(message: &[u8]) -> Result<Hello, Unknown> {
+        let (boot, rest) = message.split_first_chunk().ok_or(Unknown::Length)?;
+        let (generation, rest) = rest.split_first_chunk().ok_or(Unknown::Length)?;
+        let ([workers, count, _, _], rest) = rest.split_first_chunk().ok_or(Unknown::Length)?;
+        let (entries, more) = rest.as_chunks::<LINK>();
+        if !more.is_empty() || entries.len() != usize::from(*count) {
+            return Err(Unknown::Length);
+        }
+        if *workers == 0 || *workers > WORKERS_MAX || entries.len() > LINKS_MAX {
+            return Err(Unknown::Value);
+        }
+        let mut links = ArrayVec::<LinkInfo, LINKS_MAX>::new();
+        for entry in entries {
+            let link = LinkInfo::decode(entry)?;
+            if links.iter().any(|other| other.id == link.id) {
+                return Err(Unknown::Value);
+            }
+            links.push(link);
+        }
+        Ok(Hello {
+            boot: BootId(*boot),
+            generation: u32::from_le_bytes(*generation),
+            workers: *workers,
+            links,
+        })
+    }
+}
+
+impl LinkInfo {
+    fn encode(&self, bytes: &mut Bytes) {
+        let flag = |is: bool, bit: u8| if is { bit } else { 0 };
+        let flags = flag(self.metered, METERED)
+            | flag(self.behind_nat, BEHIND_NAT)
+            | flag(self.has_v4, HAS_V4)
+            | flag(self.has_v6, HAS_V6);
+        bytes.extend([self.id.number(), self.group, flags, 0]);
+        bytes.extend(self.port.to_le_bytes());
+        bytes.extend([0, 0]);
+        bytes.extend(self.v4.unwrap_or(Ipv4Addr::UNSPECIFIED).octets());
+        bytes.extend(self.v6.unwrap_or(Ipv6Addr::UNSPECIFIED).octets());
+    }
+
+    fn decode(entry: &[u8; LINK]) -> Result<LinkInfo, Unknown> {
+        let [id, group, flags, _, low, high, _, _, a, b, c, d, v6 @ ..] = *entry;
+        let (v4, v6) = (Ipv4Addr::new(a, b, c, d), Ipv6Addr::from(v6));
+        // Addresses that no link can be called at would be called all the same.
+        let no_host = v4.is_multicast() || v4.is_broadcast() || v4.is_loopback();
+        if no_host || v6.is_multicast() || v6.is_loopback() || v6.is_unicast_link_local() {
+            return Err(Unknown::Value);
+        }
+        Ok(LinkInfo {
+            id: LinkId::new(id).ok_or(Unknown::Value)?,
+            group,
+            metered: flags & METERED != 0,
+            behind_nat: flags & BEHIND_NAT != 0,
+            has_v4: flags & HAS_V4 != 0,
+            has_v6: flags & HAS_V6 != 0,
+            port: u16::from_le_bytes([low, high]),
+            v4: Some(v4).filter(|ip| !ip.is_unspecified()),
+            v6: Some(v6).filter(|ip| !ip.is_unspecified()),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn hello() -> Hello {
+        let link = LinkInfo {
+            id: LinkId::new(3).unwrap(),
+            group: 7,
+            metered: true,
+            behind_nat: false,
+            has_v4: true,
+            has_v6: true,
+            port: 51820,
+            v4: Some(Ipv4Addr::new(192, 0, 2, 1)),
+            v6: Some("2001:db8::1".parse().unwrap()),
+        };
+        let other = LinkInfo {
+            id: LinkId::new(15).unwrap(),
+            group: 0,
+            metered: false,
+            behind_nat: true,
+            has_v6: false,
+            v4: None,
+            v6: None,
+            port: 0,
+            ..link
+        };
+        Hello {
+            boot: BootId(std::array::from_fn(|at| at as u8)),
+            generation: 0x0102_0304,
+            workers: 4,
+            links: [link, other].into_iter().collect(),
+        }
+    }
+
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// The vectors of docs/wire.md, section 3.
+    #[test]
+    fn messages_are_these_bytes() {
+        let hello = Control::Hello(hello());
+        let expected = "11015400\
+            000102030405060708090a0b0c0d0e0f\
+            0403020104020000\
+            03070d006cca0000c000020120010db8000000000000000000000001\
+            0f0006000000000000000000000000000000000000000000000000 00";
+        assert_eq!(hex(&hello.encode()), expected.replace(' ', ""));
+        let ack = Control::HelloAck(BootId([0xaa; 16]), 5);
+        let expected = format!("11021800{}05000000", "aa".repeat(16));
+        assert_eq!(hex(&ack.encode()), expected);
+        for message in [hello, ack] {
+            let mut bytes = message.encode().to_vec();
+            assert_eq!(Control::decode(&bytes), Ok(message.clone()));
+            bytes.extend([0; 15]);
+            assert_eq!(Control::decode(&bytes), Ok(message), "padding is no part of it");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused() {
+        let good = Control::Hello(hello()).encode();
+        let with = |at: usize, value: u8| {
+            let mut bytes = good.to_vec();
+            bytes[at] = value;
+            Control::decode(&bytes).expect_err("refused")
+        };
+        assert_eq!(with(0, 0x12), Unknown::Kind, "another version");
+        assert_eq!(with(1, 9), Unknown::Kind);
+        assert_eq!(with(2, 0x55), Unknown::Length, "longer than what is there");
+        assert_eq!(with(2, 0x53), Unknown::Length);
+        assert_eq!(with(2, 3), Unknown::Length, "shorter than its header");
+        assert_eq!(with(25, 3), Unknown::Length, "so many links are not there");
+        for (at, value) in [
+            (24, 0),
+            (24, 65),
+            (28, 0),
+            (28, 16),
+            (28, 15),
+            (36, 224),
+            (40, 0xff),
+        ] {
+            assert_eq!(with(at, value), Unknown::Value, "{at}");
+        }
+        for len in 0..good.len() {
+            assert_eq!(Control::decode(&good[..len]), Err(Unknown::Length), "{len} bytes");
+        }
+    }
+
+    #[test]
+    fn a_full_table_fits() {
+        let mut full = hello();
+        let link = full.links[0];
+        full.links = (1..=15)
+            .map(|id| LinkInfo {
+                id: LinkId::new(id).unwrap(),
+                ..link
+            })
+            .collect();
+        let bytes = Control::Hello(full.clone()).encode();
+        assert_eq!(bytes.len(), CONTROL_MAX);
+        assert_eq!(Control::decode(&bytes), Ok(Control::Hello(full)));
+    }
+
+    #[test]
+    fn no_ip_packet_is_a_control_message() {
+        for first in 0..=255u8 {
+            assert_eq!(is_control(&[first]), first >> 4 == 1);
+        }
+        assert!(!is_control(&[]));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_understood_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..600), kind in 0..4u8) {
+            let mut bytes = bytes;
+            let _ = Control::decode(&bytes);
+            if bytes.len() > 4 {
+                bytes[0] = FIRST;
+                bytes[1] = kind;
+                let len = (bytes.len() as u16).to_le_bytes();
+                bytes[2..4].copy_from_slice(&len);
+                if let Ok(message) = Control::decode(&bytes) {
+                    let again = message.encode();
+                    prop_assert_eq!(Control::decode(&again), Ok(message));
+                }
+            }
+        }
+    }
+}
