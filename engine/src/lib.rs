@@ -37,8 +37,8 @@
 //! * [`worker`]: the loop of a pinned or floating thread, and how it sleeps; [`courtesy`]: whom it may interrupt when it wakes.
 //! * [`wg`], [`route`], [`ethernet`]: the stages between the ports, on whole bursts.
 //! * [`flow`], [`classify`], [`fib`], [`snapshot`]: what a router looks at.
-//! * [`slowpath`]: the one other thread.
 //! * [`remote`]: sites of our own, and which lanes there are towards them.
+//! * [`slowpath`]: the one other thread; [`slowpath::core`]: the part of it that needs no system, which the simulator runs too.
 //! * [`channel`]: what workers and the slow path say to each other; [`crew`]: what workers hand to each other.
 //! * [`stats`]: a name for each packet that goes no further, cycles for each stage.
 //! * [`engine`]: puts it together.

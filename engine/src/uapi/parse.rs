@@ -71,7 +71,8 @@ pub struct SetPeer {
 }
 
 impl SetPeer {
-    fn new(public_key: PublicKey) -> Self {
+    /// No change to that peer; it is added if it is not there yet.
+    pub fn new(public_key: PublicKey) -> Self {
         SetPeer {
             public_key,
             remove: false,

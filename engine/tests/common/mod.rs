@@ -1,5 +1,5 @@
-//! Sites on a virtual network: real workers on loopback ports, the protocol's slow half, and a driver that does between
-//! the two what the engine's slow-path thread does. One virtual clock and seeded randomness: a test runs the same way each time.
+//! Sites on a virtual network: real workers on loopback ports, the slow path's core as the engine runs it, and sockets that are queues.
+//! One virtual clock and seeded randomness: a test runs the same way each time.
 //!
 //! The far ends of the ports are the test's: what the driver puts into a TUN's end is what a host sends, what comes out is
 //! what a host receives, and datagrams cross [`Net::wire`], which may lose, copy and delay them. [`Net::finish`]
@@ -9,23 +9,23 @@
 pub mod packet;
 pub mod port;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use patronus_crypto::aead::{self, Aead, Job};
 use patronus_crypto::messages::{self, DATA_MIN, DataHeader, HEADER, Kind, TAG};
-use patronus_crypto::{
-    Device, Duration, Limits, Now, Output, Outputs, PeerId, PublicKey, Random, Time, To, WallClock, x25519,
-};
-use patronus_engine::allowedips::{AllowedIpsConfig, Prefix};
-use patronus_engine::channel::{Command, HandshakeMessage, Notice, ToSlowPath, WanPort};
+use patronus_crypto::{Device, Duration, Limits, Now, PeerId, PublicKey, Random, Time, WallClock, x25519};
+use patronus_engine::channel::{Command, Notice, ToSlowPath};
 use patronus_engine::clock::Clock;
 use patronus_engine::crew::Crew;
-use patronus_engine::slowpath::Workers;
+use patronus_engine::crew::owner;
+use patronus_engine::log::{Level, Log};
+use patronus_engine::slowpath::{Core, CoreParts, Sockets, Workers, peer_numbers};
 use patronus_engine::stats::{DropReason, Stage};
-use patronus_engine::wg::{PeerSlot, Wg};
+use patronus_engine::uapi::{AllowedIpChange, SetPeer, SetRequest};
+use patronus_engine::wg::Wg;
 use patronus_engine::worker::{IdleLadder, LanPort, Parts, Worker};
 use patronus_io::Port;
 use patronus_io::loopback::LoopbackPort;
@@ -235,17 +235,32 @@ pub struct Noticed {
     pub slots: u64,
 }
 
+type Outbox = Arc<Mutex<Vec<(Outer, Vec<u8>)>>>;
+
+/// A link's sockets: a loopback port for each worker, and where handshake messages are left.
+pub struct Queues {
+    ports: Vec<Option<Box<dyn Port + Send>>>,
+    outbox: Outbox,
+}
+
+impl Sockets for Queues {
+    fn worker_port(&mut self, worker: usize) -> Box<dyn Port + Send> {
+        self.ports[worker].take().expect("asked for once")
+    }
+
+    fn send(&self, outer: &Outer, datagram: &[u8]) -> std::io::Result<()> {
+        self.outbox.lock().unwrap().push((*outer, datagram.to_vec()));
+        Ok(())
+    }
+}
+
 /// One engine.
 pub struct Site {
     pub number: usize,
     pub addr: SocketAddr,
-    pub device: Device,
+    pub core: Core<Queues>,
     pub workers: Vec<Worker>,
     pub inbox: Arc<ToSlowPath>,
-    pub links: Workers,
-    pub allowed_ips: AllowedIpsConfig,
-    /// Endpoints, as the slow path knows them.
-    pub endpoints: HashMap<PeerId, Outer>,
     /// What came out of the TUN, in order.
     pub delivered: Vec<Vec<u8>>,
     pub sessions: Vec<SessionKeys>,
@@ -256,8 +271,8 @@ pub struct Site {
     pub slow_path_asleep: bool,
     /// Where the next session goes instead of to its worker.
     pub hold_install: Option<Arc<Mutex<Option<Command>>>>,
-    rng: Seeded,
-    out: Outputs,
+    /// Handshake messages that the slow path has sent and the network has not seen yet.
+    outbox: Outbox,
     hosts: Vec<LoopbackPort>,
     wans: Vec<LoopbackPort>,
     ring: usize,
@@ -298,7 +313,76 @@ impl Site {
 
     /// Where the peer is, as the slow path knows it.
     pub fn endpoint(&self, peer: PeerId) -> Option<SocketAddr> {
-        self.endpoints[&peer].remote()
+        self.outer(peer).remote()
+    }
+
+    /// Where the peer is, and from which of our addresses it is answered.
+    pub fn outer(&self, peer: PeerId) -> Outer {
+        self.core.peer(peer).expect("a peer of this site").endpoint
+    }
+
+    /// Carries out a request of the configuration's.
+    pub fn set(&mut self, request: SetRequest) {
+        self.core.check_room(&request).expect("there is room");
+        self.core.apply(request);
+    }
+
+    /// Changes a peer.
+    pub fn set_peer(&mut self, peer: PeerId, change: impl FnOnce(&mut SetPeer)) {
+        let key = self.core.peer(peer).expect("a peer of this site").key;
+        self.set_peer_of(key, change);
+    }
+
+    fn set_peer_of(&mut self, key: PublicKey, change: impl FnOnce(&mut SetPeer)) {
+        let mut peer = SetPeer::new(key);
+        change(&mut peer);
+        let peers = vec![peer];
+        self.set(SetRequest {
+            peers,
+            ..SetRequest::default()
+        });
+    }
+
+    /// New sockets, one for each worker.
+    fn open(&mut self) {
+        let pairs = (0..self.workers.len()).map(|_| LoopbackPort::pair(self.ring));
+        let (near, far): (Vec<_>, Vec<_>) = pairs.unzip();
+        self.wans = far;
+        let boxed = |port| Some(Box::new(port) as Box<dyn Port + Send>);
+        self.open_with(near.into_iter().map(boxed).collect());
+    }
+
+    fn open_with(&mut self, ports: Vec<Option<Box<dyn Port + Send>>>) {
+        let outbox = Arc::clone(&self.outbox);
+        self.core.open_link(0, 0, Queues { ports, outbox });
+        self.core.begin_if_open();
+    }
+
+    /// Notes sessions on their way to the workers, and keeps the next one back if a test wants it.
+    fn tap(&mut self) {
+        for worker in &self.workers {
+            let commands = &worker.inbox().commands;
+            for _ in 0..commands.len() {
+                let command = commands.pop().expect("nobody else takes any");
+                if let Command::Install(keypair) = &command
+                    && !self.sessions.iter().any(|s| s.local_index == keypair.local_index)
+                {
+                    self.sessions.push(SessionKeys {
+                        peer: keypair.peer,
+                        local_index: keypair.local_index,
+                        remote_index: keypair.remote_index,
+                        initiator: keypair.initiator,
+                        send: masked(keypair.send_key()),
+                        receive: masked(keypair.receive_key()),
+                    });
+                    if let Some(hold) = self.hold_install.take() {
+                        *hold.lock().unwrap() = Some(command);
+                        continue;
+                    }
+                }
+                assert!(commands.push(command).is_ok(), "there was room for it");
+            }
+        }
     }
 
     /// Whether something is still on its way inside the site.
@@ -332,13 +416,6 @@ impl Site {
             self.staged(),
             self.drops()
         );
-    }
-}
-
-fn wan_port(udp: LoopbackPort) -> WanPort {
-    WanPort {
-        ifindex: 0,
-        port: Box::new(udp),
     }
 }
 
@@ -420,17 +497,21 @@ impl Net {
         let crews = Crew::assemble(setup.workers).unwrap();
         let inboxes = crews[0].inboxes().to_vec();
         let mut rng = Seeded(1000 + number as u64);
-        let (mut hosts, mut wans, mut workers) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut hosts, mut workers) = (Vec::new(), Vec::new());
         for crew in crews {
             let (tun, host) = LoopbackPort::pair(setup.ring);
-            let (udp, wan) = LoopbackPort::pair(setup.ring);
             workers.push(Worker::new(Parts {
-                wg: Wg::new(setup.aead, setup.max_peers, setup.mtu, setup.staged_limit),
+                wg: Wg::new(
+                    setup.aead,
+                    peer_numbers(setup.max_peers),
+                    setup.mtu,
+                    setup.staged_limit,
+                ),
                 lans: vec![LanPort {
                     port: Box::new(tun),
                     ethernet: false,
                 }],
-                wans: vec![Some(wan_port(udp))],
+                wans: vec![None],
                 router: None,
                 frames: FrameCache::new(self.arena),
                 crew,
@@ -440,25 +521,29 @@ impl Net {
                 idle: IdleLadder { spin: secs(0) },
             }));
             hosts.push(host);
-            wans.push(wan);
         }
         let limits = Limits {
-            max_peers: setup.max_peers as u32,
+            max_peers: peer_numbers(setup.max_peers) as u32,
             ..setup.limits
         };
-        let mut device = Device::new(limits, x25519::default(), now_at(self.now), &mut rng);
-        let mut out = Outputs::new();
-        device.set_private_key(Some(private_key(number as u64 + 1)), &mut out);
-        device.set_up(true, &mut out);
-        self.sites.push(Site {
+        let device = Device::new(limits, x25519::default(), now_at(self.now), &mut rng);
+        let mut core = Core::new(CoreParts {
+            device,
+            inbox: Arc::clone(&inbox),
+            workers: Workers::new(&inboxes, Vec::new()),
+            clock: Box::new(VirtualClock(Arc::clone(&self.clock))),
+            random: Box::new(rng),
+            log: Log::new("test", Level::Silent),
+            max_peers: setup.max_peers,
+            links: 1,
+        });
+        core.set_private_key(Some(private_key(number as u64 + 1)));
+        let mut site = Site {
             number,
             addr: SocketAddr::new(IpAddr::from([192, 0, 2, number as u8 + 1]), 51820),
-            device,
+            core,
             workers,
             inbox,
-            links: Workers::new(&inboxes, Vec::new()),
-            allowed_ips: AllowedIpsConfig::new(),
-            endpoints: HashMap::new(),
             delivered: Vec::new(),
             sessions: Vec::new(),
             counts: Counts::default(),
@@ -466,12 +551,13 @@ impl Net {
             up: true,
             slow_path_asleep: false,
             hold_install: None,
-            rng,
-            out,
+            outbox: Outbox::default(),
             hosts,
-            wans,
+            wans: Vec::new(),
             ring: setup.ring,
-        });
+        };
+        site.open();
+        self.sites.push(site);
         number
     }
 
@@ -491,44 +577,38 @@ impl Net {
     }
 
     pub fn key(&self, site: usize) -> PublicKey {
-        self.sites[site].device.public_key().unwrap()
+        self.sites[site].core.device().public_key().unwrap()
     }
 
     pub fn add_peer(&mut self, site: usize, key: PublicKey, endpoint: Option<SocketAddr>) -> PeerId {
         let site = &mut self.sites[site];
-        let peer = site.device.add_peer(key).unwrap();
-        let endpoint = endpoint.map_or(Outer::NONE, Outer::new);
-        site.endpoints.insert(peer, endpoint);
-        let slot = PeerSlot::new(peer, Arc::clone(site.device.traffic(peer)), endpoint);
-        site.links.tell_owner(peer, Command::AddPeer(Box::new(slot)));
-        peer
+        assert_eq!(site.core.device().peer(&key), None);
+        site.set_peer_of(key, |change| change.endpoint = endpoint);
+        site.core.device().peer(&key).expect("there was room")
     }
 
-    /// As the slow path does it: the protocol first, then the worker.
     pub fn remove_peer(&mut self, site: usize, peer: PeerId) {
-        let site = &mut self.sites[site];
-        site.device.remove_peer(peer);
-        site.endpoints.remove(&peer);
-        site.links.tell_owner(peer, Command::RemovePeer(peer));
-        site.allowed_ips.remove_peer(peer);
-        site.publish_routes();
+        self.sites[site].set_peer(peer, |change| change.remove = true);
     }
 
     /// Gives a prefix to a peer.
     pub fn allow(&mut self, site: usize, peer: PeerId, addr: IpAddr, cidr: u8) {
-        let site = &mut self.sites[site];
-        site.allowed_ips.insert(Prefix::new(addr, cidr).unwrap(), peer);
-        site.publish_routes();
+        let remove = false;
+        self.sites[site].set_peer(peer, |change| {
+            change.allowed_ips.push(AllowedIpChange { addr, cidr, remove })
+        });
     }
 
     /// The peer of `site` that is site `other`.
     pub fn peer(&self, site: usize, other: usize) -> PeerId {
-        self.sites[site].device.peer(&self.key(other)).unwrap()
+        self.sites[site].core.device().peer(&self.key(other)).unwrap()
     }
 
     /// A command to the worker of `peer`, which obeys it in its next turn.
     pub fn command(&mut self, site: usize, peer: PeerId, command: Command) {
-        self.sites[site].links.tell_owner(peer, command);
+        let workers = &self.sites[site].workers;
+        let inbox = workers[owner(peer, workers.len())].inbox();
+        assert!(inbox.commands.push(command).is_ok(), "the queue is full");
     }
 
     /// Puts a packet into a TUN queue of the site.
@@ -642,11 +722,8 @@ impl Net {
 
     /// Asks for a handshake with the only peer of `site`, as a worker would.
     pub fn want_handshake(&mut self, site: usize) {
-        let peer = *self.sites[site].endpoints.keys().next().unwrap();
-        let now = now_at(self.now);
-        let Site { device, rng, out, .. } = &mut self.sites[site];
-        device.want_handshake(peer, &now, rng, out);
-        self.carry_out(site, None);
+        let peer = self.sites[site].core.peers().next().unwrap().0;
+        self.sites[site].core.hear(Notice::WantHandshake(peer));
         self.settle();
     }
 
@@ -655,19 +732,9 @@ impl Net {
         let this = &mut self.sites[site];
         this.up = up;
         if up {
-            this.wans.clear();
-            let ring = this.ring;
-            let wans = &mut this.wans;
-            this.links.each(|_| {
-                let (udp, wan) = LoopbackPort::pair(ring);
-                wans.push(wan);
-                Command::Wan(0, Some(wan_port(udp)))
-            });
-        }
-        this.device.set_up(up, &mut this.out);
-        self.carry_out(site, None);
-        if !up {
-            self.sites[site].links.tell_all(|| Command::Wan(0, None));
+            this.open();
+        } else {
+            this.core.end();
         }
         self.settle();
     }
@@ -677,11 +744,7 @@ impl Net {
         let this = &mut self.sites[site];
         assert_eq!(this.workers.len(), 1);
         this.wans = vec![wan];
-        let mut udp = Some(udp);
-        this.links.tell_all(|| {
-            let port = udp.take().expect("there is one worker");
-            Command::Wan(0, Some(WanPort { ifindex: 0, port }))
-        });
+        this.open_with(vec![Some(udp)]);
         self.settle();
     }
 
@@ -697,7 +760,7 @@ impl Net {
         loop {
             let landing = self.flying.iter().map(|(at, _)| *at).min();
             let awake = self.sites.iter().filter(|s| !s.slow_path_asleep);
-            let deadline = awake.filter_map(|s| s.device.next_deadline()).min();
+            let deadline = awake.filter_map(|s| s.core.next_deadline()).min();
             match landing.into_iter().chain(deadline).min() {
                 Some(next) if next <= end => {
                     self.advance(next.since(self.now));
@@ -728,9 +791,12 @@ impl Net {
         let mut busy = false;
         if !self.sites[site].slow_path_asleep {
             busy |= self.take_notices(site) | self.take_handshakes(site);
-            self.run_timers(site);
-            busy |= !self.sites[site].links.flush();
+            let core = &mut self.sites[site].core;
+            core.run_timers();
+            busy |= !core.flush();
         }
+        self.hand_out(site);
+        self.sites[site].tap();
         let now = self.now;
         for worker in &mut self.sites[site].workers {
             assert!(worker.step(now), "no worker ends by itself");
@@ -742,7 +808,8 @@ impl Net {
     pub fn slow_turn(&mut self, site: usize) {
         self.take_notices(site);
         self.take_handshakes(site);
-        self.sites[site].links.flush();
+        self.sites[site].core.flush();
+        self.hand_out(site);
         self.collect(site);
     }
 
@@ -814,146 +881,53 @@ impl Net {
         busy
     }
 
-    /// As `SlowPath::take_notices`.
     fn take_notices(&mut self, number: usize) -> bool {
         let mut busy = false;
-        while let Some(notice) = self.sites[number].inbox.notices.pop() {
+        let site = &mut self.sites[number];
+        while let Some(notice) = site.inbox.notices.pop() {
             busy = true;
-            let now = now_at(self.now);
-            let site = &mut self.sites[number];
-            match notice {
-                Notice::WantHandshake(peer) => {
-                    site.noticed.want_handshake += 1;
-                    site.device
-                        .want_handshake(peer, &now, &mut site.rng, &mut site.out);
-                    self.carry_out(number, None);
-                }
-                Notice::KeyConfirmed(peer) => {
-                    site.noticed.confirmed += 1;
-                    site.device.key_confirmed(peer, &now);
-                }
-                Notice::Watch(peer) => {
-                    site.noticed.watch += 1;
-                    site.device.watch(peer);
-                }
-                Notice::Endpoint(peer, endpoint) => {
-                    site.noticed.endpoint += 1;
-                    site.endpoints.entry(peer).and_modify(|e| *e = endpoint);
-                }
-                Notice::Retired(keypair) => {
-                    site.noticed.retired += 1;
-                    site.links.forget_index(keypair.peer, keypair.local_index);
-                    site.device.retire(keypair);
-                }
-                Notice::Slot(slot) => {
-                    site.noticed.slots += 1;
-                    site.device.release(slot.id);
-                }
-                Notice::Routes(_) => {}
-                Notice::Wan(mut port) => {
+            let noticed = &mut site.noticed;
+            match &notice {
+                Notice::WantHandshake(_) => noticed.want_handshake += 1,
+                Notice::KeyConfirmed(_) => noticed.confirmed += 1,
+                Notice::Watch(_) => noticed.watch += 1,
+                Notice::Endpoint(..) => noticed.endpoint += 1,
+                Notice::Retired(_) => noticed.retired += 1,
+                Notice::Slot(_) => noticed.slots += 1,
+                _ => {}
+            }
+            match site.core.hear(notice) {
+                None => {}
+                Some(Notice::Wan(mut port)) => {
                     let mut burst = Burst::new();
                     while port.rx_burst(&mut self.frames, &mut burst).unwrap() > 0 {
                         site.counts.closed += burst.len() as u64;
                         burst.clear_into(&mut self.frames);
                     }
                 }
-                Notice::LanGone(..) | Notice::Failed(_) => panic!("a loopback TUN is never gone"),
+                Some(_) => panic!("a loopback TUN is never gone"),
             }
         }
         busy
     }
 
-    /// As `SlowPath::take_handshakes`, but without a bound.
     fn take_handshakes(&mut self, number: usize) -> bool {
-        let mut busy = false;
-        loop {
-            let site = &mut self.sites[number];
-            let queued = site.inbox.handshakes.len();
-            let Some(message) = site.inbox.handshakes.pop() else {
-                return busy;
-            };
-            busy = true;
-            site.counts.handshakes += 1;
-            let (Some(from), true) = (message.outer.remote(), site.up) else {
-                continue;
-            };
-            let now = now_at(self.now);
-            site.device
-                .receive(&now, &from, &message.bytes, queued, &mut site.rng, &mut site.out);
-            self.carry_out(number, Some(&message));
-        }
+        let site = &mut self.sites[number];
+        let taken = site.core.take_handshakes();
+        site.counts.handshakes += taken as u64;
+        taken > 0
     }
 
-    fn run_timers(&mut self, number: usize) {
-        let now = now_at(self.now);
-        let site = &mut self.sites[number];
-        if site.device.next_deadline().is_some_and(|at| at <= now.mono) {
-            site.device.poll(&now, &mut site.rng, &mut site.out);
-            self.carry_out(number, None);
-        }
-    }
-
-    /// As `SlowPath::carry_out`: messages leave after everything else is with the workers.
-    fn carry_out(&mut self, number: usize, message: Option<&HandshakeMessage>) {
-        let site = &mut self.sites[number];
-        let mut out = std::mem::take(&mut site.out);
-        let mut sends = Vec::new();
-        for output in out.drain() {
-            match output {
-                Output::Send { to, msg, .. } => sends.push((to, msg)),
-                Output::MoveEndpoint { peer } => {
-                    let mut endpoint = message.expect("a message moved it").outer;
-                    endpoint.set_tos(0);
-                    if site.endpoints.insert(peer, endpoint) != Some(endpoint) {
-                        site.links.tell_owner(peer, Command::Endpoint(peer, endpoint));
-                    }
-                }
-                Output::Install { peer, keypair } => {
-                    site.sessions.push(SessionKeys {
-                        peer,
-                        local_index: keypair.local_index,
-                        remote_index: keypair.remote_index,
-                        initiator: keypair.initiator,
-                        send: masked(keypair.send_key()),
-                        receive: masked(keypair.receive_key()),
-                    });
-                    site.links.add_index(peer, keypair.local_index);
-                    match site.hold_install.take() {
-                        Some(hold) => *hold.lock().unwrap() = Some(Command::Install(keypair)),
-                        None => site.links.tell_owner(peer, Command::Install(keypair)),
-                    }
-                }
-                Output::Keepalive { peer } => site.links.tell_owner(peer, Command::Keepalive(peer)),
-                Output::ClearSource { peer } => {
-                    if let Some(endpoint) = site.endpoints.get_mut(&peer) {
-                        endpoint.set_local(None, 0);
-                    }
-                    site.links.tell_owner(peer, Command::ClearSource(Some(peer)));
-                }
-                Output::DropStaged { peer } => site.links.tell_owner(peer, Command::DropStaged(peer)),
-                Output::EraseKeys { peer } => site.links.tell_owner(peer, Command::EraseKeys(peer)),
-                Output::ExpireSending { peer } => site.links.tell_owner(peer, Command::ExpireSending(peer)),
-                Output::Challenged { .. } => {}
-                Output::PeerGone { peer } => {
-                    site.endpoints.remove(&peer);
-                    site.links.tell_owner(peer, Command::RemovePeer(peer));
-                }
-            }
-        }
-        site.out = out;
-        for (to, msg) in sends {
-            let site = &self.sites[number];
-            let to = match to {
-                To::Peer(peer) => site.endpoints.get(&peer).and_then(Outer::remote),
-                To::Source => message.and_then(|m| m.outer.remote()),
-            };
-            let (Some(to), true) = (to, site.up) else { continue };
+    /// Puts onto the wire what the slow path has sent.
+    fn hand_out(&mut self, number: usize) {
+        let sent = std::mem::take(&mut *self.sites[number].outbox.lock().unwrap());
+        for (outer, bytes) in sent {
             self.transmit(Datagram {
                 at: self.now,
-                from: site.addr,
-                to,
-                tos: HANDSHAKE_TOS,
-                bytes: msg.to_vec(),
+                from: self.sites[number].addr,
+                to: outer.remote().expect("nothing is sent to nowhere"),
+                tos: outer.tos(),
+                bytes,
             });
         }
     }
@@ -971,13 +945,17 @@ impl Net {
         self.wire = Box::new(|_| Vec::new());
         for number in 0..self.sites.len() {
             self.sites[number].check_accounts();
-            let peers: Vec<_> = self.sites[number].endpoints.keys().copied().collect();
+            let peers: Vec<_> = self.sites[number].core.peers().map(|(id, _)| id).collect();
             peers.into_iter().for_each(|peer| self.remove_peer(number, peer));
             self.settle();
             let site = &self.sites[number];
             site.check_accounts();
             assert_eq!(site.staged(), 0, "a removed peer's packets do not wait");
-            assert_eq!(site.device.indices_in_use(), 0, "every index is free again");
+            assert_eq!(
+                site.core.device().indices_in_use(),
+                0,
+                "every index is free again"
+            );
         }
         let arena = self.arena;
         drop(self);
@@ -992,13 +970,6 @@ impl Drop for Net {
             self.finished || std::thread::panicking(),
             "a test ends with Net::finish"
         );
-    }
-}
-
-impl Site {
-    fn publish_routes(&mut self) {
-        let routes = Arc::new(self.allowed_ips.compile());
-        self.links.tell_all(|| Command::Routes(Arc::clone(&routes)));
     }
 }
 

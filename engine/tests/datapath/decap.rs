@@ -161,7 +161,11 @@ fn c35_inner_lengths_that_do_not_fit_are_dropped_and_counted() {
         .chain([vec![0], vec![0; 16], vec![0; 1420]])
         .collect();
     let (lengths, kinds) = (bad_length.len() as u64, not_ip.len() as u64);
-    let received = net.sites[B].device.traffic(net.peer(B, A)).received_bytes();
+    let received = net.sites[B]
+        .core
+        .device()
+        .traffic(net.peer(B, A))
+        .received_bytes();
     let mut bytes = 0;
     for (counter, text) in bad_length.iter().chain(&not_ip).enumerate() {
         let datagram = net.forge(B, 0, 10 + counter as u64, text);
@@ -177,7 +181,7 @@ fn c35_inner_lengths_that_do_not_fit_are_dropped_and_counted() {
         ]
     );
     // They came from the peer all the same.
-    let traffic = net.sites[B].device.traffic(net.peer(B, A));
+    let traffic = net.sites[B].core.device().traffic(net.peer(B, A));
     assert_eq!(traffic.received_bytes() - received, bytes);
     net.finish();
 }
@@ -372,10 +376,10 @@ fn c41_c61_unknown_index_or_wrong_tag_change_nothing() {
         let site = &net.sites[B];
         (
             site.endpoint(peer),
-            site.device.traffic(peer).received_bytes(),
-            site.device.next_deadline(),
+            site.core.device().traffic(peer).received_bytes(),
+            site.core.device().next_deadline(),
             site.noticed,
-            site.device.indices_in_use(),
+            site.core.device().indices_in_use(),
         )
     };
     let (before, sent) = (state(&net), net.log.len());

@@ -243,7 +243,7 @@ fn c81_bytes_are_counted_as_they_are_on_the_wire() {
     }
     for (site, other) in [(A, B), (B, A)] {
         let bytes = |of: usize| net.sent(of).map(|d| d.bytes.len() as u64).sum::<u64>();
-        let traffic = net.sites[site].device.traffic(net.peer(site, other));
+        let traffic = net.sites[site].core.device().traffic(net.peer(site, other));
         assert_eq!(traffic.sent_bytes(), bytes(site));
         assert_eq!(traffic.received_bytes(), bytes(other));
     }

@@ -155,10 +155,13 @@ fn r11_a_cookie_reply_moves_nothing() {
         (Kind::CookieReply, COOKIE_REPLY_LEN)
     );
     let peer = net.peer(A, B);
-    let (before, deadline) = (net.sites[A].endpoint(peer), net.sites[A].device.next_deadline());
+    let (before, deadline) = (
+        net.sites[A].endpoint(peer),
+        net.sites[A].core.device().next_deadline(),
+    );
     net.inject(A, addr("203.0.113.66:666"), &reply.bytes);
     assert_eq!(net.sites[A].endpoint(peer), before);
-    assert_eq!(net.sites[A].device.next_deadline(), deadline);
+    assert_eq!(net.sites[A].core.device().next_deadline(), deadline);
     // It was taken: the next try has a cookie and is answered by a response.
     net.run(secs(7));
     assert_eq!(net.count(B, Kind::Response), 1);
@@ -212,7 +215,7 @@ fn c60_forgetting_the_source_address_keeps_the_endpoint() {
     let peer = net.peer(B, A);
     let (before, noticed) = (net.sites[B].endpoint(peer), net.sites[B].noticed.endpoint);
     assert!(
-        net.sites[B].endpoints[&peer].local().is_some(),
+        net.sites[B].outer(peer).local().is_some(),
         "it answers from where it was called"
     );
     net.command(B, peer, patronus_engine::channel::Command::ClearSource(None));
@@ -221,7 +224,7 @@ fn c60_forgetting_the_source_address_keeps_the_endpoint() {
     // The next packet of A tells it again.
     net.send(A, &packet::between(A, B, 1, 100));
     net.run(ms(100));
-    assert!(net.sites[B].endpoints[&peer].local().is_some());
+    assert!(net.sites[B].outer(peer).local().is_some());
     assert_eq!(net.sites[B].noticed.endpoint - noticed, 1);
     net.finish();
 }

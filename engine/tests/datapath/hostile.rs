@@ -90,7 +90,7 @@ fn c65_c22_r01_datagrams_of_any_length_and_content() {
     assert_eq!(net.sites[B].drops().len(), expected.len());
     assert_eq!(net.sites[B].counts.handshakes, handshakes);
     assert_eq!(
-        net.sites[B].device.counters().total(),
+        net.sites[B].core.device().counters().total(),
         handshakes - 1,
         "each is refused by name"
     );

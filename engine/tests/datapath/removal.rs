@@ -16,7 +16,7 @@ fn c69_packets_of_a_removed_peer_find_no_session() {
     for id in 0..5 {
         net.send(A, &packet::between(A, B, id, 100));
     }
-    assert_eq!(net.sites[B].device.indices_in_use(), 1);
+    assert_eq!(net.sites[B].core.device().indices_in_use(), 1);
     // In the same turn: some packets are in the socket, some on the wire.
     let (_, first) = net.flying.remove(0);
     net.inject_on(B, 0, &first);
@@ -24,7 +24,11 @@ fn c69_packets_of_a_removed_peer_find_no_session() {
     net.run(ms(100));
     assert_eq!(net.delivered(B).len(), 0);
     assert_eq!(net.sites[B].drops(), [(DropReason::DecapUnknownIndex, 5)]);
-    assert_eq!(net.sites[B].device.indices_in_use(), 0, "the index is free");
+    assert_eq!(
+        net.sites[B].core.device().indices_in_use(),
+        0,
+        "the index is free"
+    );
     assert_eq!(net.sites[B].noticed.slots, 1, "the slot came back");
     net.finish();
 }
@@ -58,7 +62,7 @@ fn c69_r41_a_peer_is_removed_during_its_handshake() {
             net.remove_peer(site, peer);
             net.run(secs(3));
             assert_eq!(
-                net.sites[site].device.indices_in_use(),
+                net.sites[site].core.device().indices_in_use(),
                 0,
                 "{after} ms, site {site}"
             );
@@ -85,12 +89,12 @@ fn r41_a_session_for_a_peer_that_is_gone_goes_back() {
     net.run(ms(50));
     net.remove_peer(A, peer);
     net.settle();
-    assert_eq!(net.sites[A].device.indices_in_use(), 1);
+    assert_eq!(net.sites[A].core.device().indices_in_use(), 1);
     let install = held.lock().unwrap().take().expect("a session");
     net.command(A, peer, install);
     net.settle();
     assert_eq!(net.sites[A].noticed.retired, 1);
-    assert_eq!(net.sites[A].device.indices_in_use(), 0);
+    assert_eq!(net.sites[A].core.device().indices_in_use(), 0);
     assert_eq!(net.count(A, Kind::Data), 0);
     net.finish();
 }
@@ -128,7 +132,7 @@ fn c69_a_new_peer_in_the_place_of_an_old_one_inherits_nothing() {
     assert_eq!(net.delivered(2), [packet::between(A, 2, 4, 100)]);
     assert_eq!(net.delivered(1), [packet::between(A, 1, 2, 100)]);
     assert_eq!(
-        net.sites[A].device.traffic(new).received_bytes(),
+        net.sites[A].core.device().traffic(new).received_bytes(),
         92,
         "the response only"
     );
@@ -150,7 +154,7 @@ fn c69_r41_any_order_of_events_loses_no_frame_and_no_index() {
         net.logging = false;
         for id in 0..150 {
             let branch = rng.pick(1..4);
-            let known = net.sites[A].device.peer(&net.key(branch));
+            let known = net.sites[A].core.device().peer(&net.key(branch));
             match (rng.pick(0..12), known) {
                 (0, Some(peer)) => net.remove_peer(A, peer),
                 (0 | 1, None) => drop(net.introduce(A, branch)),

@@ -121,7 +121,7 @@ fn c17_packets_under_the_previous_key_are_opened_until_the_next_but_one_comes() 
     assert_eq!(net.delivered(B), Vec::<Vec<u8>>::new());
     assert_eq!(net.sites[B].dropped(DropReason::DecapUnknownIndex), 1);
     assert_eq!(
-        net.sites[B].device.indices_in_use(),
+        net.sites[B].core.device().indices_in_use(),
         2,
         "the oldest key's index is free"
     );
@@ -208,7 +208,7 @@ fn r13_two_sites_with_keepalives_do_not_ping_pong() {
     net.connect();
     for (site, other) in [(A, B), (B, A)] {
         let peer = net.peer(site, other);
-        net.sites[site].device.set_persistent_keepalive(peer, 25);
+        net.sites[site].set_peer(peer, |change| change.persistent_keepalive = Some(25));
     }
     net.run(secs(5));
     net.log.clear();

@@ -1,0 +1,308 @@
+//! The slow path without the system: the protocol's slow half ([`Device`]), the peers and their allowed-ips, and what workers are told and
+//! tell. No socket, no interface, no file: time and randomness are passed in, and datagrams leave by [`Sockets`].
+//!
+//! Owned by whoever runs the slow path, on one thread: in the engine [`SlowPath`](super::SlowPath), which adds the TUN, the kernel's
+//! interfaces, the UDP sockets and the UAPI; in a simulator the simulator. The order of a turn is the owner's: notices, handshake messages,
+//! timers, and at its end [`flush`](Core::flush).
+//!
+//! * this file: what comes in, and what the protocol asks for
+//! * `peers`: peers and allowed-ips, as they are configured
+//! * `ways`: the links, and by which of them a peer is reached
+
+mod peers;
+mod ways;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use patronus_crypto::messages::{self, Kind};
+use patronus_crypto::{Device, Output, Outputs, PeerId, Random, Time, To};
+use patronus_mem::{Outer, Secret};
+
+pub use self::peers::{ALLOWED_IPS_MAX, Peer, peer_numbers};
+use self::ways::Link;
+pub use self::ways::Sockets;
+use super::Workers;
+use crate::allowedips::AllowedIpsConfig;
+use crate::channel::{Command, HandshakeMessage, Notice, ToSlowPath};
+use crate::clock::Clock;
+use crate::log::Log;
+
+/// Outer DSCP of handshake messages: AF41, ECN not capable, as Linux sends them.
+const HANDSHAKE_TOS: u8 = 0x88;
+/// Handshake messages worked off in a turn, so that a flood of them leaves time for timers and requests.
+const HANDSHAKES_PER_TURN: usize = 64;
+
+/// What the core is made from.
+pub struct CoreParts {
+    /// The protocol's slow half.
+    pub device: Device,
+    /// The workers' notices and handshake messages.
+    pub inbox: Arc<ToSlowPath>,
+    /// The workers.
+    pub workers: Workers,
+    /// Real or simulated time.
+    pub clock: Box<dyn Clock>,
+    /// Real or simulated randomness.
+    pub random: Box<dyn Random + Send>,
+    /// Where messages for people go.
+    pub log: Log,
+    /// Peers that there may be.
+    pub max_peers: usize,
+    /// Places for links.
+    pub links: usize,
+}
+
+/// The part of the slow path that makes no system calls. `S`: the sockets of a link.
+pub struct Core<S> {
+    device: Device,
+    inbox: Arc<ToSlowPath>,
+    workers: Workers,
+    clock: Box<dyn Clock>,
+    random: Box<dyn Random + Send>,
+    log: Log,
+    max_peers: usize,
+    /// None where a link has no sockets.
+    links: Vec<Option<Link<S>>>,
+    peers: Vec<Option<Peer>>,
+    allowed_ips: AllowedIpsConfig,
+    /// The workers' routing table is older than `allowed_ips`.
+    routes_changed: bool,
+    /// Removed peers that their worker has not let go of yet.
+    leaving: usize,
+    outputs: Outputs,
+}
+
+impl<S: Sockets> Core<S> {
+    /// A core that knows no peer and has no sockets.
+    pub fn new(parts: CoreParts) -> Self {
+        Core {
+            device: parts.device,
+            inbox: parts.inbox,
+            workers: parts.workers,
+            clock: parts.clock,
+            random: parts.random,
+            log: parts.log,
+            max_peers: parts.max_peers,
+            links: (0..parts.links).map(|_| None).collect(),
+            peers: Vec::new(),
+            allowed_ips: AllowedIpsConfig::new(),
+            routes_changed: false,
+            leaving: 0,
+            outputs: Outputs::default(),
+        }
+    }
+
+    /// The protocol's slow half.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Where workers leave what is for the slow path.
+    pub fn inbox(&self) -> &Arc<ToSlowPath> {
+        &self.inbox
+    }
+
+    /// Where messages for people go.
+    pub fn log(&self) -> &Log {
+        &self.log
+    }
+
+    /// The time, for timers.
+    pub fn mono(&self) -> Time {
+        self.clock.mono()
+    }
+
+    /// When there is something to do by the protocol's timers.
+    pub fn next_deadline(&self) -> Option<Time> {
+        self.device.next_deadline()
+    }
+
+    /// Every worker is told that.
+    pub fn tell_all(&mut self, command: impl FnMut() -> Command) {
+        self.workers.tell_all(command);
+    }
+
+    /// Moves commands that wait into the workers' queues and wakes whom they concern. False if some still wait.
+    pub fn flush(&mut self) -> bool {
+        self.workers.flush()
+    }
+
+    /// Ends the workers and waits for their threads.
+    pub fn stop_workers(&mut self) {
+        self.workers.stop(&self.inbox);
+    }
+
+    /// Takes what a worker says. What is not the protocol's comes back: ports that are gone or have been replaced.
+    pub fn hear(&mut self, notice: Notice) -> Option<Notice> {
+        match notice {
+            Notice::WantHandshake(peer) => {
+                let now = self.clock.now();
+                self.device
+                    .want_handshake(peer, &now, &mut *self.random, &mut self.outputs);
+                self.carry_out(None);
+            }
+            Notice::KeyConfirmed(peer) => {
+                let now = self.clock.now();
+                self.device.key_confirmed(peer, &now);
+            }
+            Notice::Watch(peer) => self.device.watch(peer),
+            Notice::Endpoint(peer, endpoint) => {
+                if let Some(peer) = self.peer_mut(peer) {
+                    peer.endpoint = endpoint;
+                }
+            }
+            Notice::Retired(keypair) => {
+                self.workers.forget_index(keypair.peer, keypair.local_index);
+                self.device.retire(keypair);
+            }
+            Notice::Slot(slot) => {
+                self.leaving -= 1;
+                self.device.release(slot.id);
+            }
+            Notice::Routes(routes) => drop(routes),
+            Notice::Wan(_) | Notice::LanGone(..) | Notice::Failed(_) => return Some(notice),
+        }
+        None
+    }
+
+    /// Works off handshake messages, as many as belong into a turn. How many there were.
+    pub fn take_handshakes(&mut self) -> usize {
+        for taken in 0..HANDSHAKES_PER_TURN {
+            let queued = self.inbox.handshakes.len();
+            let Some(message) = self.inbox.handshakes.pop() else {
+                return taken;
+            };
+            // Without sockets: it was on its way when the interface went down.
+            if let Some(from) = message.outer.remote().filter(|_| self.is_open()) {
+                let now = self.clock.now();
+                self.device.receive(
+                    &now,
+                    &from,
+                    &message.bytes,
+                    queued,
+                    &mut *self.random,
+                    &mut self.outputs,
+                );
+                self.carry_out(Some(&message));
+            }
+        }
+        HANDSHAKES_PER_TURN
+    }
+
+    /// Does what is due by the protocol's timers.
+    pub fn run_timers(&mut self) {
+        let now = self.clock.now();
+        if self.device.next_deadline().is_some_and(|at| at <= now.mono) {
+            self.device.poll(&now, &mut *self.random, &mut self.outputs);
+            self.carry_out(None);
+        }
+    }
+
+    /// Sets the private key, or takes it away.
+    pub fn set_private_key(&mut self, key: Option<Secret<32>>) {
+        self.device.set_private_key(key, &mut self.outputs);
+        self.carry_out(None);
+    }
+
+    /// Begins to work when the first sockets are there; true if it did. Links that come and go afterwards end nothing: sessions wait for the
+    /// next one.
+    pub fn begin_if_open(&mut self) -> bool {
+        if self.device.is_up() || !self.is_open() {
+            return false;
+        }
+        // Whoever sets the interface up has looked at the clock, or it is boot time and nobody can.
+        self.device.trust_clock(&self.clock.now());
+        self.set_up(true);
+        true
+    }
+
+    /// Closes the sockets and ends every session; true if it was at work.
+    pub fn end(&mut self) -> bool {
+        self.close_links();
+        let was_up = self.device.is_up();
+        self.set_up(false);
+        was_up
+    }
+
+    fn set_up(&mut self, up: bool) {
+        self.device.set_up(up, &mut self.outputs);
+        self.carry_out(None);
+    }
+
+    /// Does what the protocol asked for. `message` is the datagram that caused it, if one did.
+    fn carry_out(&mut self, message: Option<&HandshakeMessage>) {
+        let mut outputs = std::mem::take(&mut self.outputs);
+        // A session must be with its worker before the message leaves that lets the other side use it.
+        let mut sends = VecDeque::new();
+        for output in outputs.drain() {
+            match output {
+                Output::Send { to, msg, handshake } => sends.push_back((to, msg, handshake)),
+                other => self.obey(other, message),
+            }
+        }
+        for (to, bytes, handshake) in sends {
+            self.send(to, &bytes, if handshake { HANDSHAKE_TOS } else { 0 }, message);
+        }
+        self.outputs = outputs;
+        self.publish_routes();
+    }
+
+    fn obey(&mut self, output: Output, message: Option<&HandshakeMessage>) {
+        match output {
+            Output::Send { .. } => unreachable!("sent by the caller"),
+            Output::MoveEndpoint { peer } => {
+                let Some(message) = message else { return };
+                let mut endpoint = message.outer;
+                endpoint.set_tos(0);
+                self.move_endpoint(peer, endpoint);
+            }
+            Output::Challenged { peer } => self.repeat_way(peer),
+            Output::Install { peer, keypair } => {
+                if let Some(state) = self.peer_mut(peer) {
+                    state.tries = 0;
+                }
+                self.log
+                    .verbose(format_args!("{}: new session", self.peer_name(peer)));
+                self.workers.add_index(peer, keypair.local_index);
+                self.workers.tell_owner(peer, Command::Install(keypair));
+            }
+            Output::Keepalive { peer } => self.workers.tell_owner(peer, Command::Keepalive(peer)),
+            Output::ClearSource { peer } => self.forget_source(peer),
+            Output::DropStaged { peer } => {
+                self.log.verbose(format_args!(
+                    "{}: no answer, handshake given up",
+                    self.peer_name(peer)
+                ));
+                self.workers.tell_owner(peer, Command::DropStaged(peer));
+            }
+            Output::EraseKeys { peer } => self.workers.tell_owner(peer, Command::EraseKeys(peer)),
+            Output::ExpireSending { peer } => self.workers.tell_owner(peer, Command::ExpireSending(peer)),
+            Output::PeerGone { peer } => self.forget_peer(peer),
+        }
+    }
+
+    /// Sends a handshake message. What the network does not take is lost like any datagram; the retransmission covers it.
+    fn send(&mut self, to: To, bytes: &[u8], tos: u8, message: Option<&HandshakeMessage>) {
+        let way = match to {
+            To::Peer(peer) if messages::kind(bytes) == Ok(Kind::Initiation) => self.next_way(peer),
+            To::Peer(peer) => self.peer(peer).and_then(|peer| self.way(peer.endpoint)),
+            To::Source => message.and_then(|message| self.way(message.outer)),
+        };
+        let Some((mut outer, sockets)) = way.filter(|(outer, _)| outer.remote().is_some()) else {
+            return;
+        };
+        outer.set_tos(tos);
+        if let Err(error) = sockets.send(&outer, bytes) {
+            self.log
+                .verbose(format_args!("handshake message not sent: {error}"));
+        }
+    }
+
+    fn move_endpoint(&mut self, peer: PeerId, endpoint: Outer) {
+        if let Some(state) = self.peer_mut(peer).filter(|state| state.endpoint != endpoint) {
+            state.endpoint = endpoint;
+            self.workers.tell_owner(peer, Command::Endpoint(peer, endpoint));
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! The links, as far as the protocol goes: which of them have sockets, and by which one a peer is reached.
+//!
+//! A session is bound to no link. It is where the peer was heard last; while it is nowhere, initiations go by each link in turn.
+
+use std::io;
+
+use patronus_crypto::PeerId;
+use patronus_io::Port;
+use patronus_mem::Outer;
+
+use super::Core;
+use crate::channel::{Command, WanPort};
+
+/// The sockets of a link.
+pub trait Sockets {
+    /// What worker `worker` receives by and sends by. Asked once for each worker.
+    fn worker_port(&mut self, worker: usize) -> Box<dyn Port + Send>;
+
+    /// Sends a handshake message.
+    fn send(&self, outer: &Outer, datagram: &[u8]) -> io::Result<()>;
+}
+
+pub(super) struct Link<S> {
+    /// The interface that its sockets are on; 0: none in particular.
+    ifindex: u32,
+    sockets: S,
+}
+
+impl<S> Link<S> {
+    /// Whether what goes to an endpoint of that interface leaves here.
+    fn leads_to(&self, ifindex: u32) -> bool {
+        self.ifindex == 0 || ifindex == 0 || self.ifindex == ifindex
+    }
+}
+
+impl<S: Sockets> Core<S> {
+    /// Whether there are sockets at all.
+    pub fn is_open(&self) -> bool {
+        self.links.iter().any(Option::is_some)
+    }
+
+    /// The interface that the sockets of a link are on, if it has any.
+    pub fn ifindex(&self, at: usize) -> Option<u32> {
+        self.links[at].as_ref().map(|link| link.ifindex)
+    }
+
+    /// The sockets that there are.
+    pub fn sockets(&self) -> impl Iterator<Item = &S> {
+        self.links.iter().flatten().map(|link| &link.sockets)
+    }
+
+    /// Gives every worker its share of a link's new sockets. The old ones are closed once every worker has let go of them.
+    pub fn open_link(&mut self, at: usize, ifindex: u32, mut sockets: S) {
+        self.workers.each(|worker| {
+            let port = sockets.worker_port(worker);
+            Command::Wan(at, Some(WanPort { ifindex, port }))
+        });
+        self.links[at] = Some(Link { ifindex, sockets });
+    }
+
+    /// Closes the sockets of a link, if it has any. Peers that were heard there are sent to by another one from now on.
+    pub fn close_link(&mut self, at: usize) {
+        let Some(Link { ifindex, .. }) = self.links[at].take() else {
+            return;
+        };
+        self.workers.tell_all(|| Command::Wan(at, None));
+        if ifindex == 0 {
+            return;
+        }
+        self.workers.tell_all(|| Command::LeaveLink(ifindex));
+        let now = self.clock.now().wall.secs;
+        for at in 0..self.peers.len() {
+            let id = PeerId(at as u32);
+            let Some(peer) = self.peer_mut(id).filter(|p| p.endpoint.ifindex() == ifindex) else {
+                continue;
+            };
+            peer.endpoint.leave_link();
+            // So that the peer hears at once where we are now, and not only when we have something to say.
+            let last = self.device.last_handshake(id).map_or(0, |at| at.secs);
+            if now.saturating_sub(last) < self.device.timeouts().reject_after_time.as_secs() {
+                self.workers.tell_owner(id, Command::Keepalive(id));
+            }
+        }
+    }
+
+    /// Closes the sockets of every link.
+    pub(super) fn close_links(&mut self) {
+        (0..self.links.len()).for_each(|at| self.close_link(at));
+    }
+
+    /// Forgets from which of our addresses a peer was answered; the kernel chooses anew.
+    pub fn forget_source(&mut self, id: PeerId) {
+        if let Some(peer) = self.peer_mut(id) {
+            peer.endpoint.forget_source();
+            self.workers.tell_owner(id, Command::ClearSource(Some(id)));
+        }
+    }
+
+    /// Forgets from which of our addresses each peer was answered: the route may be another one now.
+    pub fn forget_sources(&mut self) {
+        for peer in self.peers.iter_mut().flatten() {
+            peer.endpoint.forget_source();
+        }
+        self.workers.tell_all(|| Command::ClearSource(None));
+    }
+
+    /// What sends to this endpoint.
+    pub(super) fn way(&self, endpoint: Outer) -> Option<(Outer, &S)> {
+        let mut open = self.links.iter().flatten();
+        let link = open.find(|link| link.leads_to(endpoint.ifindex()))?;
+        Some((endpoint, &link.sockets))
+    }
+
+    /// The next initiation goes the way of the last one: the peer has asked for a cookie, which is good for the address that it saw.
+    pub(super) fn repeat_way(&mut self, id: PeerId) {
+        if let Some(peer) = self.peer_mut(id) {
+            peer.tries = peer.tries.saturating_sub(1);
+        }
+    }
+
+    /// The way of the next initiation to a peer: where it was heard first, then by each link in turn until it answers.
+    pub(super) fn next_way(&mut self, id: PeerId) -> Option<(Outer, &S)> {
+        let peer = self.peers.get_mut(id.0 as usize)?.as_mut()?;
+        let tries = peer.tries;
+        peer.tries += 1;
+        let mut endpoint = peer.endpoint;
+        let open: Vec<&Link<S>> = self.links.iter().flatten().collect();
+        let is_own = |open: &&Link<S>| open.ifindex == 0 || open.ifindex == endpoint.ifindex();
+        let own = open.iter().position(is_own);
+        let at = (own.unwrap_or(0) + tries).checked_rem(open.len())?;
+        if own != Some(at) {
+            endpoint.leave_link();
+        }
+        Some((endpoint, &open[at].sockets))
+    }
+}
