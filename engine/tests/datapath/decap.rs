@@ -344,7 +344,7 @@ fn c81_bytes_of_a_mixed_burst_are_counted_for_their_senders() {
     }
     net.run(secs(1));
     let peers = [net.peer(A, B), net.peer(A, C)];
-    let received = |net: &Net| peers.map(|peer| net.sites[A].device.traffic(peer).received_bytes());
+    let received = |net: &Net| peers.map(|peer| net.sites[A].core.device().traffic(peer).received_bytes());
     let mut expected = received(&net);
     for (counter, which) in (100..).zip([0, 0, 1, 0, 1, 1, 1, 0]) {
         let session = net.sites[A].sessions.iter().position(|s| s.peer == peers[which]);
