@@ -177,19 +177,28 @@ impl Device {
         wipe_stack();
     }
 
+    /// Whether this is our private key, clamped or not.
+    pub fn has_private_key(&self, key: &Secret<32>) -> bool {
+        let same = self.local.as_ref().is_some_and(|local| {
+            let clamped = Secret::with(|copy| {
+                copy.copy_from_slice(&**key);
+                noise::clamp(copy);
+            });
+            local.identity.private.ct_eq(&*clamped).into()
+        });
+        wipe_stack();
+        same
+    }
+
     #[inline(never)]
     fn replace_private_key(&mut self, key: Option<Secret<32>>, out: &mut Outputs) {
+        if key.as_ref().is_some_and(|key| self.has_private_key(key)) {
+            return;
+        }
         let key = key.map(|mut key| {
             noise::clamp(&mut key);
             key
         });
-        let same = match (&self.local, &key) {
-            (Some(local), Some(key)) => local.identity.private.ct_eq(&**key).into(),
-            _ => false,
-        };
-        if same {
-            return;
-        }
         self.local = key.map(|private| {
             let public = self.curve.public(&private);
             Local {

@@ -1,6 +1,6 @@
 //! What workers and the slow path say to each other, and how one wakes the other.
 //!
-//! Three bounded queues and nothing else is shared: commands to each worker, notices and handshake messages to the
+//! Four bounded queues and nothing else is shared: commands to each worker; notices, handshake messages and control messages to the
 //! slow path. (What workers share with each other is in [`crew`](crate::crew).) A worker never waits on any of them. The slow path may: what finds a command queue full stays with the
 //! slow path, in order, until there is room.
 
@@ -17,6 +17,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use crate::allowedips::AllowedIps;
+use crate::remote::message;
 use crate::wg::PeerSlot;
 
 /// Handshake messages that may wait for the slow path. At an eighth of this it is under load and asks for cookies
@@ -31,6 +32,9 @@ pub const NOTICE_QUEUE: usize = 16384;
 pub const NOTICES_PER_STEP: usize = 12 * BURST_MAX;
 /// Commands that may wait for a worker.
 pub const COMMAND_QUEUE: usize = 4096;
+
+/// Control messages that may wait for the slow path. They are repeated until they are acknowledged.
+pub const CONTROL_QUEUE: usize = 1024;
 
 /// The longest handshake message, an initiation.
 pub const HANDSHAKE_MAX: usize = 148;
@@ -73,6 +77,16 @@ pub enum Command {
     LeaveLink(u32),
     /// Send an empty packet if there is a session.
     Keepalive(PeerId),
+    /// The peer is a site of our own and may send control messages.
+    Remote(PeerId),
+    /// Send this control message if there is a session.
+    Control(PeerId, Box<message::Bytes>),
+    /// This lane belongs to that worker; `None`: it is none any more, or was none.
+    Place(PeerId, Option<u8>),
+    /// The lanes by which this worker sends to a remote; a boxed empty slice for none.
+    Lanes(PeerId, Box<[PeerId]>),
+    /// Nothing has been heard on the lane for a while: others are better.
+    Silent(PeerId),
     /// The handshake was given up: drop what waits for it.
     DropStaged(PeerId),
     /// Drop all sessions of the peer.
@@ -103,6 +117,8 @@ pub enum Notice {
     Slot(Box<PeerSlot>),
     /// A replaced routing table, likewise.
     Routes(Arc<AllowedIps>),
+    /// A replaced list of lanes, likewise.
+    Lanes(Box<[PeerId]>),
     /// A replaced WAN port, likewise.
     Wan(Box<dyn Port + Send>),
     /// A LAN port is gone, or cannot be used any more for this reason; the worker has let go of it.
@@ -117,6 +133,14 @@ pub struct HandshakeMessage {
     pub outer: Outer,
     /// The message.
     pub bytes: ArrayVec<u8, HANDSHAKE_MAX>,
+}
+
+/// The content of a packet that a remote has sent to our slow path.
+pub struct ControlMessage {
+    /// The session that it came in: a remote's base session, or a lane.
+    pub peer: PeerId,
+    /// The message and its padding.
+    pub bytes: message::Bytes,
 }
 
 /// Wakes a thread that may be asleep in `poll`: a [`Bell`], which tells whether it has to be, and a descriptor.
@@ -170,6 +194,8 @@ impl AsFd for Waker {
 pub struct ToSlowPath {
     /// Handshake messages, dropped when full.
     pub handshakes: ArrayQueue<HandshakeMessage>,
+    /// Control messages, dropped when full.
+    pub controls: ArrayQueue<ControlMessage>,
     /// Notices, never dropped.
     pub notices: ArrayQueue<Notice>,
     /// Wakes the slow path.
@@ -181,9 +207,15 @@ impl ToSlowPath {
     pub fn new(workers: usize) -> std::io::Result<Self> {
         Ok(ToSlowPath {
             handshakes: ArrayQueue::new(HANDSHAKE_QUEUE),
+            controls: ArrayQueue::new(CONTROL_QUEUE),
             notices: ArrayQueue::new(NOTICE_QUEUE + workers * NOTICES_PER_STEP),
             waker: Waker::new()?,
         })
+    }
+
+    /// Whether there is nothing in it.
+    pub fn is_empty(&self) -> bool {
+        self.notices.is_empty() && self.handshakes.is_empty() && self.controls.is_empty()
     }
 
     /// Whether the notices of a worker's next step are sure to fit, whatever the others do meanwhile: behind

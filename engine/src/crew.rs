@@ -88,6 +88,32 @@ pub struct Crew {
     others: Vec<Colleague>,
     /// Something has been put aside.
     handing: bool,
+    places: Places,
+}
+
+/// Which worker owns which session: by its number, or where it was placed.
+#[derive(Clone, Default)]
+pub struct Places(Vec<Option<u8>>);
+
+impl Places {
+    /// Says to which worker a session belongs; `None`: to the one that its number says.
+    pub fn set(&mut self, peer: PeerId, worker: Option<u8>) {
+        let at = peer.0 as usize;
+        if self.0.len() <= at {
+            self.0.resize((at + 1).next_power_of_two(), None);
+        }
+        self.0[at] = worker;
+    }
+
+    /// Which of `workers` workers owns `peer`.
+    #[inline]
+    pub fn owner(&self, peer: PeerId, workers: usize) -> usize {
+        match self.0.get(peer.0 as usize) {
+            Some(Some(worker)) => usize::from(*worker),
+            // In 32 bits: this is asked for every packet, and a division of 64 takes longer.
+            _ => (peer.0 % workers as u32) as usize,
+        }
+    }
 }
 
 impl Crew {
@@ -118,6 +144,7 @@ impl Crew {
             me,
             others: (0..workers).filter_map(|number| colleague(me, number)).collect(),
             handing: false,
+            places: Places::default(),
         };
         Ok((0..workers).map(place).collect())
     }
@@ -145,7 +172,14 @@ impl Crew {
     /// The other worker that owns `peer`; `None`: this one does.
     #[inline]
     pub fn other_owner(&self, peer: PeerId) -> Option<usize> {
-        Some(owner(peer, self.workers())).filter(|owner| *owner != self.me)
+        let owner = self.places.owner(peer, self.workers());
+        Some(owner).filter(|owner| *owner != self.me)
+    }
+
+    /// Takes note of which worker a session belongs to.
+    pub fn place(&mut self, peer: PeerId, worker: Option<u8>) {
+        debug_assert!(worker.is_none_or(|worker| usize::from(worker) < self.workers()));
+        self.places.set(peer, worker);
     }
 
     /// Puts a packet aside for another worker; it goes out when the crew is [flushed](Crew::flush), before as many as make a burst are put
@@ -207,11 +241,4 @@ impl Crew {
         taken.fetch();
         some
     }
-}
-
-/// Which of `workers` workers owns `peer`.
-#[inline]
-pub fn owner(peer: PeerId, workers: usize) -> usize {
-    // In 32 bits: this is asked for every packet, and a division of 64 takes longer.
-    (peer.0 % workers as u32) as usize
 }

@@ -84,6 +84,8 @@ struct Lane {
 pub struct Remote {
     key: PublicKey,
     theirs: Option<Hello>,
+    /// There is a base session.
+    connected: bool,
     /// They know us as we are.
     acknowledged: bool,
     /// Hellos sent since something changed.
@@ -100,6 +102,7 @@ impl Remote {
         Remote {
             key,
             theirs: None,
+            connected: false,
             acknowledged: false,
             tries: 0,
             hello_at: None,
@@ -118,14 +121,21 @@ impl Remote {
         let lanes = self.lanes.values().filter(|_| self.acknowledged);
         let lane = lanes.filter_map(|lane| lane.open_at).min();
         let lane = lane.map(|at| at.max(self.next_open));
-        lane.into_iter().chain(self.hello_at).min()
+        let hello = self.hello_at.filter(|_| self.connected);
+        lane.into_iter().chain(hello).min()
     }
 
     /// There is a new base session.
     pub fn base_session(&mut self, now: Time) {
+        self.connected = true;
         if !self.acknowledged {
             self.ask(now);
         }
+    }
+
+    /// The base session is over without a new one. Lanes that are open stay so.
+    pub fn base_lost(&mut self) {
+        self.connected = false;
     }
 
     /// What we are has changed.
@@ -187,7 +197,7 @@ impl Remote {
 
     /// Does what is due.
     pub fn poll(&mut self, own: &Own, now: Time, out: &mut Vec<Action>) {
-        if self.hello_at.is_some_and(|at| at <= now) {
+        if self.connected && self.hello_at.is_some_and(|at| at <= now) {
             out.push(Action::Send(Control::Hello(own.hello.clone())));
             self.tries += 1;
             if self.tries == HELLO_TRIES {

@@ -331,10 +331,7 @@ fn dispatch(
             None => Err((DropReason::RouteNone, Some(IcmpError::NoRoute))),
         };
         match sent {
-            Ok(Exit::Tunnel(peer)) => match cx.crew.other_owner(peer) {
-                None => exits.tunnels.push(packet, peer),
-                Some(owner) => cx.crew.hand_over(owner, packet, Handing::Seal(peer)),
-            },
+            Ok(Exit::Tunnel(peer)) => exits.tunnels.push(packet, peer),
             Ok(Exit::Lan(lan, _)) => match exits.lans.get_mut(usize::from(lan)) {
                 Some(burst) => burst.push(packet),
                 None => cx.discard(DropReason::LanGone, packet),

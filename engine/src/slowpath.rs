@@ -353,7 +353,7 @@ impl SlowPath {
     fn sleep(&mut self, backlog: bool) {
         let timeout = self.timeout(backlog);
         self.core.inbox().waker.announce_sleep();
-        let idle = self.core.inbox().notices.is_empty() && self.core.inbox().handshakes.is_empty();
+        let idle = self.core.inbox().is_empty();
         let timeout = if idle { timeout } else { Some(Timespec::default()) };
         let Some(uapi) = &self.uapi else { return };
         let mut fds = [

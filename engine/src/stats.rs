@@ -67,6 +67,8 @@ named! {
         DecapCongestion => "decap-congestion-not-ect",
         /// From the network: a handshake message found the slow path's queue full.
         HandshakeQueueFull => "handshake-queue-full",
+        /// From a remote: a control message that is too long, or found the slow path's queue full.
+        ControlQueueFull => "control-queue-full",
         /// The ring to the worker that owns the flow or the session was full.
         HandoffFull => "handoff-full",
         /// From a LAN: an Ethernet frame without content.
@@ -141,13 +143,26 @@ pub struct StageCounters {
     pub cycles: Counter,
 }
 
+/// One counter for each drop reason.
+struct Drops([Counter; DropReason::ALL.len()]);
+
+impl Default for Drops {
+    fn default() -> Self {
+        Drops(std::array::from_fn(|_| Counter::default()))
+    }
+}
+
 /// The counters of one worker.
 #[derive(Default)]
 pub struct WorkerStats {
     stages: [StageCounters; Stage::ALL.len()],
-    drops: [Counter; DropReason::ALL.len()],
+    drops: Drops,
     /// Authenticated packets without content.
     pub keepalives_received: Counter,
+    /// Control messages sent to remotes.
+    pub controls_sent: Counter,
+    /// Control messages of remotes passed to the slow path.
+    pub controls_received: Counter,
     /// ICMP errors about packets that went no further.
     pub icmp_sent: Counter,
     /// Packets of flows that found no place in the flow table, so that each is classified.
@@ -176,12 +191,12 @@ impl WorkerStats {
 
     /// Counts `n` dropped packets.
     pub fn drop_many(&self, reason: DropReason, n: usize) {
-        self.drops[reason as usize].add(n as u64);
+        self.drops.0[reason as usize].add(n as u64);
     }
 
     /// Packets dropped for `reason` so far.
     pub fn dropped(&self, reason: DropReason) -> u64 {
-        self.drops[reason as usize].get()
+        self.drops.0[reason as usize].get()
     }
 
     /// The counters of `stage`.
@@ -210,6 +225,8 @@ impl WorkerStats {
             "{prefix}keepalives-received={}",
             self.keepalives_received.get()
         );
+        let _ = writeln!(out, "{prefix}controls-sent={}", self.controls_sent.get());
+        let _ = writeln!(out, "{prefix}controls-received={}", self.controls_received.get());
         let _ = writeln!(out, "{prefix}icmp-sent={}", self.icmp_sent.get());
         let _ = writeln!(
             out,

@@ -5,6 +5,8 @@
 //! and the routing table, which is immutable.
 //!
 //! * [`encap`]: inner packet -> peer by allowed-ips -> order -> counter -> seal -> datagram
+//! Towards a remote there are lanes beside the base session, each like a peer of its own.
+//!
 //! * [`decap`]: datagram -> session by index -> open -> replay window -> allowed-ips -> inner packet
 
 mod decap;
@@ -23,7 +25,7 @@ use patronus_crypto::{PeerId, Time};
 use patronus_mem::{FrameCache, Outer, PktBuf, SMALL_MAX};
 
 use self::index::IndexTable;
-pub use self::peer::{PeerSlot, STAGED_MAX};
+pub use self::peer::{PeerSlot, Role, STAGED_MAX};
 use crate::allowedips::AllowedIps;
 use crate::channel::{Notice, ToSlowPath};
 use crate::crew::Crew;
@@ -64,12 +66,17 @@ impl Context<'_> {
 /// So many small frames there are for a jumbo frame.
 pub const JUMBO_SHARE: usize = 32;
 
+/// Lanes by which one worker sends to one remote, at most.
+pub const LANES_MAX: usize = 64;
+
 /// One worker's WireGuard state.
 pub struct Wg {
     aead: &'static dyn Aead,
     routes: Arc<AllowedIps>,
     peers: Vec<Option<Box<PeerSlot>>>,
     index: IndexTable,
+    /// By remote: the lanes that this worker sends by. Empty without remotes.
+    lanes: Vec<Box<[PeerId]>>,
     mtu: usize,
     staged_total: usize,
     /// Those of them in jumbo frames.
@@ -88,6 +95,7 @@ impl Wg {
             routes: Arc::new(AllowedIps::default()),
             peers: (0..max_peers).map(|_| None).collect(),
             index: IndexTable::new(max_peers),
+            lanes: Vec::new(),
             mtu,
             staged_total: 0,
             staged_jumbos: 0,
@@ -137,6 +145,30 @@ impl Wg {
         self.erase_keys(cx, peer);
         if let Some(slot) = self.peers[peer.0 as usize].take() {
             cx.tell(Notice::Slot(slot));
+        }
+    }
+
+    /// The peer is a site of our own.
+    pub fn set_remote(&mut self, peer: PeerId) {
+        if let Some(slot) = self.slot_mut(peer) {
+            slot.role = Role::Remote;
+        }
+    }
+
+    /// Takes the lanes by which packets to a remote are sent from here.
+    pub fn set_lanes(&mut self, cx: &mut Context<'_>, remote: PeerId, lanes: Box<[PeerId]>) {
+        debug_assert!(lanes.len() <= LANES_MAX);
+        let at = remote.0 as usize;
+        if self.lanes.len() <= at {
+            self.lanes.resize_with(at + 1, Box::default);
+        }
+        cx.tell(Notice::Lanes(std::mem::replace(&mut self.lanes[at], lanes)));
+    }
+
+    /// Nothing has been heard on a lane for a while.
+    pub fn set_silent(&mut self, lane: PeerId) {
+        if let Some(slot) = self.slot_mut(lane) {
+            slot.set_silent();
         }
     }
 

@@ -503,6 +503,15 @@ impl Worker {
         }
     }
 
+    /// Sends a control message; without a session it is lost, and repeated like one.
+    fn send_control(&mut self, now: Time, peer: PeerId, bytes: &[u8]) {
+        let mut wire = Burst::new();
+        self.with_context(now, |stages, cx| {
+            stages.wg.encap_control(cx, peer, bytes, &mut wire);
+        });
+        self.send(&mut wire);
+    }
+
     /// Commands of the slow path.
     fn obey(&mut self, now: Time, mut poller: Option<&mut Poller>) -> Result<(), Told> {
         if self.crew.inbox().commands.is_empty() {
@@ -526,6 +535,8 @@ impl Worker {
                     }
                 }
                 Command::Keepalive(peer) => self.send_staged(now, peer, true),
+                Command::Control(peer, bytes) => self.send_control(now, peer, &bytes),
+                Command::Place(peer, worker) => self.crew.place(peer, worker),
                 other => self.with_context(now, |stages, cx| apply(stages.wg, cx, other)),
             }
         }
@@ -620,13 +631,19 @@ fn apply(wg: &mut Wg, cx: &mut Context<'_>, command: Command) {
         Command::Endpoint(peer, endpoint) => wg.set_endpoint(cx, peer, endpoint),
         Command::ClearSource(peer) => wg.clear_source(peer),
         Command::LeaveLink(ifindex) => wg.leave_link(ifindex),
+        Command::Remote(peer) => wg.set_remote(peer),
+        Command::Lanes(remote, lanes) => wg.set_lanes(cx, remote, lanes),
+        Command::Silent(lane) => wg.set_silent(lane),
         Command::DropStaged(peer) => wg.drop_staged(cx, peer),
         Command::EraseKeys(peer) => wg.erase_keys(cx, peer),
         Command::ExpireSending(peer) => wg.expire_sending(peer),
         Command::Mtu(mtu) => wg.set_mtu(mtu),
-        Command::Install(_) | Command::Keepalive(_) | Command::Wan(..) | Command::Stop => {
-            unreachable!("obeyed by the worker itself")
-        }
+        Command::Install(_)
+        | Command::Keepalive(_)
+        | Command::Control(..)
+        | Command::Place(..)
+        | Command::Wan(..)
+        | Command::Stop => unreachable!("obeyed by the worker itself"),
     }
 }
 

@@ -7,9 +7,11 @@
 //!
 //! * this file: what comes in, and what the protocol asks for
 //! * `peers`: peers and allowed-ips, as they are configured
+//! * `remotes`: sites of our own, and the lanes towards them
 //! * `ways`: the links, and by which of them a peer is reached
 
 mod peers;
+mod remotes;
 mod ways;
 
 use std::collections::VecDeque;
@@ -20,6 +22,8 @@ use patronus_crypto::{Device, Output, Outputs, PeerId, Random, Time, To};
 use patronus_mem::{Outer, Secret};
 
 pub use self::peers::{ALLOWED_IPS_MAX, Peer, peer_numbers};
+pub use self::remotes::Lane;
+use self::remotes::Remotes;
 use self::ways::Link;
 pub use self::ways::Sockets;
 use super::Workers;
@@ -27,6 +31,7 @@ use crate::allowedips::AllowedIpsConfig;
 use crate::channel::{Command, HandshakeMessage, Notice, ToSlowPath};
 use crate::clock::Clock;
 use crate::log::Log;
+use crate::remote::message::BootId;
 
 /// Outer DSCP of handshake messages: AF41, ECN not capable, as Linux sends them.
 const HANDSHAKE_TOS: u8 = 0x88;
@@ -65,6 +70,7 @@ pub struct Core<S> {
     /// None where a link has no sockets.
     links: Vec<Option<Link<S>>>,
     peers: Vec<Option<Peer>>,
+    remotes: Remotes,
     allowed_ips: AllowedIpsConfig,
     /// The workers' routing table is older than `allowed_ips`.
     routes_changed: bool,
@@ -75,7 +81,9 @@ pub struct Core<S> {
 
 impl<S: Sockets> Core<S> {
     /// A core that knows no peer and has no sockets.
-    pub fn new(parts: CoreParts) -> Self {
+    pub fn new(mut parts: CoreParts) -> Self {
+        let mut boot = BootId([0; 16]);
+        parts.random.fill(&mut boot.0);
         Core {
             device: parts.device,
             inbox: parts.inbox,
@@ -86,6 +94,7 @@ impl<S: Sockets> Core<S> {
             max_peers: parts.max_peers,
             links: (0..parts.links).map(|_| None).collect(),
             peers: Vec::new(),
+            remotes: Remotes::new(boot, parts.links),
             allowed_ips: AllowedIpsConfig::new(),
             routes_changed: false,
             leaving: 0,
@@ -115,7 +124,8 @@ impl<S: Sockets> Core<S> {
 
     /// When there is something to do by the protocol's timers.
     pub fn next_deadline(&self) -> Option<Time> {
-        self.device.next_deadline()
+        let protocol = self.device.next_deadline();
+        protocol.into_iter().chain(self.remotes_deadline()).min()
     }
 
     /// Every worker is told that.
@@ -145,6 +155,7 @@ impl<S: Sockets> Core<S> {
             Notice::KeyConfirmed(peer) => {
                 let now = self.clock.now();
                 self.device.key_confirmed(peer, &now);
+                self.remote_session(peer);
             }
             Notice::Watch(peer) => self.device.watch(peer),
             Notice::Endpoint(peer, endpoint) => {
@@ -158,16 +169,21 @@ impl<S: Sockets> Core<S> {
             }
             Notice::Slot(slot) => {
                 self.leaving -= 1;
+                if slot.tunnel() != slot.id {
+                    self.workers.place(slot.id, None);
+                }
                 self.device.release(slot.id);
             }
             Notice::Routes(routes) => drop(routes),
+            Notice::Lanes(lanes) => drop(lanes),
             Notice::Wan(_) | Notice::LanGone(..) | Notice::Failed(_) => return Some(notice),
         }
         None
     }
 
-    /// Works off handshake messages, as many as belong into a turn. How many there were.
+    /// Works off control messages and handshake messages, as many as belong into a turn. How many of the latter there were.
     pub fn take_handshakes(&mut self) -> usize {
+        self.take_controls();
         for taken in 0..HANDSHAKES_PER_TURN {
             let queued = self.inbox.handshakes.len();
             let Some(message) = self.inbox.handshakes.pop() else {
@@ -176,7 +192,9 @@ impl<S: Sockets> Core<S> {
             // Without sockets: it was on its way when the interface went down.
             if let Some(from) = message.outer.remote().filter(|_| self.is_open()) {
                 let now = self.clock.now();
-                self.device.receive(
+                let link = self.link_id(message.outer.ifindex());
+                self.device.receive_on(
+                    link,
                     &now,
                     &from,
                     &message.bytes,
@@ -197,10 +215,15 @@ impl<S: Sockets> Core<S> {
             self.device.poll(&now, &mut *self.random, &mut self.outputs);
             self.carry_out(None);
         }
+        self.poll_remotes(now.mono);
+        self.carry_out(None);
     }
 
     /// Sets the private key, or takes it away.
     pub fn set_private_key(&mut self, key: Option<Secret<32>>) {
+        if !key.as_ref().is_some_and(|key| self.device.has_private_key(key)) {
+            self.close_all_lanes();
+        }
         self.device.set_private_key(key, &mut self.outputs);
         self.carry_out(None);
     }
@@ -244,6 +267,7 @@ impl<S: Sockets> Core<S> {
         for (to, bytes, handshake) in sends {
             self.send(to, &bytes, if handshake { HANDSHAKE_TOS } else { 0 }, message);
         }
+        debug_assert!(self.outputs.is_empty(), "nothing that is asked for asks for more");
         self.outputs = outputs;
         self.publish_routes();
     }
@@ -266,17 +290,25 @@ impl<S: Sockets> Core<S> {
                     .verbose(format_args!("{}: new session", self.peer_name(peer)));
                 self.workers.add_index(peer, keypair.local_index);
                 self.workers.tell_owner(peer, Command::Install(keypair));
+                self.remote_session(peer);
             }
             Output::Keepalive { peer } => self.workers.tell_owner(peer, Command::Keepalive(peer)),
-            Output::ClearSource { peer } => self.forget_source(peer),
+            Output::ClearSource { peer } => {
+                self.forget_source(peer);
+                self.lane_silent(peer);
+            }
             Output::DropStaged { peer } => {
                 self.log.verbose(format_args!(
                     "{}: no answer, handshake given up",
                     self.peer_name(peer)
                 ));
                 self.workers.tell_owner(peer, Command::DropStaged(peer));
+                self.remote_lost(peer);
             }
-            Output::EraseKeys { peer } => self.workers.tell_owner(peer, Command::EraseKeys(peer)),
+            Output::EraseKeys { peer } => {
+                self.workers.tell_owner(peer, Command::EraseKeys(peer));
+                self.remote_lost(peer);
+            }
             Output::ExpireSending { peer } => self.workers.tell_owner(peer, Command::ExpireSending(peer)),
             Output::PeerGone { peer } => self.forget_peer(peer),
         }

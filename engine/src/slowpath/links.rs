@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use patronus_crypto::{Duration, PeerId};
 
 use crate::channel::{Command, ToSlowPath, ToWorker};
-use crate::crew::owner;
+use crate::crew::Places;
 
 /// How often to look whether a worker has ended.
 const STOP_CHECK: Duration = Duration::from_millis(1);
@@ -20,7 +20,10 @@ struct Link {
 }
 
 /// All workers, as the slow path sees them.
-pub struct Workers(Vec<Link>);
+pub struct Workers {
+    links: Vec<Link>,
+    places: Places,
+}
 
 impl Workers {
     /// The workers behind `inboxes`; `threads` are joined at the end.
@@ -32,13 +35,27 @@ impl Workers {
             wake: false,
             thread: threads.next(),
         };
-        Workers(inboxes.iter().map(link).collect())
+        Workers {
+            links: inboxes.iter().map(link).collect(),
+            places: Places::default(),
+        }
     }
 
     /// To the worker that owns `peer`.
     pub fn tell_owner(&mut self, peer: PeerId, command: Command) {
-        let owner = owner(peer, self.0.len());
-        self.0[owner].send(command);
+        let owner = self.places.owner(peer, self.links.len());
+        self.links[owner].send(command);
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.links.len()
+    }
+
+    /// Says to which worker a session belongs from now on; `None`: to the one that its number says.
+    pub fn place(&mut self, peer: PeerId, worker: Option<u8>) {
+        self.places.set(peer, worker);
+        self.tell_all(|| Command::Place(peer, worker));
     }
 
     /// The same to every worker.
@@ -48,7 +65,7 @@ impl Workers {
 
     /// To every worker its own.
     pub fn each(&mut self, mut command: impl FnMut(usize) -> Command) {
-        for (i, link) in self.0.iter_mut().enumerate() {
+        for (i, link) in self.links.iter_mut().enumerate() {
             link.send(command(i));
         }
     }
@@ -64,8 +81,8 @@ impl Workers {
     }
 
     fn tell_others(&mut self, peer: PeerId, command: impl Fn() -> Command) {
-        let owner = owner(peer, self.0.len());
-        for (i, link) in self.0.iter_mut().enumerate() {
+        let owner = self.places.owner(peer, self.links.len());
+        for (i, link) in self.links.iter_mut().enumerate() {
             if i != owner {
                 link.send(command());
             }
@@ -75,7 +92,7 @@ impl Workers {
     /// Moves what waits into the queues and wakes whom it concerns. False if something still waits.
     pub fn flush(&mut self) -> bool {
         let mut done = true;
-        for link in &mut self.0 {
+        for link in &mut self.links {
             done &= link.flush();
         }
         done
@@ -84,7 +101,7 @@ impl Workers {
     /// Ends the workers and waits for their threads.
     /// Their last notices are taken from `inbox`, so that none of them waits for room.
     pub fn stop(&mut self, inbox: &ToSlowPath) {
-        for link in &mut self.0 {
+        for link in &mut self.links {
             // What still waited no longer matters.
             link.backlog.clear();
             while link.inbox.commands.push(Command::Stop).is_err() {

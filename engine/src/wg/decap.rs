@@ -12,9 +12,10 @@ use patronus_crypto::timers::Wake;
 use patronus_io::ip::{self, ECN_MASK, Malformed, Packet};
 use patronus_mem::{BURST_MAX, Burst, PktBuf};
 
-use super::{Context, Wg, ecn};
-use crate::channel::{HandshakeMessage, Notice};
+use super::{Context, Role, Wg, ecn};
+use crate::channel::{ControlMessage, HandshakeMessage, Notice};
 use crate::crew::Handing;
+use crate::remote::message;
 use crate::stats::{DropReason, Lap, Stage};
 
 /// A datagram that claims to belong to a session of ours.
@@ -177,9 +178,7 @@ impl Wg {
         if rekey {
             cx.tell(Notice::WantHandshake(claim.peer));
         }
-        if !slot.endpoint.same_path(packet.outer()) {
-            slot.endpoint = *packet.outer();
-            slot.endpoint.set_tos(0);
+        if slot.heard(packet.outer()) {
             cx.tell(Notice::Endpoint(claim.peer, slot.endpoint));
         }
         if let Some(retired) = retired {
@@ -188,19 +187,24 @@ impl Wg {
         Ok(())
     }
 
-    /// Cuts the inner packet out of the opened datagram. `Ok(false)`: there is none, it is a keepalive.
-    fn unwrap(&self, cx: &Context<'_>, packet: &mut PktBuf, peer: PeerId) -> Result<bool, DropReason> {
+    /// Cuts the inner packet out of the opened datagram. `Ok(false)`: there is none, it is a keepalive or a control message.
+    fn unwrap(&self, cx: &mut Context<'_>, packet: &mut PktBuf, peer: PeerId) -> Result<bool, DropReason> {
         packet.trim_front(HEADER);
         packet.truncate(packet.len() - TAG);
         if packet.is_empty() {
             cx.stats.keepalives_received.add(1);
             return Ok(false);
         }
-        let header = Packet::parse(packet.data()).map_err(|malformed| match malformed {
-            Malformed::NotIp => DropReason::DecapNotIp,
-            _ => DropReason::DecapBadLength,
-        })?;
-        if self.routes.lookup(header.src()) != Some(peer) {
+        let slot = self.slot(peer).ok_or(DropReason::DecapUnknownIndex)?;
+        let header = match Packet::parse(packet.data()) {
+            Ok(header) => header,
+            Err(Malformed::NotIp) if slot.role != Role::Peer && message::is_control(packet.data()) => {
+                return pass_control(cx, peer, packet);
+            }
+            Err(Malformed::NotIp) => return Err(DropReason::DecapNotIp),
+            Err(_) => return Err(DropReason::DecapBadLength),
+        };
+        if self.routes.lookup(header.src()) != Some(slot.tunnel()) {
             return Err(DropReason::DecapSource);
         }
         let (len, inner_tos) = (header.total_len(), header.tos());
@@ -223,6 +227,22 @@ impl Wg {
             cx.tell(Notice::Watch(peer));
         }
     }
+}
+
+/// Copies a control message into the slow path's queue.
+fn pass_control(cx: &mut Context<'_>, peer: PeerId, packet: &PktBuf) -> Result<bool, DropReason> {
+    let bytes = packet.data();
+    // The longest one and its padding.
+    let bytes = bytes[..bytes.len().min(message::CONTROL_MAX)].try_into();
+    let bytes = bytes.map_err(|_| DropReason::ControlQueueFull)?;
+    let message = ControlMessage { peer, bytes };
+    cx.slow
+        .controls
+        .push(message)
+        .map_err(|_| DropReason::ControlQueueFull)?;
+    cx.stats.controls_received.add(1);
+    cx.wake_slow = true;
+    Ok(false)
 }
 
 /// Copies a handshake message into the slow path's queue.

@@ -12,7 +12,7 @@ use patronus_io::ip::{ECN_MASK, Packet};
 use patronus_mem::{BURST_MAX, Burst, PktBuf, SMALL_MAX};
 
 use super::order::{self, Flow, Likeness, Order};
-use super::{Context, JUMBO_SHARE, Wg};
+use super::{Context, JUMBO_SHARE, LANES_MAX, Wg};
 use crate::channel::Notice;
 use crate::crew::Handing;
 use crate::icmp::IcmpError;
@@ -25,16 +25,6 @@ struct Grant {
     counter: u64,
 }
 
-/// Where an inner packet is to go, by the allowed-ips alone.
-enum Verdict {
-    /// To this peer, which is ours.
-    To(PeerId),
-    /// To a peer of this worker's.
-    HandOff(usize),
-    /// Nowhere.
-    Drop(DropReason),
-}
-
 impl Wg {
     /// Turns the packets of `inner` into sealed datagrams in `wire`, both at most a burst; `inner` is empty
     /// afterwards. The allowed-ips say to which peers, also for packets that another worker handed over: it may have known those of a moment
@@ -42,17 +32,31 @@ impl Wg {
     pub fn encap(&mut self, cx: &mut Context<'_>, inner: &mut Burst, wire: &mut Burst) {
         let mut bound = Bound::default();
         for packet in inner.drain(..) {
-            match self.route(cx, &packet) {
-                Verdict::To(peer) => bound.push(packet, peer),
-                Verdict::HandOff(worker) => cx.crew.hand_over(worker, packet, Handing::Encap),
-                Verdict::Drop(reason) => self.refuse(cx, reason, packet),
+            match self.route(&packet) {
+                Ok(peer) => match self.bind(cx, &packet, peer) {
+                    Ok(session) => bound.push(packet, session),
+                    Err(worker) => cx.crew.hand_over(worker, packet, Handing::Encap),
+                },
+                Err(reason) => self.refuse(cx, reason, packet),
             }
         }
-        self.encap_bound(cx, &mut bound, wire);
+        self.encap_sessions(cx, &mut bound, wire);
     }
 
-    /// The same for packets whose peers, which are ours, are known.
+    /// The same for packets of which the router has said to which peers they go.
     pub fn encap_bound(&mut self, cx: &mut Context<'_>, bound: &mut Bound, wire: &mut Burst) {
+        let mut ours = Bound::default();
+        for (packet, peer) in bound.packets.drain(..).zip(bound.peers.drain(..)) {
+            match self.bind(cx, &packet, peer) {
+                Ok(session) => ours.push(packet, session),
+                Err(worker) => cx.crew.hand_over(worker, packet, Handing::Seal(peer)),
+            }
+        }
+        self.encap_sessions(cx, &mut ours, wire);
+    }
+
+    /// The same for packets whose sessions, which are ours, are known.
+    fn encap_sessions(&mut self, cx: &mut Context<'_>, bound: &mut Bound, wire: &mut Burst) {
         debug_assert!(wire.is_empty());
         let (lap, packets) = (Lap::start(), bound.packets.len());
         let mut routed = ArrayVec::<Option<PktBuf>, BURST_MAX>::new();
@@ -131,6 +135,28 @@ impl Wg {
         more
     }
 
+    /// A control message for a remote, sealed in its base session. Without a session, nothing.
+    pub fn encap_control(&mut self, cx: &mut Context<'_>, peer: PeerId, bytes: &[u8], wire: &mut Burst) {
+        let Some(counter) = self
+            .slot_mut(peer)
+            .filter(|slot| !slot.endpoint.is_none())
+            .and_then(|slot| slot.keypairs.current_mut()?.next_counter(cx.now))
+        else {
+            return;
+        };
+        // Without a frame it is lost like a datagram.
+        let Some(mut packet) = cx.frames.alloc_for(bytes.len()) else {
+            return;
+        };
+        packet.append(bytes.len()).copy_from_slice(bytes);
+        let grants = [Grant { peer, counter }];
+        self.dress(&mut packet, &grants[0], 0);
+        wire.push(packet);
+        self.seal(wire, &grants);
+        self.account_sent(cx, wire, &grants);
+        cx.stats.controls_sent.add(1);
+    }
+
     /// An empty packet for `peer`. False if there is no session to send it in.
     fn grant_keepalive(
         &mut self,
@@ -169,17 +195,33 @@ impl Wg {
     }
 
     /// Whose an inner packet is by its destination.
-    fn route(&self, cx: &Context<'_>, packet: &PktBuf) -> Verdict {
-        let Ok(header) = Packet::parse(packet.data()) else {
-            return Verdict::Drop(DropReason::EncapNotIp);
-        };
-        match self.routes.lookup(header.dst()) {
-            None => Verdict::Drop(DropReason::EncapNoPeer),
-            Some(peer) => match cx.crew.other_owner(peer) {
-                None => Verdict::To(peer),
-                Some(worker) => Verdict::HandOff(worker),
-            },
+    fn route(&self, packet: &PktBuf) -> Result<PeerId, DropReason> {
+        let header = Packet::parse(packet.data()).map_err(|_| DropReason::EncapNotIp)?;
+        self.routes.lookup(header.dst()).ok_or(DropReason::EncapNoPeer)
+    }
+
+    /// By which session of ours a packet goes to a peer: a lane if there are any to send by, or the base session. An error is the worker whose
+    /// the base session is.
+    #[inline]
+    fn bind(&self, cx: &Context<'_>, packet: &PktBuf, peer: PeerId) -> Result<PeerId, usize> {
+        if let Some(lanes) = self.lanes.get(peer.0 as usize)
+            && let Some(lane) = self.choose(cx.now, lanes, packet)
+        {
+            return Ok(lane);
         }
+        cx.crew.other_owner(peer).map_or(Ok(peer), Err)
+    }
+
+    /// The lane of a packet: that of its flow, or the next one that can be sent by. Flows of other lanes stay where they are.
+    fn choose(&self, now: Time, lanes: &[PeerId], packet: &PktBuf) -> Option<PeerId> {
+        let flow = Packet::parse(packet.data())
+            .ok()
+            .and_then(|inner| Flow::of(&inner));
+        let first = flow.map_or(0, Flow::number).checked_rem(lanes.len())?;
+        let (before, from) = lanes.split_at(first);
+        let in_turn = from.iter().chain(before).copied();
+        let may_carry = |lane: &PeerId| self.slot(*lane).is_some_and(|slot| slot.may_carry(now));
+        in_turn.take(LANES_MAX).find(may_carry)
     }
 
     /// Whether an inner packet can be sent to this peer, or wait for that, and its ECN field.

@@ -1,4 +1,4 @@
-//! What a worker knows of a peer: its sessions, where it is, and the packets that wait for a session.
+//! What a worker knows of a peer, or of a lane towards one: its sessions, where it is, and the packets that wait for a session.
 //!
 //! Owned by one worker. The slow path makes a slot, sends it over, and gets it back when the peer is removed.
 
@@ -19,10 +19,28 @@ pub const STAGED_MAX: usize = 128;
 /// notice queue free.
 const ASK_INTERVAL: Duration = Duration::from_millis(500);
 
+/// Whose session it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Role {
+    /// Any WireGuard peer's.
+    Peer,
+    /// The base session of a site of our own.
+    Remote,
+    /// A lane towards a site of our own.
+    Lane {
+        /// The base session of that site, to which the allowed-ips belong.
+        base: PeerId,
+        /// The interface of the lane's own link.
+        ifindex: u32,
+    },
+}
+
 /// A peer, as its worker sees it.
 pub struct PeerSlot {
     /// Which peer.
     pub id: PeerId,
+    /// What it is.
+    pub role: Role,
     /// Its sessions.
     pub keypairs: Keypairs,
     /// Where it is, and from which of our addresses it is answered. `Outer::NONE` if unknown.
@@ -31,6 +49,8 @@ pub struct PeerSlot {
     pub traffic: Arc<Traffic>,
     staged: VecDeque<PktBuf>,
     asked: Option<Time>,
+    /// A lane that has not been heard for a while.
+    silent: bool,
 }
 
 impl PeerSlot {
@@ -38,6 +58,8 @@ impl PeerSlot {
     pub fn new(id: PeerId, traffic: Arc<Traffic>, endpoint: Outer) -> Self {
         PeerSlot {
             id,
+            role: Role::Peer,
+            silent: false,
             keypairs: Keypairs::default(),
             endpoint,
             traffic,
@@ -45,6 +67,56 @@ impl PeerSlot {
             staged: VecDeque::with_capacity(STAGED_MAX),
             asked: None,
         }
+    }
+
+    /// A lane without a session.
+    pub fn lane(id: PeerId, base: PeerId, ifindex: u32, traffic: Arc<Traffic>, endpoint: Outer) -> Self {
+        PeerSlot {
+            role: Role::Lane { base, ifindex },
+            ..PeerSlot::new(id, traffic, endpoint)
+        }
+    }
+
+    /// The peer whose allowed-ips hold here.
+    #[inline]
+    pub fn tunnel(&self) -> PeerId {
+        match self.role {
+            Role::Lane { base, .. } => base,
+            Role::Peer | Role::Remote => self.id,
+        }
+    }
+
+    /// An authentic packet arrived by `outer`. True if it moves the endpoint: a lane stays on its own link, and only what arrives there says
+    /// where the other end is.
+    #[inline]
+    pub fn heard(&mut self, outer: &Outer) -> bool {
+        self.silent = false;
+        let on_own_link = match self.role {
+            Role::Lane { ifindex, .. } => outer.ifindex() == ifindex,
+            Role::Peer | Role::Remote => true,
+        };
+        if !on_own_link || self.endpoint.same_path(outer) {
+            return false;
+        }
+        self.endpoint = *outer;
+        self.endpoint.set_tos(0);
+        true
+    }
+
+    /// Nothing has been heard for a while.
+    pub fn set_silent(&mut self) {
+        self.silent = true;
+    }
+
+    /// Whether a lane is one to send by: it has a session, an endpoint, and is heard.
+    #[inline]
+    pub fn may_carry(&self, now: Time) -> bool {
+        !self.silent
+            && !self.endpoint.is_none()
+            && self
+                .keypairs
+                .current()
+                .is_some_and(|session| !session.sending_expired(now))
     }
 
     /// Keeps `packet` until there is a session; there is room.
@@ -112,5 +184,6 @@ impl PeerSlot {
     /// A new session came: the next request need not wait for the interval.
     pub fn answered(&mut self) {
         self.asked = None;
+        self.silent = false;
     }
 }

@@ -20,7 +20,7 @@ use patronus_crypto::{Device, Duration, Limits, Now, PeerId, PublicKey, Random, 
 use patronus_engine::channel::{Command, Notice, ToSlowPath};
 use patronus_engine::clock::Clock;
 use patronus_engine::crew::Crew;
-use patronus_engine::crew::owner;
+use patronus_engine::crew::Places;
 use patronus_engine::log::{Level, Log};
 use patronus_engine::slowpath::{Core, CoreParts, Sockets, Workers, peer_numbers};
 use patronus_engine::stats::{DropReason, Stage};
@@ -387,7 +387,7 @@ impl Site {
 
     /// Whether something is still on its way inside the site.
     fn is_busy(&mut self) -> bool {
-        let slow_path = !(self.inbox.notices.is_empty() && self.inbox.handshakes.is_empty());
+        let slow_path = !self.inbox.is_empty();
         let called = self.workers.iter_mut().any(Worker::is_called);
         let unread = self.stage(Stage::LanRx) != self.counts.tun_in
             || self.up && self.stage(Stage::WanRx) + self.counts.closed != self.counts.wan_in;
@@ -607,7 +607,7 @@ impl Net {
     /// A command to the worker of `peer`, which obeys it in its next turn.
     pub fn command(&mut self, site: usize, peer: PeerId, command: Command) {
         let workers = &self.sites[site].workers;
-        let inbox = workers[owner(peer, workers.len())].inbox();
+        let inbox = workers[Places::default().owner(peer, workers.len())].inbox();
         assert!(inbox.commands.push(command).is_ok(), "the queue is full");
     }
 

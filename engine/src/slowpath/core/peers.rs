@@ -7,7 +7,7 @@ use std::sync::Arc;
 use patronus_crypto::{PeerId, PublicKey};
 use patronus_mem::Outer;
 
-use super::{Core, Sockets};
+use super::{Core, Lane, Sockets};
 use crate::allowedips::{AllowedIpsConfig, Prefix};
 use crate::channel::Command;
 use crate::uapi::{Errno, SetPeer, SetRequest};
@@ -30,6 +30,8 @@ pub struct Peer {
     pub endpoint: Outer,
     /// Initiations since the last session: each goes by another link.
     pub tries: usize,
+    /// What it is, if it is a lane towards a remote and no peer.
+    pub lane: Option<Box<Lane>>,
 }
 
 impl<S: Sockets> Core<S> {
@@ -42,10 +44,11 @@ impl<S: Sockets> Core<S> {
         self.peers.get_mut(id.0 as usize)?.as_mut()
     }
 
-    /// The peers that there are.
+    /// The peers that there are, without lanes.
     pub fn peers(&self) -> impl Iterator<Item = (PeerId, &Peer)> {
         let all = (0..).map(PeerId).zip(&self.peers);
         all.filter_map(|(id, peer)| Some((id, peer.as_ref()?)))
+            .filter(|(_, peer)| peer.lane.is_none())
     }
 
     /// Numbers that peers have or had: all are below this.
@@ -61,7 +64,8 @@ impl<S: Sockets> Core<S> {
     /// Refuses a request for which there is no room: more peers, or more allowed-ips, than the limits, or more
     /// numbers than are free while the workers still know removed peers by theirs.
     pub fn check_room(&self, request: &SetRequest) -> Result<(), Errno> {
-        let known = self.known_peers();
+        let known = self.peers().count();
+        let lanes = self.peers.iter().flatten().count() - known;
         let (mut left, mut added, mut emptied) = (known, 0, HashSet::new());
         // What is there in the end, by key: a key may come several times.
         let mut there = HashMap::new();
@@ -95,13 +99,9 @@ impl<S: Sockets> Core<S> {
             !ip.remove && owner.is_none_or(|owner| emptied.contains(&owner))
         });
         let fits = left + added <= self.max_peers
-            && self.leaving + known + added <= peer_numbers(self.max_peers)
+            && self.leaving + known + lanes + added <= peer_numbers(self.max_peers)
             && prefixes_left + prefixes.count() <= ALLOWED_IPS_MAX;
         if fits { Ok(()) } else { Err(Errno::NOSPC) }
-    }
-
-    fn known_peers(&self) -> usize {
-        self.peers.iter().flatten().count()
     }
 
     /// Carries out what a request says about the private key and peers. There is room for it, that was [checked](Core::check_room).
@@ -182,16 +182,24 @@ impl<S: Sockets> Core<S> {
 
     fn add_peer(&mut self, key: PublicKey) -> Option<PeerId> {
         let id = self.device.add_peer(key).ok()?;
+        self.put_peer(
+            id,
+            Peer {
+                key,
+                endpoint: Outer::NONE,
+                tries: 0,
+                lane: None,
+            },
+        );
+        Some(id)
+    }
+
+    pub(super) fn put_peer(&mut self, id: PeerId, peer: Peer) {
         let at = id.0 as usize;
         if self.peers.len() <= at {
             self.peers.resize_with(at + 1, || None);
         }
-        self.peers[at] = Some(Peer {
-            key,
-            endpoint: Outer::NONE,
-            tries: 0,
-        });
-        Some(id)
+        self.peers[at] = Some(peer);
     }
 
     /// Gives a new peer to its worker.
@@ -203,6 +211,10 @@ impl<S: Sockets> Core<S> {
 
     /// Removes a peer altogether, if it is there.
     fn remove_peer(&mut self, id: PeerId) {
+        if self.peer(id).is_none_or(|peer| peer.lane.is_some()) {
+            return;
+        }
+        self.close_lanes(id, false);
         self.device.remove_peer(id);
         self.forget_peer(id);
     }
@@ -212,6 +224,7 @@ impl<S: Sockets> Core<S> {
         if self.peers.get_mut(id.0 as usize).and_then(Option::take).is_some() {
             self.routes_changed |= self.allowed_ips.remove_peer(id) > 0;
             self.leaving += 1;
+            self.remotes.forget(id);
             self.workers.tell_owner(id, Command::RemovePeer(id));
         }
     }

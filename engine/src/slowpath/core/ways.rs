@@ -27,6 +27,14 @@ pub(super) struct Link<S> {
 }
 
 impl<S> Link<S> {
+    pub(super) fn ifindex(&self) -> u32 {
+        self.ifindex
+    }
+
+    pub(super) fn sockets(&self) -> &S {
+        &self.sockets
+    }
+
     /// Whether what goes to an endpoint of that interface leaves here.
     fn leads_to(&self, ifindex: u32) -> bool {
         self.ifindex == 0 || ifindex == 0 || self.ifindex == ifindex
@@ -56,6 +64,7 @@ impl<S: Sockets> Core<S> {
             Command::Wan(at, Some(WanPort { ifindex, port }))
         });
         self.links[at] = Some(Link { ifindex, sockets });
+        self.links_changed();
     }
 
     /// Closes the sockets of a link, if it has any. Peers that were heard there are sent to by another one from now on.
@@ -67,6 +76,7 @@ impl<S: Sockets> Core<S> {
         if ifindex == 0 {
             return;
         }
+        self.links_changed();
         self.workers.tell_all(|| Command::LeaveLink(ifindex));
         let now = self.clock.now().wall.secs;
         for at in 0..self.peers.len() {
@@ -120,6 +130,9 @@ impl<S: Sockets> Core<S> {
 
     /// The way of the next initiation to a peer: where it was heard first, then by each link in turn until it answers.
     pub(super) fn next_way(&mut self, id: PeerId) -> Option<(Outer, &S)> {
+        if self.peer(id)?.lane.is_some() {
+            return self.lane_way(id);
+        }
         let peer = self.peers.get_mut(id.0 as usize)?.as_mut()?;
         let tries = peer.tries;
         peer.tries += 1;
