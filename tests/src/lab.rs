@@ -1,7 +1,7 @@
 //! Two sites for most tests, and small questions about them.
 
-use crate::engine_program;
-use patronus_netns::{Daemon, DaemonOptions, Kind, TwoSites};
+use crate::{engine_program, hop_program};
+use patronus_netns::{Daemon, DaemonOptions, HopPlan, Kind, TwoSites};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -17,6 +17,14 @@ pub fn engine_options(args: &[&str]) -> DaemonOptions {
         program: Some(engine_program().to_owned()),
         args: args.iter().map(|arg| (*arg).to_owned()).collect(),
         env: Vec::new(),
+    }
+}
+
+/// How to start the impairment hop, with options and commands.
+pub fn hop_plan(args: &[&str]) -> HopPlan {
+    HopPlan {
+        program: Some(hop_program().to_owned()),
+        args: args.iter().map(|arg| (*arg).to_owned()).collect(),
     }
 }
 

@@ -1,4 +1,4 @@
-//! The engine's program, built where it is missing.
+//! The programs under test and those that tests use, built where they are missing.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,27 +11,37 @@ use std::time::SystemTime;
 /// first test that asks builds it if it is missing or older than its sources (a few minutes the first time).
 pub fn engine_program() -> &'static Path {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
-    PROGRAM.get_or_init(|| match std::env::var_os("PATRONUS_ENGINE") {
-        Some(path) if !path.is_empty() => path.into(),
-        _ => built(),
-    })
+    PROGRAM.get_or_init(|| named_or_built("PATRONUS_ENGINE", "patronus-engine", &["engine", "crypto"]))
 }
 
-fn built() -> PathBuf {
+/// The impairment hop: `$PATRONUS_HOP`, else as [`engine_program`].
+pub fn hop_program() -> &'static Path {
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    PROGRAM.get_or_init(|| named_or_built("PATRONUS_HOP", "patronus-hop", &["tests/hop", "engine/io"]))
+}
+
+fn named_or_built(variable: &str, package: &str, sources: &[&str]) -> PathBuf {
+    match std::env::var_os(variable) {
+        Some(path) if !path.is_empty() => path.into(),
+        _ => built(package, sources),
+    }
+}
+
+fn built(package: &str, sources: &[&str]) -> PathBuf {
     let test = std::env::current_exe().expect("a running test has a program");
     // target/PROFILE/deps/TEST
     let target = test.ancestors().nth(3).expect("tests lie in a target directory");
-    let program = target.join("release/patronus-engine");
-    if !is_fresh(&program) {
+    let program = target.join("release").join(package);
+    if !is_fresh(&program, sources) {
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let status = Command::new(cargo)
-            .args(["build", "--release", "--locked", "--package", "patronus-engine"])
+            .args(["build", "--release", "--locked", "--package", package])
             .arg("--target-dir")
             .arg(target)
             .current_dir(workspace())
             .status()
             .expect("cargo runs");
-        assert!(status.success(), "cannot build patronus-engine: {status}");
+        assert!(status.success(), "cannot build {package}: {status}");
     }
     program
 }
@@ -41,14 +51,12 @@ fn workspace() -> PathBuf {
     package.parent().expect("a package of the workspace").to_owned()
 }
 
-fn is_fresh(program: &Path) -> bool {
+fn is_fresh(program: &Path, sources: &[&str]) -> bool {
     let Some(built) = modified(program) else {
         return false;
     };
-    let sources = ["engine", "crypto", "Cargo.lock"].map(|name| workspace().join(name));
-    sources
-        .iter()
-        .all(|source| newest(source).is_none_or(|time| time <= built))
+    let mut sources = sources.iter().chain(&["Cargo.lock"]);
+    sources.all(|source| newest(&workspace().join(source)).is_none_or(|time| time <= built))
 }
 
 fn modified(path: &Path) -> Option<SystemTime> {

@@ -143,7 +143,7 @@ impl Kind {
 }
 
 /// `target/debug` and `target/release` of a running test or bench, its own profile first.
-fn target_dirs() -> Vec<PathBuf> {
+pub(crate) fn target_dirs() -> Vec<PathBuf> {
     let Ok(exe) = std::env::current_exe() else {
         return Vec::new();
     };

@@ -1,5 +1,5 @@
-//! Network namespaces for tests and benches: namespaces, veth pairs, a NAT router, WireGuard daemons of every kind we
-//! compare with, and the two-site tunnel that most tests want.
+//! Network namespaces for tests and benches: namespaces, veth pairs, a NAT router, the impairment hop, WireGuard daemons of
+//! every kind we compare with, and the two-site tunnel that most tests want.
 //!
 //! Called from test and bench threads only. Everything is a guard: what a value made (namespace, interface, process,
 //! control socket) goes when the value is dropped, and nothing else does. Namespaces have no name in the file system, so
@@ -11,6 +11,7 @@
 
 mod command;
 mod daemon;
+mod hop;
 mod namespace;
 mod process;
 mod router;
@@ -19,6 +20,7 @@ mod wireguard;
 
 pub use command::Error;
 pub use daemon::{Daemon, DaemonOptions, Kind, RUNTIME_DIR, prepare_runtime_dir};
+pub use hop::{Counters, Hop, HopPlan};
 pub use namespace::{Namespace, unique_name};
 pub use process::Process;
 pub use router::{NatTimeouts, masquerade};

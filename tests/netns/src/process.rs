@@ -5,7 +5,7 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 /// How long a process may take to leave after SIGTERM.
@@ -24,13 +24,30 @@ pub struct Process {
 
 impl Process {
     pub(crate) fn start(home: &Namespace, command: Command) -> Result<Process> {
+        Process::start_with(home, command, false)
+    }
+
+    /// As `start`, with pipes to its standard input and from its standard output. The log has its standard error only.
+    pub(crate) fn start_talking(
+        home: &Namespace,
+        command: Command,
+    ) -> Result<(Process, ChildStdin, ChildStdout)> {
+        let mut process = Process::start_with(home, command, true)?;
+        let pipes = process.child.stdin.take().zip(process.child.stdout.take());
+        let (input, output) = pipes.ok_or_else(|| Error::new("a child without pipes"))?;
+        Ok((process, input, output))
+    }
+
+    fn start_with(home: &Namespace, command: Command, talking: bool) -> Result<Process> {
         let program = command.get_program().to_string_lossy().into_owned();
         let output = File::from(memfd_create("output", MemfdFlags::CLOEXEC)?);
         let mut wrapped = with_death_signal(&command);
-        wrapped
-            .stdin(Stdio::null())
-            .stdout(output.try_clone()?)
-            .stderr(output.try_clone()?);
+        wrapped.stderr(output.try_clone()?);
+        if talking {
+            wrapped.stdin(Stdio::piped()).stdout(Stdio::piped());
+        } else {
+            wrapped.stdin(Stdio::null()).stdout(output.try_clone()?);
+        }
         let child = home.spawn_child(wrapped).map_err(|e| Error::io(&program, e))?;
         Ok(Process {
             child,

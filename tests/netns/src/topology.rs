@@ -1,8 +1,8 @@
-//! Two sites: a namespace each, a path between them (a veth, or a NAT router in the middle) and a tunnel over it.
+//! Two sites: a namespace each, a path between them (a veth; a NAT router or a hop in the middle) and a tunnel over it.
 
 use crate::{
-    Config, Daemon, DaemonOptions, Error, Keys, Kind, Namespace, NatTimeouts, Peer, Result, masquerade,
-    preshared_key, unique_name,
+    Config, Daemon, DaemonOptions, Error, Hop, HopPlan, Keys, Kind, Namespace, NatTimeouts, Peer, Result,
+    masquerade, preshared_key, unique_name,
 };
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
@@ -28,6 +28,8 @@ pub struct TwoSites {
     pub psk: bool,
     /// Site a is behind a NAT router, so that b learns a's endpoint from its packets.
     pub nat: Option<NatTimeouts>,
+    /// A hop in the path, at site a's end of it: its direction a->b leaves site a.
+    pub hop: Option<HopPlan>,
     /// Persistent keepalive at site a, seconds.
     pub keepalive_a: Option<u16>,
     /// Persistent keepalive at site b, seconds.
@@ -47,6 +49,7 @@ impl TwoSites {
             v6_outer: false,
             psk: false,
             nat: None,
+            hop: None,
             keepalive_a: None,
             keepalive_b: None,
         }
@@ -60,7 +63,11 @@ impl TwoSites {
         }
         let plain = self.kind_a == Kind::Plain;
         let outer_mtu = if plain { self.mtu } else { self.outer_mtu };
-        let (outer_a, outer_b, router) = self.path(&ns_a, &ns_b, outer_mtu)?;
+        let Path {
+            outer: [outer_a, outer_b],
+            router,
+            hop,
+        } = self.path(&ns_a, &ns_b, outer_mtu)?;
         let site = |namespace, number, outer, interface: &str| Site {
             namespace,
             daemon: None,
@@ -77,7 +84,7 @@ impl TwoSites {
         };
         let a = site(ns_a, 1, outer_a, &names[0]);
         let b = site(ns_b, 2, outer_b, &names[1]);
-        let mut tunnel = Tunnel { a, b, router };
+        let mut tunnel = Tunnel { hop, a, b, router };
         if !plain {
             self.start(&mut tunnel)?;
         }
@@ -87,7 +94,7 @@ impl TwoSites {
     }
 
     /// The path between the sites, and the outer addresses (RFC 5737 and RFC 3849 documentation networks).
-    fn path(&self, a: &Namespace, b: &Namespace, mtu: u32) -> Result<(IpAddr, IpAddr, Option<Namespace>)> {
+    fn path(&self, a: &Namespace, b: &Namespace, mtu: u32) -> Result<Path> {
         let net = |left: bool, host: u16| -> (IpAddr, &str) {
             match (self.v6_outer, left) {
                 (false, true) => (Ipv4Addr::new(192, 0, 2, host as u8).into(), "/24"),
@@ -101,14 +108,22 @@ impl TwoSites {
         let add = |ns: &Namespace, interface: &str, (ip, length): (IpAddr, &str)| {
             ns.address(interface, &format!("{ip}{length}"))
         };
+        let join = |other: &Namespace, there: &str| match &self.hop {
+            Some(plan) => Hop::between(a, PATH, other, there, mtu, plan).map(Some),
+            None => a.veth(PATH, other, there, mtu).map(|()| None),
+        };
         let Some(timeouts) = self.nat else {
-            a.veth(PATH, b, PATH, mtu)?;
+            let hop = join(b, PATH)?;
             add(a, PATH, net(true, 1))?;
             add(b, PATH, net(true, 2))?;
-            return Ok((net(true, 1).0, net(true, 2).0, None));
+            return Ok(Path {
+                outer: [net(true, 1).0, net(true, 2).0],
+                router: None,
+                hop,
+            });
         };
         let router = Namespace::new("router")?;
-        a.veth(PATH, &router, "inside", mtu)?;
+        let hop = join(&router, "inside")?;
         b.veth(PATH, &router, "outside", mtu)?;
         add(a, PATH, net(true, 2))?;
         add(&router, "inside", net(true, 1))?;
@@ -116,7 +131,11 @@ impl TwoSites {
         add(b, PATH, net(false, 2))?;
         a.ip(&format!("route add default via {}", net(true, 1).0))?;
         masquerade(&router, "outside", timeouts)?;
-        Ok((net(true, 2).0, net(false, 2).0, Some(router)))
+        Ok(Path {
+            outer: [net(true, 2).0, net(false, 2).0],
+            router: Some(router),
+            hop,
+        })
     }
 
     fn start(&self, tunnel: &mut Tunnel) -> Result<()> {
@@ -141,6 +160,13 @@ impl TwoSites {
         tunnel.a.start(self.kind_a, &self.options_a, keys_a, peer_b)?;
         tunnel.b.start(self.kind_b, &self.options_b, keys_b, peer_a)
     }
+}
+
+/// What is between the sites, and their addresses on it.
+struct Path {
+    outer: [IpAddr; 2],
+    router: Option<Namespace>,
+    hop: Option<Hop>,
 }
 
 /// The veth's name in both sites.
@@ -206,6 +232,8 @@ impl Site {
 
 /// Two sites that are up.
 pub struct Tunnel {
+    /// The hop in the path, if there is one.
+    pub hop: Option<Hop>,
     /// Site a, behind the router if there is one.
     pub a: Site,
     /// Site b.
@@ -215,6 +243,11 @@ pub struct Tunnel {
 }
 
 impl Tunnel {
+    /// The hop; an error where there is none.
+    pub fn hop(&mut self) -> Result<&mut Hop> {
+        self.hop.as_mut().ok_or_else(|| Error::new("no hop in this path"))
+    }
+
     /// Sends a datagram from a to b and back, repeatedly, until one makes it or `limit` is over; gives the time that it
     /// took from the first attempt (so, on a new tunnel, with the handshake).
     pub fn probe(&self, v6: bool, limit: Duration) -> Result<Duration> {
