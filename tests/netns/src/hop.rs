@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 /// How long the program may take to answer.
 const ANSWER: Duration = Duration::from_secs(10);
 /// The interfaces of the namespace in the middle.
-const ENDS: [&str; 2] = ["a", "b"];
+const ENDS: [&str; 2] = ["side-a", "side-b"];
 /// The environment variable that says where the program is.
 const ENV_VAR: &str = "PATRONUS_HOP";
 
