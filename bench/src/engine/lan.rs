@@ -1,10 +1,8 @@
 //! Workers that route between two LAN ports in memory: one makes packets, the other swallows them.
 
 use std::net::Ipv4Addr;
-use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use arrayvec::ArrayVec;
 use patronus_crypto::{Time, aead};
 use patronus_engine::channel::ToSlowPath;
 use patronus_engine::clock::{Clock, SystemClock, SystemRandom};
@@ -17,7 +15,7 @@ use patronus_engine::snapshot::{Exit, Hop, Plan, Snapshot};
 use patronus_engine::wg::Wg;
 use patronus_engine::worker::{IdleLadder, LanPort, Parts, Worker};
 use patronus_io::ip::{FlowKey, Packet};
-use patronus_io::{PORT_FDS, Port, PortCounters, PortError};
+use patronus_io::{Port, PortCounters, PortError};
 use patronus_mem::{Arena, Burst, FrameCache};
 use patronus_sync::{Domain, Publisher, publish};
 
@@ -122,10 +120,6 @@ impl Port for Source {
         Ok(())
     }
 
-    fn wait_fds(&self) -> ArrayVec<BorrowedFd<'_>, PORT_FDS> {
-        ArrayVec::new()
-    }
-
     fn counters(&self) -> &Arc<PortCounters> {
         &self.counters
     }
@@ -146,10 +140,6 @@ impl Port for Sink {
         self.counters.tx_packets.add(burst.len() as u64);
         burst.clear_into(frames);
         Ok(())
-    }
-
-    fn wait_fds(&self) -> ArrayVec<BorrowedFd<'_>, PORT_FDS> {
-        ArrayVec::new()
     }
 
     fn counters(&self) -> &Arc<PortCounters> {

@@ -3,13 +3,11 @@
 //! section 3.8: latency.)
 
 use std::collections::VecDeque;
-use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use arrayvec::ArrayVec;
 use hdrhistogram::Histogram;
-use patronus_io::{PORT_FDS, Port, PortCounters, PortError};
+use patronus_io::{Port, PortCounters, PortError};
 use patronus_mem::{Arena, Burst, FrameCache};
 
 use super::lan::{Arrivals, Lan, Ports, Source, now};
@@ -76,10 +74,6 @@ impl Port for Paced {
         Ok(())
     }
 
-    fn wait_fds(&self) -> ArrayVec<BorrowedFd<'_>, PORT_FDS> {
-        ArrayVec::new()
-    }
-
     fn counters(&self) -> &Arc<PortCounters> {
         self.source.counters()
     }
@@ -105,10 +99,6 @@ impl Port for Timed {
         }
         burst.clear_into(frames);
         Ok(())
-    }
-
-    fn wait_fds(&self) -> ArrayVec<BorrowedFd<'_>, PORT_FDS> {
-        ArrayVec::new()
     }
 
     fn counters(&self) -> &Arc<PortCounters> {

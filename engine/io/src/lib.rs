@@ -77,7 +77,9 @@ pub trait Port {
 
     /// What to wait on, readable when [`rx_burst`](Port::rx_burst) may find packets. Level-triggered; a port without
     /// descriptors is polled.
-    fn wait_fds(&self) -> ArrayVec<BorrowedFd<'_>, PORT_FDS>;
+    fn wait_fds(&self) -> ArrayVec<BorrowedFd<'_>, PORT_FDS> {
+        ArrayVec::new()
+    }
 
     /// Whether [`rx_burst`](Port::rx_burst) would return packets that the port has taken from the system already, so that
     /// no descriptor tells of them.

@@ -1,13 +1,11 @@
 //! Two ports in memory, back to back: what one sends the other receives. For tests, benches and the simulator.
 
-use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use arrayvec::ArrayVec;
 use crossbeam_queue::ArrayQueue;
 use patronus_mem::{Burst, FrameCache, PktBuf};
 
-use crate::{PORT_FDS, Port, PortCounters, PortError};
+use crate::{Port, PortCounters, PortError};
 
 /// One end of the pair. Packets move as they are: the same frames, with the outer addresses that they carry.
 pub struct LoopbackPort {
@@ -69,10 +67,6 @@ impl Port for LoopbackPort {
             self.counters.tx_bytes.add(bytes);
         }
         Ok(())
-    }
-
-    fn wait_fds(&self) -> ArrayVec<BorrowedFd<'_>, PORT_FDS> {
-        ArrayVec::new()
     }
 
     fn counters(&self) -> &Arc<PortCounters> {

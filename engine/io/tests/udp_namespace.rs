@@ -1,12 +1,13 @@
 //! UDP ports where the system is made difficult: in a network namespace of their own with a small MTU or a routing rule, and without one of
 //! the address families. What needs privileges is skipped, with a word, where there are none.
 
+mod common;
+
 use std::collections::BTreeMap;
-use std::io;
 use std::net::{SocketAddr, UdpSocket};
-use std::process::Command;
 use std::time::Duration;
 
+use common::{in_namespace, ip, run};
 use patronus_io::Port;
 use patronus_io::udp::{UdpConfig, UdpPort, UdpSockets};
 use patronus_mem::{Arena, ArenaConfig, Burst, FrameCache, Outer};
@@ -23,33 +24,6 @@ const CONFIG: UdpConfig = UdpConfig {
     buffer_bytes: 4 << 20,
     offload: true,
 };
-
-fn ip(args: &str) {
-    let status = Command::new("ip")
-        .args(args.split_whitespace())
-        .status()
-        .expect("run ip");
-    assert!(status.success(), "ip {args}");
-}
-
-/// Runs a test on a thread in a network namespace of its own, with the loopback device up.
-fn in_namespace(test: impl FnOnce() + Send + 'static) {
-    let thread = std::thread::spawn(|| {
-        // SAFETY: only this thread moves to the new namespace; no descriptors or memory change.
-        if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
-            eprintln!(
-                "skipped: no right to make a network namespace ({})",
-                io::Error::last_os_error()
-            );
-            return;
-        }
-        ip("link set lo up");
-        test();
-    });
-    if let Err(panic) = thread.join() {
-        std::panic::resume_unwind(panic);
-    }
-}
 
 /// A client that gives up after a second, so that a lost datagram fails the test.
 fn client(address: &str) -> UdpSocket {
@@ -231,9 +205,10 @@ fn c72_a_full_buffer_does_not_cost_the_path_socket() {
         ip("link set veth-a up");
         ip("link set veth-b up");
         ip("neigh add 192.0.2.9 lladdr 02:00:00:00:00:09 dev veth-a nud permanent");
-        let tc = "qdisc add dev veth-a root tbf rate 8kbit burst 2000 limit 100000000";
-        let status = Command::new("tc").args(tc.split_whitespace()).status();
-        assert!(status.expect("run tc").success(), "tc {tc}");
+        run(
+            "tc",
+            "qdisc add dev veth-a root tbf rate 8kbit burst 2000 limit 100000000",
+        );
         let config = UdpConfig {
             buffer_bytes: 1 << 17,
             ..CONFIG

@@ -1,12 +1,14 @@
 //! AF_XDP over a veth pair in a network namespace of its own: one end is the port, the other one a packet socket that plays
 //! the network. What needs privileges is skipped, with a word, where there are none.
 
-use std::io;
+mod common;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::process::Command;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
+use common::frame::{SENDER, ethernet, ipv4, ipv6, numbered, udp};
+use common::{OURS, ifindex, ip, packet_socket, readable, receive};
 use patronus_io::Port;
 use patronus_io::xdp::{NAMES_MAX, Take, XdpPort, XdpProgram};
 use patronus_mem::{Arena, ArenaConfig, Burst, FrameCache};
@@ -15,38 +17,12 @@ const OURS_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 const OURS_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
 const UDP_PORT: u16 = 51820;
 
-fn ip(args: &str) {
-    let status = Command::new("ip")
-        .args(args.split_whitespace())
-        .status()
-        .expect("run ip");
-    assert!(status.success(), "ip {args}");
-}
-
-/// Runs a test on a thread in a network namespace with a veth pair, va (ours) and vb (the network's).
+/// Runs a test beside a veth pair.
 fn in_namespace(test: impl FnOnce(Bench) + Send + 'static) {
-    let thread = std::thread::spawn(|| {
-        // SAFETY: only this thread moves to the new namespace; no descriptors or memory change.
-        if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
-            eprintln!(
-                "skipped: no right to make a network namespace ({})",
-                io::Error::last_os_error()
-            );
-            return;
-        }
-        // Without addresses that the kernel makes itself, and the messages that go with them.
-        ip("link add va type veth peer name vb");
-        ip("link set va addrgenmode none");
-        ip("link set vb addrgenmode none");
-        ip("addr add 192.0.2.1/24 dev va");
-        ip("addr add 2001:db8::1/64 dev va nodad");
-        ip("link set va up");
-        ip("link set vb up");
+    common::in_namespace(|| {
+        common::veth();
         test(Bench::new());
     });
-    if let Err(panic) = thread.join() {
-        std::panic::resume_unwind(panic);
-    }
 }
 
 struct Bench {
@@ -56,42 +32,6 @@ struct Bench {
     /// A packet socket on the network's end, and one on ours that sees what the host gets.
     network: OwnedFd,
     host: OwnedFd,
-}
-
-fn ifindex(name: &str) -> u32 {
-    let name = std::ffi::CString::new(name).expect("a name");
-    // SAFETY: a string that ends with zero.
-    unsafe { libc::if_nametoindex(name.as_ptr()) }
-}
-
-/// A packet socket for all protocols.
-fn packet_socket(name: &str) -> OwnedFd {
-    use std::os::fd::FromRawFd;
-    // SAFETY: plain system calls on a new descriptor; `address` outlives the call that reads it.
-    unsafe {
-        let protocol = (libc::ETH_P_ALL as u16).to_be();
-        let fd = libc::socket(
-            libc::AF_PACKET,
-            libc::SOCK_RAW | libc::SOCK_NONBLOCK,
-            protocol.into(),
-        );
-        assert!(fd >= 0, "{}", io::Error::last_os_error());
-        let fd = OwnedFd::from_raw_fd(fd);
-        let mut address: libc::sockaddr_ll = std::mem::zeroed();
-        address.sll_family = libc::AF_PACKET as u16;
-        address.sll_protocol = protocol;
-        address.sll_ifindex = ifindex(name) as i32;
-        let len = size_of::<libc::sockaddr_ll>() as u32;
-        assert_eq!(libc::bind(fd.as_raw_fd(), (&raw const address).cast(), len), 0);
-        fd
-    }
-}
-
-fn receive(fd: &OwnedFd) -> Option<Vec<u8>> {
-    let mut data = vec![0; 2048];
-    let (len, _) = rustix::net::recv(fd, &mut data, rustix::net::RecvFlags::empty()).ok()?;
-    data.truncate(len);
-    Some(data)
 }
 
 impl Bench {
@@ -117,7 +57,7 @@ impl Bench {
     }
 
     fn send(&self, frame: &[u8]) {
-        rustix::net::send(&self.network, frame, rustix::net::SendFlags::empty()).expect("send");
+        common::send(&self.network, frame);
     }
 
     /// What the port has, and what of ours the host got.
@@ -154,67 +94,6 @@ impl Bench {
         self.frames.flush();
         assert_eq!(self.arena.free_frames(), self.arena.frames());
     }
-}
-
-const SENDER: [u8; 6] = [2, 0, 0, 0, 0, 0xb];
-
-fn mac() -> [u8; 6] {
-    let output = Command::new("ip")
-        .args(["-o", "link", "show", "va"])
-        .output()
-        .expect("run ip");
-    let text = String::from_utf8(output.stdout).expect("text");
-    let mac = text
-        .split("link/ether ")
-        .nth(1)
-        .expect("a mac")
-        .split(' ')
-        .next()
-        .expect("a mac");
-    let octets: Vec<u8> = mac
-        .split(':')
-        .map(|o| u8::from_str_radix(o, 16).expect("hex"))
-        .collect();
-    octets.try_into().expect("six octets")
-}
-
-fn ethernet(ethertype: u16, payload: &[u8]) -> Vec<u8> {
-    let mut frame = mac().to_vec();
-    frame.extend(SENDER);
-    frame.extend(ethertype.to_be_bytes());
-    frame.extend(payload);
-    frame
-}
-
-fn udp(port: u16, payload: &[u8]) -> Vec<u8> {
-    let mut datagram = 4000u16.to_be_bytes().to_vec();
-    datagram.extend(port.to_be_bytes());
-    datagram.extend((8 + payload.len() as u16).to_be_bytes());
-    datagram.extend([0, 0]);
-    datagram.extend(payload);
-    datagram
-}
-
-/// An IPv4 packet; `fragment` are its flags and offset.
-fn ipv4(dst: Ipv4Addr, protocol: u8, fragment: u16, payload: &[u8]) -> Vec<u8> {
-    let mut packet = vec![0x45, 0];
-    packet.extend((20 + payload.len() as u16).to_be_bytes());
-    packet.extend([0, 0]);
-    packet.extend(fragment.to_be_bytes());
-    packet.extend([64, protocol, 0, 0, 192, 0, 2, 9]);
-    packet.extend(dst.octets());
-    packet.extend(payload);
-    ethernet(0x0800, &packet)
-}
-
-fn ipv6(dst: Ipv6Addr, next: u8, payload: &[u8]) -> Vec<u8> {
-    let mut packet = vec![0x60, 0, 0, 0];
-    packet.extend((payload.len() as u16).to_be_bytes());
-    packet.extend([next, 64]);
-    packet.extend(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 9).octets());
-    packet.extend(dst.octets());
-    packet.extend(payload);
-    ethernet(0x86dd, &packet)
 }
 
 fn addresses() -> Vec<IpAddr> {
@@ -294,7 +173,7 @@ fn a_wan_link_gives_the_engine_its_datagrams_and_the_host_the_rest() {
 fn a_lan_gives_the_engine_what_is_for_others() {
     in_namespace(|mut bench| {
         let take = Take::Transit {
-            mac: mac(),
+            mac: OURS,
             addresses: addresses(),
         };
         let (_program, mut port) = bench.attach(&take);
@@ -341,13 +220,13 @@ fn what_is_sent_arrives_and_its_frames_come_back() {
             let mut burst = Burst::new();
             for n in 0..64u16 {
                 let mut pkt = bench.frames.alloc().expect("a frame");
-                let frame = ipv4_fast(round * 64 + n);
+                let frame = numbered(round * 64 + n);
                 pkt.append(frame.len()).copy_from_slice(&frame);
                 burst.push(pkt);
             }
             port.tx_burst(&mut bench.frames, &mut burst).expect("tx");
             assert!(burst.is_empty());
-            let all: Vec<_> = (0..64).map(|n| ipv4_fast(round * 64 + n)).collect();
+            let all: Vec<_> = (0..64).map(|n| numbered(round * 64 + n)).collect();
             assert_eq!(bench.sent(), all, "round {round}");
         }
         assert_eq!(port.counters().tx_packets.get(), 6400);
@@ -365,7 +244,7 @@ fn what_is_sent_arrives_and_its_frames_come_back() {
         ip("link set va down");
         for _ in 0..3 {
             let mut pkt = bench.frames.alloc().expect("a frame");
-            pkt.append(60).copy_from_slice(&ipv4_fast(1));
+            pkt.append(60).copy_from_slice(&numbered(1));
             burst.push(pkt);
             port.tx_burst(&mut bench.frames, &mut burst).expect("tx");
         }
@@ -374,14 +253,6 @@ fn what_is_sent_arrives_and_its_frames_come_back() {
         drop((program, port));
         bench.all_frames_are_free();
     });
-}
-
-fn ipv4_fast(number: u16) -> Vec<u8> {
-    let mut frame = vec![2; 12];
-    frame.extend([8, 0, 0x45, 0]);
-    frame.extend(number.to_be_bytes());
-    frame.resize(60, number as u8);
-    frame
 }
 
 #[test]
@@ -416,18 +287,7 @@ fn more_than_fits_is_lost_by_name_and_nothing_leaks() {
 fn a_worker_sleeps_until_something_arrives() {
     in_namespace(|mut bench| {
         let (_program, mut port) = bench.attach(&datagrams(&[UDP_PORT]));
-        let readable = |port: &XdpPort| {
-            let fd = port.wait_fds()[0];
-            let mut fds = [rustix::event::PollFd::from_borrowed_fd(
-                fd,
-                rustix::event::PollFlags::IN,
-            )];
-            let timeout = rustix::event::Timespec {
-                tv_sec: 0,
-                tv_nsec: 20_000_000,
-            };
-            rustix::event::poll(&mut fds, Some(&timeout)).expect("poll") > 0
-        };
+        let readable = |port: &XdpPort| readable(port.wait_fds()[0]);
         assert!(!readable(&port) && !port.has_pending());
         bench.send(&ipv4(OURS_V4, 17, 0, &udp(UDP_PORT, b"wake up")));
         assert!(readable(&port) && port.has_pending());

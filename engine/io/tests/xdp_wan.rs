@@ -1,33 +1,17 @@
 //! The UDP port of a WAN link by AF_XDP, against an ordinary UDP socket in another network namespace that sends everything back. What needs
 //! privileges is skipped, with a word, where there are none.
 
-use std::io;
+mod common;
+
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::process::Command;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use common::{ifindex, ip, unshare};
 use patronus_io::Port;
 use patronus_io::udp::{UdpConfig, UdpSockets};
 use patronus_io::xdp::{Link, Take, WayFinder, XdpProgram, XdpUdpPort, ways};
 use patronus_mem::{Arena, ArenaConfig, Burst, FrameCache, Outer};
-
-fn ip(args: &str) {
-    let status = Command::new("ip")
-        .args(args.split_whitespace())
-        .status()
-        .expect("run ip");
-    assert!(status.success(), "ip {args}");
-}
-
-/// Moves this thread to a network namespace of its own.
-fn unshare() -> io::Result<()> {
-    // SAFETY: only this thread moves; no descriptors or memory change.
-    match unsafe { libc::unshare(libc::CLONE_NEWNET) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
 
 /// The other site: sends back what it gets, until `stop` is closed.
 fn echo(ready: mpsc::Sender<i32>, go: mpsc::Receiver<()>, stop: mpsc::Receiver<()>) {
@@ -81,8 +65,7 @@ impl Site {
             offload: true,
         })
         .expect("sockets");
-        // SAFETY: a string that ends with zero.
-        let ifindex = unsafe { libc::if_nametoindex(c"va".as_ptr()) };
+        let ifindex = ifindex("va");
         let addresses: Vec<IpAddr> = ["192.0.2.1", "2001:db8::1"]
             .map(|a| a.parse().expect("address"))
             .to_vec();
