@@ -15,6 +15,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use arrayvec::ArrayVec;
 use patronus_mem::{Burst, FrameCache};
 
+pub mod afpacket;
+mod bpf;
 pub mod ip;
 pub mod loopback;
 pub mod netlink;

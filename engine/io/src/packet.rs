@@ -1,5 +1,5 @@
 //! Packet sockets: whole frames taken from and put into an interface, past the host's own network stack (packet(7)). The bench sends
-//! through one as a router does that forwards; the impairment hop of the tests joins two interfaces by two of each.
+//! through one as a router does that forwards, as do the ports of [`afpacket`](crate::afpacket); the impairment hop of the tests joins two interfaces by two of each.
 //!
 //! A [`Receiver`] belongs to one thread. It says with every frame what the sender's kernel left undone for the network card (checksum,
 //! segmentation), because nobody between two ends of a veth does it.
@@ -28,9 +28,15 @@ const RECEIVE_BUFFER: usize = 16 << 20;
 /// A socket that sends frames, link header included, through an interface, and receives nothing. Needs `CAP_NET_RAW` in the
 /// calling thread's network namespace.
 pub fn sender(ifindex: u32) -> io::Result<OwnedFd> {
+    let socket = socket()?;
+    bind(socket.as_fd(), ifindex, 0)?;
+    Ok(socket)
+}
+
+/// A packet socket that receives nothing until it is bound to a protocol.
+pub(crate) fn socket() -> io::Result<OwnedFd> {
     let socket =
         rustix::net::socket_with(AddressFamily::PACKET, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
-    bind(socket.as_fd(), ifindex, 0)?;
     Ok(socket)
 }
 
@@ -97,7 +103,7 @@ impl Receiver {
         let forced = rustix::net::sockopt::set_socket_recv_buffer_size_force(&socket, RECEIVE_BUFFER);
         forced.or_else(|_| rustix::net::sockopt::set_socket_recv_buffer_size(&socket, RECEIVE_BUFFER))?;
         receive_everything(fd, ifindex)?;
-        bind(fd, ifindex, (libc::ETH_P_ALL as u16).to_be())?;
+        bind(fd, ifindex, libc::ETH_P_ALL as u16)?;
         let nothing = Received {
             vnet: VnetHeader::SINGLE,
             vlan: None,
@@ -281,17 +287,17 @@ fn receive_everything(fd: BorrowedFd<'_>, ifindex: u32) -> io::Result<()> {
     }
 }
 
-/// Binds a packet socket to an interface. `protocol` in network byte order; 0 receives nothing.
-fn bind(fd: BorrowedFd<'_>, ifindex: u32, protocol: u16) -> io::Result<()> {
+/// Binds a packet socket to an interface and an EtherType; 0 is none.
+pub(crate) fn bind(socket: BorrowedFd<'_>, ifindex: u32, protocol: u16) -> io::Result<()> {
     // SAFETY: struct sockaddr_ll is plain numbers, for which zero is a value.
     let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
     address.sll_family = libc::AF_PACKET as libc::c_ushort;
-    address.sll_protocol = protocol;
+    address.sll_protocol = protocol.to_be();
     address.sll_ifindex = ifindex.try_into().map_err(|_| io::ErrorKind::InvalidInput)?;
     // SAFETY: the pointer and the length describe `address`, which lives until the call returns.
     let rc = unsafe {
         libc::bind(
-            fd.as_raw_fd(),
+            socket.as_raw_fd(),
             (&raw const address).cast(),
             size_of::<libc::sockaddr_ll>() as libc::socklen_t,
         )
@@ -300,6 +306,17 @@ fn bind(fd: BorrowedFd<'_>, ifindex: u32, protocol: u16) -> io::Result<()> {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// Whether the interface that a packet socket was bound to is no more.
+pub(crate) fn is_gone(socket: BorrowedFd<'_>) -> bool {
+    // SAFETY: struct sockaddr_ll is plain numbers, for which zero is a value.
+    let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+    let mut len = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+    // SAFETY: the pointers describe `address` and its length, which live until the call returns.
+    let rc = unsafe { libc::getsockname(socket.as_raw_fd(), (&raw mut address).cast(), &raw mut len) };
+    // The kernel takes the number away with the interface.
+    rc == 0 && address.sll_ifindex <= 0
 }
 
 #[cfg(test)]

@@ -8,7 +8,6 @@
 //!
 //! [`XdpUdpPort`] is the UDP port of a WAN link over such a queue, in the place of [`UdpPort`](crate::udp::UdpPort): the stages see no difference.
 
-mod bpf;
 mod header;
 mod program;
 mod ring;
@@ -24,12 +23,13 @@ use std::time::{Duration, Instant};
 use arrayvec::ArrayVec;
 use patronus_mem::{Arena, Burst, FRAME, FrameCache, FrameRegion, HEADROOM, Lent, PktBuf, TAILROOM};
 
-pub use bpf::XdpMode;
 pub use program::{NAMES_MAX, Take};
 use ring::{DrainRing, FillRing};
 pub use wan::XdpUdpPort;
 pub use way::{Link, WayFinder, Ways, ways};
 
+pub use crate::bpf::XdpMode;
+use crate::bpf::{self, Kind};
 use crate::{PORT_FDS, Port, PortCounters, PortError, sys};
 
 /// Entries of each ring. So many frames wait in the kernel for what will arrive.
@@ -122,7 +122,7 @@ fn load(take: &Take, sockets: BorrowedFd<'_>) -> io::Result<OwnedFd> {
             format!("{names} addresses or UDP ports on an interface, at most {NAMES_MAX} are possible"),
         ));
     }
-    bpf::load(&program::assemble(take, sockets))
+    bpf::load(Kind::Xdp, &program::assemble(take, sockets))
 }
 
 /// What is shared with the kernel. Nothing arrives in our frames any more once this is dropped.

@@ -7,7 +7,7 @@
 use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
 
-use super::bpf::{Assembler, Instruction, Label, Reg, Width};
+use crate::bpf::{Assembler, Instruction, Label, Reg, Width};
 use crate::ip;
 
 /// What the engine takes.

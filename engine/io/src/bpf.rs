@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 /// Registers: r0 is the result, r1 to r5 are arguments and lost in calls, r6 to r9 are kept.
 #[derive(Clone, Copy)]
 #[repr(u8)]
-pub(super) enum Reg {
+pub(crate) enum Reg {
     R0,
     R1,
     R2,
@@ -19,7 +19,7 @@ pub(super) enum Reg {
 
 #[derive(Clone, Copy)]
 #[repr(C)]
-pub(super) struct Instruction {
+pub(crate) struct Instruction {
     code: u8,
     registers: u8,
     offset: i16,
@@ -29,7 +29,7 @@ pub(super) struct Instruction {
 /// Width of a load.
 #[derive(Clone, Copy)]
 #[repr(u8)]
-pub(super) enum Width {
+pub(crate) enum Width {
     Word = 0x61,
     Half = 0x69,
     Byte = 0x71,
@@ -37,10 +37,10 @@ pub(super) enum Width {
 
 /// A place to jump to, forward only, so that every program ends.
 #[derive(Clone, Copy)]
-pub(super) struct Label(usize);
+pub(crate) struct Label(pub(crate) usize);
 
 #[derive(Default)]
-pub(super) struct Assembler {
+pub(crate) struct Assembler {
     code: Vec<Instruction>,
     /// Where each label is.
     labels: Vec<Option<usize>>,
@@ -49,18 +49,18 @@ pub(super) struct Assembler {
 }
 
 impl Assembler {
-    pub(super) fn label(&mut self) -> Label {
+    pub(crate) fn label(&mut self) -> Label {
         self.labels.push(None);
         Label(self.labels.len() - 1)
     }
 
     /// Whether anything jumps to the label: what nothing jumps to must not be there at all.
-    pub(super) fn is_used(&self, label: Label) -> bool {
+    pub(crate) fn is_used(&self, label: Label) -> bool {
         self.jumps.iter().any(|(_, to)| to.0 == label.0)
     }
 
     /// The label is here.
-    pub(super) fn place(&mut self, label: Label) {
+    pub(crate) fn place(&mut self, label: Label) {
         self.labels[label.0] = Some(self.code.len());
     }
 
@@ -74,23 +74,34 @@ impl Assembler {
     }
 
     /// dst = memory at src + offset.
-    pub(super) fn load(&mut self, width: Width, dst: Reg, src: Reg, offset: i16) {
+    pub(crate) fn load(&mut self, width: Width, dst: Reg, src: Reg, offset: i16) {
         self.push(width as u8, dst, src as u8, offset, 0);
     }
 
-    pub(super) fn copy(&mut self, dst: Reg, src: Reg) {
+    /// r0 = bytes of the packet at this offset, in the order that they mean; the context is in r6. The kernel ends a program that reads
+    /// behind the packet's end.
+    pub(crate) fn load_packet(&mut self, width: Width, offset: u32) {
+        let code = match width {
+            Width::Word => 0x20,
+            Width::Half => 0x28,
+            Width::Byte => 0x30,
+        };
+        self.push(code, Reg::R0, 0, 0, offset as i32);
+    }
+
+    pub(crate) fn copy(&mut self, dst: Reg, src: Reg) {
         self.push(0xbf, dst, src as u8, 0, 0);
     }
 
-    pub(super) fn set(&mut self, dst: Reg, value: i32) {
+    pub(crate) fn set(&mut self, dst: Reg, value: i32) {
         self.push(0xb7, dst, 0, 0, value);
     }
 
-    pub(super) fn add(&mut self, dst: Reg, value: i32) {
+    pub(crate) fn add(&mut self, dst: Reg, value: i32) {
         self.push(0x07, dst, 0, 0, value);
     }
 
-    pub(super) fn and(&mut self, dst: Reg, mask: i32) {
+    pub(crate) fn and(&mut self, dst: Reg, mask: i32) {
         self.push(0x57, dst, 0, 0, mask);
     }
 
@@ -99,36 +110,41 @@ impl Assembler {
         self.push(code, dst, src, 0, immediate as i32);
     }
 
-    pub(super) fn go(&mut self, to: Label) {
+    pub(crate) fn go(&mut self, to: Label) {
         self.jump(0x05, Reg::R0, 0, 0, to);
     }
 
     /// Compares 32 bits.
-    pub(super) fn if_equal(&mut self, reg: Reg, value: u32, to: Label) {
+    pub(crate) fn if_equal(&mut self, reg: Reg, value: u32, to: Label) {
         self.jump(0x16, reg, 0, value, to);
     }
 
-    pub(super) fn if_not_equal(&mut self, reg: Reg, value: u32, to: Label) {
+    pub(crate) fn if_not_equal(&mut self, reg: Reg, value: u32, to: Label) {
         self.jump(0x56, reg, 0, value, to);
     }
 
+    /// Compares 32 bits.
+    pub(crate) fn if_below(&mut self, reg: Reg, value: u32, to: Label) {
+        self.jump(0xa6, reg, 0, value, to);
+    }
+
     /// Compares two addresses.
-    pub(super) fn if_above(&mut self, reg: Reg, other: Reg, to: Label) {
+    pub(crate) fn if_above(&mut self, reg: Reg, other: Reg, to: Label) {
         self.jump(0x2d, reg, other as u8, 0, to);
     }
 
     /// reg = the map with this descriptor.
-    pub(super) fn map(&mut self, reg: Reg, map: BorrowedFd<'_>) {
+    pub(crate) fn map(&mut self, reg: Reg, map: BorrowedFd<'_>) {
         const PSEUDO_MAP_FD: u8 = 1;
         self.push(0x18, reg, PSEUDO_MAP_FD, 0, map.as_raw_fd());
         self.push(0, Reg::R0, 0, 0, 0);
     }
 
-    pub(super) fn call(&mut self, helper: i32) {
+    pub(crate) fn call(&mut self, helper: i32) {
         self.push(0x85, Reg::R0, 0, 0, helper);
     }
 
-    pub(super) fn exit(&mut self) {
+    pub(crate) fn exit(&mut self) {
         self.push(0x95, Reg::R0, 0, 0, 0);
     }
 
@@ -136,7 +152,7 @@ impl Assembler {
     ///
     /// # Panics
     /// If a label was never placed, or lies behind a jump to it or too far away.
-    pub(super) fn finish(mut self) -> Vec<Instruction> {
+    pub(crate) fn finish(mut self) -> Vec<Instruction> {
         for (at, label) in self.jumps {
             let place = self.labels[label.0].expect("the label was placed");
             let distance = place.checked_sub(at + 1).expect("jumps go forward");
@@ -154,8 +170,30 @@ const LINK_CREATE: libc::c_int = 28;
 const LINK_UPDATE: libc::c_int = 29;
 
 const MAP_TYPE_XSK: u32 = 17;
-const PROGRAM_TYPE_XDP: u32 = 6;
-const ATTACH_TYPE_XDP: u32 = 37;
+/// What a program is for.
+#[derive(Clone, Copy)]
+pub(crate) enum Kind {
+    /// Frames as a driver has received them.
+    Xdp,
+    /// Packets on their way from an interface into the host (from Linux 6.6 on).
+    Ingress,
+}
+
+impl Kind {
+    fn program_type(self) -> u32 {
+        match self {
+            Kind::Xdp => 6,
+            Kind::Ingress => 3,
+        }
+    }
+
+    fn attach_type(self) -> u32 {
+        match self {
+            Kind::Xdp => 37,
+            Kind::Ingress => 46,
+        }
+    }
+}
 
 /// The arguments of bpf(2) as 32-bit words, as many as any of our commands reads.
 type Attributes = [u32; 32];
@@ -203,7 +241,7 @@ fn pointer(words: &mut [u32], to: *const impl Sized) {
 }
 
 /// A map from queue numbers to sockets.
-pub(super) fn socket_map(queues: u32) -> io::Result<OwnedFd> {
+pub(crate) fn socket_map(queues: u32) -> io::Result<OwnedFd> {
     let mut attributes = [0; 32];
     attributes[..4].copy_from_slice(&[MAP_TYPE_XSK, 4, 4, queues]);
     // SAFETY: nothing is pointed to.
@@ -211,7 +249,7 @@ pub(super) fn socket_map(queues: u32) -> io::Result<OwnedFd> {
 }
 
 /// Lets a queue lead to a socket.
-pub(super) fn set_socket(map: BorrowedFd<'_>, queue: u32, socket: BorrowedFd<'_>) -> io::Result<()> {
+pub(crate) fn set_socket(map: BorrowedFd<'_>, queue: u32, socket: BorrowedFd<'_>) -> io::Result<()> {
     let value = socket.as_raw_fd();
     let mut attributes = [0; 32];
     attributes[0] = map.as_raw_fd() as u32;
@@ -221,12 +259,12 @@ pub(super) fn set_socket(map: BorrowedFd<'_>, queue: u32, socket: BorrowedFd<'_>
     unsafe { bpf(MAP_UPDATE, &attributes) }.map(|_| ())
 }
 
-/// Loads an XDP program. What the verifier has to say against it is in the error.
-pub(super) fn load(program: &[Instruction]) -> io::Result<OwnedFd> {
+/// Loads a program. What the verifier has to say against it is in the error.
+pub(crate) fn load(kind: Kind, program: &[Instruction]) -> io::Result<OwnedFd> {
     // With a log that is too small the kernel refuses good programs as well, so it is only asked for when it is needed.
-    load_with_log(program, &mut []).map_err(|error| {
+    load_with_log(kind, program, &mut []).map_err(|error| {
         let mut log = vec![0u8; 64 << 10];
-        let _ = load_with_log(program, &mut log);
+        let _ = load_with_log(kind, program, &mut log);
         let text = log.split(|byte| *byte == 0).next().unwrap_or_default();
         match String::from_utf8_lossy(text).trim().lines().last() {
             None => error,
@@ -235,10 +273,10 @@ pub(super) fn load(program: &[Instruction]) -> io::Result<OwnedFd> {
     })
 }
 
-fn load_with_log(program: &[Instruction], log: &mut [u8]) -> io::Result<OwnedFd> {
+fn load_with_log(kind: Kind, program: &[Instruction], log: &mut [u8]) -> io::Result<OwnedFd> {
     let license = c"Apache-2.0";
     let mut attributes = [0; 32];
-    attributes[0] = PROGRAM_TYPE_XDP;
+    attributes[0] = kind.program_type();
     attributes[1] = program.len() as u32;
     pointer(&mut attributes[2..], program.as_ptr());
     pointer(&mut attributes[4..], license.as_ptr());
@@ -248,7 +286,7 @@ fn load_with_log(program: &[Instruction], log: &mut [u8]) -> io::Result<OwnedFd>
         pointer(&mut attributes[8..], log.as_mut_ptr());
     }
     // Words 12 to 15 are a name of 16 bytes.
-    attributes[17] = ATTACH_TYPE_XDP;
+    attributes[17] = kind.attach_type();
     // SAFETY: program, license and log are valid for the lengths beside them and outlive the call.
     unsafe { bpf_fd(PROGRAM_LOAD, &attributes) }
 }
@@ -263,19 +301,28 @@ pub enum XdpMode {
 }
 
 /// Runs the program for every frame of an interface, until the descriptor is closed.
-pub(super) fn attach(program: BorrowedFd<'_>, ifindex: u32, mode: XdpMode) -> io::Result<OwnedFd> {
+pub(crate) fn attach(program: BorrowedFd<'_>, ifindex: u32, mode: XdpMode) -> io::Result<OwnedFd> {
     let flags = match mode {
         XdpMode::Generic => 1 << 1,
         XdpMode::Native => 1 << 2,
     };
+    link(program, ifindex, Kind::Xdp, flags)
+}
+
+/// Runs the program for every packet that comes into the host by an interface, until the descriptor is closed.
+pub(crate) fn attach_ingress(program: BorrowedFd<'_>, ifindex: u32) -> io::Result<OwnedFd> {
+    link(program, ifindex, Kind::Ingress, 0)
+}
+
+fn link(program: BorrowedFd<'_>, ifindex: u32, kind: Kind, flags: u32) -> io::Result<OwnedFd> {
     let mut attributes = [0; 32];
-    attributes[..4].copy_from_slice(&[program.as_raw_fd() as u32, ifindex, ATTACH_TYPE_XDP, flags]);
+    attributes[..4].copy_from_slice(&[program.as_raw_fd() as u32, ifindex, kind.attach_type(), flags]);
     // SAFETY: nothing is pointed to.
     unsafe { bpf_fd(LINK_CREATE, &attributes) }
 }
 
 /// Puts another program in the place of the attached one; no frame sees neither.
-pub(super) fn replace(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+pub(crate) fn replace(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
     let mut attributes = [0; 32];
     attributes[..2].copy_from_slice(&[link.as_raw_fd() as u32, program.as_raw_fd() as u32]);
     // SAFETY: nothing is pointed to.
