@@ -117,9 +117,6 @@ impl PacketTap {
         }
         let receive = Arc::new(self.receiver()?);
         let transmit = packet::sender(self.ifindex)?;
-        let option = |name, value| sys::set_option(transmit.as_fd(), libc::SOL_PACKET, name, value);
-        // Like AF_XDP, past the interface's queueing discipline; packets that a full queue refuses are counted.
-        option(libc::PACKET_QDISC_BYPASS, 1)?;
         force_buffer(transmit.as_fd(), libc::SO_SNDBUFFORCE);
         self.sockets.push(Arc::downgrade(&receive));
         Ok(PacketPort::new(receive, transmit))

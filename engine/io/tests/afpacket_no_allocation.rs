@@ -1,0 +1,88 @@
+//! Moving frames through a packet socket's port asks the allocator for nothing.
+
+mod common;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+
+use common::frame::{ipv4, udp};
+use patronus_io::Port;
+use patronus_io::afpacket::PacketTap;
+use patronus_mem::{Arena, ArenaConfig, Burst, FrameCache};
+
+struct Counting;
+
+thread_local! {
+    /// Of this thread: the test harness has others, which allocate when they like.
+    static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
+}
+
+// SAFETY: passes everything on to the system's allocator.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
+        // SAFETY: as the caller promises.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        // SAFETY: as the caller promises.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+}
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+#[test]
+fn a_burst_each_way_allocates_nothing() {
+    common::in_namespace(|| {
+        common::veth();
+        for end in ["va", "vb"] {
+            common::ip(&format!("link set {end} mtu 9000"));
+        }
+        let mut tap = PacketTap::attach(common::ifindex("va"), 1, &[]).expect("attach");
+        let mut port = tap.port().expect("a port");
+        let network = common::packet_socket("vb");
+        let arena = Arena::new(&ArenaConfig {
+            frames: 512,
+            jumbo_frames: 64,
+        })
+        .expect("arena");
+        let mut frames = FrameCache::new(arena);
+        let sizes = [8usize, 1400, 5000, 60];
+        let coming = sizes.map(|len| ipv4([198, 51, 100, 1].into(), 17, 0, &udp(9, &vec![7; len])));
+        // One in ten is too long for the interface.
+        let going = |n: usize| {
+            if n.is_multiple_of(10) {
+                9100
+            } else {
+                sizes[n % 4].max(60)
+            }
+        };
+        let mut burst = Burst::new();
+        let before = ALLOCATIONS.get();
+        assert!(before > 0, "the counter works");
+        for _ in 0..300 {
+            for frame in coming.iter().cycle().take(40) {
+                common::send(&network, frame);
+            }
+            while port.rx_burst(&mut frames, &mut burst).expect("rx") > 0 {
+                burst.clear_into(&mut frames);
+            }
+            for n in 0..40 {
+                let mut pkt = frames.alloc_for(going(n)).expect("a frame");
+                pkt.append(going(n)).fill(2);
+                burst.push(pkt);
+            }
+            port.tx_burst(&mut frames, &mut burst).expect("tx");
+        }
+        assert_eq!(ALLOCATIONS.get(), before);
+        let counters = port.counters();
+        assert_eq!(counters.rx_packets.get(), 300 * 40);
+        assert_eq!(
+            [counters.tx_packets.get(), counters.tx_too_big.get()],
+            [300 * 36, 300 * 4]
+        );
+    });
+}
