@@ -1,0 +1,799 @@
+//! A run: sites, the network, traffic and faults, and what must hold meanwhile and afterwards.
+//!
+//! Three parts. *Faults*: steps in which hosts send, things go wrong, and some time passes. *Recovery*: everything that was broken is mended,
+//! and traffic must flow again in bounded time, then without any loss. *End*: nothing is left behind.
+
+use std::collections::{BTreeMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Mutex;
+
+use patronus_crypto::messages::{self, DataHeader, Kind};
+use patronus_crypto::{Duration, PublicKey, Random, Time};
+use patronus_engine::stats::DropReason;
+use patronus_mem::{Arena, ArenaConfig, FrameCache};
+
+use crate::book::Book;
+use crate::clock::VirtualClock;
+use crate::network::{Datagram, Eavesdropper, Network};
+use crate::packet::{self, Tag, Way};
+use crate::rng::Seeded;
+use crate::site::{Net, PeerPlan, Sent, Site, SitePlan, UDP_PORT, own_address, private_key};
+use crate::trace::Trace;
+use crate::{Failure, Options, START, Summary};
+
+/// Rounds after which sites that still have something to do never come to rest.
+const RESTLESS: usize = 20_000;
+/// Datagrams that land in a round, so that they find room.
+const LANDING: usize = 128;
+/// How long it may take until traffic flows again: a sender finds after 15 s of silence that a session is dead, and then calls, by each link in
+/// turn, every 5 s and a third at most. With two links on each side that have to be tried, and one call that was on its way already.
+const RECOVERY: Duration = Duration::from_secs(15 + 5 * 6);
+/// How long a session's keys are kept without traffic: three times REJECT_AFTER_TIME, and a little for the timers.
+const FORGOTTEN: Duration = Duration::from_secs(3 * 180 + 120);
+/// Packets of each flow that must arrive after the recovery, all of them.
+const PROOF: usize = 40;
+
+/// Arenas live for ever, so runs of one process use them one after another.
+static ARENAS: Mutex<Vec<&'static Arena>> = Mutex::new(Vec::new());
+
+fn borrow_arena() -> &'static Arena {
+    let free = ARENAS.lock().ok().and_then(|mut arenas| arenas.pop());
+    free.unwrap_or_else(|| {
+        let config = ArenaConfig {
+            frames: 8192,
+            jumbo_frames: 128,
+        };
+        Arena::new(&config).expect("memory for frames")
+    })
+}
+
+/// What a seed decides before anything happens.
+#[derive(Debug)]
+struct Conditions {
+    in_order: bool,
+    nat: bool,
+    churn: bool,
+}
+
+/// Packets between two hosts, all with the same addresses and ports.
+struct Flow {
+    from: usize,
+    to: usize,
+    way: Way,
+    queue: usize,
+    sequence: u32,
+}
+
+/// Everything that there is.
+pub struct World {
+    rng: Seeded,
+    kind: Conditions,
+    seed: u64,
+    now: Time,
+    clock: VirtualClock,
+    arena: &'static Arena,
+    frames: FrameCache,
+    sites: Vec<Site>,
+    /// Restarts of each site.
+    lives: Vec<u64>,
+    network: Network,
+    listener: Eavesdropper,
+    /// What each site had lost when it was last at rest.
+    gone: Vec<u64>,
+    flows: Vec<Flow>,
+    book: Book,
+    trace: Trace,
+    keys: Vec<PublicKey>,
+    /// Sender, its life, receiver's index, counter: a key and a nonce.
+    nonces: HashSet<(usize, u64, u32, u64)>,
+    restarts: u64,
+    steps: usize,
+}
+
+impl World {
+    /// The world that a seed makes.
+    pub fn new(seed: u64, options: &Options) -> World {
+        let mut rng = Seeded(seed);
+        let in_order = rng.chance(25);
+        let kind = Conditions {
+            in_order,
+            nat: !in_order && rng.chance(60),
+            churn: !in_order && rng.chance(60),
+        };
+        let (arena, clock) = (borrow_arena(), VirtualClock::new());
+        let count = rng.one_of(&[2, 2, 3, 4]);
+        let mut sites = Vec::new();
+        for number in 0..count {
+            let plan = SitePlan {
+                number,
+                workers: rng.one_of(&[1, 1, 2, 3]),
+                links: if in_order { 1 } else { rng.one_of(&[1, 1, 2, 3]) },
+                mtu: rng.one_of(&[1420, 1420, 1280, 8900]),
+                router: rng.chance(25) && !kind.churn,
+            };
+            sites.push(Site::start(
+                &plan,
+                private_key(seed, number),
+                arena,
+                &clock,
+                rng.fork(),
+            ));
+        }
+        let key = |site: &Site| site.core.device().public_key().expect("every site has a key");
+        let keys = sites.iter().map(key).collect();
+        let book = Book::new(in_order);
+        let mut world = World {
+            kind,
+            seed,
+            now: START,
+            clock,
+            arena,
+            frames: FrameCache::new(arena),
+            lives: vec![0; count],
+            gone: vec![0; count],
+            sites,
+            network: Network::new(rng.fork(), in_order),
+            listener: Eavesdropper::default(),
+            flows: Vec::new(),
+            book,
+            trace: Trace::new(options.trace),
+            keys,
+            nonces: HashSet::new(),
+            restarts: 0,
+            steps: options.steps.unwrap_or_else(|| rng.pick(20..60)),
+            rng,
+        };
+        (0..count).for_each(|site| world.configure(site));
+        world.make_flows();
+        world
+    }
+
+    /// Runs to the end.
+    pub fn run(mut self) -> Result<Summary, Failure> {
+        let plans: Vec<_> = self.sites.iter().map(|site| site.plan.clone()).collect();
+        let kind = format!("{:?} {plans:?}", self.kind);
+        self.note(format_args!("{kind}"));
+        let mut step = 0;
+        match self.live(&mut step) {
+            Ok(recovery) => self
+                .end(recovery)
+                .map_err(|(what, events)| Failure { step, what, events }),
+            Err(what) => Err(Failure {
+                step,
+                what,
+                events: self.trace.last(),
+            }),
+        }
+    }
+
+    fn live(&mut self, step: &mut usize) -> Result<Duration, String> {
+        for _ in 0..self.steps {
+            *step += 1;
+            self.traffic();
+            self.faults();
+            let pause = self.pause();
+            self.pass(pause)?;
+        }
+        self.mend();
+        let took = self.recover()?;
+        self.prove()?;
+        self.forget()?;
+        Ok(took)
+    }
+
+    fn note(&mut self, event: std::fmt::Arguments<'_>) {
+        self.trace.note(self.now, event);
+    }
+
+    // Configuration.
+
+    /// Who knows whom: site 0 everybody, the others site 0, and each other where no NAT is in between.
+    fn neighbours(&self, site: usize) -> Vec<usize> {
+        let all = 0..self.sites.len();
+        let meshed = !self.kind.nat;
+        all.filter(|&other| other != site && (meshed || site == 0 || other == 0))
+            .collect()
+    }
+
+    /// Tells a site everything that it is to know, as after its start.
+    fn configure(&mut self, site: usize) {
+        for other in self.neighbours(site) {
+            self.introduce(site, other);
+        }
+        self.sites[site].publish_routes();
+    }
+
+    fn introduce(&mut self, site: usize, other: usize) {
+        let mut psk = [0; 32];
+        let (low, high) = (site.min(other) as u64, site.max(other) as u64);
+        if (low + high + self.seed).is_multiple_of(2) {
+            Seeded(self.seed ^ low << 8 ^ high).fill(&mut psk);
+        }
+        let link = self.rng.pick(0..self.sites[other].plan.links);
+        // Who is behind a NAT can be called only where he called from.
+        let known = other == 0 || !self.kind.nat;
+        let ipv6 = self.rng.chance(30);
+        let plan = PeerPlan {
+            key: self.keys[other],
+            endpoint: known.then(|| SocketAddr::new(own_address(other, link, ipv6), UDP_PORT)),
+            psk,
+            keepalive: if self.rng.chance(20) { 25 } else { 0 },
+        };
+        self.sites[site].set_peer(other, &plan);
+        self.sites[site].allow(other, other as Net);
+    }
+
+    /// Some flows for each pair of sites, in both directions.
+    fn make_flows(&mut self) {
+        for from in 0..self.sites.len() {
+            for to in self.neighbours(from) {
+                for number in 0..3 {
+                    let ipv6 = number == 1;
+                    let queue = self.rng.pick(0..self.sites[from].plan.workers);
+                    let (router, peer_router) = (self.sites[from].plan.router, self.sites[to].plan.router);
+                    let way = Way {
+                        src: host(from, number, ipv6),
+                        dst: host(to, number, ipv6),
+                        port: 1000 + number as u16,
+                        // The third flow's packets die at a router.
+                        ttl: if number == 2 && (router || peer_router) {
+                            1
+                        } else {
+                            64
+                        },
+                        ecn: self.rng.one_of(&[0, 2, 1]),
+                    };
+                    let sequence = 0;
+                    self.flows.push(Flow {
+                        from,
+                        to,
+                        way,
+                        queue,
+                        sequence,
+                    });
+                }
+            }
+        }
+    }
+
+    // Traffic.
+
+    fn traffic(&mut self) {
+        for _ in 0..self.rng.pick(0..6) {
+            let flow = self.rng.pick(0..self.flows.len());
+            let burst = if self.rng.chance(4) {
+                self.rng.pick(100..200)
+            } else {
+                self.rng.pick(1..16)
+            };
+            for _ in 0..burst {
+                let len = self.length(flow);
+                self.send(flow, len);
+            }
+        }
+        if self.rng.chance(20) {
+            self.lie();
+        }
+        if self.rng.chance(10) {
+            let site = self.rng.pick(0..self.sites.len());
+            let mut garbage = vec![0; self.rng.pick(0..120)];
+            self.rng.fill(&mut garbage);
+            if let Some(first) = garbage.first_mut() {
+                // Of neither version, so that it cannot be a packet by chance.
+                *first |= 0x80;
+            }
+            self.offer(site, 0, &garbage);
+        }
+    }
+
+    /// A length for a packet of a flow: any up to the MTU, now and then beyond.
+    fn length(&mut self, flow: usize) -> usize {
+        let way = self.flows[flow].way;
+        let least = packet::header_len(way.src);
+        match self.rng.pick(0..20) {
+            0 => self.rng.pick(least..packet::tagged_len(way.src)),
+            1 => self.rng.pick(1400..9000),
+            _ => self.rng.pick(packet::tagged_len(way.src)..1281),
+        }
+    }
+
+    /// Sends the next packet of a flow.
+    fn send(&mut self, flow: usize, len: usize) -> Tag {
+        let flow_number = flow as u16;
+        let Flow {
+            from,
+            way,
+            queue,
+            sequence,
+            ..
+        } = &mut self.flows[flow];
+        let tag = Tag {
+            origin: *from as u8,
+            flow: flow_number,
+            sequence: *sequence,
+        };
+        *sequence += 1;
+        let mut way = *way;
+        if len < packet::tagged_len(way.src) {
+            way.src = numbered(way.src, tag);
+        }
+        let (from, queue) = (*from, *queue);
+        let packet = packet::build(&way, tag, len);
+        self.offer(from, queue, &packet);
+        tag
+    }
+
+    /// A host sends under an address of another site's.
+    fn lie(&mut self) {
+        let flow = self.rng.pick(0..self.flows.len());
+        let other = self.rng.pick(0..self.sites.len() + 1);
+        let Flow { from, way, .. } = &self.flows[flow];
+        let (from, mut way) = (*from, *way);
+        if other == from {
+            return;
+        }
+        way.src = host(other, 7, way.src.is_ipv6());
+        let tag = Tag {
+            origin: from as u8,
+            flow: flow as u16 | 0x8000,
+            sequence: self.rng.next() as u32,
+        };
+        let packet = packet::build(&way, tag, 200);
+        self.offer(from, 0, &packet);
+    }
+
+    fn offer(&mut self, site: usize, queue: usize, packet: &[u8]) {
+        if self.sites[site].offer(queue, packet, &mut self.frames) {
+            self.book.send(site, packet);
+        }
+    }
+
+    // Faults.
+
+    fn faults(&mut self) {
+        if self.rng.chance(12) {
+            self.network.change_weather();
+            self.note(format_args!("the weather changes"));
+        }
+        if self.rng.chance(15) {
+            self.stall();
+        }
+        if self.rng.chance(4) {
+            let site = self.rng.pick(0..self.sites.len());
+            self.restart(site);
+        }
+        if self.rng.chance(10) {
+            self.switch_link();
+        }
+        if self.kind.nat && self.rng.chance(12) {
+            self.rebind();
+        }
+        if self.kind.churn && self.rng.chance(15) {
+            self.churn();
+        }
+        if self.rng.chance(30) {
+            for _ in 0..self.rng.pick(1..10) {
+                if let Some(datagram) = self.listener.repeat(&mut self.rng) {
+                    let at = self.now.after(Duration::from_millis(self.rng.pick(0..30) as u64));
+                    self.network.launch(at, datagram);
+                }
+            }
+        }
+    }
+
+    /// A worker or a slow path does not run for a while.
+    fn stall(&mut self) {
+        let site = self.rng.pick(0..self.sites.len());
+        let actor = self.rng.pick(0..self.sites[site].stalled.len());
+        let time = match self.rng.pick(0..5) {
+            0 => self.rng.pick(1000..20_000),
+            _ => self.rng.pick(1..500),
+        };
+        self.sites[site].stalled[actor] = self.now.after(Duration::from_millis(time as u64));
+        self.note(format_args!("site {site}: actor {actor} stalls for {time} ms"));
+    }
+
+    /// A site's process ends, and a new one starts.
+    fn restart(&mut self, site: usize) {
+        self.restarts += 1;
+        self.lives[site] += 1;
+        self.note(format_args!("site {site} restarts"));
+        let plan = self.sites[site].plan.clone();
+        let key = private_key(self.seed, site);
+        self.sites[site] = Site::start(&plan, key, self.arena, &self.clock, self.rng.fork());
+        self.gone[site] = 0;
+        self.listener.settle(site, false);
+        self.configure(site);
+    }
+
+    /// A link of several goes down, or comes back.
+    fn switch_link(&mut self) {
+        let site = self.rng.pick(0..self.sites.len());
+        let link = self.rng.pick(0..self.sites[site].links.len());
+        if self.kind.in_order || self.sites[site].plan.links == 1 {
+            return;
+        }
+        let up = self.sites[site].links[link].up;
+        match up {
+            true => self.sites[site].close_link(link),
+            false => self.sites[site].open_link(link),
+        }
+        self.note(format_args!(
+            "site {site}: link {link} {}",
+            if up { "down" } else { "up" }
+        ));
+    }
+
+    /// A NAT forgets a branch and gives it another UDP port.
+    fn rebind(&mut self) {
+        let site = self.rng.pick(1..self.sites.len());
+        let link = self.rng.pick(0..self.sites[site].plan.links);
+        let port = self.rng.pick(1024..65_536) as u16;
+        self.network.rebind(site, link, port);
+        self.note(format_args!(
+            "site {site}: link {link} is seen as port {port} now"
+        ));
+    }
+
+    /// Somebody changes a site's configuration.
+    fn churn(&mut self) {
+        let site = self.rng.pick(0..self.sites.len());
+        let neighbours = self.neighbours(site);
+        let other = self.rng.one_of(&neighbours);
+        match self.rng.pick(0..3) {
+            0 => {
+                self.sites[site].remove_peer(other);
+                self.note(format_args!("site {site} forgets site {other}"));
+            }
+            1 => {
+                self.introduce(site, other);
+                self.note(format_args!("site {site} is told about site {other}"));
+            }
+            // A network wanders to that peer, who may be the wrong one: its own, or one of nobody's.
+            _ => {
+                let net = self.rng.one_of(&[200, 201, other as Net, neighbours[0] as Net]);
+                self.sites[site].allow(other, net);
+                self.note(format_args!(
+                    "site {site} looks for network {net} at site {other}"
+                ));
+            }
+        }
+    }
+
+    // Time.
+
+    fn pause(&mut self) -> Duration {
+        let millis = match self.rng.pick(0..20) {
+            0 => self.rng.pick(20_000..250_000),
+            1..4 => self.rng.pick(1000..20_000),
+            4..7 => 0,
+            _ => self.rng.pick(0..200),
+        };
+        Duration::from_millis(millis as u64)
+    }
+
+    /// Lets time pass, from one event to the next.
+    fn pass(&mut self, time: Duration) -> Result<(), String> {
+        let end = self.now.after(time);
+        self.settle()?;
+        while let Some(next) = self.next_event().filter(|next| *next <= end) {
+            self.advance(next);
+            self.settle()?;
+        }
+        self.advance(end);
+        self.settle()?;
+        self.rest()
+    }
+
+    fn advance(&mut self, to: Time) {
+        self.now = to;
+        self.clock.set(to);
+    }
+
+    fn next_event(&self) -> Option<Time> {
+        let arrival = self.network.next_arrival();
+        let slow = self
+            .sites
+            .iter()
+            .filter(|site| site.stalled[site.workers.len()] <= self.now);
+        let deadlines = slow.filter_map(|site| site.core.next_deadline());
+        let stalls = self.sites.iter().flat_map(|site| site.stalled.iter().copied());
+        let all = arrival.into_iter().chain(deadlines).chain(stalls);
+        all.filter(|at| *at > self.now).min()
+    }
+
+    /// Does everything that is due now, in an order that nobody knows, until nothing is left to do.
+    fn settle(&mut self) -> Result<(), String> {
+        for _ in 0..RESTLESS {
+            let before = self.pulse();
+            let landed = self.land();
+            let mut actors: Vec<(usize, usize)> = Vec::new();
+            for (number, site) in self.sites.iter().enumerate() {
+                let awake = (0..site.stalled.len()).filter(|&actor| site.stalled[actor] <= self.now);
+                actors.extend(awake.map(|actor| (number, actor)));
+            }
+            self.rng.shuffle(&mut actors);
+            for (site, actor) in actors {
+                self.turn(site, actor)?;
+            }
+            if !landed && self.pulse() == before {
+                return Ok(());
+            }
+        }
+        Err("liveness: the sites never come to rest".to_owned())
+    }
+
+    fn pulse(&self) -> u64 {
+        let sites = self.sites.iter().map(Site::pulse);
+        sites.fold(self.nonces.len() as u64, u64::wrapping_add)
+    }
+
+    fn land(&mut self) -> bool {
+        let mut landed = false;
+        for _ in 0..LANDING {
+            let Some((site, link, datagram)) = self.network.land(self.now) else {
+                break;
+            };
+            landed = true;
+            let Datagram {
+                from, to, tos, bytes, ..
+            } = &datagram;
+            let to_site = &mut self.sites[site];
+            if !to_site.arrive(link, *from, to.ip(), *tos, bytes, &mut self.frames) {
+                continue;
+            }
+            if messages::kind(bytes) == Ok(Kind::Data) {
+                self.listener.hear(site, &datagram);
+            }
+        }
+        landed
+    }
+
+    /// A turn of a worker, or of the slow path, which comes behind the workers.
+    fn turn(&mut self, number: usize, actor: usize) -> Result<(), String> {
+        let now = self.now;
+        let site = &mut self.sites[number];
+        match site.workers.get_mut(actor) {
+            Some(worker) => {
+                if !worker.step(now) {
+                    return Err("a worker ended by itself".to_owned());
+                }
+            }
+            None => site.slow_turn(&mut self.frames)?,
+        }
+        for packet in site.delivered(&mut self.frames)? {
+            self.book.receive(&self.sites[number], &packet)?;
+        }
+        for sent in self.sites[number].sent(&mut self.frames) {
+            self.transmit(number, sent)?;
+        }
+        Ok(())
+    }
+
+    /// Checks a datagram of a site's and gives it to the network.
+    fn transmit(&mut self, number: usize, sent: Sent) -> Result<(), String> {
+        let Sent { link, outer, bytes } = sent;
+        let Some(to) = outer.remote() else {
+            return Err(format!("site {number} sent to nowhere"));
+        };
+        match messages::kind(&bytes) {
+            Ok(Kind::Data) => {
+                let header = bytes.first_chunk().expect("longer than its header");
+                let DataHeader { receiver, counter } = DataHeader::read(header);
+                if !self
+                    .nonces
+                    .insert((number, self.lives[number], receiver, counter))
+                {
+                    return Err(format!(
+                        "nonce: site {number} used index {receiver:#x} and counter {counter} twice"
+                    ));
+                }
+            }
+            Ok(_) => {}
+            Err(_) => return Err(format!("site {number} sent what is no message")),
+        }
+        if Eavesdropper::is_his(to) {
+            return Err(format!(
+                "endpoint: site {number} sends to {to}, who only repeated what others sent"
+            ));
+        }
+        if let Some(local) = outer.local()
+            && !self.sites[number].is_own(link, local)
+        {
+            return Err(format!(
+                "endpoint: site {number} sends by link {link} from {local}"
+            ));
+        }
+        if self.sites[number].links[link].up {
+            self.network.send(self.now, number, link, to, outer.tos(), bytes);
+        }
+        Ok(())
+    }
+
+    /// What must hold whenever a site is at rest.
+    fn rest(&mut self) -> Result<(), String> {
+        for number in 0..self.sites.len() {
+            let site = &mut self.sites[number];
+            if site.stalled.iter().any(|until| *until > self.now) || !site.is_at_rest() {
+                continue;
+            }
+            site.check().map_err(|what| format!("site {number}: {what}"))?;
+            let gone = site.gone();
+            self.listener.settle(number, gone == self.gone[number]);
+            self.gone[number] = gone;
+        }
+        Ok(())
+    }
+
+    // Recovery.
+
+    /// Mends everything: fair weather, every link, everyone awake, everyone told what he is to know.
+    fn mend(&mut self) {
+        self.note(format_args!("everything is mended"));
+        self.network.clear_up();
+        for site in 0..self.sites.len() {
+            self.sites[site].stalled.fill(self.now);
+            (0..self.sites[site].plan.links).for_each(|link| self.sites[site].open_link(link));
+            for other in self.neighbours(site) {
+                if !self.sites[site].peers.contains_key(&other) {
+                    self.introduce(site, other);
+                }
+                self.sites[site].allow(other, other as Net);
+            }
+        }
+    }
+
+    /// Flows whose packets get through when nothing is wrong.
+    fn sound_flows(&self) -> Vec<usize> {
+        let sound = |flow: &usize| self.flows[*flow].way.ttl > 1;
+        (0..self.flows.len()).filter(sound).collect()
+    }
+
+    /// Sends a packet a second in every flow until each has got one through. How long that took.
+    fn recover(&mut self) -> Result<Duration, String> {
+        let begun = self.now;
+        let mut first = BTreeMap::new();
+        loop {
+            for flow in self.sound_flows() {
+                let tag = self.send(flow, 200);
+                first.entry(flow).or_insert(tag.sequence);
+            }
+            self.pass(Duration::from_secs(1))?;
+            let arrived = |(flow, sequence): (&usize, &u32)| self.book.has_arrived(*flow as u16, *sequence);
+            let took = self.now.since(begun);
+            if first.iter().all(arrived) {
+                self.note(format_args!("traffic flows again after {} s", took.as_secs()));
+                return Ok(took);
+            }
+            if took > RECOVERY {
+                let late = first
+                    .iter()
+                    .find(|late| !arrived(*late))
+                    .map_or(0, |(flow, _)| *flow);
+                let Flow { from, to, .. } = &self.flows[late];
+                return Err(format!(
+                    "liveness: nothing from site {from} to site {to} in {took:?} of fair weather"
+                ));
+            }
+        }
+    }
+
+    /// Everything that is sent now arrives, over more time than a session lives.
+    fn prove(&mut self) -> Result<(), String> {
+        let mut sent = Vec::new();
+        let drops = self.drops();
+        for _ in 0..PROOF {
+            for flow in self.sound_flows() {
+                let len = self.rng.pick(100..1200);
+                sent.push(self.send(flow, len));
+            }
+            let pause = self.rng.pick(1..12_000) as u64;
+            self.pass(Duration::from_millis(pause))?;
+        }
+        self.pass(Duration::from_secs(6))?;
+        match sent.iter().find(|tag| !self.book.has_seen(**tag)) {
+            None => Ok(()),
+            Some(tag) => Err(format!(
+                "loss: {tag:?} did not arrive in fair weather; drops {drops:?} -> {:?}",
+                self.drops()
+            )),
+        }
+    }
+
+    fn drops(&self) -> Vec<(&'static str, u64)> {
+        let count = |reason: &DropReason| self.sites.iter().map(|site| site.dropped(*reason)).sum();
+        let all = DropReason::ALL
+            .iter()
+            .map(|reason| (reason.name(), count(reason)));
+        all.filter(|(_, count)| *count > 0).collect()
+    }
+
+    /// Without traffic every session is forgotten.
+    fn forget(&mut self) -> Result<(), String> {
+        for site in 0..self.sites.len() {
+            for other in self.neighbours(site) {
+                self.sites[site].quiet(other);
+            }
+        }
+        self.pass(FORGOTTEN)?;
+        for site in &self.sites {
+            let (number, left) = (site.plan.number, site.core.device().indices_in_use());
+            if left > 0 {
+                return Err(format!(
+                    "sessions: site {number} still has {left} indices after {FORGOTTEN:?} without traffic"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    // End.
+
+    /// Every peer goes, then every site; nothing is left behind.
+    fn end(mut self, recovery: Duration) -> Result<Summary, (String, Vec<String>)> {
+        let left = self.leave();
+        let events = self.trace.last();
+        let summary = Summary {
+            sent: self.book.sent,
+            received: self.book.received,
+            errors: self.book.errors,
+            datagrams: self.nonces.len() as u64,
+            harmed: self.network.harmed,
+            restarts: self.restarts,
+            virtual_time: self.now.since(START),
+            recovery,
+        };
+        if let Err(what) = left {
+            return Err((what, events));
+        }
+        let arena = self.arena;
+        drop(self);
+        if arena.free_frames() != arena.frames() {
+            let lost = arena.frames() - arena.free_frames();
+            return Err((format!("frames: {lost} were lost"), events));
+        }
+        if let Ok(mut arenas) = ARENAS.lock() {
+            arenas.push(arena);
+        }
+        Ok(summary)
+    }
+
+    fn leave(&mut self) -> Result<(), String> {
+        for number in 0..self.sites.len() {
+            (0..self.sites.len()).for_each(|other| self.sites[number].remove_peer(other));
+        }
+        self.pass(Duration::from_secs(1))?;
+        for site in &mut self.sites {
+            let number = site.plan.number;
+            if !site.is_at_rest() || site.staged() > 0 || site.core.device().indices_in_use() > 0 {
+                return Err(format!("end: something of its peers is left at site {number}"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A host's address in the network of a site.
+fn host(site: usize, number: usize, ipv6: bool) -> IpAddr {
+    match ipv6 {
+        false => IpAddr::from([10, site as u8, 0, number as u8 + 1]),
+        true => IpAddr::from([0xfd00, site as u16, 0, 0, 0, 0, 0, number as u16 + 1]),
+    }
+}
+
+/// An address of the same network for a packet without a tag, so that each is one of its kind.
+fn numbered(ip: IpAddr, tag: Tag) -> IpAddr {
+    let [a, b] = tag.flow.to_be_bytes();
+    match ip {
+        IpAddr::V4(ip) => {
+            let [net, site, ..] = ip.octets();
+            // The low half of the sequence stands in the header.
+            IpAddr::from([net, site, b | 0x80, (tag.sequence >> 16) as u8])
+        }
+        IpAddr::V6(ip) => {
+            let [net, site, ..] = ip.segments();
+            let [high, low] = [(tag.sequence >> 16) as u16, tag.sequence as u16];
+            IpAddr::from([net, site, 0, 0, u16::from_be_bytes([a, b]), 1, high, low])
+        }
+    }
+}
