@@ -27,6 +27,7 @@ use patronus_mem::{Arena, Burst, FrameCache, Outer, Secret};
 use patronus_sync::{Domain, Publisher, publish};
 
 use crate::clock::VirtualClock;
+use crate::network::Datagram;
 use crate::rng::Seeded;
 
 /// Peers that a site may have.
@@ -152,6 +153,8 @@ pub struct Counts {
     handshakes: u64,
     /// Datagrams in the queues of sockets that were closed, among `wan_in`.
     closed: u64,
+    /// Copies, damaged ones and forgeries among `wan_in`.
+    strange: u64,
     /// Lost by ports that were closed.
     lost: u64,
     /// Notices that the slow path has worked off.
@@ -425,25 +428,18 @@ impl Site {
     }
 
     /// Puts a datagram into a socket. False if there is none or it is full.
-    pub fn arrive(
-        &mut self,
-        link: usize,
-        from: SocketAddr,
-        to: IpAddr,
-        tos: u8,
-        bytes: &[u8],
-        frames: &mut FrameCache,
-    ) -> bool {
+    pub fn arrive(&mut self, link: usize, datagram: &Datagram, frames: &mut FrameCache) -> bool {
         let far = &mut self.links[link].far;
         if far.is_empty() {
             return false;
         }
-        let queue = queue_of(from, far.len());
-        let mut outer = Outer::new(from);
-        outer.set_local(Some(to), ifindex(&self.plan, link).max(1));
-        outer.set_tos(tos);
-        let given = put(&mut far[queue], bytes, outer, frames);
+        let queue = queue_of(datagram.from, far.len());
+        let mut outer = Outer::new(datagram.from);
+        outer.set_local(Some(datagram.to.ip()), ifindex(&self.plan, link).max(1));
+        outer.set_tos(datagram.tos);
+        let given = put(&mut far[queue], &datagram.bytes, outer, frames);
         self.counts.wan_in += u64::from(given);
+        self.counts.strange += u64::from(given && !datagram.genuine);
         given
     }
 
@@ -571,7 +567,9 @@ impl Site {
         let appeared = c.lan_in + c.wan_in + c.keepalives_out + self.icmp_sent();
         let left = c.lan_out + c.wan_out + c.handshakes + keepalives_in;
         let stayed = self.staged() as u64 + c.closed + c.lost + in_ports;
-        if appeared != left + stayed + drops {
+        // A keepalive that found no link is a drop that never appeared.
+        let unsent = (left + stayed + drops).checked_sub(appeared);
+        if unsent.is_none_or(|unsent| unsent > self.dropped(DropReason::EncapDown)) {
             let named = DropReason::ALL
                 .iter()
                 .map(|&reason| (reason.name(), self.dropped(reason)));
@@ -586,6 +584,19 @@ impl Site {
             .any(|worker| worker.wg().staged() > STAGED_LIMIT)
         {
             return Err("limits: more packets wait than may".to_owned());
+        }
+        // What nobody copied, damaged or forged is neither a replay nor wrong.
+        let refused = [
+            DropReason::DecapReplay,
+            DropReason::DecapBadTag,
+            DropReason::DecapNotWireguard,
+        ];
+        let refused: u64 = refused.iter().map(|&reason| self.dropped(reason)).sum();
+        if refused > self.counts.strange {
+            let strange = self.counts.strange;
+            return Err(format!(
+                "refusal: {refused} datagrams as copies or not authentic, {strange} were"
+            ));
         }
         let device = self.core.device();
         let numbers = self.core.numbers();

@@ -14,7 +14,7 @@ use patronus_mem::{Arena, ArenaConfig, FrameCache};
 
 use crate::book::Book;
 use crate::clock::VirtualClock;
-use crate::network::{Datagram, Eavesdropper, Network};
+use crate::network::{Eavesdropper, Network};
 use crate::packet::{self, Tag, Way};
 use crate::rng::Seeded;
 use crate::site::{Net, PeerPlan, Sent, Site, SitePlan, UDP_PORT, own_address, private_key};
@@ -389,7 +389,8 @@ impl World {
             0 => self.rng.pick(1000..20_000),
             _ => self.rng.pick(1..500),
         };
-        self.sites[site].stalled[actor] = self.now.after(Duration::from_millis(time as u64));
+        let until = &mut self.sites[site].stalled[actor];
+        *until = self.now.after(Duration::from_millis(time as u64)).max(*until);
         self.note(format_args!("site {site}: actor {actor} stalls for {time} ms"));
     }
 
@@ -535,14 +536,8 @@ impl World {
                 break;
             };
             landed = true;
-            let Datagram {
-                from, to, tos, bytes, ..
-            } = &datagram;
-            let to_site = &mut self.sites[site];
-            if !to_site.arrive(link, *from, to.ip(), *tos, bytes, &mut self.frames) {
-                continue;
-            }
-            if messages::kind(bytes) == Ok(Kind::Data) {
+            let given = self.sites[site].arrive(link, &datagram, &mut self.frames);
+            if given && messages::kind(&datagram.bytes) == Ok(Kind::Data) {
                 self.listener.hear(site, &datagram);
             }
         }
