@@ -1,42 +1,140 @@
-//! What no single value shows: numbers out of range, things that stand twice.
+//! What no single value shows: numbers out of range, things that stand twice, names that nobody has.
 
 use std::collections::HashMap;
 use std::hash::Hash;
+use std::net::IpAddr;
+use std::ops::Range;
+use std::time::Duration;
 
 use toml::Spanned;
 
-use crate::error::Error;
-use crate::schema::Config;
+use crate::error::{Error, nearest};
+use crate::matching::{OneOrMore, Via};
+use crate::schema::{Action, Config, Lan, Policy, PortKind};
+use crate::value::Network;
 
-/// Packet threads at most.
-const WORKERS_MAX: usize = 64;
-/// Highest link id: it has four bits on the wire, and 0 is no link.
-const LINK_MAX: u8 = 15;
 /// Seconds between keepalives at most: 16 bits, as everywhere with WireGuard.
 const KEEPALIVE_MAX: u64 = u16::MAX as u64;
+/// Longer than this a worker never looks for work.
+const SPIN_MAX: Duration = Duration::from_secs(1);
+/// The cryptography backends that an engine may be built with.
+pub const AEADS: [&str; 2] = ["aws-lc", "rustcrypto"];
+/// What the host behind the TUN is called, if the file says nothing else.
+pub const HOST: &str = "host";
+/// Next hops that flows are spread over at most.
+const HOPS_MAX: usize = 64;
+/// LAN ports of an engine at most, the TUN among them.
+const LANS_MAX: usize = 16;
+/// Policies at most.
+const POLICIES_MAX: usize = 65_536;
 
 pub(crate) fn check(text: &str, config: &Config) -> Result<(), Error> {
-    let workers = &config.engine.workers;
-    if !(1..=WORKERS_MAX).contains(workers.get_ref()) {
-        let said = format!("{} workers: 1 to {WORKERS_MAX} are possible", workers.get_ref());
-        return Err(Error::at(text, workers.span(), said));
-    }
-    for link in &config.links {
-        if !(1..=LINK_MAX).contains(link.id.get_ref()) {
-            let said = format!("a link's id is a number from 1 to {LINK_MAX}");
-            return Err(Error::at(text, link.id.span(), said)
-                .with_hint("it stays the link's name for good, so do not count anew"));
-        }
-    }
+    check_engine(text, config)?;
     let ids = config.links.iter().map(|link| &link.id);
     once(text, ids, "another link has this id")?;
-    let interfaces = config.links.iter().map(|link| &link.interface);
-    once(text, interfaces, "another link has this interface")?;
+    check_lans(text, config)?;
+    check_peers(text, config)?;
+    check_room(text, config)?;
+    let prefixes = config.routes.iter().map(|route| &route.prefix);
+    once(text, prefixes, "another route has this prefix")?;
+    let names = Names::of(config);
+    for route in &config.routes {
+        names.check(text, &route.via)?;
+    }
+    let policies = config.policies.iter().filter_map(|policy| policy.name.as_ref());
+    once(text, policies, "another policy has this name")?;
+    config
+        .policies
+        .iter()
+        .try_for_each(|policy| check_policy(text, &names, policy))
+}
+
+fn check_engine(text: &str, config: &Config) -> Result<(), Error> {
+    let engine = &config.engine;
+    once(text, engine.cores.iter(), "this core stands here twice")?;
+    if Duration::from(*engine.spin.get_ref()) > SPIN_MAX {
+        let said = "expected a duration from \"0ms\" to \"1s\"";
+        return Err(Error::at(text, engine.spin.span(), said)
+            .with_hint("a worker that looks for work uses its core entirely"));
+    }
+    match &engine.aead {
+        Some(aead) if !AEADS.contains(&aead.get_ref().as_str()) => {
+            let said = format!("there is no cryptography backend `{}`", aead.get_ref());
+            Err(Error::at(text, aead.span(), said).with_hint(nearest(aead.get_ref(), &AEADS)))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn check_lans(text: &str, config: &Config) -> Result<(), Error> {
+    let links = config.links.iter().map(|link| &link.interface);
+    let lans = config.lans.iter().filter_map(|lan| lan.interface.as_ref());
+    once(text, links.chain(lans), "another link or LAN has this interface")?;
+    let networks = config.lans.iter().flat_map(|lan| &lan.networks);
+    once(text, networks, "this network stands here twice")?;
+    let mut tuns = config.lans.iter().filter(|lan| !is_ethernet(lan));
+    if let (Some(_), Some(second)) = (tuns.next(), tuns.next()) {
+        let said = "there is one TUN, and another LAN is it already";
+        return Err(Error::at(text, second.port.span(), said));
+    }
+    let own = config.engine.interface.as_str();
+    for lan in &config.lans {
+        match (is_ethernet(lan), &lan.interface) {
+            (true, None) => {
+                let said = "a LAN with this port needs to know its `interface`";
+                return Err(Error::at(text, lan.port.span(), said));
+            }
+            (true, Some(name)) if name.get_ref().as_str() == own => {
+                let said = "this is the name of the engine's TUN";
+                return Err(Error::at(text, name.span(), said).with_hint("see [engine] interface"));
+            }
+            (false, Some(name)) if name.get_ref().as_str() != own => {
+                let said = format!("the TUN's interface is `{own}`");
+                return Err(Error::at(text, name.span(), said).with_hint("leave this line out"));
+            }
+            _ => {}
+        }
+        check_neighbours(text, lan)?;
+    }
+    match config
+        .lans
+        .iter()
+        .filter(|lan| is_ethernet(lan))
+        .nth(LANS_MAX - 1)
+    {
+        Some(lan) => {
+            let said = format!("at most {} LANs beside the TUN are possible", LANS_MAX - 1);
+            Err(Error::at(text, lan.name.span(), said))
+        }
+        None => Ok(()),
+    }
+}
+
+fn check_neighbours(text: &str, lan: &Lan) -> Result<(), Error> {
+    let addresses = lan.neighbours.iter().map(|neighbour| &neighbour.address);
+    once(text, addresses, "another neighbour has this address")?;
+    match lan.neighbours.first() {
+        Some(first) if !is_ethernet(lan) => {
+            let said = "neighbours are on Ethernet, and this LAN is the TUN";
+            Err(Error::at(text, first.address.span(), said))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn is_ethernet(lan: &Lan) -> bool {
+    *lan.port.get_ref() != PortKind::Tun
+}
+
+fn check_peers(text: &str, config: &Config) -> Result<(), Error> {
     once(
         text,
         config.peers.iter().map(|peer| &peer.public_key),
         "another peer has this public key",
     )?;
+    let peers = config.peers.iter().filter_map(|peer| peer.name.as_ref());
+    let names = peers.chain(config.lans.iter().map(|lan| &lan.name));
+    once(text, names, "another peer or LAN has this name")?;
     let networks = config.peers.iter().flat_map(|peer| &peer.allowed_ips);
     once(text, networks, "this network stands here twice")?;
     for keepalive in config.peers.iter().filter_map(|peer| peer.keepalive.as_ref()) {
@@ -47,6 +145,130 @@ pub(crate) fn check(text: &str, config: &Config) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// Refuses the first prefix and the first policy for which there is no room.
+fn check_room(text: &str, config: &Config) -> Result<(), Error> {
+    if !config.routes_packets() {
+        return Ok(());
+    }
+    let limit = config.engine.routes.get() as usize;
+    let allowed = config.peers.iter().flat_map(|peer| &peer.allowed_ips);
+    let lans = config.lans.iter().flat_map(|lan| &lan.networks);
+    let routes = config.routes.iter().map(|route| &route.prefix);
+    if let Some(over) = allowed.chain(lans).chain(routes).nth(limit) {
+        let said = format!("there is room for {limit} prefixes");
+        return Err(Error::at(text, over.span(), said).with_hint("raise `routes` in [engine]"));
+    }
+    match config.policies.get(POLICIES_MAX) {
+        Some(over) => {
+            let said = format!("at most {POLICIES_MAX} policies are possible");
+            Err(Error::at(text, over.action.span(), said))
+        }
+        None => Ok(()),
+    }
+}
+
+fn check_policy(text: &str, names: &Names<'_>, policy: &Policy) -> Result<(), Error> {
+    if let (Some(src), Some(dst)) = (&policy.src, &policy.dst)
+        && src.get_ref().addr.is_ipv4() != dst.get_ref().addr.is_ipv4()
+    {
+        let said = "`src` and `dst` are of different address families: no packet has both";
+        return Err(Error::at(text, dst.span(), said));
+    }
+    if let Some(protocol) = policy.protocol.as_ref().filter(|p| !p.get_ref().has_ports())
+        && (policy.src_ports.is_some() || policy.dst_ports.is_some())
+    {
+        let said = "packets of this protocol have no ports";
+        return Err(Error::at(text, protocol.span(), said).with_hint("only \"tcp\" and \"udp\" do"));
+    }
+    match (policy.action.get_ref(), &policy.via) {
+        (Action::Via, None) => {
+            let said = "where to? this action needs a `via`";
+            Err(Error::at(text, policy.action.span(), said))
+        }
+        (Action::Via, Some(via)) => names.check(text, via),
+        (_, Some(via)) => {
+            let said = "only a policy with `action = \"via\"` says where packets go";
+            Err(Error::at(text, via.span(), said))
+        }
+        (_, None) => Ok(()),
+    }
+}
+
+/// What routes and policies can name.
+struct Names<'a> {
+    named: Vec<&'a str>,
+    /// The LANs that packets cannot be sent to without saying to whom there.
+    ethernet: Vec<&'a str>,
+    networks: Vec<&'a Network>,
+    neighbours: Vec<IpAddr>,
+}
+
+impl<'a> Names<'a> {
+    fn of(config: &'a Config) -> Names<'a> {
+        let (ethernet, tun): (Vec<&Lan>, Vec<&Lan>) = config.lans.iter().partition(|lan| is_ethernet(lan));
+        let host = tun.first().map_or(HOST, |lan| lan.name.get_ref().as_str());
+        let peers = config.peers.iter().filter_map(|peer| peer.name.as_ref());
+        let mut named: Vec<&str> = peers.map(|name| name.get_ref().as_str()).collect();
+        named.push(host);
+        Names {
+            named,
+            ethernet: ethernet.iter().map(|lan| lan.name.get_ref().as_str()).collect(),
+            networks: ethernet
+                .iter()
+                .flat_map(|lan| lan.networks.iter().map(Spanned::get_ref))
+                .collect(),
+            neighbours: ethernet
+                .iter()
+                .flat_map(|lan| lan.neighbours.iter().map(|n| *n.address.get_ref()))
+                .collect(),
+        }
+    }
+
+    fn check(&self, text: &str, vias: &Spanned<OneOrMore<Via>>) -> Result<(), Error> {
+        let list = &vias.get_ref().0;
+        if list.is_empty() || list.len() > HOPS_MAX {
+            let said = format!("expected 1 to {HOPS_MAX} next hops");
+            return Err(Error::at(text, vias.span(), said));
+        }
+        for via in list {
+            let place = if via.span().is_empty() {
+                vias.span()
+            } else {
+                via.span()
+            };
+            self.check_one(text, place, via.get_ref())?;
+        }
+        Ok(())
+    }
+
+    fn check_one(&self, text: &str, place: Range<usize>, via: &Via) -> Result<(), Error> {
+        match via {
+            Via::Discard => Ok(()),
+            Via::Named(name) if self.named.contains(&name.as_str()) => Ok(()),
+            Via::Named(name) if self.ethernet.contains(&name.as_str()) => {
+                let said = format!("to whom on LAN `{name}`? expected the address of a neighbour there");
+                Err(Error::at(text, place, said).with_hint("hosts of its `networks` need no route"))
+            }
+            Via::Named(name) => {
+                let mut known = self.named.clone();
+                known.push("discard");
+                let said = format!("there is no peer and no LAN named `{name}`");
+                Err(Error::at(text, place, said).with_hint(nearest(name, &known)))
+            }
+            Via::Neighbour(address) => {
+                let known = self.neighbours.contains(address);
+                if known || self.networks.iter().any(|network| network.contains(*address)) {
+                    return Ok(());
+                }
+                let said = format!("{address} is on no LAN");
+                Err(Error::at(text, place, said).with_hint(
+                    "it has to be in the `networks` of an Ethernet LAN, or among its `neighbours`",
+                ))
+            }
+        }
+    }
 }
 
 /// Refuses the second of two equal values, and says where the first one is.

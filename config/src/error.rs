@@ -152,26 +152,36 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// The parser's message in our words, and a hint if there is one: for a key that nobody knows the nearest one.
+/// The parser's message in our words, and a hint if there is one: for a name that nobody knows the nearest one.
 fn explained(message: &str) -> (String, Option<String>) {
     let message = message.trim();
     let mut names = message.split('`').skip(1).step_by(2);
-    let Some(unknown) = message.strip_prefix("unknown field ").and_then(|_| names.next()) else {
-        return (message.to_owned(), None);
+    let kind = match message {
+        _ if message.starts_with("unknown field ") => "key",
+        _ if message.starts_with("unknown variant ") => "word",
+        _ => return (message.to_owned(), None),
     };
+    let unknown = names.next().unwrap_or_default();
     let known: Vec<&str> = names.collect();
     if SECRETS.contains(&unknown) {
         let hint = format!("keys stand in files of their own: `{unknown}_file`");
         return (format!("unknown key `{unknown}`"), Some(hint));
     }
+    (
+        format!("unknown {kind} `{unknown}`"),
+        Some(nearest(unknown, &known)),
+    )
+}
+
+/// The known name that may have been meant, or all that there are.
+pub(crate) fn nearest(unknown: &str, known: &[&str]) -> String {
     let near = known
         .iter()
         .map(|name| (strsim::damerau_levenshtein(name, unknown), name))
         .filter(|(distance, _)| *distance <= MISSPELT)
         .min();
-    let hint = match near {
+    match near {
         Some((_, name)) => format!("did you mean `{name}`?"),
         None => format!("known here: {}", known.join(", ")),
-    };
-    (format!("unknown key `{unknown}`"), Some(hint))
+    }
 }

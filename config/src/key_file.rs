@@ -21,6 +21,8 @@ pub enum KeyError {
     Io(PathBuf, io::Error),
     /// Others may read or change the file.
     Open(PathBuf, u32),
+    /// The file belongs to this user, who is neither root nor the one that we run as.
+    Owner(PathBuf, u32),
     /// The file holds something else.
     NotAKey(PathBuf),
 }
@@ -36,6 +38,13 @@ impl fmt::Display for KeyError {
                     "key file {path}: others may use it (mode {mode:04o}): `chmod 600 {path}`"
                 )
             }
+            KeyError::Owner(path, owner) => {
+                let path = path.display();
+                write!(
+                    f,
+                    "key file {path}: belongs to user {owner}, who may change it: `chown root {path}`"
+                )
+            }
             KeyError::NotAKey(path) => write!(
                 f,
                 "key file {}: expected a key in base64, as `wg genkey` writes it, and nothing else",
@@ -47,14 +56,38 @@ impl fmt::Display for KeyError {
 
 impl std::error::Error for KeyError {}
 
+/// Opens a file to be read, if it is an ordinary one. Never waits: for a FIFO nobody may ever come.
+pub fn open_regular(path: &Path) -> io::Result<File> {
+    use rustix::fs::{Mode, OFlags, open};
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file = File::from(open(path, flags, Mode::empty())?);
+    if file.metadata()?.is_file() {
+        Ok(file)
+    } else {
+        Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "not an ordinary file",
+        ))
+    }
+}
+
 /// Reads the key in a file.
 pub fn read(path: &Path) -> Result<Secret<32>, KeyError> {
+    let file = open_regular(path).map_err(|error| KeyError::Io(path.to_owned(), error))?;
+    read_open(file, path)
+}
+
+/// Reads the key in a file that was opened as `path`, wherever that was.
+pub fn read_open(mut file: File, path: &Path) -> Result<Secret<32>, KeyError> {
     let io_error = |error| KeyError::Io(path.to_owned(), error);
-    let mut file = File::open(path).map_err(io_error)?;
-    let mode = file.metadata().map_err(io_error)?.mode() & 0o7777;
+    let meta = file.metadata().map_err(io_error)?;
+    let mode = meta.mode() & 0o7777;
     // The owner alone; a group may be let in to read, as secrets of services often are.
     if mode & 0o037 != 0 {
         return Err(KeyError::Open(path.to_owned(), mode));
+    }
+    if meta.uid() != 0 && meta.uid() != rustix::process::geteuid().as_raw() {
+        return Err(KeyError::Owner(path.to_owned(), meta.uid()));
     }
     let mut text = Secret::<64>::zeroed();
     let mut len = 0;

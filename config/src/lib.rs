@@ -1,7 +1,7 @@
 //! The configuration of a site, as people write it: one TOML file.
 //!
 //! * [`Config`] and what it is made of: the schema
-//! * [`value`]: durations, keys, networks, endpoints
+//! * [`value`]: durations, keys, networks, endpoints; [`matching`]: what policies and routes are made of; [`Number`]: what has a range
 //! * [`Error`]: where in the file something is wrong, what was expected, and what may have been meant
 //! * [`key_file`]: secrets, which never stand in the file itself
 //!
@@ -13,30 +13,48 @@
 mod check;
 mod error;
 pub mod key_file;
+pub mod matching;
+mod number;
 mod schema;
 pub mod value;
 
 use std::io::Read;
 use std::path::Path;
 
+pub use toml::Spanned;
+
+pub use check::{AEADS, HOST};
 pub use error::Error;
-pub use schema::{Config, Engine, Link, Peer, Site};
+pub use number::Number;
+pub use schema::{
+    Action, Config, Engine, Lan, Link, Neighbour, Peer, Policy, PortKind, Route, Site, Workers,
+};
 
 /// Bytes of a file at most.
 pub const FILE_MAX: u64 = 16 << 20;
 
 /// Reads a configuration. Relative paths in it are looked for beside the file.
 pub fn load(path: &Path) -> Result<Config, Error> {
+    parse_file(path, &read(path)?)
+}
+
+/// The text of a file.
+pub fn read(path: &Path) -> Result<String, Error> {
+    let wrong = |message: &str| Error::of_file(path, message);
     let mut text = String::new();
-    let read = std::fs::File::open(path).and_then(|file| file.take(FILE_MAX + 1).read_to_string(&mut text));
-    if let Err(error) = read {
-        return Err(Error::of_file(path, &error.to_string()));
-    }
+    let mut file = key_file::open_regular(path).map_err(|error| wrong(&error.to_string()))?;
+    let read = file.by_ref().take(FILE_MAX + 1).read_to_string(&mut text);
+    read.map_err(|error| wrong(&error.to_string()))?;
     if text.len() as u64 > FILE_MAX {
         let limit = FILE_MAX >> 20;
-        return Err(Error::of_file(path, &format!("longer than {limit} MiB")));
+        return Err(wrong(&format!("longer than {limit} MiB")));
     }
-    let mut config = parse(&text).map_err(|error| error.in_file(path))?;
+    Ok(text)
+}
+
+/// Understands the text of the file `path`.
+pub fn parse_file(path: &Path, text: &str) -> Result<Config, Error> {
+    let mut config = parse(text).map_err(|error| error.in_file(path))?;
     config.resolve_paths(path.parent().unwrap_or(Path::new("")));
     Ok(config)
 }

@@ -5,10 +5,12 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use toml::Spanned;
 
-use crate::value::{Endpoint, InterfaceName, Millis, Network, PublicKey};
+use crate::matching::{Dscp, Name, OneOrMore, Ports, Protocol, Via};
+use crate::number::Number;
+use crate::value::{Endpoint, InterfaceName, Mac, Millis, Network, PublicKey};
 
 /// A whole configuration.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// This site.
@@ -22,69 +24,95 @@ pub struct Config {
     /// Whom it talks to: any WireGuard implementation.
     #[serde(default, rename = "peer")]
     pub peers: Vec<Peer>,
+    /// What is attached on the inside. The host, behind the TUN, always is.
+    #[serde(default, rename = "lan")]
+    pub lans: Vec<Lan>,
+    /// Where packets go, beside what the peers' allowed-ips say.
+    #[serde(default, rename = "route")]
+    pub routes: Vec<Route>,
+    /// What becomes of which flows; the first that matches decides.
+    #[serde(default, rename = "policy")]
+    pub policies: Vec<Policy>,
 }
 
 /// This site.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Site {
     /// The file with its private key, as `wg genkey` makes it; for its owner's eyes only.
     pub private_key_file: PathBuf,
     /// UDP port to listen on; 0: any that is free.
     #[serde(default)]
-    pub listen_port: u16,
+    pub listen_port: Number<0, 65535>,
     /// Mark of outgoing packets (SO_MARK, socket(7)); 0 for none.
     #[serde(default)]
-    pub fwmark: u32,
+    pub fwmark: Number<0, 4_294_967_295>,
 }
 
+/// Packet threads.
+pub type Workers = Number<1, 64>;
+/// The number of a core.
+pub type Core = Number<0, 1023>;
+/// Flows that a worker remembers.
+pub type Flows = Number<1024, 4_194_304>;
+/// Prefixes that are routed by.
+pub type Routes = Number<64, 1_048_576>;
+/// A link's number.
+pub type LinkId = Number<1, 15>;
+
 /// How the engine runs. None of this can be changed while it does.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Engine {
     /// Name of the TUN.
     pub interface: InterfaceName,
     /// Packet threads, 1 to 64.
-    pub workers: Spanned<usize>,
+    pub workers: Workers,
     /// Cores to pin them to, in turn. Empty: the scheduler decides.
-    pub cores: Vec<usize>,
+    pub cores: Vec<Spanned<Core>>,
     /// How long a worker looks for work before it sleeps.
-    pub spin: Millis,
+    pub spin: Spanned<Millis>,
     /// Cryptography backend. None: the default.
-    pub aead: Option<String>,
+    pub aead: Option<Spanned<String>>,
     /// Segmentation and checksum offload.
     pub offload: bool,
+    /// Flows that each worker remembers, where there is something to route by.
+    pub flows: Flows,
+    /// Prefixes that there may be, those of the peers among them.
+    pub routes: Routes,
 }
 
 impl Default for Engine {
     fn default() -> Engine {
         Engine {
             interface: InterfaceName::default(),
-            workers: Spanned::new(0..0, 1),
+            workers: const { Workers::new(1).unwrap() },
             cores: Vec::new(),
-            spin: Millis::default(),
+            spin: Spanned::new(0..0, Millis::default()),
             aead: None,
             offload: true,
+            flows: const { Flows::new(65_536).unwrap() },
+            routes: const { Routes::new(4096).unwrap() },
         }
     }
 }
 
 /// One WAN attachment of the site.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Link {
     /// 1 to 15, for good: paths are named by it on both sides.
-    pub id: Spanned<u8>,
+    pub id: Spanned<LinkId>,
     /// The network interface that it is.
     pub interface: Spanned<InterfaceName>,
 }
 
 /// A peer.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Peer {
-    /// What messages call it. None: the start of its key.
-    pub name: Option<String>,
+    /// What messages and routes call it. None: messages have the start of its key, and routes do not name it.
+    pub name: Option<Spanned<Name>>,
     /// Its public key.
     pub public_key: Spanned<PublicKey>,
     /// The file with the pre-shared key, as `wg genpsk` makes it.
@@ -98,7 +126,111 @@ pub struct Peer {
     pub keepalive: Option<Spanned<Millis>>,
 }
 
+/// What stands behind a LAN.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PortKind {
+    /// The host, behind the TUN.
+    Tun,
+    /// An Ethernet interface, past the kernel's network stack.
+    AfXdp,
+}
+
+/// Something on the inside.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Lan {
+    /// What routes and messages call it.
+    pub name: Spanned<Name>,
+    /// How its packets are taken and given.
+    pub port: Spanned<PortKind>,
+    /// The Ethernet interface that it is. The TUN's is the engine's.
+    pub interface: Option<Spanned<InterfaceName>>,
+    /// The networks that are there.
+    #[serde(default)]
+    pub networks: Vec<Spanned<Network>>,
+    /// Who is there, at which Ethernet address.
+    #[serde(default)]
+    pub neighbours: Vec<Neighbour>,
+}
+
+/// Somebody on an Ethernet LAN.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Neighbour {
+    /// Its address.
+    pub address: Spanned<std::net::IpAddr>,
+    /// Its Ethernet address.
+    pub mac: Mac,
+}
+
+/// A route.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Route {
+    /// Where packets are going.
+    pub prefix: Spanned<Network>,
+    /// Where they go next; several: each flow by one of them.
+    pub via: Spanned<OneOrMore<Via>>,
+}
+
+/// What becomes of a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Action {
+    /// It goes where the routes say.
+    Route,
+    /// It goes nowhere.
+    Drop,
+    /// It goes where the policy says, whatever the routes say.
+    Via,
+}
+
+/// Which flows, and what becomes of them. What is not there is not asked.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Policy {
+    /// What messages call it. None: its place in the file.
+    pub name: Option<Spanned<Name>>,
+    /// Where its packets come from.
+    pub src: Option<Spanned<Network>>,
+    /// Where they are going.
+    pub dst: Option<Spanned<Network>>,
+    /// Their protocol.
+    pub protocol: Option<Spanned<Protocol>>,
+    /// The UDP or TCP port that they come from.
+    pub src_ports: Option<Spanned<Ports>>,
+    /// The UDP or TCP port that they go to.
+    pub dst_ports: Option<Spanned<Ports>>,
+    /// Their DSCP: any of these. None: whichever.
+    #[serde(default)]
+    pub dscp: OneOrMore<Dscp>,
+    /// What becomes of them.
+    pub action: Spanned<Action>,
+    /// Where they go next, if the action is "via".
+    pub via: Option<Spanned<OneOrMore<Via>>>,
+}
+
 impl Config {
+    /// Whether there is anything to route by, so that workers need a router.
+    pub fn routes_packets(&self) -> bool {
+        let ethernet = |lan: &Lan| *lan.port.get_ref() != PortKind::Tun;
+        let lan_networks = self
+            .lans
+            .iter()
+            .any(|lan| ethernet(lan) || !lan.networks.is_empty());
+        lan_networks || !self.routes.is_empty() || !self.policies.is_empty()
+    }
+
+    /// The files with keys, the site's own first.
+    pub fn key_files(&self) -> impl Iterator<Item = &Path> {
+        let psks = self
+            .peers
+            .iter()
+            .filter_map(|peer| peer.preshared_key_file.as_deref());
+        std::iter::once(self.site.private_key_file.as_path()).chain(psks)
+    }
+
     /// Makes paths that are relative begin at `folder`.
     pub(crate) fn resolve_paths(&mut self, folder: &Path) {
         let keys = self

@@ -13,6 +13,12 @@ use serde::de::{self, Deserializer, Visitor};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Expected(&'static str);
 
+impl Expected {
+    pub(crate) const fn of(what: &'static str) -> Expected {
+        Expected(what)
+    }
+}
+
 impl fmt::Display for Expected {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "expected {}", self.0)
@@ -42,6 +48,7 @@ macro_rules! from_text {
         }
     };
 }
+pub(crate) use from_text;
 
 /// A duration in whole milliseconds, with its unit: `"25s"`, `"50ms"`, `"2m"`, `"1h"`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -145,6 +152,23 @@ impl FromStr for Network {
     }
 }
 
+impl Network {
+    /// Whether the address is in it.
+    pub fn contains(&self, addr: IpAddr) -> bool {
+        match (self.addr, addr) {
+            (IpAddr::V4(own), IpAddr::V4(ip)) => {
+                let host = u32::MAX.unbounded_shr(self.len.into());
+                own.to_bits() & !host == ip.to_bits() & !host
+            }
+            (IpAddr::V6(own), IpAddr::V6(ip)) => {
+                let host = u128::MAX.unbounded_shr(self.len.into());
+                own.to_bits() & !host == ip.to_bits() & !host
+            }
+            _ => false,
+        }
+    }
+}
+
 impl fmt::Display for Network {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.addr, self.len)
@@ -210,3 +234,34 @@ impl FromStr for InterfaceName {
 }
 
 from_text!(InterfaceName, "the name of a network interface");
+
+/// An Ethernet address, such as `02:00:5e:10:00:01`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Mac(pub [u8; 6]);
+
+impl FromStr for Mac {
+    type Err = Expected;
+
+    fn from_str(text: &str) -> Result<Mac, Expected> {
+        const EXPECTED: Expected = Expected("the Ethernet address of one station, such as 02:00:5e:10:00:01");
+        let mut mac = [0; 6];
+        let mut parts = text.split(':');
+        for octet in &mut mac {
+            let part = parts.next().ok_or(EXPECTED)?;
+            let hex = part.len() == 2 && part.bytes().all(|b| b.is_ascii_hexdigit());
+            *octet = hex
+                .then(|| u8::from_str_radix(part, 16).ok())
+                .flatten()
+                .ok_or(EXPECTED)?;
+        }
+        // The lowest bit of the first octet says that it is of several stations.
+        let one_station = mac[0] & 1 == 0 && mac != [0; 6];
+        if parts.next().is_none() && one_station {
+            Ok(Mac(mac))
+        } else {
+            Err(EXPECTED)
+        }
+    }
+}
+
+from_text!(Mac, "an Ethernet address, such as \"02:00:5e:10:00:01\"");

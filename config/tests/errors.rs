@@ -109,7 +109,7 @@ fn numbers_have_their_range() {
     says(
         "[engine]\nworkers = 65",
         r"
-4:11: 65 workers: 1 to 64 are possible
+4:11: `65`: expected a whole number from 1 to 64
   |
 4 | workers = 65
   |           ^^
@@ -118,10 +118,10 @@ fn numbers_have_their_range() {
     says(
         "[[link]]\nid = 16\ninterface = 'eth0'",
         r"
-4:6: a link's id is a number from 1 to 15
+4:6: `16`: expected a whole number from 1 to 15
   |
 4 | id = 16
-  |      ^^ it stays the link's name for good, so do not count anew
+  |      ^^
 ",
     );
     says(
@@ -133,6 +133,164 @@ fn numbers_have_their_range() {
   |             ^^^^^^^^ 25s suits most NATs
 ",
     );
+}
+
+#[test]
+fn ranges_are_told_in_numbers_and_not_in_types_of_ours() {
+    for (text, expected) in [
+        (
+            "[engine]\nworkers = -1",
+            "4:11: `-1`: expected a whole number from 1 to 64",
+        ),
+        (
+            "[engine]\nworkers = '2'",
+            "4:11: invalid type: string \"2\", expected a whole number from 1 to 64",
+        ),
+        (
+            "[engine]\ncores = [0, 1024]",
+            "4:13: `1024`: expected a whole number from 0 to 1023",
+        ),
+        ("[engine]\ncores = [1, 1]", "4:13: this core stands here twice"),
+        (
+            "[engine]\nspin = '2s'",
+            "4:8: expected a duration from \"0ms\" to \"1s\"",
+        ),
+        (
+            "[engine]\naead = 'rot13'",
+            "4:8: there is no cryptography backend `rot13`",
+        ),
+        (
+            "listen_port = 65536",
+            "3:15: `65536`: expected a whole number from 0 to 65535",
+        ),
+        (
+            "fwmark = 4294967296",
+            "3:10: `4294967296`: expected a whole number from 0 to 4294967295",
+        ),
+        (
+            "[[link]]\nid = -3\ninterface = 'a'",
+            "4:6: `-3`: expected a whole number from 1 to 15",
+        ),
+    ] {
+        let said = said(text);
+        assert_eq!(said.lines().next().unwrap(), expected, "\n{said}\n");
+    }
+}
+
+/// A peer, an Ethernet LAN, and more.
+fn routed(more: &str) -> String {
+    format!(
+        "[[peer]]\nname = 'hub'\npublic_key = '{KEY}'\n[[lan]]\nname = 'office'\nport = 'af_xdp'\n\
+         interface = 'eth1'\nnetworks = ['192.0.2.0/24']\n{more}"
+    )
+}
+
+#[test]
+fn routes_and_policies_name_what_there_is() {
+    for (text, expected, hint) in [
+        (
+            "[[route]]\nprefix = '10.0.0.0/8'\nvia = 'hob'",
+            "13:7: there is no peer and no LAN named `hob`",
+            "did you mean `hub`?",
+        ),
+        (
+            "[[route]]\nprefix = '10.0.0.0/8'\nvia = ['hub', 'nowhere']",
+            "13:15: there is no peer and no LAN named `nowhere`",
+            "known here: hub, host, discard",
+        ),
+        (
+            "[[route]]\nprefix = '10.0.0.0/8'\nvia = 'office'",
+            "13:7: to whom on LAN `office`? expected the address of a neighbour there",
+            "need no route",
+        ),
+        (
+            "[[route]]\nprefix = '10.0.0.0/8'\nvia = '198.51.100.1'",
+            "13:7: 198.51.100.1 is on no LAN",
+            "`networks` of an Ethernet LAN",
+        ),
+        (
+            "[[route]]\nprefix = '10.0.0.0/8'\nvia = []",
+            "13:7: expected 1 to 64 next hops",
+            "",
+        ),
+        (
+            "[[policy]]\naction = 'dorp'",
+            "12:10: unknown word `dorp`",
+            "did you mean `drop`?",
+        ),
+        (
+            "[[policy]]\naction = 'via'",
+            "12:10: where to? this action needs a `via`",
+            "",
+        ),
+        (
+            "[[policy]]\naction = 'drop'\nvia = 'hub'",
+            "13:7: only a policy with `action = \"via\"` says where packets go",
+            "",
+        ),
+        (
+            "[[policy]]\nsrc = '10.0.0.0/8'\ndst = 'fd00::/8'\naction = 'drop'",
+            "13:7: `src` and `dst` are of different address families: no packet has both",
+            "",
+        ),
+        (
+            "[[policy]]\nprotocol = 'icmp'\ndst_ports = 7\naction = 'drop'",
+            "12:12: packets of this protocol have no ports",
+            "",
+        ),
+        (
+            "[[policy]]\ndst_ports = '9-7'\naction = 'drop'",
+            "12:13: `9-7`: expected a port from 0 to 65535, or a range such as \"1024-65535\"",
+            "",
+        ),
+        (
+            "[[policy]]\ndscp = ['ef', 64]\naction = 'drop'",
+            "12:15: `64`: expected a DSCP: a name such as \"ef\", or a number from 0 to 63",
+            "",
+        ),
+        (
+            "[[lan]]\nname = 'hub'\nport = 'tun'",
+            "12:8: another peer or LAN has this name",
+            "the first is in line 4",
+        ),
+        (
+            "[[lan]]\nname = 'b'\nport = 'af_xdp'",
+            "13:8: a LAN with this port needs to know its `interface`",
+            "",
+        ),
+        (
+            "[[lan]]\nname = 'b'\nport = 'af_xpd'",
+            "13:8: unknown word `af_xpd`",
+            "did you mean `af_xdp`?",
+        ),
+        (
+            "[[lan]]\nname = 'b'\nport = 'af_xdp'\ninterface = 'eth1'",
+            "14:13: another link or LAN has this interface",
+            "the first is in line 9",
+        ),
+        (
+            "neighbours = [{ address = '192.0.2.9', mac = '01:00:5e:00:00:01' }]",
+            "11:46: `01:00:5e:00:00:01`: expected the Ethernet address of one station, such as 02:00:5e:10:00:01",
+            "",
+        ),
+    ] {
+        let said = said(&routed(text));
+        assert_eq!(said.lines().next().unwrap(), expected, "\n{said}\n");
+        assert!(said.contains(hint), "{hint}\n{said}\n");
+    }
+}
+
+#[test]
+fn prefixes_have_to_fit_where_they_are_routed_by() {
+    let networks: Vec<String> = (0..64).map(|n| format!("'10.{n}.0.0/16'")).collect();
+    let text = format!(
+        "[engine]\nroutes = 64\n[[peer]]\nname = 'hub'\npublic_key = '{KEY}'\nallowed_ips = [{}]\n",
+        networks.join(", ")
+    );
+    let fits = format!("[site]\nprivate_key_file = 'k'\n{text}");
+    parse(&fits).expect("without a router there is nothing to fit into");
+    let said = said(&format!("{text}[[route]]\nprefix = '0.0.0.0/0'\nvia = 'hub'"));
+    assert!(said.starts_with("10:10: there is room for 64 prefixes"), "{said}");
 }
 
 #[test]
@@ -151,7 +309,7 @@ fn what_stands_twice_is_shown_with_the_first() {
     let twice = format!("[[peer]]\npublic_key = '{KEY}'\n[[peer]]\npublic_key = '{KEY}'");
     assert!(said(&twice).starts_with("6:14: another peer has this public key"));
     let twice = "[[link]]\nid = 1\ninterface = 'eth0'\n[[link]]\nid = 2\ninterface = 'eth0'";
-    assert!(said(twice).starts_with("8:13: another link has this interface"));
+    assert!(said(twice).starts_with("8:13: another link or LAN has this interface"));
 }
 
 #[test]

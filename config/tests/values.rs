@@ -5,8 +5,8 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::PathBuf;
 
 use patronus_config::key_file;
-use patronus_config::value::{Endpoint, InterfaceName, Millis, Network, PublicKey};
-use patronus_config::{load, parse};
+use patronus_config::value::{Endpoint, InterfaceName, Mac, Millis, Network, PublicKey};
+use patronus_config::{Action, load, parse};
 use proptest::prelude::*;
 
 /// A folder that goes when the test ends.
@@ -85,25 +85,26 @@ fn a_whole_file_is_understood() {
         folder.0.join("site.key"),
         "beside the file"
     );
-    assert_eq!((config.site.listen_port, config.site.fwmark), (51820, 7));
-    let engine = &config.engine;
     assert_eq!(
-        (engine.interface.as_str(), *engine.workers.get_ref()),
-        ("pat0", 2)
+        (config.site.listen_port.get(), config.site.fwmark.get()),
+        (51820, 7)
     );
+    let engine = &config.engine;
+    assert_eq!((engine.interface.as_str(), engine.workers.get()), ("pat0", 2));
+    let cores: Vec<u64> = engine.cores.iter().map(|core| core.get_ref().get()).collect();
     assert_eq!(
-        (&engine.cores[..], engine.spin, engine.offload),
+        (&cores[..], *engine.spin.get_ref(), engine.offload),
         (&[0, 1][..], Millis(3), false)
     );
-    assert_eq!(engine.aead.as_deref(), Some("aws-lc"));
+    assert_eq!(engine.aead.as_ref().map(|a| a.get_ref().as_str()), Some("aws-lc"));
     let links: Vec<_> = config
         .links
         .iter()
-        .map(|l| (*l.id.get_ref(), l.interface.get_ref().as_str()))
+        .map(|l| (l.id.get_ref().get(), l.interface.get_ref().as_str()))
         .collect();
     assert_eq!(links, [(1, "eth0"), (4, "wwan0")]);
     let hub = &config.peers[0];
-    assert_eq!(hub.name.as_deref(), Some("hub"));
+    assert_eq!(hub.name.as_ref().map(|n| n.get_ref().as_str()), Some("hub"));
     assert_eq!(
         hub.preshared_key_file.as_deref(),
         Some("/etc/keys/hub.psk".as_ref())
@@ -122,7 +123,7 @@ fn a_whole_file_is_understood() {
 fn the_least_that_can_stand_there() {
     let config = parse("[site]\nprivate_key_file = 'k'").unwrap();
     assert_eq!(
-        (config.engine.interface.as_str(), *config.engine.workers.get_ref()),
+        (config.engine.interface.as_str(), config.engine.workers.get()),
         ("wg0", 1)
     );
     assert!(config.engine.offload && config.links.is_empty() && config.peers.is_empty());
@@ -242,6 +243,101 @@ fn key_files_are_for_their_owner() {
     }
     let said = key_file::read(&folder.0.join("none")).unwrap_err().to_string();
     assert!(said.ends_with("No such file or directory (os error 2)"), "{said}");
+}
+
+#[test]
+fn key_files_of_others_and_what_is_no_file_are_refused() {
+    let folder = Folder::new("owners");
+    let said = key_file::read(&folder.0).unwrap_err().to_string();
+    assert!(said.ends_with("not an ordinary file"), "{said}");
+    // A FIFO that nobody writes to would be waited for, for ever.
+    let fifo = folder.0.join("fifo");
+    let made = std::process::Command::new("mkfifo").arg(&fifo).status().unwrap();
+    assert!(made.success());
+    let said = key_file::read(&fifo).unwrap_err().to_string();
+    assert!(said.ends_with("not an ordinary file"), "{said}");
+    let said = load(&fifo).unwrap_err().to_string();
+    assert!(said.ends_with("not an ordinary file"), "{said}");
+    let path = folder.file("foreign", 0o600, "");
+    // Only root can give files away; where we are not root there is nothing to see.
+    if std::os::unix::fs::chown(&path, Some(4242), None).is_ok() {
+        let said = key_file::read(&path).unwrap_err().to_string();
+        assert!(said.contains("belongs to user 4242"), "{said}");
+    }
+}
+
+#[test]
+fn what_is_routed_by_is_understood() {
+    let text = r#"
+[site]
+private_key_file = "site.key"
+[engine]
+flows = 4096
+routes = 100
+[[peer]]
+name = "hub"
+public_key = "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg="
+[[lan]]
+name = "desk"
+port = "tun"
+networks = ["192.168.7.0/24"]
+[[lan]]
+name = "office"
+port = "af_xdp"
+interface = "eth1"
+networks = ["192.0.2.0/24"]
+neighbours = [{ address = "192.0.2.9", mac = "02:00:00:00:00:09" }]
+[[route]]
+prefix = "10.0.0.0/8"
+via = ["hub", "192.0.2.1"]
+[[route]]
+prefix = "10.9.0.0/16"
+via = "discard"
+[[policy]]
+name = "voice"
+src = "192.0.2.0/24"
+protocol = "udp"
+dst_ports = "10000-20000"
+dscp = ["ef", 34, "cs5"]
+action = "via"
+via = "hub"
+[[policy]]
+protocol = 47
+src_ports = 53
+action = "drop"
+"#;
+    // A protocol without ports, so: only with the line left out.
+    assert!(parse(text).is_err());
+    let config = parse(&text.replace("src_ports = 53\n", "")).unwrap();
+    assert!(config.routes_packets());
+    assert_eq!(
+        (config.engine.flows.get(), config.engine.routes.get()),
+        (4096, 100)
+    );
+    assert_eq!(config.lans[1].neighbours[0].mac, Mac([2, 0, 0, 0, 0, 9]));
+    let via = |at: usize| -> Vec<String> {
+        let list = &config.routes[at].via.get_ref().0;
+        list.iter().map(|via| via.get_ref().to_string()).collect()
+    };
+    assert_eq!(
+        (via(0), via(1)),
+        (
+            vec!["hub".to_owned(), "192.0.2.1".to_owned()],
+            vec!["discard".to_owned()]
+        )
+    );
+    let voice = &config.policies[0];
+    assert_eq!(voice.dst_ports.as_ref().unwrap().get_ref().0, 10000..=20000);
+    let dscps: Vec<u8> = voice.dscp.0.iter().map(|dscp| dscp.get_ref().0).collect();
+    assert_eq!(dscps, [46, 34, 40]);
+    assert_eq!(*voice.action.get_ref(), Action::Via);
+    assert_eq!(config.policies[1].protocol.as_ref().unwrap().get_ref().0, 47);
+    // Nothing but peers: no router.
+    assert!(
+        !parse("[site]\nprivate_key_file = 'k'\n[[lan]]\nname = 'me'\nport = 'tun'")
+            .unwrap()
+            .routes_packets()
+    );
 }
 
 proptest! {
