@@ -58,9 +58,9 @@ impl std::error::Error for KeyError {}
 
 /// Opens a file to be read, if it is an ordinary one. Never waits: for a FIFO nobody may ever come.
 pub fn open_regular(path: &Path) -> io::Result<File> {
-    use rustix::fs::{Mode, OFlags, open};
+    use rustix::fs::{CWD, Mode, OFlags, openat};
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let file = File::from(open(path, flags, Mode::empty())?);
+    let file = File::from(openat(CWD, path, flags, Mode::empty())?);
     if file.metadata()?.is_file() {
         Ok(file)
     } else {

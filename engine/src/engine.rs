@@ -10,9 +10,9 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use patronus_crypto::aead::Aead;
-use patronus_crypto::{Device, Duration, Limits, aead, x25519};
+use patronus_crypto::{Device, Duration, Limits, PeerId, Random, aead, x25519};
 use patronus_io::Port;
-use patronus_io::netlink::{LinkWatch, RouteQuery};
+use patronus_io::netlink::{Addresses, LinkWatch, RouteQuery};
 use patronus_io::tun::{Tun, TunConfig, TunDevice, TunPort};
 use patronus_io::udp::UdpConfig;
 use patronus_mem::{Arena, ArenaConfig, FrameCache};
@@ -22,8 +22,14 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use crate::channel::ToSlowPath;
 use crate::clock::{Clock, SystemClock, SystemRandom};
 use crate::crew::Crew;
-use crate::log::Log;
+use crate::flow::HashKeys;
+use crate::lans::{self, EthernetLan, LanError};
+use crate::log::{Level, Log};
+use crate::plan::{Builder, Frame, Lan};
+use crate::reader::Reader;
+use crate::route::Router;
 use crate::sandbox::{self, SandboxError};
+use crate::site::Site;
 use crate::slowpath::{self, SlowPath, Workers, peer_numbers};
 use crate::stats::WorkerStats;
 use crate::uapi::UapiServer;
@@ -65,8 +71,21 @@ pub struct Config {
     pub uapi_dir: PathBuf,
     /// Segmentation and checksum offload in the ports.
     pub offload: bool,
+    /// Interfaces of the Ethernet LANs.
+    pub ethernet: Vec<String>,
+    /// Whether workers have a router, and of what size.
+    pub router: Option<RouterConfig>,
     /// Where messages go.
     pub log: Log,
+}
+
+/// The size of routers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RouterConfig {
+    /// Flows that each worker remembers.
+    pub flows: usize,
+    /// Prefixes that there may be.
+    pub routes: usize,
 }
 
 /// Why an engine does not start, in a sentence that says what to do.
@@ -82,6 +101,10 @@ pub enum StartError {
     System(&'static str, io::Error),
     /// Privileges could not be given up.
     Sandbox(SandboxError),
+    /// An interface cannot be a LAN.
+    Lan(LanError),
+    /// The site's file asks for what cannot be had.
+    Site(String),
 }
 
 impl fmt::Display for StartError {
@@ -107,14 +130,17 @@ impl fmt::Display for StartError {
             StartError::Option(what) => f.write_str(what),
             StartError::System(what, e) => write!(f, "cannot {what}: {e}"),
             StartError::Sandbox(e) => e.fmt(f),
+            StartError::Lan(e) => e.fmt(f),
+            StartError::Site(e) => f.write_str(e),
         }
     }
 }
 
 impl std::error::Error for StartError {}
 
-/// Makes the interface and everything behind it. The slow path comes back ready to run on the calling thread.
-pub fn start(config: &Config) -> Result<SlowPath, StartError> {
+/// Makes the interface and everything behind it, and configures it as `site` says if there is one. The slow path comes back ready to run on
+/// the calling thread.
+pub fn start(config: &Config, site: Option<Box<Site>>) -> Result<SlowPath, StartError> {
     sandbox::hide_memory().map_err(StartError::Sandbox)?;
     sandbox::allow_locked_memory();
     let aead = match &config.aead {
@@ -123,11 +149,67 @@ pub fn start(config: &Config) -> Result<SlowPath, StartError> {
     };
     check_cores(&config.cores)?;
     check_links(&config.links)?;
+    let reader = site.as_ref().map(|site| Reader::start(site.path()));
+    let reader = reader
+        .transpose()
+        .map_err(system("start the process that reads the configuration"))?;
     let means = acquire(config)?;
     sandbox::drop_privileges().map_err(StartError::Sandbox)?;
     sandbox::filter_system_calls().map_err(StartError::Sandbox)?;
-    launch(config, aead, means)
+    let mut slow_path = launch(config, aead, means, reader)?;
+    if let Some(site) = site {
+        slow_path.begin_with(site).map_err(StartError::Site)?;
+    }
+    Ok(slow_path)
 }
+
+/// Whether a site's routes and policies can be had.
+pub fn check(site: &Site) -> Result<(), StartError> {
+    let defaults = Config {
+        name: String::new(),
+        workers: 1,
+        cores: Vec::new(),
+        spin: Duration::ZERO,
+        links: Vec::new(),
+        max_peers: 0,
+        aead: None,
+        timer_divisor: 1,
+        uapi_dir: PathBuf::new(),
+        offload: true,
+        ethernet: Vec::new(),
+        router: None,
+        log: Log::new("", Level::default()),
+    };
+    let config = site.engine(defaults);
+    let Some(router) = config.router else {
+        return Ok(());
+    };
+    let ethernet = Lan {
+        mac: Some([2, 0, 0, 0, 0, 0]),
+        mtu: DEFAULT_MTU as u16,
+    };
+    let lans = std::iter::once(HOST).chain(config.ethernet.iter().map(|_| ethernet));
+    let frame = Frame {
+        lans: lans.collect(),
+        routes: router.routes,
+        workers: config.workers,
+        keys: HashKeys::new([0; 7]),
+    };
+    let (builder, _) =
+        Builder::new(frame, DEFAULT_MTU as u16).map_err(system("reserve memory for routes"))?;
+    let wanted = site
+        .rules()
+        .wanted(site.allowed_ips(|_| PeerId(0)), &[], |_| Some(PeerId(0)));
+    builder
+        .check(&wanted)
+        .map_err(|error| StartError::Site(error.to_string()))
+}
+
+/// The host behind the TUN takes packets of any length.
+const HOST: Lan = Lan {
+    mac: None,
+    mtu: u16::MAX,
+};
 
 /// What takes privileges or files to get.
 struct Means {
@@ -137,8 +219,11 @@ struct Means {
     mtu: usize,
     watch: LinkWatch,
     routes: RouteQuery,
+    /// Where packets are routed.
+    addresses: Option<Addresses>,
     uapi: UapiServer,
     arena: &'static Arena,
+    ethernet: Vec<EthernetLan>,
     null: OwnedFd,
 }
 
@@ -151,21 +236,42 @@ fn acquire(config: &Config) -> Result<Means, StartError> {
         frames: FRAMES,
         jumbo_frames: JUMBO_FRAMES,
     });
+    let arena = arena.map_err(system("reserve memory for packets"))?;
+    let routes = RouteQuery::new().map_err(system("ask for routes"))?;
+    let addresses = config.router.map(|_| Addresses::new()).transpose();
+    let addresses = addresses.map_err(system("ask for addresses"))?;
+    // Without a router there is no Ethernet LAN either.
+    let lans = config.ethernet.iter().zip(std::iter::repeat(addresses.as_ref()));
+    let ethernet = lans
+        .filter_map(|(name, addresses)| Some(lans::open(name, config.workers, &routes, addresses?, arena)));
+    let ethernet = ethernet.collect::<Result<_, _>>().map_err(StartError::Lan)?;
     Ok(Means {
         signals,
+        ethernet,
         mtu: tun.mtu().map_err(system("read the MTU"))? as usize,
         watch: LinkWatch::new(tun.ifindex()).map_err(system("watch interfaces"))?,
-        routes: RouteQuery::new().map_err(system("ask for routes"))?,
+        routes,
+        addresses,
         tun,
         tun_ports,
         uapi,
-        arena: arena.map_err(system("reserve memory for packets"))?,
+        arena,
         null: open_null().map_err(system("open /dev/null"))?,
     })
 }
 
 /// Starts the workers and puts the slow path together.
-fn launch(config: &Config, aead: &'static dyn Aead, means: Means) -> Result<SlowPath, StartError> {
+fn launch(
+    config: &Config,
+    aead: &'static dyn Aead,
+    mut means: Means,
+    reader: Option<Reader>,
+) -> Result<SlowPath, StartError> {
+    let (builder, mut routers) = match config.router {
+        None => (None, Vec::new()),
+        Some(router) => make_routers(config, router, &means).map_err(system("reserve memory for routes"))?,
+    };
+    routers.reverse();
     let inbox = ToSlowPath::new(config.workers).map_err(system("make a wake-up descriptor"))?;
     let inbox = Arc::new(inbox);
     let crews = Crew::assemble(config.workers).map_err(system("make a wake-up descriptor"))?;
@@ -177,14 +283,23 @@ fn launch(config: &Config, aead: &'static dyn Aead, means: Means) -> Result<Slow
         stats.push(Arc::<WorkerStats>::default());
         ports.push((format!("tun{me}"), Arc::clone(tun.counters())));
         let staged_limit = FRAMES / 4 / config.workers;
+        let mut lans = vec![LanPort {
+            port: Box::new(tun),
+            ethernet: false,
+        }];
+        for lan in &mut means.ethernet {
+            let port = lan.ports.remove(0);
+            ports.push((format!("{}.queue{me}", lan.name), Arc::clone(port.counters())));
+            lans.push(LanPort {
+                port: Box::new(port),
+                ethernet: true,
+            });
+        }
         let worker = Worker::new(Parts {
             wg: Wg::new(aead, peer_numbers(config.max_peers), means.mtu, staged_limit),
-            lans: vec![LanPort {
-                port: Box::new(tun),
-                ethernet: false,
-            }],
+            lans,
             wans: (0..uplinks.len()).map(|_| None).collect(),
-            router: None,
+            router: routers.pop(),
             frames: FrameCache::new(means.arena),
             crew,
             stats: Arc::clone(&stats[me]),
@@ -226,7 +341,37 @@ fn launch(config: &Config, aead: &'static dyn Aead, means: Means) -> Result<Slow
         },
         null: means.null,
         uplinks,
+        builder: builder.zip(means.addresses),
+        reader,
+        programs: means.ethernet.into_iter().map(|lan| lan.program).collect(),
     }))
+}
+
+/// A router for each worker, and who keeps what they route by.
+fn make_routers(
+    config: &Config,
+    router: RouterConfig,
+    means: &Means,
+) -> io::Result<(Option<Builder>, Vec<Router>)> {
+    let mut random = [0; 56];
+    SystemRandom.fill(&mut random);
+    let mut words = [0; 7];
+    for (word, bytes) in words.iter_mut().zip(random.chunks_exact(8)) {
+        *word = u64::from_ne_bytes(bytes.try_into().expect("chunks of eight"));
+    }
+    let keys = HashKeys::new(words);
+    let lans = std::iter::once(HOST).chain(means.ethernet.iter().map(|lan| lan.lan));
+    let frame = Frame {
+        lans: lans.collect(),
+        routes: router.routes,
+        workers: config.workers,
+        keys: keys.clone(),
+    };
+    let (builder, rules) = Builder::new(frame, means.mtu.min(usize::from(u16::MAX)) as u16)?;
+    let routers = rules
+        .into_iter()
+        .map(|rules| Router::new(router.flows, keys.clone(), rules));
+    Ok((Some(builder), routers.collect::<io::Result<_>>()?))
 }
 
 fn system(what: &'static str) -> impl Fn(io::Error) -> StartError {

@@ -41,6 +41,7 @@
 //! * [`slowpath`]: the one other thread; [`slowpath::core`]: the part of it that needs no system, which the simulator runs too.
 //! * [`channel`]: what workers and the slow path say to each other; [`crew`]: what workers hand to each other.
 //! * [`stats`]: a name for each packet that goes no further, cycles for each stage.
+//! * [`site`], [`reader`]: the configuration file, at the start and again; [`plan`]: keeps what routers look at in step with it.
 //! * [`engine`]: puts it together.
 //!
 //! Segmentation offload lives in the ports (`patronus_io`), so every stage here sees single packets in frames of their own.
@@ -57,10 +58,14 @@ pub mod ethernet;
 pub mod fib;
 pub mod flow;
 pub mod icmp;
+pub mod lans;
 pub mod log;
+pub mod plan;
+pub mod reader;
 pub mod remote;
 pub mod route;
 pub mod sandbox;
+pub mod site;
 pub mod slowpath;
 pub mod snapshot;
 pub mod stats;

@@ -65,6 +65,11 @@ impl Log {
         self.write(Level::Error, message);
     }
 
+    /// The answer to what somebody has asked for by a signal.
+    pub fn notice(&self, message: fmt::Arguments<'_>) {
+        self.write(Level::Error, message);
+    }
+
     /// Something that helps to understand what the engine does.
     pub fn verbose(&self, message: fmt::Arguments<'_>) {
         self.write(Level::Verbose, message);

@@ -1,14 +1,16 @@
-//! `patronus-engine NAME`: a userspace WireGuard interface, in place of wireguard-go.
+//! `patronus-engine NAME`: a userspace WireGuard interface, in place of wireguard-go. `patronus-engine --config FILE`: a whole site.
 
 #![forbid(unsafe_code)]
 
 mod background;
 mod options;
 
+use std::path::Path;
 use std::process::ExitCode;
 
-use patronus_engine::engine;
+use patronus_engine::site::Site;
 use patronus_engine::slowpath::Ended;
+use patronus_engine::{engine, reader};
 
 use crate::options::Action;
 
@@ -27,13 +29,19 @@ fn main() -> ExitCode {
         }
         Action::Stats(path) => show_stats(&path),
         Action::Background(arguments) => background::start(&arguments),
-        Action::Run { config, announce } => run(&config, announce),
+        Action::Check(path) => check(&path),
+        Action::Read(path) => read(&path),
+        Action::Run {
+            config,
+            site,
+            announce,
+        } => run(&config, site, announce),
     }
 }
 
 /// Runs the engine on this process until its interface or socket is gone.
-fn run(config: &engine::Config, announce: bool) -> ExitCode {
-    let slow_path = match engine::start(config) {
+fn run(config: &engine::Config, site: Option<Box<Site>>, announce: bool) -> ExitCode {
+    let slow_path = match engine::start(config, site) {
         Ok(slow_path) => slow_path,
         Err(error) => {
             eprintln!("patronus-engine: {error}");
@@ -52,8 +60,37 @@ fn run(config: &engine::Config, announce: bool) -> ExitCode {
     }
 }
 
+/// Says whether a site's file, its keys and what it routes by are right.
+fn check(path: &Path) -> ExitCode {
+    let checked = Site::load(path).and_then(|site| {
+        engine::check(&site).map_err(|error| format!("{}: {error}", path.display()))?;
+        Ok(site)
+    });
+    match checked {
+        Ok(site) => {
+            println!("{}: {}", path.display(), site.summary());
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("patronus-engine: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Reads the file whenever the engine asks for it.
+fn read(path: &Path) -> ExitCode {
+    match reader::serve(path) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("patronus-engine: the configuration cannot be read again: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
 /// Prints the counters of a running engine.
-fn show_stats(socket: &std::path::Path) -> ExitCode {
+fn show_stats(socket: &Path) -> ExitCode {
     use std::io::{Read, Write};
     let query = || -> std::io::Result<String> {
         let mut stream = std::os::unix::net::UnixStream::connect(socket)?;

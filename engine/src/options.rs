@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use patronus_crypto::Duration;
 use patronus_engine::engine::Config;
 use patronus_engine::log::{Level, Log};
+use patronus_engine::site::Site;
 
 /// Where `wg` looks for userspace interfaces.
 const UAPI_DIR: &str = "/var/run/wireguard";
@@ -18,6 +19,8 @@ const MAX_PEERS: usize = 1 << 16;
 
 const HELP: &str = "\
 patronus-engine NAME      create the WireGuard interface NAME and serve it in the background
+patronus-engine --config FILE   the same for a whole site from its file; SIGHUP: read it again (docs/config.md)
+patronus-engine --check-config FILE    say what is wrong with a site's file, if anything is
 patronus-engine --stats NAME    print the counters of a running engine
 
   -f, --foreground        stay in the foreground (also: WG_PROCESS_FOREGROUND=1)
@@ -44,12 +47,18 @@ pub enum Action {
     Print(String),
     /// Print the counters of the engine behind this socket.
     Stats(PathBuf),
+    /// Say whether this site can be run.
+    Check(PathBuf),
+    /// Read this file for the engine at the other end of standard input.
+    Read(PathBuf),
     /// Start again in the background with these arguments.
     Background(Vec<OsString>),
     /// Run here.
     Run {
         /// How.
         config: Config,
+        /// The site, if it has a file.
+        site: Option<Box<Site>>,
         /// Whether a process waits to hear that the interface is ready.
         announce: bool,
     },
@@ -63,8 +72,18 @@ pub fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Action, String
     let mut name: Option<String> = None;
     let mut config = defaults();
     let (mut foreground, mut announce, mut stats) = (false, false, false);
+    let mut file: Option<PathBuf> = None;
+    // The first option that says what stands in a file, if there is one.
+    let mut in_file = None;
     while let Some(argument) = parser.next().map_err(|e| e.to_string())? {
+        if let Long(option @ ("workers" | "spin" | "cores" | "link" | "aead" | "no-offload")) = &argument {
+            in_file.get_or_insert_with(|| format!("--{option}"));
+        }
         match argument {
+            Long("config") => file = Some(path(&mut parser)?),
+            Long("check-config") => return Ok(Action::Check(path(&mut parser)?)),
+            // Not in the help: the engine starts this itself.
+            Long("config-reader") => return Ok(Action::Read(path(&mut parser)?)),
             Short('h') | Long("help") => return Ok(Action::Print(HELP.to_owned())),
             Long("version") => return Ok(Action::Print(version())),
             Short('f') | Long("foreground") => foreground = true,
@@ -94,21 +113,59 @@ pub fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Action, String
             other => return Err(format!("{}; see --help", other.unexpected())),
         }
     }
+    if let Some(file) = file {
+        if let Some(option) = in_file.or(name) {
+            return Err(format!("with --config, what `{option}` says stands in the file"));
+        }
+        return with_file(&file, config, foreground, announce);
+    }
     let name = name.ok_or("which interface? `patronus-engine NAME`, for example wg0; see --help")?;
     if stats {
         return Ok(Action::Stats(config.uapi_dir.join(format!("{name}.sock"))));
     }
-    if !foreground && !announce && std::env::var_os("WG_PROCESS_FOREGROUND").is_none_or(|v| v != "1") {
+    if goes_to_background(foreground, announce) {
         let mut again = vec![OsString::from("--announce")];
         again.extend(arguments);
         return Ok(Action::Background(again));
     }
-    config.log = Log::new(&name, level());
+    config.name = name;
+    Ok(run(config, None, announce))
+}
+
+/// The same for a site from its file. It is read here, so that what is wrong is said at once and where it was typed.
+fn with_file(file: &Path, config: Config, foreground: bool, announce: bool) -> Result<Action, String> {
+    let site = Site::load(file)?;
+    if goes_to_background(foreground, announce) {
+        // By its whole path: the process in the background is in another directory.
+        let mut again: Vec<OsString> = vec!["--announce".into(), "--config".into(), file.into()];
+        let divisor = config.timer_divisor.to_string();
+        again.extend(["--test-timer-divisor".into(), divisor.into()]);
+        again.extend(["--uapi-dir".into(), config.uapi_dir.into_os_string()]);
+        return Ok(Action::Background(again));
+    }
+    Ok(run(site.engine(config), Some(Box::new(site)), announce))
+}
+
+fn run(mut config: Config, site: Option<Box<Site>>, announce: bool) -> Action {
+    config.log = Log::new(&config.name, level());
     if announce {
         config.log.add_system_log(Path::new(SYSTEM_LOG));
     }
-    config.name = name;
-    Ok(Action::Run { config, announce })
+    Action::Run {
+        config,
+        site,
+        announce,
+    }
+}
+
+fn goes_to_background(foreground: bool, announce: bool) -> bool {
+    let stays = std::env::var_os("WG_PROCESS_FOREGROUND").is_some_and(|v| v == "1");
+    !foreground && !announce && !stays
+}
+
+fn path(parser: &mut lexopt::Parser) -> Result<PathBuf, String> {
+    let value = parser.value().map_err(|e| e.to_string())?;
+    std::path::absolute(&value).map_err(|error| format!("{}: {error}", value.display()))
 }
 
 fn defaults() -> Config {
@@ -123,6 +180,8 @@ fn defaults() -> Config {
         timer_divisor: 1,
         uapi_dir: UAPI_DIR.into(),
         offload: true,
+        ethernet: Vec::new(),
+        router: None,
         log: Log::new("", Level::default()),
     }
 }

@@ -419,6 +419,10 @@ fn forward(
     if hop.exit == Exit::Discard {
         return Ok(Exit::Discard);
     }
+    // The host would send it here again.
+    if from == Ingress::Tun && matches!(hop.exit, Exit::Lan(_, None)) {
+        return Err((DropReason::RouteNone, Some(IcmpError::NoRoute)));
+    }
     // Behind a TUN is the host, which does this itself, before or afterwards.
     let is_router = matches!(from, Ingress::Ethernet | Ingress::Tunnel)
         && matches!(hop.exit, Exit::Tunnel(_) | Exit::Lan(_, Some(_)));

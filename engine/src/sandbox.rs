@@ -58,7 +58,15 @@ pub fn hide_memory() -> Result<(), SandboxError> {
 /// Keeps `CAP_NET_ADMIN`, which `SO_MARK` and socket buffers beyond the system's limit need, and `CAP_NET_BIND_SERVICE`, for
 /// UDP ports below 1,024, which are often the only open ones; drops the rest.
 pub fn drop_privileges() -> Result<(), SandboxError> {
-    let kept = CapabilitySet::NET_ADMIN.union(CapabilitySet::NET_BIND_SERVICE);
+    keep_only(CapabilitySet::NET_ADMIN.union(CapabilitySet::NET_BIND_SERVICE))
+}
+
+/// For the process that reads files: keeps `CAP_DAC_READ_SEARCH`, without which it could not read what the engine could at its start.
+pub fn drop_reader_privileges() -> Result<(), SandboxError> {
+    keep_only(CapabilitySet::DAC_READ_SEARCH)
+}
+
+fn keep_only(kept: CapabilitySet) -> Result<(), SandboxError> {
     clear_ambient_capability_set().map_err(|e| SandboxError::Step("clear ambient capabilities", e))?;
     for capability in CapabilitySet::all().difference(kept).iter() {
         match remove_capability_from_bounding_set(capability) {
@@ -80,10 +88,19 @@ pub fn drop_privileges() -> Result<(), SandboxError> {
 
 /// Lets this thread and its children make only the system calls of [`ALLOWED`]; the others fail with EPERM.
 pub fn filter_system_calls() -> Result<(), SandboxError> {
+    filter(ALLOWED)
+}
+
+/// For the process that reads files: only the system calls of [`READER_ALLOWED`].
+pub fn filter_reader_system_calls() -> Result<(), SandboxError> {
+    filter(READER_ALLOWED)
+}
+
+fn filter(allowed: &[i64]) -> Result<(), SandboxError> {
     let arch = std::env::consts::ARCH
         .try_into()
         .map_err(|e| SandboxError::Filter(format!("{e}")))?;
-    let rules: BTreeMap<i64, Vec<_>> = ALLOWED.iter().map(|&call| (call, Vec::new())).collect();
+    let rules: BTreeMap<i64, Vec<_>> = allowed.iter().map(|&call| (call, Vec::new())).collect();
     let refuse = SeccompAction::Errno(libc::EPERM as u32);
     let filter = SeccompFilter::new(rules, refuse, SeccompAction::Allow, arch);
     let program: BpfProgram = filter
@@ -171,9 +188,41 @@ const ALLOWED: &[i64] = &[
     libc::SYS_tgkill,
     libc::SYS_exit,
     libc::SYS_exit_group,
+    // Whose key files are ours.
+    libc::SYS_geteuid,
     // Background: a session of its own, standard streams to /dev/null, opened beforehand.
     libc::SYS_setsid,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_dup2,
     libc::SYS_dup3,
+];
+
+/// Every system call that the process makes that reads files: it opens them, and has one socket.
+const READER_ALLOWED: &[i64] = &[
+    libc::SYS_openat,
+    libc::SYS_read,
+    libc::SYS_write,
+    libc::SYS_close,
+    libc::SYS_fstat,
+    libc::SYS_newfstatat,
+    libc::SYS_statx,
+    libc::SYS_lseek,
+    libc::SYS_fcntl,
+    libc::SYS_recvfrom,
+    libc::SYS_sendmsg,
+    libc::SYS_getrandom,
+    libc::SYS_mmap,
+    libc::SYS_munmap,
+    libc::SYS_mremap,
+    libc::SYS_mprotect,
+    libc::SYS_madvise,
+    libc::SYS_brk,
+    libc::SYS_futex,
+    libc::SYS_sigaltstack,
+    libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_restart_syscall,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
 ];

@@ -12,6 +12,7 @@
 mod config;
 pub mod core;
 mod links;
+mod site;
 mod uplinks;
 
 use std::fmt;
@@ -19,19 +20,25 @@ use std::sync::Arc;
 
 use patronus_crypto::{Device, Duration, PeerId, Random, Refusal, Time};
 use patronus_io::PortCounters;
-use patronus_io::netlink::{LinkEvent, LinkWatch, RouteQuery};
+use patronus_io::netlink::{Addresses, LinkEvent, LinkWatch, RouteQuery};
+use patronus_io::signal::{self, Asked};
 use patronus_io::tun::TunDevice;
 use patronus_io::udp::UdpConfig;
+use patronus_io::xdp::XdpProgram;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 
 pub use self::core::{Core, CoreParts, Sockets, peer_numbers};
 pub use self::links::Workers;
+use self::site::Routing;
 use self::uplinks::LinkSockets;
 pub use self::uplinks::{Uplink, uplinks};
 use crate::channel::{Command, Notice, ToSlowPath};
 use crate::clock::Clock;
 use crate::log::Log;
+use crate::plan::Builder;
+use crate::reader::Reader;
+use crate::site::Site;
 use crate::stats::WorkerStats;
 use crate::uapi::UapiServer;
 
@@ -106,6 +113,12 @@ pub struct Parts {
     pub uplinks: Vec<Uplink>,
     /// `/dev/null`, opened while that was still possible.
     pub null: OwnedFd,
+    /// Keeps what the workers' routers look at, if they have any.
+    pub builder: Option<(Builder, Addresses)>,
+    /// Reads the site's file again, if there is one.
+    pub reader: Option<Reader>,
+    /// What stands on the interfaces of Ethernet LANs.
+    pub programs: Vec<XdpProgram>,
 }
 
 /// The slow path's state.
@@ -135,12 +148,19 @@ pub struct SlowPath {
     told_unlocked: bool,
     told_clock: bool,
     ended: Option<Ended>,
+    routing: Option<Routing>,
+    route_again_at: Option<Time>,
+    reader: Option<Reader>,
+    /// The one that is in force.
+    site: Option<Box<Site>>,
+    /// They go from their interfaces when this is dropped.
+    _programs: Vec<XdpProgram>,
 }
 
 impl SlowPath {
     /// A slow path that knows no peer.
     pub fn new(parts: Parts) -> Self {
-        let core = Core::new(CoreParts {
+        let mut core = Core::new(CoreParts {
             device: parts.device,
             inbox: parts.inbox,
             workers: parts.workers,
@@ -150,6 +170,9 @@ impl SlowPath {
             max_peers: parts.max_peers,
             links: parts.uplinks.len(),
         });
+        if parts.builder.is_some() {
+            core.keep_numbers();
+        }
         SlowPath {
             core,
             tun: parts.tun,
@@ -171,6 +194,11 @@ impl SlowPath {
             told_unlocked: false,
             told_clock: false,
             ended: None,
+            routing: parts.builder.map(Routing::new),
+            route_again_at: None,
+            reader: parts.reader,
+            site: None,
+            _programs: parts.programs,
         }
     }
 
@@ -181,9 +209,7 @@ impl SlowPath {
 
     /// Runs until the interface or the socket is gone or a signal comes, then stops the workers.
     pub fn run(mut self) -> Ended {
-        if self.tun.is_up().unwrap_or(false) {
-            self.interface_up();
-        }
+        // Whether the interface is up is the first that `watch` tells. Asked beside it, the answers could come out of order.
         loop {
             self.take_notices();
             self.core.take_handshakes();
@@ -191,6 +217,9 @@ impl SlowPath {
             self.run_chores();
             self.watch_interface();
             self.serve_uapi();
+            self.take_reloaded();
+            self.follow_addresses();
+            self.tend_routing();
             let backlog = !self.core.flush();
             if let Some(ended) = self.ended {
                 self.core.stop_workers();
@@ -206,6 +235,11 @@ impl SlowPath {
                 Some(Notice::Wan(port)) => {
                     drop(port);
                     self.bind();
+                }
+                Some(Notice::LanGone(lan @ 1.., error)) => {
+                    let why = error.map_or("it was deleted".to_owned(), |error| error.to_string());
+                    let log = self.core.log();
+                    log.error(format_args!("LAN port {lan} cannot be used any more: {why}"));
                 }
                 Some(Notice::LanGone(_, None)) => self.end(Ended::InterfaceGone),
                 Some(Notice::LanGone(_, Some(error)) | Notice::Failed(error)) => {
@@ -229,7 +263,12 @@ impl SlowPath {
             match event {
                 LinkEvent::Up => self.interface_up(),
                 LinkEvent::Down => self.interface_down(),
-                LinkEvent::Mtu(mtu) => self.core.tell_all(|| Command::Mtu(mtu as usize)),
+                LinkEvent::Mtu(mtu) => {
+                    self.core.tell_all(|| Command::Mtu(mtu as usize));
+                    if let Some(routing) = &mut self.routing {
+                        routing.builder.set_tunnel_mtu(mtu.min(u16::MAX.into()) as u16);
+                    }
+                }
                 LinkEvent::Gone => self.end(Ended::InterfaceGone),
                 // Into another network namespace, the usual way to give a container nothing but a tunnel. Nothing more is
                 // heard of it, so it counts as up from here on; the sockets stay in this namespace.
@@ -356,18 +395,34 @@ impl SlowPath {
         let idle = self.core.inbox().is_empty();
         let timeout = if idle { timeout } else { Some(Timespec::default()) };
         let Some(uapi) = &self.uapi else { return };
+        // Without a reader there is nothing to hear: the signals stand for it.
+        let reader = self
+            .reader
+            .as_ref()
+            .map_or(self.signals.as_fd(), |reader| reader.as_fd());
+        let addresses = self.addresses_fd().unwrap_or(self.signals.as_fd());
         let mut fds = [
             PollFd::new(&self.signals, PollFlags::IN),
             PollFd::from_borrowed_fd(self.core.inbox().waker.as_fd(), PollFlags::IN),
             PollFd::from_borrowed_fd(self.watch.as_fd(), PollFlags::IN),
             PollFd::from_borrowed_fd(uapi.fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(reader, PollFlags::IN),
+            PollFd::from_borrowed_fd(addresses, PollFlags::IN),
         ];
         // An interruption is as good as an event: the next turn looks at everything.
         let _ = poll(&mut fds, timeout.as_ref());
         let [signalled, called] = [0, 1].map(|i: usize| !fds[i].revents().is_empty());
         self.core.inbox().waker.awake(called);
         if signalled {
-            self.end(Ended::Signal);
+            self.take_signal();
+        }
+    }
+
+    fn take_signal(&mut self) {
+        match (signal::take(&self.signals), &mut self.reader) {
+            (None, _) => {}
+            (Some(Asked::Reload), Some(reader)) => reader.ask(),
+            (Some(_), _) => self.end(Ended::Signal),
         }
     }
 
@@ -381,6 +436,7 @@ impl SlowPath {
             uapi,
             self.check_sources_at,
             self.bind_again_at,
+            self.route_again_at,
             retry,
         ];
         let next = deadlines.into_iter().flatten().min()?;

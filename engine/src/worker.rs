@@ -27,6 +27,8 @@ use crate::wg::{Context, Wg};
 
 /// Bursts that one port may take before the others have their turn.
 const BURSTS_PER_TURN: usize = 4;
+/// Packets that are taken in a turn from the ring of each other worker, at most and if there are as many.
+pub const HANDED_PER_TURN: usize = BURSTS_PER_TURN * BURST_MAX;
 /// Commands obeyed in a turn.
 const COMMANDS_PER_TURN: usize = 32;
 /// How long to wait for the slow path to make room in the notice queue.

@@ -11,7 +11,13 @@ use std::time::SystemTime;
 /// first test that asks builds it if it is missing or older than its sources (a few minutes the first time).
 pub fn engine_program() -> &'static Path {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
-    PROGRAM.get_or_init(|| named_or_built("PATRONUS_ENGINE", "patronus-engine", &["engine", "crypto"]))
+    PROGRAM.get_or_init(|| {
+        named_or_built(
+            "PATRONUS_ENGINE",
+            "patronus-engine",
+            &["config", "engine", "crypto"],
+        )
+    })
 }
 
 /// The impairment hop: `$PATRONUS_HOP`, else as [`engine_program`].

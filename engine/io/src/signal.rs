@@ -1,9 +1,31 @@
-//! Termination signals as a descriptor, so that the slow path meets them in its poll loop like everything else.
+//! Signals as a descriptor, so that the slow path meets them in its poll loop like everything else.
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::ptr;
+
+/// What a signal asks for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Asked {
+    /// SIGHUP: to read the configuration again.
+    Reload,
+    /// SIGINT, SIGTERM: to end.
+    End,
+}
+
+/// Takes one signal that has come from the descriptor that [`termination`] made; none if there is none.
+pub fn take(signals: impl AsFd) -> Option<Asked> {
+    // A struct signalfd_siginfo, which begins with the signal's number.
+    let mut info = [0; size_of::<libc::signalfd_siginfo>()];
+    rustix::io::read(signals, &mut info).ok()?;
+    let number = info.first_chunk().map(|bytes| i32::from_ne_bytes(*bytes));
+    Some(if number == Some(libc::SIGHUP) {
+        Asked::Reload
+    } else {
+        Asked::End
+    })
+}
 
 /// Blocks SIGINT, SIGTERM and SIGHUP in this thread and those it spawns from now on, and returns a descriptor that is readable
 /// once one of them has come. To be called before the first thread is spawned.

@@ -107,6 +107,11 @@ impl<const N: usize, const SLOTS: usize> FibWriter<N, SLOTS> {
         &self.fib
     }
 
+    /// How much the table may hold.
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
     /// How many routes there are.
     pub fn routes(&self) -> usize {
         self.route_count
@@ -313,6 +318,11 @@ impl<const N: usize, const SLOTS: usize> FibWriter<N, SLOTS> {
         usize::from(len)
             .saturating_sub(ROOT_BITS)
             .div_ceil(Fib::<N, SLOTS>::STRIDE)
+    }
+
+    /// For each node on the way to a prefix of this length, the number of bits by which it is found.
+    pub fn nodes_above(len: u8) -> impl Iterator<Item = u32> {
+        (0..Self::depth(len)).map(|level| (ROOT_BITS + Fib::<N, SLOTS>::STRIDE * level) as u32)
     }
 
     fn entry(&self, place: Place) -> u32 {

@@ -74,8 +74,14 @@ pub struct Core<S> {
     allowed_ips: AllowedIpsConfig,
     /// The workers' routing table is older than `allowed_ips`.
     routes_changed: bool,
-    /// Removed peers that their worker has not let go of yet.
+    /// They have become newer since somebody asked.
+    routes_published: bool,
+    /// Removed peers whose numbers are not free yet.
     leaving: usize,
+    /// Numbers are not free when the worker has let go of them, but when whoever routes by them has.
+    keeps_numbers: bool,
+    /// Those of them that the workers have let go of.
+    departed: Vec<PeerId>,
     outputs: Outputs,
 }
 
@@ -97,7 +103,10 @@ impl<S: Sockets> Core<S> {
             remotes: Remotes::new(boot, parts.links),
             allowed_ips: AllowedIpsConfig::new(),
             routes_changed: false,
+            routes_published: false,
             leaving: 0,
+            keeps_numbers: false,
+            departed: Vec::new(),
             outputs: Outputs::default(),
         }
     }
@@ -168,17 +177,42 @@ impl<S: Sockets> Core<S> {
                 self.device.retire(keypair);
             }
             Notice::Slot(slot) => {
-                self.leaving -= 1;
-                if slot.tunnel() != slot.id {
+                let is_lane = slot.tunnel() != slot.id;
+                if is_lane {
                     self.workers.place(slot.id, None);
                 }
-                self.device.release(slot.id);
+                // Nobody routes by a lane's number.
+                match self.keeps_numbers && !is_lane {
+                    true => self.departed.push(slot.id),
+                    false => self.release(slot.id),
+                }
             }
             Notice::Routes(routes) => drop(routes),
             Notice::Lanes(lanes) => drop(lanes),
             Notice::Wan(_) | Notice::LanGone(..) | Notice::Failed(_) => return Some(notice),
         }
         None
+    }
+
+    /// From now on the owner says when removed peers' numbers are free, because packets are routed by them.
+    pub fn keep_numbers(&mut self) {
+        self.keeps_numbers = true;
+    }
+
+    /// Removed peers that the workers have let go of since the last call.
+    pub fn take_departed(&mut self) -> Vec<PeerId> {
+        std::mem::take(&mut self.departed)
+    }
+
+    /// A removed peer's number may be used again.
+    pub fn release(&mut self, peer: PeerId) {
+        self.leaving -= 1;
+        self.device.release(peer);
+    }
+
+    /// Whether allowed-ips have changed since the last call.
+    pub fn take_routes_published(&mut self) -> bool {
+        std::mem::take(&mut self.routes_published)
     }
 
     /// Works off control messages and handshake messages, as many as belong into a turn. How many of the latter there were.

@@ -258,7 +258,7 @@ fn secret(value: &[u8]) -> Result<Option<Secret<32>>, Errno> {
 }
 
 /// RFC 7748, section 5: what X25519 does to a scalar anyway, done here so that the key shown is the key in use.
-fn clamp(mut key: Secret<32>) -> Secret<32> {
+pub(crate) fn clamp(mut key: Secret<32>) -> Secret<32> {
     key[0] &= 248;
     key[31] = (key[31] & 127) | 64;
     key

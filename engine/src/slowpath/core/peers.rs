@@ -177,6 +177,7 @@ impl<S: Sockets> Core<S> {
         if std::mem::take(&mut self.routes_changed) {
             let routes = Arc::new(self.allowed_ips.compile());
             self.workers.tell_all(|| Command::Routes(Arc::clone(&routes)));
+            self.routes_published = true;
         }
     }
 

@@ -1,0 +1,248 @@
+//! The reader: a process beside the engine that may still open files, and does so for nobody but it.
+//!
+//! After set-up the engine opens no file any more (`sandbox`). So that it can read its configuration again on SIGHUP, a process of the same
+//! program is started beforehand. The engine can tell it one thing: again. It then reads the one file whose name it was started with, and
+//! sends its text and a descriptor of each key file that stands in it. Which files are opened is therefore up to whoever may write the
+//! configuration, and never to whoever has taken the engine over. Keys do not pass through the reader's memory.
+//!
+//! Between the two is a socket of packets: a byte from the engine; back `T` and text, in pieces, then for each key file in the file's order `K`
+//! with a descriptor or `E` and why there is none, and `.` at the end. The reader ends when the engine does.
+//!
+//! [`serve`] is that process. [`Reader`] is the engine's end, on the slow-path thread, which never waits for it.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use patronus_config::{Config, FILE_MAX, key_file};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
+};
+
+use crate::sandbox;
+use crate::site::{Keys, Site};
+
+/// The option that makes a process of this program a reader. Its value is the file.
+pub const OPTION: &str = "--config-reader";
+
+/// Bytes of a packet at most.
+const PACKET: usize = 32 << 10;
+/// Packets that are taken in a turn of the slow path.
+const PACKETS_PER_TURN: usize = 64;
+
+const TEXT: u8 = b'T';
+const KEY: u8 = b'K';
+const ERROR: u8 = b'E';
+const END: u8 = b'.';
+
+/// The engine's end.
+pub struct Reader {
+    socket: OwnedFd,
+    path: PathBuf,
+    /// What has arrived of the present answer; none if nothing was asked.
+    answer: Option<Answer>,
+    /// Asked again meanwhile.
+    again: bool,
+}
+
+#[derive(Default)]
+struct Answer {
+    text: Vec<u8>,
+    /// Understood once the text is whole.
+    config: Option<Result<Config, String>>,
+    keys: Keys,
+    /// The first thing that was wrong with a key.
+    error: Option<String>,
+}
+
+impl Reader {
+    /// Starts the process. It takes the descriptors and rights of this one, so this is called before they are given up.
+    pub fn start(path: &Path) -> io::Result<Reader> {
+        let flags = SocketFlags::CLOEXEC;
+        let (ours, theirs) =
+            rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+        Command::new(std::env::current_exe()?)
+            .args([OsStr::new(OPTION), path.as_os_str()])
+            .stdin(Stdio::from(theirs))
+            .stdout(Stdio::null())
+            .spawn()?;
+        Ok(Reader {
+            socket: ours,
+            path: path.to_owned(),
+            answer: None,
+            again: false,
+        })
+    }
+
+    /// Asks for the file. What it says comes from [`take`](Reader::take).
+    pub fn ask(&mut self) {
+        if self.answer.is_some() {
+            self.again = true;
+            return;
+        }
+        self.answer = Some(Answer::default());
+        // What has become of the reader is found when its answer is read.
+        let _ = rustix::net::send(&self.socket, b"?", SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
+    }
+
+    /// Takes what has arrived, without waiting. The site, or why there is none, once that was all.
+    pub fn take(&mut self) -> Option<Result<Site, String>> {
+        for _ in 0..PACKETS_PER_TURN {
+            let mut packet = [0; PACKET];
+            let (len, fd) = match receive(self.socket.as_fd(), &mut packet) {
+                Ok(received) => received,
+                Err(Errno::AGAIN | Errno::INTR) => return None,
+                Err(_) => (0, None),
+            };
+            let Some(answer) = &mut self.answer else {
+                continue;
+            };
+            match packet[..len].split_first() {
+                Some((&END, _)) => {
+                    let answer = self.answer.take().unwrap_or_default();
+                    if std::mem::take(&mut self.again) {
+                        self.ask();
+                    }
+                    return Some(answer.finish(&self.path));
+                }
+                Some((kind, content)) => answer.add(&self.path, *kind, content, fd),
+                None => {
+                    self.answer = None;
+                    return Some(Err(
+                        "the process that reads it has ended: restart the engine".to_owned()
+                    ));
+                }
+            }
+        }
+        None
+    }
+}
+
+impl AsFd for Reader {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl Answer {
+    fn add(&mut self, path: &Path, kind: u8, content: &[u8], fd: Option<OwnedFd>) {
+        if kind == TEXT {
+            if self.text.len() as u64 <= FILE_MAX {
+                self.text.extend_from_slice(content);
+            }
+            return;
+        }
+        if kind == ERROR && self.text.is_empty() && self.error.is_none() {
+            self.error = Some(String::from_utf8_lossy(content).into_owned());
+            return;
+        }
+        self.understand(path);
+        let Some(Ok(config)) = &self.config else { return };
+        let Some(file) = config.key_files().nth(self.keys.len()) else {
+            return;
+        };
+        let opened = match fd {
+            Some(fd) if kind == KEY => Ok(File::from(fd)),
+            _ => Err(io::Error::other(String::from_utf8_lossy(content).into_owned())),
+        };
+        if self.error.is_none() {
+            self.error = self.keys.take(file, opened).err();
+        }
+    }
+
+    /// Understands the text, which is whole.
+    fn understand(&mut self, path: &Path) {
+        if self.config.is_none() {
+            let text = std::str::from_utf8(&self.text).map_err(|error| error.to_string());
+            let parsed = text
+                .and_then(|text| patronus_config::parse_file(path, text).map_err(|error| error.to_string()));
+            self.config = Some(parsed);
+        }
+    }
+
+    fn finish(mut self, path: &Path) -> Result<Site, String> {
+        if let Some(error) = self.error {
+            return Err(error);
+        }
+        self.understand(path);
+        Site::assemble(path, self.config.expect("understood above")?, self.keys)
+    }
+}
+
+fn receive(socket: BorrowedFd<'_>, packet: &mut [u8]) -> Result<(usize, Option<OwnedFd>), Errno> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+    let received = rustix::net::recvmsg(socket, &mut [IoSliceMut::new(packet)], &mut ancillary, flags)?;
+    let mut fds = ancillary.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(fds) => Some(fds),
+        _ => None,
+    });
+    let fd = fds.next().and_then(|mut fds| fds.next());
+    Ok((received.bytes, fd))
+}
+
+/// Serves the engine at the other end of standard input, until it ends. An error is why not.
+pub fn serve(path: &Path) -> Result<(), String> {
+    sandbox::drop_reader_privileges().map_err(|error| error.to_string())?;
+    sandbox::filter_reader_system_calls().map_err(|error| error.to_string())?;
+    let socket = io::stdin();
+    let mut question = [0; 1];
+    loop {
+        match rustix::net::recv(&socket, &mut question, RecvFlags::empty()) {
+            Ok((0, _)) => return Ok(()),
+            Ok(_) => {}
+            Err(Errno::INTR) => continue,
+            Err(error) => return Err(error.to_string()),
+        }
+        if answer(socket.as_fd(), path).is_err() {
+            // Nobody is there any more to hear it.
+            return Ok(());
+        }
+    }
+}
+
+/// Sends the file, and its keys if it can be understood. What is wrong with it the engine finds out as well.
+fn answer(socket: BorrowedFd<'_>, path: &Path) -> Result<(), Errno> {
+    let text = patronus_config::read(path);
+    match &text {
+        Ok(text) => {
+            for piece in text.as_bytes().chunks(PACKET - 1) {
+                send(socket, TEXT, piece, None)?;
+            }
+            if let Ok(config) = patronus_config::parse_file(path, text) {
+                send_keys(socket, &config)?;
+            }
+        }
+        Err(error) => send(socket, ERROR, error.to_string().as_bytes(), None)?,
+    }
+    send(socket, END, b"", None)
+}
+
+fn send_keys(socket: BorrowedFd<'_>, config: &Config) -> Result<(), Errno> {
+    for file in config.key_files() {
+        match key_file::open_regular(file) {
+            Ok(opened) => send(socket, KEY, b"", Some(opened.as_fd()))?,
+            Err(error) => send(socket, ERROR, error.to_string().as_bytes(), None)?,
+        }
+    }
+    Ok(())
+}
+
+fn send(socket: BorrowedFd<'_>, kind: u8, content: &[u8], fd: Option<BorrowedFd<'_>>) -> Result<(), Errno> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    let fds = [fd.unwrap_or(socket)];
+    if fd.is_some() {
+        ancillary.push(SendAncillaryMessage::ScmRights(&fds));
+    }
+    let packet = [IoSlice::new(std::slice::from_ref(&kind)), IoSlice::new(content)];
+    rustix::net::sendmsg(socket, &packet, &mut ancillary, SendFlags::NOSIGNAL)?;
+    Ok(())
+}

@@ -1,0 +1,365 @@
+//! A site from its file: at the start, and again on SIGHUP.
+//!
+//! What the file says becomes a request like one over the UAPI and takes the same way. Only what differs from what is in force is in it, so the
+//! sessions of peers that stay as they are never notice. Nothing is changed unless everything can be.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::net::IpAddr;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use patronus_crypto::{Duration, PeerId, PublicKey};
+use patronus_io::netlink::Addresses;
+
+use super::SlowPath;
+use crate::allowedips::Prefix;
+use crate::plan::Builder;
+use crate::site::{Rules, Site, prefix};
+use crate::uapi::parse::AllowedIpChange;
+use crate::uapi::{SetPeer, SetRequest, UapiDevice};
+
+/// How soon to look whether workers have gone on to the next snapshot.
+const ROUTING_PAUSE: Duration = Duration::from_millis(1);
+
+/// What the slow path knows of routing.
+pub struct Routing {
+    /// Keeps what the workers look at.
+    pub builder: Builder,
+    /// What the file says.
+    rules: Rules,
+    /// The host's own addresses, and those of the TUN among them.
+    addresses: Addresses,
+    own: Vec<IpAddr>,
+}
+
+impl Routing {
+    /// Nothing is routed yet.
+    pub fn new((builder, addresses): (Builder, Addresses)) -> Routing {
+        Routing {
+            builder,
+            addresses,
+            rules: Rules::default(),
+            own: Vec::new(),
+        }
+    }
+}
+
+/// A peer's networks that differ.
+struct Moved {
+    gained: Vec<Prefix>,
+    lost: Vec<Prefix>,
+}
+
+impl SlowPath {
+    /// Configures an engine that has just been put together.
+    pub fn begin_with(&mut self, site: Box<Site>) -> Result<(), String> {
+        self.follow_addresses();
+        self.adopt(site).map(|_| ())
+    }
+
+    /// Takes what the reader has sent, and says what has come of it.
+    pub(super) fn take_reloaded(&mut self) {
+        let Some(read) = self.reader.as_mut().and_then(|reader| reader.take()) else {
+            return;
+        };
+        match read.and_then(|site| self.adopt(Box::new(site))) {
+            Ok(changes) if changes.is_empty() => {
+                let log = self.core.log();
+                log.notice(format_args!("configuration read again: nothing has changed"));
+            }
+            Ok(changes) => {
+                for change in changes {
+                    self.core.log().notice(format_args!("{change}"));
+                }
+                self.core
+                    .log()
+                    .notice(format_args!("configuration read again: it is in force"));
+            }
+            Err(error) => {
+                self.core.log().error(format_args!("{error}"));
+                self.core.log().error(format_args!(
+                    "configuration read again: the one of before stays in force"
+                ));
+            }
+        }
+    }
+
+    /// Does what a site's file says, or nothing. Returns what has changed, a line each.
+    fn adopt(&mut self, site: Box<Site>) -> Result<Vec<String>, String> {
+        let mut changes = Vec::new();
+        if let Some(before) = &self.site {
+            refuse_fixed(before, &site)?;
+        }
+        let request = self.differences(&site, &mut changes);
+        let rules = site.rules();
+        if let Some(routing) = &self.routing {
+            // New peers have no numbers yet; for the room that is needed it does not matter which.
+            let wanted = rules.wanted(site.allowed_ips(|_| PeerId(0)), &routing.own, |_| Some(PeerId(0)));
+            let checked = routing.builder.check(&wanted);
+            checked.map_err(|error| format!("{}: {error}", site.path().display()))?;
+            note_rules(&routing.rules, &rules, &mut changes);
+        }
+        let neighbours = site.neighbours();
+        let gone = self
+            .site
+            .as_ref()
+            .map(|before| before.neighbours())
+            .unwrap_or_default();
+        let routing = self.routing.as_mut();
+        let before = routing.map(|routing| std::mem::replace(&mut routing.rules, rules));
+        if let Err(errno) = self.set(request) {
+            if let Some((routing, before)) = self.routing.as_mut().zip(before) {
+                routing.rules = before;
+            }
+            return Err(format!("{}: {errno}", site.path().display()));
+        }
+        if let Some(routing) = &mut self.routing {
+            for (lan, address, _) in gone {
+                if !neighbours.iter().any(|new| (new.0, new.1) == (lan, address)) {
+                    routing.builder.set_neighbour(lan, address, None);
+                }
+            }
+            for (lan, address, mac) in neighbours {
+                routing.builder.set_neighbour(lan, address, Some(mac));
+            }
+        }
+        self.want_routes();
+        self.site = Some(site);
+        Ok(changes)
+    }
+
+    /// What it takes to get from what is in force to what the file says.
+    fn differences(&self, site: &Site, changes: &mut Vec<String>) -> SetRequest {
+        let config = site.config();
+        let mut request = SetRequest::default();
+        let device = self.core.device();
+        if device
+            .private_key()
+            .is_none_or(|key| **key != **site.private_key())
+        {
+            request.private_key = Some(Some(site.private_key().clone()));
+            changes.push("private key: another one".to_owned());
+        }
+        let port = config.site.listen_port.get() as u16;
+        // 0 is any, and any it is already.
+        let same = self
+            .site
+            .as_ref()
+            .is_some_and(|site| site.config().site.listen_port.get() == 0);
+        if port != self.udp.port && !(port == 0 && same) {
+            request.listen_port = Some(port);
+            changes.push(format!("listen_port: {} -> {port}", self.udp.port));
+        }
+        let mark = config.site.fwmark.get() as u32;
+        if mark != self.udp.fwmark {
+            request.fwmark = Some(mark);
+            changes.push(format!("fwmark: {} -> {mark}", self.udp.fwmark));
+        }
+        let stays: HashSet<PublicKey> = (0..config.peers.len()).map(|at| site.public_key(at)).collect();
+        let peers = self.core.peers().map(|(_, peer)| peer);
+        for peer in peers.filter(|peer| !stays.contains(&peer.key)) {
+            let mut change = SetPeer::new(peer.key);
+            change.remove = true;
+            request.peers.push(change);
+            changes.push(format!("peer {:?}: removed", peer.key));
+        }
+        // First what peers lose, so that what moves from one to another stays with the other.
+        let mut gains = Vec::new();
+        for at in 0..config.peers.len() {
+            let (lose, gain) = self.peer_differences(site, at, changes);
+            request.peers.extend(lose);
+            gains.extend(gain);
+        }
+        request.peers.extend(gains);
+        request
+    }
+
+    /// What a peer loses, and everything else about it.
+    fn peer_differences(
+        &self,
+        site: &Site,
+        at: usize,
+        changes: &mut Vec<String>,
+    ) -> (Option<SetPeer>, Option<SetPeer>) {
+        let (peer, key) = (&site.config().peers[at], site.public_key(at));
+        let device = self.core.device();
+        let known = device.peer(&key);
+        let name = peer
+            .name
+            .as_ref()
+            .map_or_else(|| format!("{key:?}"), |name| name.get_ref().as_str().to_owned());
+        let mut say = |what: String| changes.push(format!("peer {name}: {what}"));
+        let (mut lose, mut gain) = (SetPeer::new(key), SetPeer::new(key));
+        if known.is_none() {
+            say("added".to_owned());
+        }
+        let psk = known.and_then(|id| device.psk(id));
+        if psk.map(|key| **key) != site.psk(at).map(|key| **key) {
+            gain.preshared_key = Some(site.psk(at).cloned());
+            say("another preshared key".to_owned());
+        }
+        let endpoint = peer.endpoint.map(|endpoint| endpoint.0);
+        // Where it was heard meanwhile counts more than what the file has said all the time.
+        if endpoint.is_some() && (known.is_none() || endpoint != self.endpoint_before(&key)) {
+            gain.endpoint = endpoint;
+            say(format!("endpoint {}", endpoint.expect("looked at above")));
+        }
+        let keepalive = peer
+            .keepalive
+            .as_ref()
+            .map_or(0, |k| (k.get_ref().0 / 1000) as u16);
+        if known.map_or(0, |id| device.persistent_keepalive(id)) != keepalive {
+            gain.persistent_keepalive = Some(keepalive);
+            say(format!("keepalive {keepalive} s"));
+        }
+        let moved = self.moved(
+            known,
+            peer.allowed_ips.iter().map(|network| prefix(network.get_ref())),
+        );
+        for prefix in &moved.lost {
+            lose.allowed_ips.push(allowed_ip(*prefix, true));
+            say(format!("-{}/{}", prefix.addr(), prefix.cidr()));
+        }
+        for prefix in &moved.gained {
+            gain.allowed_ips.push(allowed_ip(*prefix, false));
+            say(format!("+{}/{}", prefix.addr(), prefix.cidr()));
+        }
+        let changed = known.is_none()
+            || gain.preshared_key.is_some()
+            || gain.endpoint.is_some()
+            || gain.persistent_keepalive.is_some()
+            || !gain.allowed_ips.is_empty();
+        (
+            (!lose.allowed_ips.is_empty()).then_some(lose),
+            changed.then_some(gain),
+        )
+    }
+
+    fn moved(&self, known: Option<PeerId>, wanted: impl Iterator<Item = Prefix>) -> Moved {
+        let wanted: BTreeSet<Prefix> = wanted.collect();
+        let has: BTreeSet<Prefix> = known
+            .map(|id| self.core.allowed_ips().of_peer(id).collect())
+            .unwrap_or_default();
+        Moved {
+            gained: wanted.difference(&has).copied().collect(),
+            lost: has.difference(&wanted).copied().collect(),
+        }
+    }
+
+    fn endpoint_before(&self, key: &PublicKey) -> Option<std::net::SocketAddr> {
+        let site = self.site.as_ref()?;
+        let at = (0..site.config().peers.len()).find(|at| site.public_key(*at) == *key)?;
+        site.config().peers[at].endpoint.map(|endpoint| endpoint.0)
+    }
+
+    /// Tells the builder what is to be routed by now.
+    pub(super) fn want_routes(&mut self) {
+        let Some(routing) = &mut self.routing else { return };
+        let device = self.core.device();
+        let allowed_ips = self.core.allowed_ips().iter();
+        let wanted = routing
+            .rules
+            .wanted(allowed_ips, &routing.own, |key| device.peer(key));
+        if let Err(error) = routing.builder.want(wanted) {
+            self.core.log().error(format_args!(
+                "the routes stay as they are, and peers may not get what is theirs: {error}"
+            ));
+        }
+    }
+
+    /// Routes what is for the TUN's own addresses to the host.
+    pub(super) fn follow_addresses(&mut self) {
+        let Some(routing) = &mut self.routing else { return };
+        // What changed is found by comparing: nobody else's addresses matter.
+        if let Err(error) = routing.addresses.read(&mut Vec::new()) {
+            let log = self.core.log();
+            return log.error(format_args!("cannot follow the interface's addresses: {error}"));
+        }
+        let on_tun = routing.addresses.on(self.tun.ifindex());
+        let own: Vec<IpAddr> = on_tun.map(|prefix| prefix.address).collect();
+        if own != routing.own {
+            routing.own = own;
+            self.want_routes();
+        }
+    }
+
+    /// Tells when addresses may have changed.
+    pub(super) fn addresses_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.routing.as_ref().map(|routing| routing.addresses.as_fd())
+    }
+
+    /// Goes on with what waits for workers. A removed peer's number may be used again once nobody can come across it.
+    pub(super) fn tend_routing(&mut self) {
+        let Some(routing) = &mut self.routing else { return };
+        for peer in self.core.take_departed() {
+            routing.builder.leave(peer);
+        }
+        if self.core.take_routes_published() {
+            self.want_routes();
+        }
+        let Some(routing) = &mut self.routing else { return };
+        if !routing.builder.is_busy() {
+            self.route_again_at = None;
+            return;
+        }
+        for peer in routing.builder.advance() {
+            self.core.release(peer);
+        }
+        let soon = self.core.mono().after(ROUTING_PAUSE);
+        self.route_again_at = routing.builder.is_busy().then_some(soon);
+    }
+}
+
+fn allowed_ip(prefix: Prefix, remove: bool) -> AllowedIpChange {
+    AllowedIpChange {
+        remove,
+        addr: prefix.addr(),
+        cidr: prefix.cidr(),
+    }
+}
+
+/// Refuses what cannot be changed while the engine runs.
+fn refuse_fixed(before: &Site, now: &Site) -> Result<(), String> {
+    let (was, is) = (before.config(), now.config());
+    let ports = |site: &Site| -> Vec<_> {
+        let lans = site.config().lans.iter();
+        lans.map(|lan| (lan.port.clone(), lan.interface.clone()))
+            .collect()
+    };
+    let what = if was.engine != is.engine {
+        "[engine]"
+    } else if was.links != is.links {
+        "[[link]]"
+    } else if ports(before) != ports(now) {
+        "the interfaces of [[lan]]"
+    } else if is.routes_packets() && !was.routes_packets() {
+        "whether there is anything to route by"
+    } else {
+        return Ok(());
+    };
+    Err(format!(
+        "{}: {what} cannot be changed while the engine runs: restart it, or undo the change",
+        now.path().display()
+    ))
+}
+
+/// Says how the rules differ.
+fn note_rules(was: &Rules, is: &Rules, changes: &mut Vec<String>) {
+    let by_prefix = |rules: &Rules| rules.routes.iter().cloned().collect::<HashMap<_, _>>();
+    let (before, after) = (by_prefix(was), by_prefix(is));
+    let mut prefixes: Vec<&Prefix> = before.keys().chain(after.keys()).collect();
+    prefixes.sort_unstable();
+    prefixes.dedup();
+    for prefix in prefixes {
+        let what = match (before.get(prefix), after.get(prefix)) {
+            (None, _) => "added",
+            (_, None) => "removed",
+            (was, is) if was != is => "another next hop",
+            _ => continue,
+        };
+        changes.push(format!("route {}/{}: {what}", prefix.addr(), prefix.cidr()));
+    }
+    if was.policies != is.policies {
+        let (was, is) = (was.policies.len(), is.policies.len());
+        changes.push(format!("policies: {was} before, {is} now, and not the same"));
+    }
+}

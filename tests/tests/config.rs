@@ -1,0 +1,392 @@
+//! Sites from files: a hub and two branches, each an engine with a TOML file, and what SIGHUP changes.
+
+use patronus_netns::{
+    Keys, Namespace, PeerStatus, Process, RUNTIME_DIR, Site, prepare_runtime_dir, unique_name,
+};
+use patronus_tests::{Flow, engine_program, eventually, may_run, ping, tcp};
+use rustix::process::Signal;
+use std::fmt::Write;
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::Duration;
+
+const PORT: u16 = 51820;
+
+/// A folder with a site's file and key that goes when the test ends.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Folder {
+        let path = std::env::temp_dir().join(format!("patronus-{name}"));
+        fs::create_dir_all(&path).unwrap();
+        Folder(path)
+    }
+
+    fn file(&self) -> PathBuf {
+        self.0.join("site.toml")
+    }
+
+    fn write(&self, text: &str) {
+        fs::write(self.file(), text).unwrap();
+    }
+
+    fn key(&self, name: &str, key: &str, mode: u32) {
+        let path = self.0.join(name);
+        fs::write(&path, key).unwrap();
+        fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A site with a file. (Processes go before namespaces.)
+struct Branch {
+    process: Option<Process>,
+    site: Site,
+    folder: Folder,
+}
+
+impl Branch {
+    /// A namespace and a key, and nothing that runs yet.
+    fn new(number: u8) -> Branch {
+        let interface = unique_name("pn");
+        let folder = Folder::new(&interface);
+        let keys = Keys::generate().unwrap();
+        folder.key("site.key", &keys.private, 0o600);
+        let site = Site {
+            daemon: None,
+            namespace: Namespace::new("site").unwrap(),
+            interface,
+            keys: Some(keys),
+            outer: SocketAddr::new(Ipv4Addr::new(192, 0, number, 1).into(), PORT),
+            inner_v4: Ipv4Addr::new(10, 66, number, 1),
+            inner_v6: Ipv6Addr::new(0xfd00, 0x66, number.into(), 0, 0, 0, 0, 1),
+        };
+        Branch {
+            process: None,
+            site,
+            folder,
+        }
+    }
+
+    fn write(&self, more: &str) {
+        let interface = &self.site.interface;
+        self.folder.write(&format!(
+            "[site]\nprivate_key_file = 'site.key'\nlisten_port = {PORT}\n[engine]\ninterface = '{interface}'\n{more}"
+        ));
+    }
+
+    fn start(&mut self) {
+        prepare_runtime_dir().unwrap();
+        let mut command = Command::new(engine_program());
+        command.args(["--foreground", "--config"]).arg(self.folder.file());
+        let process = self.process.insert(self.site.namespace.spawn(command).unwrap());
+        let socket = Path::new(RUNTIME_DIR).join(format!("{}.sock", self.site.interface));
+        assert!(eventually(|| socket.exists()), "{}", process.log());
+        let namespace = &self.site.namespace;
+        let interface = &self.site.interface;
+        namespace.ip(&format!("link set {interface} up")).unwrap();
+        namespace
+            .address(interface, &format!("{}/32", self.site.inner_v4))
+            .unwrap();
+        namespace
+            .address(interface, &format!("{}/128", self.site.inner_v6))
+            .unwrap();
+        namespace
+            .ip(&format!("route add 10.66.0.0/16 dev {interface}"))
+            .unwrap();
+        namespace
+            .ip(&format!("-6 route add fd00:66::/32 dev {interface}"))
+            .unwrap();
+    }
+
+    /// As a peer of another site's file.
+    fn as_peer(&self, name: &str, endpoint: Option<SocketAddr>, networks: &[&str]) -> String {
+        let key = &self.site.keys.as_ref().unwrap().public;
+        let mut text =
+            format!("[[peer]]\nname = '{name}'\npublic_key = '{key}'\nallowed_ips = {networks:?}\n");
+        if let Some(endpoint) = endpoint {
+            writeln!(text, "endpoint = '{endpoint}'").unwrap();
+        }
+        text
+    }
+
+    /// Reads the file again, and waits until `said` stands in what it says.
+    fn reload(&mut self, said: &str) {
+        let process = self.process.as_mut().unwrap();
+        let before = process.log().len();
+        process.signal(Signal::HUP);
+        let heard = eventually(|| process.log()[before..].contains(said));
+        assert!(heard, "no {said:?} in:\n{}", process.log());
+    }
+
+    fn log(&self) -> String {
+        self.process.as_ref().unwrap().log()
+    }
+
+    fn peers(&self) -> Vec<PeerStatus> {
+        PeerStatus::all(&self.site.namespace, &self.site.interface).unwrap()
+    }
+
+    fn answers(&self, address: &str) -> bool {
+        let said = ping(&self.site.namespace, &format!("-c 1 -W 1 {address}")).unwrap();
+        said.contains(" 0% packet loss")
+    }
+}
+
+const A_NETS: &[&str] = &["10.66.1.0/24", "fd00:66:1::/48"];
+const B_NETS: &[&str] = &["10.66.2.0/24", "fd00:66:2::/48"];
+
+/// A hub (site 3) between two branches (1 and 2). `rules` are the hub's; `b_too`: the hub knows the second branch from the start.
+fn star(rules: &str, b_too: bool) -> (Branch, Branch, Branch) {
+    let (mut hub, mut a, mut b) = (Branch::new(3), Branch::new(1), Branch::new(2));
+    for (branch, number) in [(&a, 1), (&b, 2)] {
+        let near = format!("to{number}");
+        let hub = &hub.site.namespace;
+        hub.veth(&near, &branch.site.namespace, "wan", 1500).unwrap();
+        hub.address(&near, &format!("192.0.{number}.254/24")).unwrap();
+        branch
+            .site
+            .namespace
+            .address("wan", &format!("192.0.{number}.1/24"))
+            .unwrap();
+    }
+    let known = if b_too {
+        b.as_peer("b", None, B_NETS)
+    } else {
+        String::new()
+    };
+    hub.write(&format!("{}{known}{rules}", a.as_peer("a", None, A_NETS)));
+    hub.start();
+    for (branch, number) in [(&mut a, 1), (&mut b, 2)] {
+        let at: IpAddr = Ipv4Addr::new(192, 0, number, 254).into();
+        let all = ["10.66.0.0/16", "fd00:66::/32"];
+        branch.write(&hub.as_peer("hub", Some(SocketAddr::new(at, PORT)), &all));
+        branch.start();
+    }
+    (hub, a, b)
+}
+
+const DROP_PINGS_TO_B: &str = "[[policy]]\ndst = '10.66.2.0/24'\nprotocol = 'icmp'\naction = 'drop'\n";
+
+/// The hub's engine sends on from one tunnel to the other by itself, and drops what a policy says.
+#[test]
+fn a_hub_with_policies_between_two_branches() {
+    if !may_run(&[]) {
+        return;
+    }
+    let (hub, a, b) = star(DROP_PINGS_TO_B, true);
+    let forwards = hub
+        .site
+        .namespace
+        .exec("cat", &["/proc/sys/net/ipv4/ip_forward"])
+        .unwrap();
+    assert_eq!(forwards.trim(), "0", "the kernel is no router here");
+    assert!(eventually(|| a.answers("10.66.3.1")), "{}", hub.log());
+    assert!(eventually(|| b.answers("fd00:66:3::1")), "{}", hub.log());
+    for v6 in [false, true] {
+        tcp(&a.site, &b.site, v6, 2_000_000).unwrap();
+        tcp(&b.site, &hub.site, v6, 2_000_000).unwrap();
+    }
+    assert!(!a.answers("10.66.2.1"), "dropped by the policy");
+    assert!(a.answers("fd00:66:2::1"), "not asked by the policy");
+    let peers = hub.peers();
+    assert_eq!(peers.len(), 2);
+    assert!(peers.iter().all(|peer| peer.latest_handshake > 0));
+    let lent = Flow::start(&a.site, &b.site, false, Duration::from_millis(1)).unwrap();
+    let received = lent.run_for(Duration::from_secs(1));
+    assert_eq!((received.lost(), received.in_order()), (0, true));
+}
+
+#[test]
+fn reading_the_file_again_adds_and_moves_without_losing_a_packet() {
+    if !may_run(&[]) {
+        return;
+    }
+    let (mut hub, a, b) = star("[[policy]]\nsrc = '10.66.99.0/24'\naction = 'drop'\n", false);
+    assert!(eventually(|| a.answers("10.66.3.1")), "{}", hub.log());
+    assert!(!b.answers("10.66.3.1"), "nobody knows it yet");
+    let flow = Flow::start(&a.site, &hub.site, false, Duration::from_millis(1)).unwrap();
+    let handshake = hub.peers()[0].latest_handshake;
+
+    hub.write(&format!(
+        "{}{}[[policy]]\nsrc = '10.66.98.0/24'\naction = 'drop'\n",
+        a.as_peer("a", None, A_NETS),
+        b.as_peer("b", None, B_NETS)
+    ));
+    hub.reload("it is in force");
+    for line in [
+        "peer b: added",
+        "peer b: +10.66.2.0/24",
+        "policies: 1 before, 1 now",
+    ] {
+        assert!(hub.log().contains(line), "no {line:?} in\n{}", hub.log());
+    }
+    assert!(!hub.log().contains("peer a:"), "{}", hub.log());
+    assert!(eventually(|| b.answers("10.66.3.1")), "{}", hub.log());
+
+    // One network that both have, and that belongs to the one and then to the other.
+    for branch in [&a, &b] {
+        let site = &branch.site;
+        site.namespace.address(&site.interface, "10.66.7.1/32").unwrap();
+    }
+    let with_seven = |first: bool, hub: &Branch| {
+        let nets = |own: &[&'static str], seven: bool| {
+            let more = seven.then_some("10.66.7.0/24");
+            own.iter().copied().chain(more).collect::<Vec<_>>()
+        };
+        hub.write(&format!(
+            "{}{}[[policy]]\nsrc = '10.66.98.0/24'\naction = 'drop'\n",
+            a.as_peer("a", None, &nets(A_NETS, first)),
+            b.as_peer("b", None, &nets(B_NETS, !first))
+        ));
+    };
+    with_seven(true, &hub);
+    hub.reload("peer a: +10.66.7.0/24");
+    assert!(eventually(|| hub.answers("10.66.7.1")), "{}", hub.log());
+    let seven: IpAddr = Ipv4Addr::new(10, 66, 7, 1).into();
+    let moving = Flow::between(
+        (&hub.site.namespace, hub.site.inner(false)),
+        &[(&a.site.namespace, seven), (&b.site.namespace, seven)],
+        Duration::from_millis(1),
+    )
+    .unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    with_seven(false, &hub);
+    hub.reload("peer b: +10.66.7.0/24");
+    let moved = moving.run_for(Duration::from_millis(500));
+    assert_eq!((moved.lost(), moved.duplicated()), (0, false));
+    assert!(
+        moved.numbers.iter().all(|numbers| !numbers.is_empty()),
+        "both got some"
+    );
+
+    let received = flow.finish();
+    assert_eq!(
+        (received.lost(), received.in_order()),
+        (0, true),
+        "of {}",
+        received.sent
+    );
+    let key = &a.site.keys.as_ref().unwrap().public;
+    let peers = hub.peers();
+    let same = peers.iter().find(|peer| peer.public == *key).unwrap();
+    assert_eq!(same.latest_handshake, handshake, "the session of before");
+}
+
+#[test]
+fn what_cannot_be_is_refused_and_changes_nothing() {
+    if !may_run(&[]) {
+        return;
+    }
+    let (mut hub, a, _b) = star(DROP_PINGS_TO_B, true);
+    assert!(eventually(|| a.answers("10.66.3.1")), "{}", hub.log());
+    let before = |hub: &Branch| -> Vec<(String, Vec<String>)> {
+        let peers = hub.peers().into_iter();
+        peers.map(|peer| (peer.public, peer.allowed_ips)).collect()
+    };
+    let (peers, text) = (before(&hub), fs::read_to_string(hub.folder.file()).unwrap());
+    let flow = Flow::start(&a.site, &hub.site, false, Duration::from_millis(1)).unwrap();
+    let file = hub.folder.file();
+    let refused = [
+        (
+            text.replace("action = 'drop'", "action = 'dorp'"),
+            format!("{}:17:10: unknown word `dorp`", file.display()),
+        ),
+        (
+            text.replace("[engine]", "[engine]\nworkers = 2"),
+            "[engine] cannot be changed while the engine runs".to_owned(),
+        ),
+        (
+            format!("{text}[[route]]\nprefix = '10.9.0.0/16'\nvia = 'c'\n"),
+            "there is no peer and no LAN named `c`".to_owned(),
+        ),
+    ];
+    for (wrong, expected) in refused {
+        hub.folder.write(&wrong);
+        hub.reload("the one of before stays in force");
+        assert!(hub.log().contains(&expected), "no {expected:?} in\n{}", hub.log());
+        assert_eq!(before(&hub), peers);
+    }
+    hub.folder.write(&text);
+    hub.folder.key(
+        "site.key",
+        &hub.site.keys.as_ref().unwrap().private.clone(),
+        0o644,
+    );
+    hub.reload("others may use it (mode 0644)");
+    fs::remove_file(&file).unwrap();
+    hub.reload("No such file or directory");
+    hub.folder.key(
+        "site.key",
+        &hub.site.keys.as_ref().unwrap().private.clone(),
+        0o600,
+    );
+    hub.folder.write(&text);
+    hub.reload("nothing has changed");
+    let received = flow.finish();
+    assert_eq!(received.lost(), 0, "of {}", received.sent);
+}
+
+/// Runs the engine to its end.
+fn run(arguments: &[&str], file: &Path) -> Output {
+    let mut command = Command::new(engine_program());
+    command.args(arguments).arg(file);
+    command.output().unwrap()
+}
+
+#[test]
+fn a_key_that_others_can_read_is_refused() {
+    if !may_run(&[]) {
+        return;
+    }
+    let site = Branch::new(9);
+    site.write("");
+    site.folder.key(
+        "site.key",
+        "yAnz5TF+lXXJte14tji3zlMNq+hd2rYUIgJBgB3fBmk=\n",
+        0o644,
+    );
+    for arguments in [
+        &["--foreground", "--config"][..],
+        &["--config"],
+        &["--check-config"],
+    ] {
+        let output = run(arguments, &site.folder.file());
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success(), "{said}");
+        assert!(said.contains("mode 0644") && said.contains("chmod 600"), "{said}");
+        assert!(!said.contains("yAnz"), "{said}");
+    }
+}
+
+/// Every example can be run as it stands, once its keys are there.
+#[test]
+fn examples_are_right() {
+    if !may_run(&[]) {
+        return;
+    }
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../config/examples");
+    let mut count = 0;
+    for entry in fs::read_dir(examples).unwrap() {
+        let path = entry.unwrap().path();
+        let folder = Folder::new(&unique_name("ex"));
+        for key in ["site.key", "hub.psk"] {
+            folder.key(key, &Keys::generate().unwrap().private, 0o600);
+        }
+        folder.write(&fs::read_to_string(&path).unwrap());
+        let output = run(&["--check-config"], &folder.file());
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{}: {said}", path.display());
+        assert!(String::from_utf8_lossy(&output.stdout).contains("nothing is wrong"));
+        count += 1;
+    }
+    assert!(count >= 3, "{count} examples");
+}
