@@ -33,17 +33,22 @@ pub fn wakeup() -> Option<Wakeup> {
 
 /// Sets how the calling thread wakes from now on.
 pub fn set_wakeup(wakeup: Wakeup) -> io::Result<()> {
-    // SAFETY: a plain structure of integers, for which zero is a value; both policies have priority 0 only.
-    let parameter: libc::sched_param = unsafe { std::mem::zeroed() };
+    // Both policies have priority 0 only.
+    set_policy(wakeup.policy(), 0)
+}
+
+/// Lets the calling thread run before every other one that is not in real time (SCHED_FIFO at its lowest priority, sched(7)), until it
+/// sleeps. Needs `CAP_SYS_NICE` or a limit that allows it.
+pub fn set_realtime() -> io::Result<()> {
+    set_policy(libc::SCHED_FIFO, 1)
+}
+
+fn set_policy(policy: libc::c_int, priority: libc::c_int) -> io::Result<()> {
+    // SAFETY: a plain structure of integers, for which zero is a value.
+    let mut parameter: libc::sched_param = unsafe { std::mem::zeroed() };
+    parameter.sched_priority = priority;
     // SAFETY: the kernel only reads `parameter`, which lives until the call returns; 0 is the calling thread.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_sched_setscheduler,
-            0,
-            wakeup.policy(),
-            ptr::from_ref(&parameter),
-        )
-    };
+    let result = unsafe { libc::syscall(libc::SYS_sched_setscheduler, 0, policy, ptr::from_ref(&parameter)) };
     match result {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),

@@ -32,6 +32,8 @@ pub struct Config {
     pub interfaces: [String; 2],
     /// Where chance begins.
     pub seed: u64,
+    /// Run before everything else on the machine that is not in real time.
+    pub realtime: bool,
     /// Commands in the order of their times.
     pub script: Vec<Command>,
 }
@@ -64,6 +66,14 @@ pub fn run(config: Config) -> io::Result<()> {
     let signals = patronus_io::signal::termination()?;
     // Timeouts of ppoll may otherwise be late by 50 microseconds (prctl(2), PR_SET_TIMERSLACK).
     rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1))?;
+    if config.realtime {
+        patronus_io::schedule::set_realtime().map_err(|error| {
+            io::Error::new(
+                error.kind(),
+                format!("--realtime: {error}; it needs CAP_SYS_NICE"),
+            )
+        })?;
+    }
     let mut bridge = Bridge::new(config)?;
     say("ready\n")?;
     let mut input = Input::new();

@@ -13,6 +13,7 @@ patronus-hop A B [COMMAND]...    join the interfaces A and B, and do to packets 
 
       --script FILE      commands from a file, one a line
       --seed NUMBER      where chance begins (default 1): the same number loses the same packets
+      --realtime         run before everything else (SCHED_FIFO): precise on a busy machine; needs CAP_SYS_NICE
       --version          print the version
   -h, --help             print this
 
@@ -52,7 +53,7 @@ fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Option<Config>, St
     let mut parser = lexopt::Parser::from_args(arguments);
     let mut values = Vec::new();
     let mut text = String::new();
-    let mut seed = 1;
+    let (mut seed, mut realtime) = (1, false);
     while let Some(argument) = parser.next().map_err(|e| e.to_string())? {
         match argument {
             Short('h') | Long("help") => {
@@ -73,6 +74,7 @@ fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Option<Config>, St
                 let number = value.to_str().and_then(|text| text.parse().ok());
                 seed = number.ok_or_else(|| format!("--seed takes a number, not `{}`", value.display()))?;
             }
+            Long("realtime") => realtime = true,
             Value(value) => values.push(
                 value
                     .into_string()
@@ -94,6 +96,7 @@ fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Option<Config>, St
     Ok(Some(Config {
         interfaces: [a, b],
         seed,
+        realtime,
         script,
     }))
 }
