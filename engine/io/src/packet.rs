@@ -146,7 +146,7 @@ impl Receiver {
         };
         let now = clock_gettime(ClockId::Realtime);
         for (i, header) in headers[..count].iter().enumerate() {
-            let control = self.controls[i].0.get(..header.msg_hdr.msg_controllen as usize);
+            let control = self.controls[i].0.get(..header.msg_hdr.msg_controllen);
             let said = said_of(control.unwrap_or_default());
             let age = said.arrived.map_or(0, |at| since(at, (now.tv_sec, now.tv_nsec)));
             let buffer = &self.buffers[i * STRIDE..];

@@ -124,12 +124,8 @@ fn delays(a: &Namespace, b: &Namespace, hop: &mut Hop, delay: &str) -> Result<()
 /// What a flood of frames gets through. They are of a protocol that the far end throws away at once (IEEE 802, local experimental).
 fn ceiling(a: &Namespace, hop: &mut Hop, length: usize) -> Result<()> {
     let socket = a.run(|| -> std::io::Result<_> {
-        let index = std::fs::read_to_string(format!("/proc/thread-self/net/dev_mcast"))?;
-        let line = index
-            .lines()
-            .find(|line| line.split_whitespace().nth(1) == Some(LINK));
-        let number = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
-        patronus_io::packet::sender(number.ok_or_else(|| std::io::Error::other("no such interface"))?)
+        let any = UdpSocket::bind("0.0.0.0:0")?;
+        patronus_io::packet::sender(rustix::net::netdevice::name_to_index(&any, LINK)?)
     })??;
     let mut frame = vec![0; length];
     frame[..14].copy_from_slice(&[2, 0, 0, 0, 0, 9, 2, 0, 0, 0, 0, 8, 0x88, 0xb5]);
