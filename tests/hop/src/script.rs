@@ -145,7 +145,7 @@ const WORDS: [&str; 15] = [
     "end",
 ];
 const DIRECTIONS: &str = "a->b, b->a or both";
-/// Letters that a word may differ by from the one that was meant.
+/// Letters that a word may differ by from the one that was meant, and at most half of its own.
 const MISSPELT: usize = 2;
 
 /// Reads a whole script: the commands in the order of their times, or the first error of each bad line.
@@ -417,7 +417,7 @@ fn unknown(word: &str, expected: &str) -> String {
     let names = WORDS.iter().chain(&["a->b", "b->a", "both", "at"]);
     let near = names
         .map(|name| (strsim::damerau_levenshtein(name, word), name))
-        .filter(|(distance, _)| *distance <= MISSPELT)
+        .filter(|(distance, _)| *distance <= MISSPELT.min(word.chars().count() / 2))
         .min();
     match near {
         Some((_, name)) => format!("`{word}` is no word here; did you mean `{name}`?"),
@@ -638,6 +638,7 @@ mod tests {
             ("a->b rebind", 6, "takes no direction"),
             ("a->b cut b->a", 10, "in front already"),
             ("cut now", 5, "more than was expected"),
+            ("bad", 1, "`bad` is no word here; expected a direction"),
             ("ä delay", 1, "`ä` is no word"),
         ];
         for (line, column, says) in cases {
