@@ -11,11 +11,11 @@ pub struct Seeded(pub u64);
 impl Seeded {
     /// Another generator, which neither disturbs this one nor is disturbed by it later.
     pub fn fork(&mut self) -> Seeded {
-        Seeded(self.next())
+        Seeded(self.word())
     }
 
     /// The next 64 bits.
-    pub fn next(&mut self) -> u64 {
+    pub fn word(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -25,7 +25,7 @@ impl Seeded {
 
     /// A number from `range`, which is not empty.
     pub fn pick(&mut self, range: Range<usize>) -> usize {
-        range.start + (self.next() % (range.end - range.start) as u64) as usize
+        range.start + (self.word() % (range.end - range.start) as u64) as usize
     }
 
     /// True `percent` times in a hundred.
@@ -49,7 +49,7 @@ impl Seeded {
 impl Random for Seeded {
     fn fill(&mut self, buf: &mut [u8]) {
         for chunk in buf.chunks_mut(8) {
-            let bytes = self.next().to_le_bytes();
+            let bytes = self.word().to_le_bytes();
             chunk.copy_from_slice(&bytes[..chunk.len()]);
         }
     }

@@ -639,7 +639,7 @@ fn queue_of(from: SocketAddr, queues: usize) -> usize {
         IpAddr::V4(ip) => u64::from(u32::from(ip)),
         IpAddr::V6(ip) => u128::from(ip) as u64,
     };
-    (Seeded(ip ^ u64::from(from.port()) << 32).next() % queues as u64) as usize
+    (Seeded(ip ^ u64::from(from.port()) << 32).word() % queues as u64) as usize
 }
 
 fn put(port: &mut LoopbackPort, bytes: &[u8], outer: Outer, frames: &mut FrameCache) -> bool {
@@ -656,7 +656,7 @@ fn put(port: &mut LoopbackPort, bytes: &[u8], outer: Outer, frames: &mut FrameCa
 
 impl Routes {
     fn new(workers: usize, rng: &mut Seeded) -> (Routes, Vec<Router>) {
-        let keys = [(); 7].map(|()| rng.next());
+        let keys = [(); 7].map(|()| rng.word());
         let (domain, readers) = Domain::new(workers);
         let plan = snapshot::Plan {
             epoch: 1,

@@ -30,6 +30,9 @@ const LANDING: usize = 128;
 const RECOVERY: Duration = Duration::from_secs(15 + 5 * 6);
 /// How long a session's keys are kept without traffic: three times REJECT_AFTER_TIME, and a little for the timers.
 const FORGOTTEN: Duration = Duration::from_secs(3 * 180 + 120);
+/// After so long without traffic no session is used that was made in bad weather. Its two ends may be of different age, by as much as a stall, and
+/// what is sent by the younger one in its last moments is lost: REJECT_AFTER_TIME, the longest stall, and a little.
+const OUTDATED: Duration = Duration::from_secs(180 + 20 + 10);
 /// Packets of each flow that must arrive after the recovery, all of them.
 const PROOF: usize = 40;
 
@@ -176,6 +179,7 @@ impl World {
         }
         self.mend();
         let took = self.recover()?;
+        self.pass(OUTDATED)?;
         self.prove()?;
         self.forget()?;
         Ok(took)
@@ -212,7 +216,11 @@ impl World {
         let link = self.rng.pick(0..self.sites[other].plan.links);
         // Who is behind a NAT can be called only where he called from.
         let known = other == 0 || !self.kind.nat;
-        let ipv6 = self.rng.chance(30);
+        // Another family is another path, and its datagrams may come into another queue: order is kept on one path only.
+        let ipv6 = match self.kind.in_order {
+            true => (low ^ high ^ self.seed).is_multiple_of(3),
+            false => self.rng.chance(30),
+        };
         let plan = PeerPlan {
             key: self.keys[other],
             endpoint: known.then(|| SocketAddr::new(own_address(other, link, ipv6), UDP_PORT)),
@@ -336,7 +344,7 @@ impl World {
         let tag = Tag {
             origin: from as u8,
             flow: flow as u16 | 0x8000,
-            sequence: self.rng.next() as u32,
+            sequence: self.rng.word() as u32,
         };
         let packet = packet::build(&way, tag, 200);
         self.offer(from, 0, &packet);
