@@ -24,7 +24,7 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use crate::common::Seeded;
 use crate::common::packet::{self, Builder};
-use crate::rig::{ETH0, Rig, TUN, keys, lans, out};
+use crate::rig::{ETH0, Rig, TUN, keys, lans, link, out};
 
 /// One network behind the TUN, one in a tunnel of worker 1.
 fn plan(workers: usize) -> Plan {
@@ -185,9 +185,9 @@ fn a_sleeping_worker_is_woken_by_another() {
     let arena = Arena::new(&config).unwrap();
     let (domain, readers) = Domain::new(2);
     let one_lan = Plan {
-        lans: vec![false],
+        lans: vec![true],
         groups: vec![vec![Hop {
-            exit: Exit::Lan(0, None),
+            exit: Exit::Lan(0, Some(link(0))),
             mtu: 1500,
         }]],
         ..plan(2)
@@ -220,7 +220,7 @@ fn a_sleeping_worker_is_woken_by_another() {
                     port,
                     bell: Arc::clone(&bell),
                 }),
-                ethernet: false,
+                ethernet: true,
             }],
             wans: vec![None],
             router: Some(Router::new(100, keys(), rules).unwrap()),
@@ -247,7 +247,7 @@ fn a_sleeping_worker_is_woken_by_another() {
             let before = sleeps();
             let mut burst = Burst::new();
             let mut frame = frames.alloc().unwrap();
-            let bytes = flow_packet(id as u16, id);
+            let bytes = [&[0x54; 12][..], &[8, 0], &flow_packet(id as u16, id)].concat();
             frame.append(bytes.len()).copy_from_slice(&bytes);
             burst.push(frame);
             far[0].tx_burst(&mut frames, &mut burst).unwrap();

@@ -218,7 +218,7 @@ fn a_group_spreads_its_flows_and_keeps_each_together() {
                 src_port: flow,
                 ..Builder::new(packet::v4(2), packet::v4(1), round, 100)
             };
-            rig.offer(0, TUN, &sent.build());
+            rig.offer(0, ETH1, &sent.build());
         }
         rig.settle();
     }

@@ -184,6 +184,9 @@ fn expected(
         Exit::Lan(lan, _) => Some(usize::from(lan)),
         Exit::Tunnel(_) => None,
     };
+    if sent.lan == TUN && lan == Some(TUN) {
+        return Err(DropReason::RouteNone);
+    }
     let is_router = sent.lan != TUN && lan != Some(TUN);
     if is_router && sent.ttl <= 1 {
         return Err(DropReason::RouteTtl);
