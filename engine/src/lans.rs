@@ -5,9 +5,8 @@
 
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
 
-use patronus_io::netlink::{Addresses, RouteQuery};
+use patronus_io::netlink::{Addresses, RouteQuery, receive_queues};
 use patronus_io::xdp::{Take, XdpPort, XdpProgram};
 use patronus_mem::{Arena, FrameCache};
 
@@ -69,18 +68,12 @@ pub fn open(
     let system = |what| move |error| LanError::System(name.to_owned(), what, error);
     let running = routes.running(name).map_err(system("ask for it"))?;
     let ifindex = running.ok_or_else(|| LanError::NotRunning(name.to_owned()))?;
-    let folder = PathBuf::from("/sys/class/net").join(name);
-    let read = |file: &str| std::fs::read_to_string(folder.join(file));
-    let mac = read("address").map_err(system("read its address"))?;
-    let mac = mac.trim().parse::<patronus_config::value::Mac>();
-    let mac = mac.map_err(|_| LanError::NoAddress(name.to_owned()))?.0;
-    let mtu = read("mtu").map_err(system("read its MTU"))?;
-    let queues = std::fs::read_dir(folder.join("queues")).map_err(system("count its queues"))?;
-    let is_receive = |name: &str| name.starts_with("rx-");
-    let queues = queues
-        .flatten()
-        .filter(|entry| entry.file_name().to_str().is_some_and(is_receive))
-        .count();
+    let ethernet = addresses.interface(ifindex);
+    let mac = ethernet.and_then(|ethernet| ethernet.mac);
+    let (Some(ethernet), Some(mac)) = (ethernet, mac) else {
+        return Err(LanError::NoAddress(name.to_owned()));
+    };
+    let queues = receive_queues(name).unwrap_or(ethernet.queues) as usize;
     if queues != workers {
         return Err(LanError::Queues(name.to_owned(), queues, workers));
     }
@@ -98,7 +91,7 @@ pub fn open(
         ports,
         lan: Lan {
             mac: Some(mac),
-            mtu: mtu.trim().parse().unwrap_or(u16::MAX),
+            mtu: ethernet.mtu.min(u16::MAX.into()) as u16,
         },
     })
 }

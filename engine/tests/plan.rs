@@ -10,7 +10,7 @@ use patronus_engine::classify::Match;
 use patronus_engine::flow::HashKeys;
 use patronus_engine::plan::{BuildError, Builder, Frame, Lan, Verdict, Via, Wanted};
 use patronus_engine::route::Rules;
-use patronus_engine::snapshot::{Action, Exit, PlanError};
+use patronus_engine::snapshot::{Action, Exit, PlanError, Snapshot};
 use patronus_io::ip::FlowKey;
 use proptest::prelude::*;
 
@@ -45,11 +45,15 @@ fn prefix(addr: IpAddr, len: u8) -> Prefix {
 
 /// Where a worker sends a packet; `None`: it does not know.
 fn sent(rules: &Rules, dst: IpAddr) -> Option<Exit> {
+    sent_by(rules, rules.snapshot.get(&rules.reader), dst)
+}
+
+/// The same in the middle of a burst, which is sent by the snapshot of its beginning.
+fn sent_by(rules: &Rules, snapshot: &Snapshot, dst: IpAddr) -> Option<Exit> {
     let key = match dst {
         IpAddr::V4(ip) => FlowKey::v4([10, 9, 9, 9], ip.octets(), 17, 1, 2),
         IpAddr::V6(ip) => FlowKey::v6([0xfc; 16], ip.octets(), 17, 1, 2),
     };
-    let snapshot = rules.snapshot.get(&rules.reader);
     let group = match snapshot.judge(&key) {
         Action::Drop => return Some(Exit::Discard),
         Action::Via(group) => Some(group),
@@ -175,12 +179,19 @@ proptest! {
             known.retain(|other| *other != number);
             known.extend(is_known.then_some(number));
             settle(&mut builder, &mut rules);
-            prop_assert_eq!(builder.want(wants.clone()), Ok(()));
+            let mut wanting = Some(wants.clone());
             for turn in turns {
-                builder.advance();
-                for rules in &rules {
+                // In the middle of a burst: what the snapshot was is looked at until its end.
+                let held: Vec<&Snapshot> = rules.iter().map(|rules| rules.snapshot.get(&rules.reader)).collect();
+                if let Some(wants) = wanting.take() {
+                    prop_assert_eq!(builder.want(wants), Ok(()));
+                }
+                for _ in 0..3 {
+                    builder.advance();
+                }
+                for (rules, snapshot) in rules.iter().zip(held) {
                     for dst in destinations() {
-                        let found = sent(rules, dst);
+                        let found = sent_by(rules, snapshot, dst);
                         // Policies and routes of one packet may be from either side of the change.
                         let mixed = Wanted { routes: before.routes.clone(), policies: wants.policies.clone() };
                         let either = [&before, &wants, &mixed].map(|wanted| meant(wanted, dst, &known));
@@ -188,6 +199,9 @@ proptest! {
                     }
                 }
                 rules[turn].reader.quiescent();
+            }
+            if let Some(wants) = wanting.take() {
+                prop_assert_eq!(builder.want(wants), Ok(()));
             }
             settle(&mut builder, &mut rules);
             for dst in destinations() {

@@ -3,7 +3,7 @@
 use patronus_netns::{
     Keys, Namespace, PeerStatus, Process, RUNTIME_DIR, Site, prepare_runtime_dir, unique_name,
 };
-use patronus_tests::{Flow, engine_program, eventually, may_run, ping, tcp};
+use patronus_tests::{Flow, Need, engine_program, eventually, may_run, ping, tcp};
 use rustix::process::Signal;
 use std::fmt::Write;
 use std::fs;
@@ -333,6 +333,72 @@ fn what_cannot_be_is_refused_and_changes_nothing() {
     hub.reload("nothing has changed");
     let received = flow.finish();
     assert_eq!(received.lost(), 0, "of {}", received.sent);
+}
+
+/// An Ethernet LAN past the kernel: to a neighbour that the file names, and to one that the kernel has to find.
+#[test]
+fn an_ethernet_lan_behind_the_hub() {
+    if !may_run(&[Need::Root]) {
+        return;
+    }
+    let (mut hub, a, _b) = star(DROP_PINGS_TO_B, true);
+    let office = Namespace::new("office").unwrap();
+    let namespace = &hub.site.namespace;
+    namespace.veth("lan", &office, "eth0", 1500).unwrap();
+    namespace.address("lan", "192.168.9.1/24").unwrap();
+    namespace.sysctl("net.ipv4.ip_forward", "1").unwrap();
+    office.ip("link set eth0 address 02:00:00:00:09:02").unwrap();
+    office.address("eth0", "192.168.9.2/24").unwrap();
+    office.address("eth0", "192.168.9.3/24").unwrap();
+    office.ip("route add default via 192.168.9.1").unwrap();
+    hub.process.take();
+    let nets = ["10.66.0.0/16", "fd00:66::/32", "192.168.9.0/24"];
+    let at = SocketAddr::new(Ipv4Addr::new(192, 0, 1, 254).into(), PORT);
+    let mut a = a;
+    a.write(&hub.as_peer("hub", Some(at), &nets));
+    a.reload("peer hub: +192.168.9.0/24");
+    a.site
+        .namespace
+        .ip(&format!("route add 192.168.9.0/24 dev {}", a.site.interface))
+        .unwrap();
+    hub.write(&format!(
+        "{}[[lan]]\nname = 'office'\nport = 'af_xdp'\ninterface = 'lan'\nnetworks = ['192.168.9.0/24']\n\
+         neighbours = [{{ address = '192.168.9.2', mac = '02:00:00:00:09:02' }}]\n",
+        a.as_peer("a", None, A_NETS)
+    ));
+    hub.start();
+    let office_reaches = |address: &str| {
+        let said = ping(&office, &format!("-c 1 -W 1 {address}")).unwrap();
+        said.contains(" 0% packet loss")
+    };
+    assert!(eventually(|| a.answers("192.168.9.2")), "{}", hub.log());
+    assert!(office_reaches("10.66.1.1"), "{}", hub.log());
+    assert!(
+        office_reaches("192.168.9.1"),
+        "the host still has its own address"
+    );
+    assert!(
+        eventually(|| a.answers("192.168.9.3")),
+        "by the kernel, which finds it"
+    );
+    // The packets of the first were sent past the kernel, those to the second were not.
+    let said = Command::new(engine_program())
+        .args(["--stats", &hub.site.interface])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&said.stdout).into_owned();
+    let counter = |name: &str| -> u64 {
+        let line = said
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+        line.unwrap_or_else(|| panic!("no {name} in\n{said}"))
+            .parse()
+            .unwrap()
+    };
+    assert!(
+        counter("lan.queue0.tx_packets") >= 2 && counter("lan.queue0.rx_packets") >= 3,
+        "{said}"
+    );
 }
 
 /// Runs the engine to its end.

@@ -9,6 +9,7 @@
 mod address;
 mod change;
 mod follow;
+mod interface;
 mod link;
 mod message;
 mod neighbour;
@@ -16,6 +17,7 @@ mod route;
 
 pub use address::{ADDRESSES_MAX, AddressEvent, Addresses, Interface, Prefix};
 pub use change::{NeighbourChanges, NeighbourWatch};
+pub use interface::receive_queues;
 pub use link::{LinkEvent, LinkWatch, set_txqueuelen};
 pub use neighbour::{NEIGHBOURS_MAX, Neighbour, NeighbourEvent, Neighbours};
 pub use route::{NextHop, RouteQuery};

@@ -18,6 +18,7 @@ const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_MTU: u16 = 4;
+const IFLA_NUM_RX_QUEUES: u16 = 32;
 /// An interface that is up and has a carrier (IFF_UP and IFF_RUNNING, netdevice(7)).
 const RUNNING: u32 = libc::IFF_UP as u32 | libc::IFF_RUNNING as u32;
 
@@ -41,6 +42,8 @@ pub struct Interface {
     pub mtu: u32,
     /// It is up and has a carrier.
     pub running: bool,
+    /// Receive queues that it was made with; it may use fewer ([`receive_queues`](super::receive_queues)).
+    pub queues: u32,
 }
 
 /// Something of the host's is another than before.
@@ -218,6 +221,9 @@ fn read_interface(body: &[u8]) -> Option<(u32, Interface)> {
         mac: find_attribute(attributes, IFLA_ADDRESS).and_then(|mac| mac.try_into().ok()),
         mtu: find_attribute(attributes, IFLA_MTU).and_then(|value| word(value, 0))?,
         running: word(body, 8)? & RUNNING == RUNNING,
+        queues: find_attribute(attributes, IFLA_NUM_RX_QUEUES)
+            .and_then(|value| word(value, 0))
+            .unwrap_or(1),
     };
     Some((word(body, 4)?, interface))
 }
