@@ -56,7 +56,7 @@ pub enum Action {
     /// Run here.
     Run {
         /// How.
-        config: Config,
+        config: Box<Config>,
         /// The site, if it has a file.
         site: Option<Box<Site>>,
         /// Whether a process waits to hear that the interface is ready.
@@ -152,7 +152,7 @@ fn run(mut config: Config, site: Option<Box<Site>>, announce: bool) -> Action {
         config.log.add_system_log(Path::new(SYSTEM_LOG));
     }
     Action::Run {
-        config,
+        config: Box::new(config),
         site,
         announce,
     }

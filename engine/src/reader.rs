@@ -144,7 +144,7 @@ impl Answer {
         }
         self.understand(path);
         let Some(Ok(config)) = &self.config else { return };
-        let Some(file) = config.key_files().nth(self.keys.len()) else {
+        let Some(file) = config.key_files().nth(self.keys.count()) else {
             return;
         };
         let opened = match fd {

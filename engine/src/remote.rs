@@ -59,7 +59,7 @@ pub enum Action {
     /// Send this in the base session.
     Send(Control),
     /// There is such a lane from now on.
-    Add(LanePlan),
+    Add(Box<LanePlan>),
     /// There is no such lane any more.
     Remove(Tag),
     /// Begin a handshake for the lane.
@@ -148,7 +148,7 @@ impl Remote {
     /// The remote says something in the base session.
     pub fn take(&mut self, own: &Own, now: Time, message: Control, out: &mut Vec<Action>) {
         match message {
-            Control::Hello(hello) => self.take_hello(own, now, hello, out),
+            Control::Hello(hello) => self.take_hello(own, now, *hello, out),
             Control::HelloAck(boot, generation) => {
                 if (boot, generation) == (own.hello.boot, own.hello.generation) {
                     self.acknowledged = true;
@@ -198,7 +198,7 @@ impl Remote {
     /// Does what is due.
     pub fn poll(&mut self, own: &Own, now: Time, out: &mut Vec<Action>) {
         if self.connected && self.hello_at.is_some_and(|at| at <= now) {
-            out.push(Action::Send(Control::Hello(own.hello.clone())));
+            out.push(Action::Send(Control::Hello(Box::new(own.hello.clone()))));
             self.tries += 1;
             if self.tries == HELLO_TRIES {
                 out.push(Action::Unanswered);
@@ -244,7 +244,7 @@ impl Remote {
         });
         for (tag, plan) in plans {
             let lane = self.lanes.entry(tag).or_insert_with(|| {
-                out.push(Action::Add(plan.clone()));
+                out.push(Action::Add(Box::new(plan.clone())));
                 Lane {
                     plan: plan.clone(),
                     open: false,
@@ -516,7 +516,7 @@ mod tests {
         late.generation -= 1;
         late.links.push(gone);
         let mut out = Vec::new();
-        b.take(&theirs, START, Control::Hello(late), &mut out);
+        b.take(&theirs, START, Control::Hello(Box::new(late)), &mut out);
         assert_eq!((out.len(), b.lanes().count()), (0, 1));
         ours.hello.links.push(gone);
         ours.hello.generation += 1;

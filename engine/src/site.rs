@@ -304,7 +304,7 @@ impl Keys {
     }
 
     /// How many have been read.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.0.len()
     }
 }

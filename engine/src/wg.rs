@@ -5,9 +5,9 @@
 //! and the routing table, which is immutable.
 //!
 //! * [`encap`]: inner packet -> peer by allowed-ips -> order -> counter -> seal -> datagram
-//! Towards a remote there are lanes beside the base session, each like a peer of its own.
-//!
 //! * [`decap`]: datagram -> session by index -> open -> replay window -> allowed-ips -> inner packet
+//!
+//! Towards a remote there are lanes beside the base session, each like a peer of its own.
 
 mod decap;
 mod ecn;

@@ -91,7 +91,7 @@ pub struct Hello {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Control {
     /// "This is me."
-    Hello(Hello),
+    Hello(Box<Hello>),
     /// "I know that you are this one, as of that generation."
     HelloAck(BootId, u32),
 }
@@ -146,7 +146,7 @@ impl Control {
         let len = usize::from(u16::from_le_bytes([*low, *high]));
         let message = content.get(HEADER..len).ok_or(Unknown::Length)?;
         match *kind {
-            HELLO => Hello::decode(message).map(Control::Hello),
+            HELLO => Hello::decode(message).map(|hello| Control::Hello(Box::new(hello))),
             HELLO_ACK => {
                 let (boot, rest) = message.split_first_chunk().ok_or(Unknown::Length)?;
                 let generation = rest.try_into().map_err(|_| Unknown::Length)?;
@@ -272,7 +272,7 @@ mod tests {
     /// The vectors of docs/wire.md, section 3.
     #[test]
     fn messages_are_these_bytes() {
-        let hello = Control::Hello(hello());
+        let hello = Control::Hello(Box::new(hello()));
         let expected = "11015400\
             000102030405060708090a0b0c0d0e0f\
             0403020104020000\
@@ -292,7 +292,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_is_refused() {
-        let good = Control::Hello(hello()).encode();
+        let good = Control::Hello(Box::new(hello())).encode();
         let with = |at: usize, value: u8| {
             let mut bytes = good.to_vec();
             bytes[at] = value;
@@ -330,9 +330,9 @@ mod tests {
                 ..link
             })
             .collect();
-        let bytes = Control::Hello(full.clone()).encode();
+        let bytes = Control::Hello(Box::new(full.clone())).encode();
         assert_eq!(bytes.len(), CONTROL_MAX);
-        assert_eq!(Control::decode(&bytes), Ok(Control::Hello(full)));
+        assert_eq!(Control::decode(&bytes), Ok(Control::Hello(Box::new(full))));
     }
 
     #[test]

@@ -199,9 +199,10 @@ impl SlowPath {
         }
         let endpoint = peer.endpoint.map(|endpoint| endpoint.0);
         // Where it was heard meanwhile counts more than what the file has said all the time.
-        if endpoint.is_some() && (known.is_none() || endpoint != self.endpoint_before(&key)) {
-            gain.endpoint = endpoint;
-            say(format!("endpoint {}", endpoint.expect("looked at above")));
+        let said = known.and_then(|_| self.endpoint_before(&key));
+        if let Some(endpoint) = endpoint.filter(|endpoint| said != Some(*endpoint)) {
+            gain.endpoint = Some(endpoint);
+            say(format!("endpoint {endpoint}"));
         }
         let keepalive = peer
             .keepalive

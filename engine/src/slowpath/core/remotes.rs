@@ -252,7 +252,7 @@ impl<S: Sockets> Core<S> {
                 }
                 Action::Add(plan) => {
                     changed = true;
-                    self.add_lane(base, plan);
+                    self.add_lane(base, *plan);
                 }
                 Action::Remove(tag) => {
                     changed = true;
