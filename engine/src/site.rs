@@ -1,6 +1,6 @@
 //! A site from its file: the file's words become what the engine's parts take.
 //!
-//! The one place where the configuration's types are known. From here on there are requests as the UAPI has them ([`SetRequest`]), an
+//! The one place where the configuration's types are known. From here on there are requests as the UAPI has them ([`SetRequest`](crate::uapi::SetRequest)), an
 //! engine's set-up ([`engine::Config`]) and routing [`Rules`] in plain values. Read at the start by the main thread, and again by
 //! the slow path, which gets the files from the [`reader`](crate::reader).
 
