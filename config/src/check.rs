@@ -32,6 +32,13 @@ pub(crate) fn check(text: &str, config: &Config) -> Result<(), Error> {
     check_engine(text, config)?;
     let ids = config.links.iter().map(|link| &link.id);
     once(text, ids, "another link has this id")?;
+    if let Some(remote) = config.peers.iter().find(|peer| peer.is_remote)
+        && config.links.is_empty()
+    {
+        let said = "a remote is reached over links, and there is no [[link]]";
+        return Err(Error::at(text, remote.public_key.span(), said)
+            .with_hint("name the WAN interfaces in [[link]]s, or make it a [[peer]]"));
+    }
     check_lans(text, config)?;
     check_peers(text, config)?;
     check_room(text, config)?;

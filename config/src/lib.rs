@@ -61,7 +61,8 @@ pub fn parse_file(path: &Path, text: &str) -> Result<Config, Error> {
 
 /// Understands the text of a configuration.
 pub fn parse(text: &str) -> Result<Config, Error> {
-    let config = toml::from_str(text).map_err(|error| Error::of_toml(text, &error))?;
+    let mut config: Config = toml::from_str(text).map_err(|error| Error::of_toml(text, &error))?;
+    config.gather_remotes();
     check::check(text, &config)?;
     Ok(config)
 }

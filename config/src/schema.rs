@@ -24,6 +24,9 @@ pub struct Config {
     /// Whom it talks to: any WireGuard implementation.
     #[serde(default, rename = "peer")]
     pub peers: Vec<Peer>,
+    /// Sites of our own, which have this one among their remotes. In the end they are among the [`peers`](Config::peers).
+    #[serde(default, rename = "remote")]
+    pub(crate) remotes: Vec<Peer>,
     /// What is attached on the inside. The host, behind the TUN, always is.
     #[serde(default, rename = "lan")]
     pub lans: Vec<Lan>,
@@ -105,6 +108,17 @@ pub struct Link {
     pub id: Spanned<LinkId>,
     /// The network interface that it is.
     pub interface: Spanned<InterfaceName>,
+    /// Paths to remotes lead between links of the same group.
+    #[serde(default)]
+    pub group: Number<0, 255>,
+    /// Traffic costs money.
+    #[serde(default)]
+    pub metered: bool,
+    /// Nobody can call it: it is behind a NAT or a firewall.
+    #[serde(default)]
+    pub behind_nat: bool,
+    /// Where remotes can call it. None: at its interface's own addresses.
+    pub endpoint: Option<Endpoint>,
 }
 
 /// A peer.
@@ -124,6 +138,9 @@ pub struct Peer {
     pub allowed_ips: Vec<Spanned<Network>>,
     /// How often to send something, so that firewalls and NAT on the way keep their state. None: never.
     pub keepalive: Option<Spanned<Millis>>,
+    /// It is a site of our own.
+    #[serde(skip)]
+    pub is_remote: bool,
 }
 
 /// What stands behind a LAN.
@@ -220,6 +237,20 @@ impl Config {
             .iter()
             .any(|lan| ethernet(lan) || !lan.networks.is_empty());
         lan_networks || !self.routes.is_empty() || !self.policies.is_empty()
+    }
+
+    /// Puts the remotes among the peers, behind them.
+    pub(crate) fn gather_remotes(&mut self) {
+        let remotes = self.remotes.drain(..);
+        self.peers.extend(remotes.map(|remote| Peer {
+            is_remote: true,
+            ..remote
+        }));
+    }
+
+    /// Whether some peers are sites of our own.
+    pub fn has_remotes(&self) -> bool {
+        self.peers.iter().any(|peer| peer.is_remote)
     }
 
     /// The files with keys, the site's own first.

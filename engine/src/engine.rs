@@ -75,6 +75,8 @@ pub struct Config {
     pub ethernet: Vec<String>,
     /// Whether workers have a router, and of what size.
     pub router: Option<RouterConfig>,
+    /// Whether some peers are sites of our own.
+    pub remotes: bool,
     /// Where messages go.
     pub log: Log,
 }
@@ -178,6 +180,7 @@ pub fn check(site: &Site) -> Result<(), StartError> {
         offload: true,
         ethernet: Vec::new(),
         router: None,
+        remotes: false,
         log: Log::new("", Level::default()),
     };
     let config = site.engine(defaults);
@@ -219,7 +222,7 @@ struct Means {
     mtu: usize,
     watch: LinkWatch,
     routes: RouteQuery,
-    /// Where packets are routed.
+    /// Where packets are routed, or there are remotes.
     addresses: Option<Addresses>,
     uapi: UapiServer,
     arena: &'static Arena,
@@ -238,7 +241,8 @@ fn acquire(config: &Config) -> Result<Means, StartError> {
     });
     let arena = arena.map_err(system("reserve memory for packets"))?;
     let routes = RouteQuery::new().map_err(system("ask for routes"))?;
-    let addresses = config.router.map(|_| Addresses::new()).transpose();
+    let wanted = config.router.is_some() || config.remotes;
+    let addresses = wanted.then(Addresses::new).transpose();
     let addresses = addresses.map_err(system("ask for addresses"))?;
     // Without a router there is no Ethernet LAN either.
     let lans = config.ethernet.iter().zip(std::iter::repeat(addresses.as_ref()));
@@ -341,7 +345,8 @@ fn launch(
         },
         null: means.null,
         uplinks,
-        builder: builder.zip(means.addresses),
+        builder,
+        addresses: means.addresses,
         reader,
         programs: means.ethernet.into_iter().map(|lan| lan.program).collect(),
     }))

@@ -182,6 +182,7 @@ fn defaults() -> Config {
         offload: true,
         ethernet: Vec::new(),
         router: None,
+        remotes: false,
         log: Log::new("", Level::default()),
     }
 }

@@ -126,6 +126,7 @@ impl Site {
                 .collect(),
             aead: engine.aead.as_ref().map(|aead| aead.get_ref().clone()),
             offload: engine.offload,
+            remotes: self.config.has_remotes(),
             ethernet: self.ethernet().filter_map(|(lan, _)| interface(lan)).collect(),
             router: self.config.routes_packets().then(|| engine::RouterConfig {
                 flows: engine.flows.get() as usize,

@@ -114,7 +114,9 @@ pub struct Parts {
     /// `/dev/null`, opened while that was still possible.
     pub null: OwnedFd,
     /// Keeps what the workers' routers look at, if they have any.
-    pub builder: Option<(Builder, Addresses)>,
+    pub builder: Option<Builder>,
+    /// The host's own addresses, where packets are routed or there are remotes.
+    pub addresses: Option<Addresses>,
     /// Reads the site's file again, if there is one.
     pub reader: Option<Reader>,
     /// What stands on the interfaces of Ethernet LANs.
@@ -149,6 +151,7 @@ pub struct SlowPath {
     told_clock: bool,
     ended: Option<Ended>,
     routing: Option<Routing>,
+    addresses: Option<Addresses>,
     route_again_at: Option<Time>,
     reader: Option<Reader>,
     /// The one that is in force.
@@ -195,6 +198,7 @@ impl SlowPath {
             told_clock: false,
             ended: None,
             routing: parts.builder.map(Routing::new),
+            addresses: parts.addresses,
             route_again_at: None,
             reader: parts.reader,
             site: None,
@@ -356,6 +360,7 @@ impl SlowPath {
                 self.bind_again_at = Some(self.core.mono().after(BIND_RETRY));
             }
         }
+        self.describe_links();
         self.begin_if_open();
     }
 

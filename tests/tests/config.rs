@@ -456,3 +456,113 @@ fn examples_are_right() {
     }
     assert!(count >= 3, "{count} examples");
 }
+
+/// What `--stats` says of the lanes of a site: by name, the data bytes sent and when the last handshake was.
+fn lanes(branch: &Branch) -> Vec<(String, u64)> {
+    let said = Command::new(engine_program())
+        .args(["--stats", &branch.site.interface])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&said.stdout).into_owned();
+    let value = |name: &str| -> u64 {
+        let line = said
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+        line.and_then(|value| value.parse().ok()).unwrap_or(0)
+    };
+    let names = said
+        .lines()
+        .filter_map(|line| line.split_once(".last-handshake="));
+    let open = names.filter(|(_, at)| *at != "0");
+    open.map(|(name, _)| (name.to_owned(), value(&format!("{name}.sent-bytes"))))
+        .collect()
+}
+
+/// Two sites of our own with two links each: a lane on each path for each worker, traffic over all of them; a link that is gone takes its
+/// lanes along and no more than what was on its way, and brings them back.
+#[test]
+fn two_remotes_with_two_links_each() {
+    if !may_run(&[]) {
+        return;
+    }
+    let (mut a, mut b) = (Branch::new(1), Branch::new(2));
+    for link in [1, 2] {
+        let (from, to) = (&a.site.namespace, &b.site.namespace);
+        let name = format!("up{link}");
+        from.veth(&name, to, &name, 1500).unwrap();
+        from.address(&name, &format!("198.18.{link}.1/24")).unwrap();
+        to.address(&name, &format!("198.18.{link}.2/24")).unwrap();
+    }
+    let links =
+        "[[link]]\nid = 1\ninterface = 'up1'\ngroup = 1\n[[link]]\nid = 2\ninterface = 'up2'\ngroup = 2\n";
+    for (site, other, at, nets) in [(&a, &b, 2, B_NETS), (&b, &a, 1, A_NETS)] {
+        let endpoint = SocketAddr::new(Ipv4Addr::new(198, 18, 1, at).into(), PORT);
+        let remote = other.as_peer("other", Some(endpoint), nets);
+        let remote = remote.replace("[[peer]]", "[[remote]]");
+        site.write(&format!("workers = 2\n{links}{remote}"));
+    }
+    a.start();
+    b.start();
+    for site in [&a, &b] {
+        let there = eventually(|| lanes(site).len() == 4);
+        assert!(there, "{:?}\n{}", lanes(site), site.log());
+    }
+    let flows: Vec<Flow> = (0..8)
+        .map(|_| Flow::start(&a.site, &b.site, false, Duration::from_millis(5)).unwrap())
+        .collect();
+    std::thread::sleep(Duration::from_secs(1));
+    let used = lanes(&a).into_iter().filter(|(_, bytes)| *bytes > 20_000);
+    let used: Vec<String> = used.map(|(name, _)| name).collect();
+    for path in ["link1-link1", "link2-link2"] {
+        assert!(used.iter().any(|name| name.contains(path)), "{:?}", lanes(&a));
+    }
+    let peers = a.peers();
+    assert_eq!(peers.len(), 1, "lanes are no peers");
+    // Without a carrier.
+    b.site.namespace.ip("link set up1 down").unwrap();
+    assert!(eventually(|| lanes(&a).len() == 2 && lanes(&b).len() == 2));
+    std::thread::sleep(Duration::from_secs(1));
+    b.site.namespace.ip("link set up1 up").unwrap();
+    assert!(
+        eventually(|| lanes(&a).len() == 4),
+        "{:?}\n{}",
+        lanes(&a),
+        a.log()
+    );
+    std::thread::sleep(Duration::from_millis(500));
+    for flow in flows {
+        let received = flow.finish();
+        assert!(
+            received.lost() <= received.sent / 20,
+            "{} of {}",
+            received.lost(),
+            received.sent
+        );
+    }
+    for v6 in [false, true] {
+        tcp(&a.site, &b.site, v6, 2_000_000).unwrap();
+    }
+    assert!(a.answers("10.66.2.1"), "{}", a.log());
+}
+
+#[test]
+fn a_remote_without_links_is_refused() {
+    let branch = Branch::new(9);
+    let other = Branch::new(8);
+    branch.write(
+        &other
+            .as_peer("other", None, B_NETS)
+            .replace("[[peer]]", "[[remote]]"),
+    );
+    let output = Command::new(engine_program())
+        .arg("--check-config")
+        .arg(branch.folder.file())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success());
+    assert!(
+        said.contains("there is no [[link]]") && said.contains("site.toml:"),
+        "{said}"
+    );
+}

@@ -5,6 +5,8 @@
 
 use std::fmt::Write;
 
+use patronus_crypto::PeerId;
+use patronus_crypto::timers::Traffic;
 use patronus_io::udp::{UdpConfig, UdpSockets};
 
 use super::SlowPath;
@@ -18,14 +20,17 @@ impl UapiDevice for SlowPath {
         let device = self.core.device();
         reply.interface(device.private_key(), self.udp.port, self.udp.fwmark);
         for (id, peer) in self.core.peers() {
-            let traffic = device.traffic(id);
+            // With its lanes: what is sent and received in them is the peer's as well.
+            let sessions: Vec<PeerId> = device.lanes(id).map(|(_, lane)| lane).chain([id]).collect();
+            let sum = |of: fn(&Traffic) -> u64| sessions.iter().map(|id| of(device.traffic(*id))).sum();
+            let handshakes = sessions.iter().filter_map(|id| device.last_handshake(*id));
             let view = PeerView {
                 public_key: peer.key,
                 preshared_key: device.psk(id),
                 endpoint: peer.endpoint.remote(),
-                last_handshake: device.last_handshake(id),
-                tx_bytes: traffic.sent_bytes(),
-                rx_bytes: traffic.received_bytes(),
+                last_handshake: handshakes.max_by_key(|at| (at.secs, at.nanos)),
+                tx_bytes: sum(Traffic::sent_bytes),
+                rx_bytes: sum(Traffic::received_bytes),
                 persistent_keepalive: device.persistent_keepalive(id),
             };
             let allowed_ips = self.core.allowed_ips().of_peer(id);
@@ -40,6 +45,24 @@ impl UapiDevice for SlowPath {
         for (refusal, value) in self.core.device().counters().iter() {
             // Writing into memory cannot fail.
             let _ = writeln!(out, "handshake.{}={value}", refusal.name());
+        }
+        let _ = writeln!(out, "controls-unknown={}", self.core.unknown_controls());
+        for (id, peer) in self.core.peers().filter(|(id, _)| self.core.is_remote(*id)) {
+            let device = self.core.device();
+            let Some(own) = device.public_key() else { continue };
+            for (tag, lane) in self.core.lanes(id) {
+                let (path, traffic) = (tag.path(&own, &peer.key), device.traffic(lane));
+                let (local, remote) = (path.local.number(), path.remote.number());
+                let name = format!(
+                    "remote.{:?}.link{local}-link{remote}.lane{}",
+                    peer.key,
+                    tag.lane()
+                );
+                let _ = writeln!(out, "{name}.sent-bytes={}", traffic.sent_bytes());
+                let _ = writeln!(out, "{name}.received-bytes={}", traffic.received_bytes());
+                let last = device.last_handshake(lane).map_or(0, |at| at.secs);
+                let _ = writeln!(out, "{name}.last-handshake={last}");
+            }
         }
         for (name, counters) in self.tun_counters.iter().chain(self.link_counters()) {
             for (counter, value) in counters.named() {

@@ -7,12 +7,14 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use patronus_crypto::{Duration, PeerId, PublicKey};
+use patronus_config::Link;
+use patronus_crypto::{Duration, LinkId, PeerId, PublicKey};
 use patronus_io::netlink::Addresses;
 
 use super::SlowPath;
 use crate::allowedips::Prefix;
 use crate::plan::Builder;
+use crate::remote::message::LinkInfo;
 use crate::site::{Rules, Site, prefix};
 use crate::uapi::parse::AllowedIpChange;
 use crate::uapi::{SetPeer, SetRequest, UapiDevice};
@@ -20,23 +22,24 @@ use crate::uapi::{SetPeer, SetRequest, UapiDevice};
 /// How soon to look whether workers have gone on to the next snapshot.
 const ROUTING_PAUSE: Duration = Duration::from_millis(1);
 
+/// How often something is sent to a remote whose file says nothing else, seconds.
+const REMOTE_KEEPALIVE: u16 = 25;
+
 /// What the slow path knows of routing.
 pub struct Routing {
     /// Keeps what the workers look at.
     pub builder: Builder,
     /// What the file says.
     rules: Rules,
-    /// The host's own addresses, and those of the TUN among them.
-    addresses: Addresses,
+    /// The TUN's own addresses.
     own: Vec<IpAddr>,
 }
 
 impl Routing {
     /// Nothing is routed yet.
-    pub fn new((builder, addresses): (Builder, Addresses)) -> Routing {
+    pub fn new(builder: Builder) -> Routing {
         Routing {
             builder,
-            addresses,
             rules: Rules::default(),
             own: Vec::new(),
         }
@@ -123,7 +126,13 @@ impl SlowPath {
             }
         }
         self.want_routes();
+        for at in (0..site.config().peers.len()).filter(|at| site.config().peers[*at].is_remote) {
+            if let Some(id) = self.core.device().peer(&site.public_key(at)) {
+                self.core.make_remote(id);
+            }
+        }
         self.site = Some(site);
+        self.describe_links();
         Ok(changes)
     }
 
@@ -204,10 +213,11 @@ impl SlowPath {
             gain.endpoint = Some(endpoint);
             say(format!("endpoint {endpoint}"));
         }
+        let default = if peer.is_remote { REMOTE_KEEPALIVE } else { 0 };
         let keepalive = peer
             .keepalive
             .as_ref()
-            .map_or(0, |k| (k.get_ref().0 / 1000) as u16);
+            .map_or(default, |k| (k.get_ref().0 / 1000) as u16);
         if known.map_or(0, |id| device.persistent_keepalive(id)) != keepalive {
             gain.persistent_keepalive = Some(keepalive);
             say(format!("keepalive {keepalive} s"));
@@ -267,15 +277,23 @@ impl SlowPath {
         }
     }
 
-    /// Routes what is for the TUN's own addresses to the host.
+    /// Routes what is for the TUN's own addresses to the host, and tells remotes where our links are.
     pub(super) fn follow_addresses(&mut self) {
-        let Some(routing) = &mut self.routing else { return };
-        // What changed is found by comparing: nobody else's addresses matter.
-        if let Err(error) = routing.addresses.read(&mut Vec::new()) {
+        let Some(addresses) = &mut self.addresses else {
+            return;
+        };
+        let mut events = Vec::new();
+        if let Err(error) = addresses.read(&mut events) {
             let log = self.core.log();
-            return log.error(format_args!("cannot follow the interface's addresses: {error}"));
+            return log.error(format_args!("cannot follow the host's addresses: {error}"));
         }
-        let on_tun = routing.addresses.on(self.tun.ifindex());
+        if !events.is_empty() {
+            self.describe_links();
+        }
+        let (Some(routing), Some(addresses)) = (&mut self.routing, &self.addresses) else {
+            return;
+        };
+        let on_tun = addresses.on(self.tun.ifindex());
         let own: Vec<IpAddr> = on_tun.map(|prefix| prefix.address).collect();
         if own != routing.own {
             routing.own = own;
@@ -285,7 +303,27 @@ impl SlowPath {
 
     /// Tells when addresses may have changed.
     pub(super) fn addresses_fd(&self) -> Option<BorrowedFd<'_>> {
-        self.routing.as_ref().map(|routing| routing.addresses.as_fd())
+        self.addresses.as_ref().map(Addresses::as_fd)
+    }
+
+    /// Tells the core what each link says of itself to remotes.
+    pub(super) fn describe_links(&mut self) {
+        let (Some(site), Some(addresses)) = (&self.site, &self.addresses) else {
+            return;
+        };
+        let links = site.config().links.iter().enumerate();
+        let described: Vec<_> = links
+            .map(|(at, link)| {
+                let ifindex = self.core.ifindex(at);
+                let own: Vec<IpAddr> = ifindex
+                    .map(|ifindex| addresses.on(ifindex).map(|prefix| prefix.address).collect())
+                    .unwrap_or_default();
+                (at, describe(link, self.udp.port, &own))
+            })
+            .collect();
+        for (at, info) in described {
+            self.core.describe_link(at, Some(info));
+        }
     }
 
     /// Goes on with what waits for workers. A removed peer's number may be used again once nobody can come across it.
@@ -310,6 +348,34 @@ impl SlowPath {
     }
 }
 
+/// What a link says of itself: where it can be called, by what its file says or by its interface's own addresses.
+fn describe(link: &Link, port: u16, own: &[IpAddr]) -> LinkInfo {
+    let usable = |ip: &&IpAddr| match ip {
+        IpAddr::V4(ip) => !ip.is_loopback() && !ip.is_link_local(),
+        IpAddr::V6(ip) => !ip.is_loopback() && !ip.is_unicast_link_local(),
+    };
+    let own: Vec<IpAddr> = own.iter().filter(usable).copied().collect();
+    let told = link.endpoint.map(|endpoint| endpoint.0);
+    let callable: Vec<IpAddr> = told.map_or_else(|| own.clone(), |endpoint| vec![endpoint.ip()]);
+    LinkInfo {
+        id: LinkId::new(link.id.get_ref().get() as u8).expect("1 to 15, as was checked"),
+        group: link.group.get() as u8,
+        metered: link.metered,
+        behind_nat: link.behind_nat,
+        has_v4: own.iter().any(IpAddr::is_ipv4),
+        has_v6: own.iter().any(IpAddr::is_ipv6),
+        port: told.map_or(port, |endpoint| endpoint.port()),
+        v4: callable.iter().find_map(|ip| match ip {
+            IpAddr::V4(ip) => Some(*ip),
+            IpAddr::V6(_) => None,
+        }),
+        v6: callable.iter().find_map(|ip| match ip {
+            IpAddr::V6(ip) => Some(*ip),
+            IpAddr::V4(_) => None,
+        }),
+    }
+}
+
 fn allowed_ip(prefix: Prefix, remove: bool) -> AllowedIpChange {
     AllowedIpChange {
         remove,
@@ -326,7 +392,26 @@ fn refuse_fixed(before: &Site, now: &Site) -> Result<(), String> {
         lans.map(|lan| (lan.port.clone(), lan.interface.clone()))
             .collect()
     };
-    let what = if was.engine != is.engine {
+    let remotes = |site: &Site| -> HashSet<PublicKey> {
+        let peers = site.config().peers.iter().enumerate();
+        let remotes = peers.filter(|(_, peer)| peer.is_remote);
+        remotes.map(|(at, _)| site.public_key(at)).collect()
+    };
+    let (were, are) = (remotes(before), remotes(now));
+    let peers = |site: &Site| -> HashSet<PublicKey> {
+        (0..site.config().peers.len())
+            .map(|at| site.public_key(at))
+            .collect()
+    };
+    let (had, have) = (peers(before), peers(now));
+    let turned = were
+        .symmetric_difference(&are)
+        .any(|key| had.contains(key) && have.contains(key));
+    let what = if turned {
+        "whether a peer is a [[remote]]"
+    } else if !are.is_empty() && were.is_empty() {
+        "that there are no [[remote]]s"
+    } else if was.engine != is.engine {
         "[engine]"
     } else if was.links != is.links {
         "[[link]]"
