@@ -87,14 +87,8 @@ pub struct Exits {
     pub lans: Vec<Burst>,
 }
 
-/// What a worker remembers of a flow.
-#[derive(Clone, Copy, Debug, Default)]
-struct Known {
-    /// The group that the policies name, [`ROUTED`] or [`DROPPED`].
-    action: u32,
-    packets: u32,
-    bytes: u64,
-}
+/// What a worker remembers of a flow: the group that the policies name, [`ROUTED`] or [`DROPPED`].
+type Remembered = u32;
 
 const ROUTED: u32 = 0;
 const DROPPED: u32 = u32::MAX;
@@ -124,7 +118,7 @@ pub struct Rules {
 
 /// One worker's router.
 pub struct Router {
-    flows: FlowTable<Known>,
+    flows: FlowTable<Remembered>,
     rules: Rules,
     /// When flows that have ended were last looked for.
     tended: u32,
@@ -208,7 +202,7 @@ impl Router {
 
 fn parse(
     cx: &mut Context<'_>,
-    flows: &FlowTable<Known>,
+    flows: &FlowTable<Remembered>,
     snapshot: &Snapshot,
     inner: &mut Burst,
     from: Ingress,
@@ -241,7 +235,7 @@ fn parse(
 }
 
 /// Asks the flow table, and the policies about flows that are new or were judged by others.
-fn judge(cx: &mut Context<'_>, flows: &mut FlowTable<Known>, snapshot: &Snapshot, batch: &mut Batch) {
+fn judge(cx: &mut Context<'_>, flows: &mut FlowTable<Remembered>, snapshot: &Snapshot, batch: &mut Batch) {
     let mut found = [None; BURST_MAX];
     let found = &mut found[..batch.packets.len()];
     flows.find_burst(&batch.keys, &batch.hashes, found);
@@ -255,26 +249,20 @@ fn judge(cx: &mut Context<'_>, flows: &mut FlowTable<Known>, snapshot: &Snapshot
                 let flow = flows.get_mut(id);
                 if flow.epoch != snapshot.epoch() {
                     flow.epoch = snapshot.epoch();
-                    flow.value.action = pack(snapshot.judge(key));
+                    flow.value = pack(snapshot.judge(key));
                 }
                 flow.seen = coarse(cx.now);
-                flow.value.packets = flow.value.packets.wrapping_add(1);
-                flow.value.bytes += batch.packets[at].len() as u64;
-                flow.value.action
+                flow.value
             }
             None => {
-                let known = Known {
-                    action: pack(snapshot.judge(key)),
-                    packets: 1,
-                    bytes: batch.packets[at].len() as u64,
-                };
+                let action = pack(snapshot.judge(key));
                 if flows
-                    .insert(*key, coarse(cx.now), snapshot.epoch(), known)
+                    .insert(*key, coarse(cx.now), snapshot.epoch(), action)
                     .is_err()
                 {
                     cx.stats.flows_unremembered.add(1);
                 }
-                known.action
+                action
             }
         };
         batch.groups.push(Group::new(action));
