@@ -3,6 +3,7 @@
 //! Owned by one worker. The slow path makes a slot, sends it over, and gets it back when the peer is removed.
 
 use std::collections::VecDeque;
+use std::num::NonZero;
 use std::sync::Arc;
 
 use patronus_crypto::keypair::Keypairs;
@@ -27,20 +28,22 @@ pub enum Role {
     /// The base session of a site of our own.
     Remote,
     /// A lane towards a site of our own.
-    Lane {
-        /// The base session of that site, to which the allowed-ips belong.
-        base: PeerId,
-        /// The interface of the lane's own link.
-        ifindex: u32,
-    },
+    Lane,
 }
 
-/// A peer, as its worker sees it.
+/// A peer, as its worker sees it. Two cache lines: with a thousand peers, each packet waits for every line of another one.
+#[repr(align(64))]
 pub struct PeerSlot {
     /// Which peer.
     pub id: PeerId,
     /// What it is.
     pub role: Role,
+    /// A lane that has not been heard for a while.
+    silent: bool,
+    /// Whose allowed-ips hold here: a lane's base, or the peer itself.
+    tunnel: PeerId,
+    /// The interface of a lane's own link.
+    ifindex: u32,
     /// Its sessions.
     pub keypairs: Keypairs,
     /// Where it is, and from which of our addresses it is answered. `Outer::NONE` if unknown.
@@ -48,10 +51,11 @@ pub struct PeerSlot {
     /// Times and bytes, shared with the slow path's timers.
     pub traffic: Arc<Traffic>,
     staged: VecDeque<PktBuf>,
-    asked: Option<Time>,
-    /// A lane that has not been heard for a while.
-    silent: bool,
+    /// When a handshake was asked for last, nanoseconds as in [`Time`].
+    asked: Option<NonZero<u64>>,
 }
+
+const _: () = assert!(size_of::<PeerSlot>() == 128);
 
 impl PeerSlot {
     /// A peer without a session.
@@ -60,6 +64,8 @@ impl PeerSlot {
             id,
             role: Role::Peer,
             silent: false,
+            tunnel: id,
+            ifindex: 0,
             keypairs: Keypairs::default(),
             endpoint,
             traffic,
@@ -72,7 +78,9 @@ impl PeerSlot {
     /// A lane without a session.
     pub fn lane(id: PeerId, base: PeerId, ifindex: u32, traffic: Arc<Traffic>, endpoint: Outer) -> Self {
         PeerSlot {
-            role: Role::Lane { base, ifindex },
+            role: Role::Lane,
+            tunnel: base,
+            ifindex,
             ..PeerSlot::new(id, traffic, endpoint)
         }
     }
@@ -80,10 +88,7 @@ impl PeerSlot {
     /// The peer whose allowed-ips hold here.
     #[inline]
     pub fn tunnel(&self) -> PeerId {
-        match self.role {
-            Role::Lane { base, .. } => base,
-            Role::Peer | Role::Remote => self.id,
-        }
+        self.tunnel
     }
 
     /// An authentic packet arrived by `outer`. True if it moves the endpoint: a lane stays on its own link, and only what arrives there says
@@ -91,10 +96,7 @@ impl PeerSlot {
     #[inline]
     pub fn heard(&mut self, outer: &Outer) -> bool {
         self.silent = false;
-        let on_own_link = match self.role {
-            Role::Lane { ifindex, .. } => outer.ifindex() == ifindex,
-            Role::Peer | Role::Remote => true,
-        };
+        let on_own_link = self.role != Role::Lane || outer.ifindex() == self.ifindex;
         if !on_own_link || self.endpoint.same_path(outer) {
             return false;
         }
@@ -174,10 +176,11 @@ impl PeerSlot {
 
     /// Whether to ask the slow path for a handshake now; true at most once per interval.
     pub fn ask_for_handshake(&mut self, now: Time) -> bool {
-        if self.asked.is_some_and(|asked| now.since(asked) < ASK_INTERVAL) {
+        let just_asked = |asked: NonZero<u64>| now.since(Time(asked.get())) < ASK_INTERVAL;
+        if self.asked.is_some_and(just_asked) {
             return false;
         }
-        self.asked = Some(now);
+        self.asked = NonZero::new(now.0);
         true
     }
 
