@@ -33,8 +33,8 @@ const HAS_V6: u8 = 1 << 3;
 /// A message as it is sent.
 pub type Bytes = ArrayVec<u8, CONTROL_MAX>;
 
-/// Drawn once for each start of an engine: who has another one has forgotten everything.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// Drawn when a site begins to know a remote: who has another one has forgotten everything.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct BootId(pub [u8; BOOT]);
 
 /// What a site says about one of its links.
@@ -52,6 +52,8 @@ pub struct LinkInfo {
     pub has_v4: bool,
     /// It has IPv6.
     pub has_v6: bool,
+    /// Goes up whenever the link has been away or is another one than before: its lanes are made anew on both sides.
+    pub incarnation: u16,
     /// UDP port that it can be called on.
     pub port: u16,
     /// Where it can be called over IPv4.
@@ -201,16 +203,31 @@ impl LinkInfo {
             | flag(self.has_v6, HAS_V6);
         bytes.extend([self.id.number(), self.group, flags, 0]);
         bytes.extend(self.port.to_le_bytes());
-        bytes.extend([0, 0]);
+        bytes.extend(self.incarnation.to_le_bytes());
         bytes.extend(self.v4.unwrap_or(Ipv4Addr::UNSPECIFIED).octets());
         bytes.extend(self.v6.unwrap_or(Ipv6Addr::UNSPECIFIED).octets());
     }
 
     fn decode(entry: &[u8; LINK]) -> Result<LinkInfo, Unknown> {
-        let [id, group, flags, _, low, high, _, _, a, b, c, d, v6 @ ..] = *entry;
+        let [
+            id,
+            group,
+            flags,
+            _,
+            low,
+            high,
+            inc_low,
+            inc_high,
+            a,
+            b,
+            c,
+            d,
+            v6 @ ..,
+        ] = *entry;
         let (v4, v6) = (Ipv4Addr::new(a, b, c, d), Ipv6Addr::from(v6));
         // Addresses that no link can be called at would be called all the same.
         let no_host = v4.is_multicast() || v4.is_broadcast() || v4.is_loopback();
+        let no_host = no_host || v6.to_ipv4_mapped().is_some();
         if no_host || v6.is_multicast() || v6.is_loopback() || v6.is_unicast_link_local() {
             return Err(Unknown::Value);
         }
@@ -221,6 +238,7 @@ impl LinkInfo {
             behind_nat: flags & BEHIND_NAT != 0,
             has_v4: flags & HAS_V4 != 0,
             has_v6: flags & HAS_V6 != 0,
+            incarnation: u16::from_le_bytes([inc_low, inc_high]),
             port: u16::from_le_bytes([low, high]),
             v4: Some(v4).filter(|ip| !ip.is_unspecified()),
             v6: Some(v6).filter(|ip| !ip.is_unspecified()),
@@ -242,6 +260,7 @@ mod tests {
             behind_nat: false,
             has_v4: true,
             has_v6: true,
+            incarnation: 0x0506,
             port: 51820,
             v4: Some(Ipv4Addr::new(192, 0, 2, 1)),
             v6: Some("2001:db8::1".parse().unwrap()),
@@ -252,6 +271,7 @@ mod tests {
             metered: false,
             behind_nat: true,
             has_v6: false,
+            incarnation: 0,
             v4: None,
             v6: None,
             port: 0,
@@ -276,7 +296,7 @@ mod tests {
         let expected = "11015400\
             000102030405060708090a0b0c0d0e0f\
             0403020104020000\
-            03070d006cca0000c000020120010db8000000000000000000000001\
+            03070d006cca0605c000020120010db8000000000000000000000001\
             0f0006000000000000000000000000000000000000000000000000 00";
         assert_eq!(hex(&hello.encode()), expected.replace(' ', ""));
         let ack = Control::HelloAck(BootId([0xaa; 16]), 5);

@@ -31,7 +31,6 @@ use crate::allowedips::AllowedIpsConfig;
 use crate::channel::{Command, HandshakeMessage, Notice, ToSlowPath};
 use crate::clock::Clock;
 use crate::log::Log;
-use crate::remote::message::BootId;
 
 /// Outer DSCP of handshake messages: AF41, ECN not capable, as Linux sends them.
 const HANDSHAKE_TOS: u8 = 0x88;
@@ -87,9 +86,7 @@ pub struct Core<S> {
 
 impl<S: Sockets> Core<S> {
     /// A core that knows no peer and has no sockets.
-    pub fn new(mut parts: CoreParts) -> Self {
-        let mut boot = BootId([0; 16]);
-        parts.random.fill(&mut boot.0);
+    pub fn new(parts: CoreParts) -> Self {
         Core {
             device: parts.device,
             inbox: parts.inbox,
@@ -100,7 +97,7 @@ impl<S: Sockets> Core<S> {
             max_peers: parts.max_peers,
             links: (0..parts.links).map(|_| None).collect(),
             peers: Vec::new(),
-            remotes: Remotes::new(boot, parts.links),
+            remotes: Remotes::new(parts.links),
             allowed_ips: AllowedIpsConfig::new(),
             routes_changed: false,
             routes_published: false,
@@ -311,6 +308,9 @@ impl<S: Sockets> Core<S> {
             Output::Send { .. } => unreachable!("sent by the caller"),
             Output::MoveEndpoint { peer } => {
                 let Some(message) = message else { return };
+                if !self.is_on_own_link(peer, message.outer.ifindex()) {
+                    return;
+                }
                 let mut endpoint = message.outer;
                 endpoint.set_tos(0);
                 self.move_endpoint(peer, endpoint);

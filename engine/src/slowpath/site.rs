@@ -362,6 +362,7 @@ fn describe(link: &Link, port: u16, own: &[IpAddr]) -> LinkInfo {
         group: link.group.get() as u8,
         metered: link.metered,
         behind_nat: link.behind_nat,
+        incarnation: 0,
         has_v4: own.iter().any(IpAddr::is_ipv4),
         has_v6: own.iter().any(IpAddr::is_ipv6),
         port: told.map_or(port, |endpoint| endpoint.port()),

@@ -124,6 +124,7 @@ impl Pair {
                 group: *group,
                 metered: false,
                 behind_nat: *behind_nat,
+                incarnation: 0,
                 has_v4: true,
                 has_v6: false,
                 port: UDP_PORT,

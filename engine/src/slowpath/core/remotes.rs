@@ -18,8 +18,9 @@ const BASE_KEEPALIVE: Duration = Duration::from_secs(25);
 
 /// What there is to know about remotes.
 pub(super) struct Remotes {
-    boot: BootId,
     generation: u32,
+    /// By link.
+    incarnations: Vec<u16>,
     /// What each link says of itself; it counts while it has sockets.
     links: Vec<Option<LinkInfo>>,
     known: Vec<(PeerId, Remote)>,
@@ -39,10 +40,10 @@ pub struct Lane {
 }
 
 impl Remotes {
-    pub(super) fn new(boot: BootId, links: usize) -> Remotes {
+    pub(super) fn new(links: usize) -> Remotes {
         Remotes {
-            boot,
             generation: 0,
+            incarnations: vec![0; links],
             links: vec![None; links],
             known: Vec::new(),
             unknown: 0,
@@ -74,7 +75,8 @@ impl<S: Sockets> Core<S> {
             self.device
                 .set_persistent_keepalive(id, BASE_KEEPALIVE.as_secs() as u16);
         }
-        self.remotes.known.push((id, Remote::new(key)));
+        let boot = self.boot_id();
+        self.remotes.known.push((id, Remote::new(key, boot)));
         self.workers.tell_owner(id, Command::Remote(id));
     }
 
@@ -97,7 +99,7 @@ impl<S: Sockets> Core<S> {
     pub fn describe_link(&mut self, at: usize, info: Option<LinkInfo>) {
         if self.remotes.links[at] != info {
             self.remotes.links[at] = info;
-            self.links_changed();
+            self.link_changed(at);
         }
     }
 
@@ -109,9 +111,18 @@ impl<S: Sockets> Core<S> {
         info.as_ref().map(|info| info.id)
     }
 
-    /// Links have come, gone or changed: every remote is told.
-    pub(super) fn links_changed(&mut self) {
+    /// Who we are to a remote that we begin to know.
+    fn boot_id(&mut self) -> BootId {
+        let mut boot = BootId([0; 16]);
+        self.random.fill(&mut boot.0);
+        boot
+    }
+
+    /// A link has come, gone or changed: every remote is told.
+    pub(super) fn link_changed(&mut self, at: usize) {
         self.remotes.generation += 1;
+        let incarnation = &mut self.remotes.incarnations[at];
+        *incarnation = incarnation.wrapping_add(1);
         let Some(own) = self.own() else { return };
         let now = self.clock.mono();
         self.each_remote(|remote, out| remote.own_changed(&own, now, out));
@@ -120,14 +131,17 @@ impl<S: Sockets> Core<S> {
     /// What we are; `None` without a private key.
     fn own(&self) -> Option<Own> {
         let places = self.links.iter().zip(&self.remotes.links);
-        let open: ArrayVec<LinkInfo, { LinkId::MAX as usize }> = places
-            .filter_map(|(link, info)| link.as_ref().and(*info))
-            .take(usize::from(LinkId::MAX))
-            .collect();
+        let places = places.zip(&self.remotes.incarnations);
+        let described = places.filter_map(|((link, info), &incarnation)| {
+            let info = link.as_ref().and(*info)?;
+            Some(LinkInfo { incarnation, ..info })
+        });
+        let open: ArrayVec<LinkInfo, { LinkId::MAX as usize }> =
+            described.take(usize::from(LinkId::MAX)).collect();
         let workers = self.workers.count() as u8;
         Some(Own {
             key: self.device.public_key()?,
-            hello: hello(self.remotes.boot, self.remotes.generation, workers, &open),
+            hello: hello(BootId::default(), self.remotes.generation, workers, &open),
         })
     }
 
@@ -180,6 +194,12 @@ impl<S: Sockets> Core<S> {
         }
     }
 
+    /// Whether a message that came in on this interface says where a peer is: for a lane, only on its own link.
+    pub(super) fn is_on_own_link(&self, id: PeerId, ifindex: u32) -> bool {
+        let lane = self.peer(id).and_then(|peer| peer.lane.as_ref());
+        lane.is_none_or(|lane| self.ifindex(lane.link) == Some(ifindex))
+    }
+
     /// A handshake was given up, or keys were erased.
     pub(super) fn remote_lost(&mut self, id: PeerId) {
         let now = self.clock.mono();
@@ -210,7 +230,7 @@ impl<S: Sockets> Core<S> {
             return;
         };
         match self.peer(base).map(|peer| peer.key).filter(|_| stays) {
-            Some(key) => self.remotes.known[at].1 = Remote::new(key),
+            Some(key) => self.remotes.known[at].1 = Remote::new(key, self.boot_id()),
             None => drop(self.remotes.known.swap_remove(at)),
         }
         if !lanes.is_empty() {
@@ -335,17 +355,19 @@ impl<S: Sockets> Core<S> {
 
     /// Tells every worker by which lanes it sends to a remote.
     fn publish_lanes(&mut self, base: PeerId) {
-        let lanes: Vec<(usize, PeerId)> = self
+        let mut lanes: Vec<(u8, usize, PeerId)> = self
             .device
             .lanes(base)
-            .filter_map(|(_, id)| {
+            .filter_map(|(tag, id)| {
                 let lane = self.peer(id)?.lane.as_ref()?;
-                Some((lane.plan.worker, id))
+                Some((tag.lane(), lane.plan.worker, id))
             })
             .collect();
+        // One of each path before a second one of any.
+        lanes.sort_by_key(|(number, ..)| *number);
         self.workers.each(|worker| {
-            let own = lanes.iter().filter(|(owner, _)| *owner == worker);
-            let own = own.map(|(_, id)| *id).take(LANES_MAX);
+            let own = lanes.iter().filter(|(_, owner, _)| *owner == worker);
+            let own = own.map(|(.., id)| *id).take(LANES_MAX);
             Command::Lanes(base, own.collect())
         });
     }

@@ -64,7 +64,7 @@ impl<S: Sockets> Core<S> {
             Command::Wan(at, Some(WanPort { ifindex, port }))
         });
         self.links[at] = Some(Link { ifindex, sockets });
-        self.links_changed();
+        self.link_changed(at);
     }
 
     /// Closes the sockets of a link, if it has any. Peers that were heard there are sent to by another one from now on.
@@ -76,7 +76,7 @@ impl<S: Sockets> Core<S> {
         if ifindex == 0 {
             return;
         }
-        self.links_changed();
+        self.link_changed(at);
         self.workers.tell_all(|| Command::LeaveLink(ifindex));
         let now = self.clock.now().wall.secs;
         for at in 0..self.peers.len() {
