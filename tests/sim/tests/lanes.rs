@@ -422,6 +422,41 @@ fn either_side_starts_anew() {
     }
 }
 
+/// Whoever removes the other and adds it again has forgotten everything about it, without having been started anew.
+#[test]
+fn a_site_that_forgets_the_other_is_told_again() {
+    for forgetful in [A, B] {
+        let mut pair = Pair::new(kind(2, 2), kind(1, 2));
+        pair.run(secs(5));
+        pair.sites[forgetful].remove_peer(1 - forgetful);
+        pair.run(ms(500));
+        pair.introduce(forgetful);
+        let then = pair.now.since(START);
+        pair.run(secs(20));
+        for site in [A, B] {
+            assert_eq!(pair.open_lanes(site, then).len(), 4, "site {site} of {forgetful}");
+        }
+        pair.exchange();
+    }
+}
+
+/// A link that is away for a moment: the one side has lost its sessions, and the other one does not go on in them.
+#[test]
+fn a_link_that_flaps_leaves_no_half_open_lane() {
+    for side in [A, B] {
+        let mut pair = Pair::new(kind(1, 2), kind(2, 2));
+        pair.run(secs(5));
+        let then = pair.now.since(START);
+        pair.sites[side].close_link(1);
+        pair.sites[side].open_link(1);
+        pair.run(secs(3));
+        for site in [A, B] {
+            assert_eq!(pair.open_lanes(site, then).len(), 2, "site {site}");
+        }
+        pair.exchange();
+    }
+}
+
 #[test]
 fn who_is_behind_a_nat_calls() {
     let natted = Kind {
