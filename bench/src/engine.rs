@@ -8,6 +8,7 @@
 mod lan;
 mod latency;
 mod pair;
+pub mod pipelines;
 mod route;
 mod testpmd;
 

@@ -5,6 +5,7 @@
 mod demo;
 mod engine;
 mod goals;
+mod instructions;
 mod load;
 mod machine;
 mod peers;
@@ -38,17 +39,22 @@ enum Command {
     Soak(soak::Options),
     /// The engine's stages alone on one core, beside the AEAD alone.
     Engine(engine::Options),
+    /// Instructions a packet, counted by callgrind (Debian's valgrind).
+    Instructions(instructions::Options),
 }
 
 fn main() -> ExitCode {
     let command = Arguments::parse().command;
-    let run = || match &command {
-        Command::Peers(options) => peers::run(options),
-        Command::Demo(options) => demo::run(options),
-        Command::Soak(options) => soak::run(options),
-        Command::Engine(options) => engine::run(options),
+    let sandboxed = |run: &dyn Fn() -> patronus_netns::Result<()>| sandbox::enter().and_then(|()| run());
+    let result = match &command {
+        Command::Peers(options) => sandboxed(&|| peers::run(options)),
+        Command::Demo(options) => sandboxed(&|| demo::run(options)),
+        Command::Soak(options) => sandboxed(&|| soak::run(options)),
+        Command::Engine(options) => sandboxed(&|| engine::run(options)),
+        // Sends nothing anywhere, and is to be counted alone.
+        Command::Instructions(options) => instructions::run(options),
     };
-    match sandbox::enter().and_then(|()| run()) {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("patronus-bench: {error}");

@@ -30,6 +30,8 @@ const MOVES: usize = 256;
 pub struct HashKeys {
     /// Two for each word of a key.
     nh: [u32; 10],
+    /// What the three words add that are 0 in every flow of IPv4.
+    nh_v4: u64,
     /// Odd.
     factors: [u64; 2],
 }
@@ -43,6 +45,7 @@ impl HashKeys {
         }
         HashKeys {
             nh,
+            nh_v4: (1..4).fold(0, |sum, at| nh_add(sum, &nh, at, 0)),
             factors: [random[5] | 1, random[6] | 1],
         }
     }
@@ -50,12 +53,16 @@ impl HashKeys {
     /// The hash of a flow.
     #[inline]
     pub fn hash(&self, key: &FlowKey) -> u64 {
-        let mut sum = 0u64;
-        for (word, keys) in key.words().iter().zip(self.nh.chunks_exact(2)) {
-            let low = (*word as u32).wrapping_add(keys[0]);
-            let high = ((*word >> 32) as u32).wrapping_add(keys[1]);
-            sum = sum.wrapping_add(u64::from(low).wrapping_mul(u64::from(high)));
-        }
+        let words = key.words();
+        let add = |sum, at: usize| nh_add(sum, &self.nh, at, words[at]);
+        self.spread(match key.is_ipv6() {
+            true => (0..5).fold(0, add),
+            false => add(add(self.nh_v4, 0), 4),
+        })
+    }
+
+    #[inline]
+    fn spread(&self, mut sum: u64) -> u64 {
         // Flows that count up make sums at equal distances. After one multiplication they still are, and fill some buckets more than
         // others; after two, with the halves laid over each other, they are spread as random numbers are.
         for factor in self.factors {
@@ -64,6 +71,14 @@ impl HashKeys {
         }
         sum
     }
+}
+
+/// What NH adds for one word of a key.
+#[inline(always)]
+fn nh_add(sum: u64, nh: &[u32; 10], at: usize, word: u64) -> u64 {
+    let low = (word as u32).wrapping_add(nh[2 * at]);
+    let high = ((word >> 32) as u32).wrapping_add(nh[2 * at + 1]);
+    sum.wrapping_add(u64::from(low).wrapping_mul(u64::from(high)))
 }
 
 /// A flow and what was decided for it.
@@ -97,27 +112,56 @@ pub struct Full;
 /// Bucket slots that are not used lead nowhere.
 const NOBODY: u32 = u32::MAX;
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Debug)]
 #[repr(align(64))]
 struct Bucket {
-    tags: [u16; SLOTS],
+    /// Four tags each: those of the even slots from the lowest bits up, and those of the odd ones.
+    tags: [u64; 2],
     flows: [u32; SLOTS],
 }
 
 const EMPTY: Bucket = Bucket {
-    tags: [0; SLOTS],
+    tags: [0; 2],
     flows: [NOBODY; SLOTS],
 };
 
-impl Bucket {
-    /// A bit for each slot with this tag.
+/// The lowest bit of each tag of a word.
+const LANES: u64 = 0x0001_0001_0001_0001;
+
+/// Slots of a bucket: the lowest bit of a byte for each of them.
+#[derive(Clone, Copy)]
+struct Tagged(u64);
+
+impl Iterator for Tagged {
+    type Item = usize;
+
     #[inline(always)]
-    fn tagged(&self, tag: u16) -> u32 {
-        let mut found = 0;
-        for (slot, own) in self.tags.iter().enumerate() {
-            found |= u32::from(*own == tag) << slot;
-        }
-        found
+    fn next(&mut self) -> Option<usize> {
+        let slot = self.0.trailing_zeros() as usize / 8;
+        self.0 &= self.0.wrapping_sub(1);
+        (slot < SLOTS).then_some(slot)
+    }
+}
+
+impl Bucket {
+    /// The slots with this tag, four at a time: a tag that is the same leaves 0 in its lane of the difference, and 0 is the only value whose
+    /// addition to the lane's greatest signed number does not reach the highest bit.
+    #[inline(always)]
+    fn tagged(&self, tag: u16) -> Tagged {
+        const GREATEST: u64 = 0x7fff * LANES;
+        let zero = |lanes: u64| !(((lanes & GREATEST) + GREATEST) | lanes | GREATEST);
+        let tags = u64::from(tag) * LANES;
+        Tagged(zero(self.tags[0] ^ tags) >> 15 | zero(self.tags[1] ^ tags) >> 7)
+    }
+
+    fn tag(&self, slot: usize) -> u16 {
+        (self.tags[slot % 2] >> (16 * (slot / 2))) as u16
+    }
+
+    fn set(&mut self, slot: usize, tag: u16, flow: u32) {
+        let (word, at) = (&mut self.tags[slot % 2], 16 * (slot / 2));
+        *word = *word & !(0xffff << at) | u64::from(tag) << at;
+        self.flows[slot] = flow;
     }
 
     #[inline]
@@ -215,15 +259,10 @@ impl<V: Copy + Default> FlowTable<V> {
     #[inline(always)]
     fn in_bucket(&self, home: Home, key: &FlowKey) -> Option<FlowId> {
         let bucket = &self.buckets[home.bucket as usize];
-        let mut tagged = bucket.tagged(home.tag);
-        while tagged != 0 {
-            let flow = bucket.flows[tagged.trailing_zeros() as usize];
-            if flow != NOBODY && self.flows[flow as usize].key == *key {
-                return Some(FlowId(flow));
-            }
-            tagged &= tagged - 1;
-        }
-        None
+        bucket.tagged(home.tag).find_map(|slot| {
+            let flow = bucket.flows[slot];
+            (flow != NOBODY && self.flows[flow as usize].key == *key).then_some(FlowId(flow))
+        })
     }
 
     /// The flow with this key.
@@ -247,21 +286,30 @@ impl<V: Copy + Default> FlowTable<V> {
             *home = self.home(*hash);
             prefetch(&self.buckets[home.bucket as usize]);
         }
-        for (home, _) in homes.iter().zip(keys) {
+        // The first flow that each may be, which it nearly always is.
+        let mut likely = [0; BURST_MAX];
+        for ((likely, home), _) in likely.iter_mut().zip(&homes).zip(keys) {
             let bucket = &self.buckets[home.bucket as usize];
-            let tagged = bucket.tagged(home.tag);
-            if tagged != 0 {
-                let flow = bucket.flows[tagged.trailing_zeros() as usize];
-                prefetch(&self.flows[(flow as usize).min(self.flows.len() - 1)]);
-            } else {
-                prefetch(&self.buckets[self.other(*home).bucket as usize]);
+            match bucket.tagged(home.tag).next() {
+                // An unused slot leads to the last flow, which is as wrong as any other.
+                Some(slot) => *likely = bucket.flows[slot].min(self.flows.len() as u32 - 1),
+                None => prefetch(&self.buckets[self.other(*home).bucket as usize]),
             }
+            prefetch(&self.flows[*likely as usize]);
         }
-        for ((found, key), home) in found.iter_mut().zip(keys).zip(homes) {
-            *found = self
-                .in_bucket(home, key)
-                .or_else(|| self.in_bucket(self.other(home), key));
+        for (((found, key), home), likely) in found.iter_mut().zip(keys).zip(homes).zip(likely) {
+            *found = match self.is_used(likely) && self.flows[likely as usize].key == *key {
+                true => Some(FlowId(likely)),
+                false => self
+                    .in_bucket(home, key)
+                    .or_else(|| self.in_bucket(self.other(home), key)),
+            };
         }
+    }
+
+    #[inline]
+    fn is_used(&self, number: u32) -> bool {
+        self.used[number as usize / 64] & 1 << (number % 64) != 0
     }
 
     /// A flow.
@@ -306,7 +354,7 @@ impl<V: Copy + Default> FlowTable<V> {
         let Some(slot) = bucket.vacancy() else {
             return false;
         };
-        (bucket.tags[slot], bucket.flows[slot]) = (home.tag, number);
+        bucket.set(slot, home.tag, number);
         true
     }
 
@@ -335,8 +383,8 @@ impl<V: Copy + Default> FlowTable<V> {
     /// Puts a flow in the place of another one: that one, and the bucket that it stood in.
     fn swap(&mut self, home: Home, slot: usize, number: u32) -> (Home, u32) {
         let bucket = &mut self.buckets[home.bucket as usize];
-        let tag = std::mem::replace(&mut bucket.tags[slot], home.tag);
-        let out = std::mem::replace(&mut bucket.flows[slot], number);
+        let (tag, out) = (bucket.tag(slot), bucket.flows[slot]);
+        bucket.set(slot, home.tag, number);
         (
             Home {
                 bucket: home.bucket,
@@ -370,7 +418,7 @@ impl<V: Copy + Default> FlowTable<V> {
         let Some(slot) = bucket.flows.iter().position(|flow| *flow == number) else {
             return false;
         };
-        (bucket.tags[slot], bucket.flows[slot]) = (0, NOBODY);
+        bucket.set(slot, 0, NOBODY);
         true
     }
 
@@ -381,8 +429,7 @@ impl<V: Copy + Default> FlowTable<V> {
         for _ in 0..budget.min(self.flows.len()) {
             let number = self.hand as u32;
             self.hand = (self.hand + 1) % self.flows.len();
-            let is_used = self.used[number as usize / 64] & 1 << (number % 64) != 0;
-            if !is_used {
+            if !self.is_used(number) {
                 continue;
             }
             let age = now.wrapping_sub(self.flows[number as usize].seen);
@@ -412,6 +459,35 @@ mod tests {
     }
 
     #[test]
+    fn what_is_added_up_beforehand_makes_no_difference() {
+        let keys = HashKeys::new(std::array::from_fn(|at| {
+            (at as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+        }));
+        let key = FlowKey::v4([10, 1, 2, 3], [192, 0, 2, 77], 6, 40_000, 443);
+        let sum = (0..5).fold(0, |sum, at| nh_add(sum, &keys.nh, at, key.words()[at]));
+        assert_eq!(keys.hash(&key), keys.spread(sum));
+    }
+
+    #[test]
+    fn every_slot_is_found_by_its_tag_and_no_other() {
+        let tags = [0, 1, 0x7fff, 0x8000, 0x8001, 0xfffe, 0xffff, 0x0100];
+        for turned in 0..SLOTS {
+            let mut bucket = EMPTY;
+            let of = |slot: usize| tags[(slot + turned) % SLOTS];
+            for slot in (0..SLOTS).rev() {
+                bucket.set(slot, of(slot), slot as u32);
+            }
+            for slot in 0..SLOTS {
+                assert_eq!(bucket.tag(slot), of(slot));
+                assert_eq!(bucket.tagged(of(slot)).collect::<Vec<_>>(), [slot]);
+            }
+            assert_eq!(bucket.tagged(2).next(), None);
+            (0..SLOTS).for_each(|slot| bucket.set(slot, 7, 0));
+            assert!(bucket.tagged(7).eq(0..SLOTS));
+        }
+    }
+
+    #[test]
     fn when_no_room_can_be_made_everything_is_where_it_was() {
         for seed in 1..50u64 {
             let keys = HashKeys::new(std::array::from_fn(|at| {
@@ -423,13 +499,7 @@ mod tests {
             for (n, key) in flows[..16].iter().enumerate() {
                 assert!(table.insert(*key, 0, 0, n as u32).is_ok(), "{n} of 16");
             }
-            let slots = |table: &FlowTable<u32>| {
-                table
-                    .buckets
-                    .iter()
-                    .map(|b| (b.tags, b.flows))
-                    .collect::<Vec<_>>()
-            };
+            let slots = |table: &FlowTable<u32>| table.buckets.to_vec();
             let before = slots(&table);
             assert_eq!(table.insert(flows[16], 0, 0, 16), Err(Full));
             assert_eq!(slots(&table), before);

@@ -239,7 +239,7 @@ fn judge(cx: &mut Context<'_>, flows: &mut FlowTable<Remembered>, snapshot: &Sna
     let mut found = [None; BURST_MAX];
     let found = &mut found[..batch.packets.len()];
     flows.find_burst(&batch.keys, &batch.hashes, found);
-    let mut dropped = 0u64;
+    let mut dropped = 0;
     for (at, id) in found.iter().enumerate() {
         let key = &batch.keys[at];
         // An earlier packet of this burst may have been the flow's first.
@@ -266,7 +266,9 @@ fn judge(cx: &mut Context<'_>, flows: &mut FlowTable<Remembered>, snapshot: &Sna
             }
         };
         batch.groups.push(Group::new(action));
-        dropped |= u64::from(action == DROPPED) << at;
+        if action == DROPPED {
+            dropped |= 1 << at;
+        }
     }
     if dropped != 0 {
         batch.remove(dropped, |packet| cx.discard(DropReason::RoutePolicy, packet));
@@ -314,13 +316,13 @@ fn dispatch(
 ) {
     for (at, mut packet) in batch.packets.drain(..).enumerate() {
         let hop = batch.groups[at].and_then(|group| snapshot.hop(group, batch.hashes[at]));
-        let sent = match hop {
-            Some(hop) => forward(&mut packet, hop, from, batch.keys[at].is_ipv6()),
+        let ready = match hop {
+            Some(hop) => forward(&mut packet, hop, from, batch.keys[at].is_ipv6()).map(|()| &hop.exit),
             None => Err((DropReason::RouteNone, Some(IcmpError::NoRoute))),
         };
-        match sent {
-            Ok(Exit::Tunnel(peer)) => exits.tunnels.push(packet, peer),
-            Ok(Exit::Lan(lan, _)) => match exits.lans.get_mut(usize::from(lan)) {
+        match ready {
+            Ok(Exit::Tunnel(peer)) => exits.tunnels.push(packet, *peer),
+            Ok(Exit::Lan(lan, _)) => match exits.lans.get_mut(usize::from(*lan)) {
                 Some(burst) => burst.push(packet),
                 None => cx.discard(DropReason::LanGone, packet),
             },
@@ -367,6 +369,14 @@ fn pack(action: Action) -> u32 {
 /// The flow of a packet, and its length without what stands behind it.
 #[inline]
 fn examine(bytes: &[u8]) -> Result<(FlowKey, usize), DropReason> {
+    match FlowKey::of_plain(bytes) {
+        Some((key, _)) if is_martian_v4(&key) => Err(DropReason::RouteMartian),
+        Some(plain) => Ok(plain),
+        None => examine_any(bytes),
+    }
+}
+
+fn examine_any(bytes: &[u8]) -> Result<(FlowKey, usize), DropReason> {
     let packet = Packet::parse(bytes).map_err(|malformed| match malformed {
         Malformed::NotIp => DropReason::RouteNotIp,
         _ => DropReason::RouteBadLength,
@@ -382,18 +392,36 @@ fn examine(bytes: &[u8]) -> Result<(FlowKey, usize), DropReason> {
 
 /// Addresses that no router forwards from or to: loopback, link-local, this network, what is reserved, groups of the link alone, and as a source any
 /// group (RFC 1812, section 5.3.7; RFC 4291, sections 2.5.6 and 2.7). Other groups as destinations are left to the routes.
-#[inline]
 fn is_martian(key: &FlowKey) -> bool {
-    if key.is_ipv6() {
-        let [src, dst] = [key.src_v6(), key.dst_v6()].map(u128::from_be_bytes);
-        let local = |ip: u128| ip <= 1 || ip >> 118 == 0xfe80 >> 6;
-        // The scope of a group is the low half of its second octet: 2 is the link.
-        local(src) || local(dst) || src >> 120 == 0xff || dst >> 120 == 0xff && dst >> 112 & 0xf <= 2
-    } else {
-        let local = |[a, b, ..]: [u8; 4]| a == 0 || a == 127 || a == 169 && b == 254 || a >= 240;
-        let (src, dst) = (key.src_v4(), key.dst_v4());
-        local(src) || local(dst) || src[0] >= 224 || dst[..3] == [224, 0, 0]
+    if !key.is_ipv6() {
+        return is_martian_v4(key);
     }
+    let [src, dst] = [key.src_v6(), key.dst_v6()].map(u128::from_be_bytes);
+    let local = |ip: u128| ip <= 1 || ip >> 118 == 0xfe80 >> 6;
+    // The scope of a group is the low half of its second octet: 2 is the link.
+    local(src) || local(dst) || src >> 120 == 0xff || dst >> 120 == 0xff && dst >> 112 & 0xf <= 2
+}
+
+/// The first octets that addresses among the martians begin with: nearly no packet has one.
+const MARTIAN_FIRST: [bool; 256] = {
+    let mut first = [false; 256];
+    (first[0], first[127], first[169]) = (true, true, true);
+    let mut octet = 224;
+    while octet < 256 {
+        first[octet] = true;
+        octet += 1;
+    }
+    first
+};
+
+#[inline]
+fn is_martian_v4(key: &FlowKey) -> bool {
+    let (src, dst) = (key.src_v4(), key.dst_v4());
+    if !MARTIAN_FIRST[usize::from(src[0])] && !MARTIAN_FIRST[usize::from(dst[0])] {
+        return false;
+    }
+    let local = |[a, b, ..]: [u8; 4]| a == 0 || a == 127 || a == 169 && b == 254 || a >= 240;
+    local(src) || local(dst) || src[0] >= 224 || dst[..3] == [224, 0, 0]
 }
 
 /// Makes a packet ready for its next hop. An error is why it does not get there and what its sender is told.
@@ -403,9 +431,9 @@ fn forward(
     hop: &Hop,
     from: Ingress,
     ipv6: bool,
-) -> Result<Exit, (DropReason, Option<IcmpError>)> {
+) -> Result<(), (DropReason, Option<IcmpError>)> {
     if hop.exit == Exit::Discard {
-        return Ok(Exit::Discard);
+        return Ok(());
     }
     // The host would send it here again.
     if from == Ingress::Tun && matches!(hop.exit, Exit::Lan(_, None)) {
@@ -427,5 +455,5 @@ fn forward(
         let version = if ipv6 { Version::V6 } else { Version::V4 };
         ethernet::dress(packet, addresses, version);
     }
-    Ok(hop.exit)
+    Ok(())
 }

@@ -30,10 +30,10 @@ struct Side {
 }
 
 impl Side {
-    fn new(peers: usize) -> Side {
+    fn new(aead: &'static dyn Aead, peers: usize) -> Side {
         let mut crews = Crew::assemble(1).expect("a descriptor");
         Side {
-            wg: Wg::new(aead::default(), peers, MTU, 0),
+            wg: Wg::new(aead, peers, MTU, 0),
             crew: crews.pop().expect("one worker"),
             stats: WorkerStats::default(),
             slow: ToSlowPath::new(1).expect("a descriptor"),
@@ -108,12 +108,17 @@ fn keypair(peer: usize, near: bool) -> Box<Keypair> {
 impl Pair {
     /// Sides with sessions between `peers` peers each.
     pub fn new(peers: usize) -> Pair {
+        Pair::with_aead(aead::default(), peers)
+    }
+
+    /// The same over another AEAD.
+    pub fn with_aead(aead: &'static dyn Aead, peers: usize) -> Pair {
         let arena = Arena::new(&ArenaConfig {
             frames: 1024,
             jumbo_frames: 0,
         });
         let mut frames = FrameCache::new(arena.expect("memory for packets"));
-        let (mut near, mut far) = (Side::new(peers), Side::new(peers));
+        let (mut near, mut far) = (Side::new(aead, peers), Side::new(aead, peers));
         for (side, is_near, theirs) in [(&mut near, true, 2), (&mut far, false, 1)] {
             let prefixes = (0..peers).map(|peer| (IpAddr::V4(host(theirs, peer)), 32, PeerId(peer as u32)));
             let routes = Arc::new(AllowedIps::build(prefixes));
@@ -148,6 +153,7 @@ impl Pair {
     pub fn refill(&mut self, size: usize) {
         while self.near.slow.notices.pop().is_some() || self.far.slow.notices.pop().is_some() {}
         self.inner.clear_into(&mut self.frames);
+        self.wire.clear_into(&mut self.frames);
         for _ in 0..BURST_MAX {
             let mut pkt = self.frames.alloc().expect("a frame");
             let data = pkt.append(size);

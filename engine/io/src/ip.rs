@@ -366,10 +366,11 @@ pub fn may_go_further(packet: &[u8]) -> bool {
 #[inline]
 pub fn decrement_ttl(packet: &mut [u8]) {
     match packet {
-        [first, _, _, _, _, _, _, _, ttl, protocol, sum_hi, sum_lo, ..] if *first >> 4 == 4 => {
-            let lower = ttl.saturating_sub(1);
-            let sum = update([*sum_hi, *sum_lo], [*ttl, *protocol], [lower, *protocol]);
-            (*ttl, *sum_hi, *sum_lo) = (lower, sum[0], sum[1]);
+        [first, _, _, _, _, _, _, _, ttl, _, sum_hi, sum_lo, ..] if *first >> 4 == 4 && *ttl > 0 => {
+            *ttl -= 1;
+            // RFC 1624, equation 3, for a word that has become smaller by 0x100.
+            let sum = u32::from(!u16::from_be_bytes([*sum_hi, *sum_lo])) + 0xfeff;
+            [*sum_hi, *sum_lo] = (!(sum + (sum >> 16)) as u16).to_be_bytes();
         }
         [first, _, _, _, _, _, _, hop_limit, ..] if *first >> 4 == 6 => {
             *hop_limit = hop_limit.saturating_sub(1);

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use patronus_io::ip::{self, Malformed, Packet, Sum, Version};
+use patronus_io::ip::{self, FlowKey, Malformed, Packet, Sum, Version};
 use proptest::prelude::*;
 
 /// RFC 1071 word by word.
@@ -364,4 +364,56 @@ fn the_pseudo_header_is_the_rfcs() {
         parsed.pseudo_sum(6, 24).bytes(&packet[40..]).checksum(),
         checksum(&pseudo)
     );
+}
+
+/// Headers of all kinds, most of them nearly plain.
+fn nearly_plain() -> impl Strategy<Value = Vec<u8>> {
+    let first = prop_oneof![8 => Just(0x45u8), 1 => Just(0x46), 1 => Just(0x60), 1 => any::<u8>()];
+    let protocol = prop_oneof![4 => Just(17u8), 4 => Just(6), 1 => any::<u8>()];
+    let fragment = prop_oneof![8 => Just(0x4000u16), 4 => Just(0), 1 => any::<u16>()];
+    let bytes = proptest::collection::vec(any::<u8>(), 20..80);
+    (first, protocol, fragment, bytes, 0..60i32).prop_map(|(first, protocol, fragment, mut bytes, less)| {
+        let total = (bytes.len() as i32 - less / 10 + 1) as u16;
+        bytes[0] = first;
+        bytes[2..4].copy_from_slice(&total.to_be_bytes());
+        bytes[6..8].copy_from_slice(&fragment.to_be_bytes());
+        bytes[9] = protocol;
+        bytes
+    })
+}
+
+proptest! {
+    /// What the short way finds is what the long one finds, and it finds all that it is for.
+    #[test]
+    fn a_plain_packet_has_the_flow_that_any_packet_has(bytes in nearly_plain()) {
+        let any = Packet::parse(&bytes).ok().and_then(|packet| {
+            let flow = packet.try_flow().ok()?.with_dscp(packet.tos() >> 2);
+            Some((flow, packet.total_len()))
+        });
+        let plain = FlowKey::of_plain(&bytes);
+        prop_assert!(plain.is_none() || plain == any);
+        let is_plain = any.is_some_and(|(flow, total)| {
+            bytes[0] == 0x45 && flow.is_whole() && matches!(flow.protocol(), 6 | 17) && total >= 24
+        });
+        // A reserved bit makes no fragment.
+        prop_assert_eq!(plain.is_some(), is_plain);
+    }
+
+    /// The checksum is as right afterwards as before.
+    #[test]
+    fn one_less_to_live(mut header in proptest::collection::vec(any::<u8>(), 20), whole in any::<bool>()) {
+        header[0] = 0x45;
+        if whole {
+            header[10..12].fill(0);
+            let sum = checksum(&header);
+            header[10..12].copy_from_slice(&sum);
+        }
+        let (before, error) = (header.clone(), checksum(&header));
+        ip::decrement_ttl(&mut header);
+        prop_assert_eq!(header[8], before[8].saturating_sub(1));
+        prop_assert_eq!((&header[..8], header[9], &header[12..]), (&before[..8], before[9], &before[12..]));
+        // The two zeros of ones' complement are the same error.
+        let same = |sum: [u8; 2]| u16::from_be_bytes(sum) % 0xffff;
+        prop_assert_eq!(same(checksum(&header)), same(error));
+    }
 }
