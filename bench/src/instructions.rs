@@ -67,7 +67,7 @@ pub fn run(options: &Options) -> Result<()> {
     }
     let before = options.check.as_deref().map(read).transpose()?;
     println!("instructions a packet beside the AEAD ({COMPILER})\n");
-    println!("pipeline size  instructions  baseline");
+    println!("pipeline     size  instructions  baseline");
     let mut now = Baseline {
         compiler: COMPILER.to_owned(),
         instructions: BTreeMap::new(),
@@ -79,7 +79,7 @@ pub fn run(options: &Options) -> Result<()> {
             let count = a_packet(*pipeline, size)?;
             let expected = before.as_ref().and_then(|b| b.instructions.get(&name).copied());
             let beside = expected.map(|e| format!("{e:8.1} ({:+.1} %)", 100.0 * (count / e - 1.0)));
-            println!("{name:<14} {count:11.1}  {}", beside.unwrap_or_default());
+            println!("{name:<18} {count:11.1}  {}", beside.unwrap_or_default());
             if before.is_some() && !expected.is_some_and(|e| (count / e - 1.0).abs() <= TOLERANCE) {
                 wrong.push(name.clone());
             }

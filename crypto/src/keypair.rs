@@ -8,7 +8,7 @@ use crate::replay::ReplayWindow;
 use crate::timeouts::{REJECT_AFTER_MESSAGES, REKEY_AFTER_MESSAGES, Timeouts};
 use crate::{Duration, PeerId, Time};
 use arrayvec::ArrayVec;
-use patronus_mem::Secret;
+use patronus_mem::{Secret, prefetch};
 use zeroize::Zeroize;
 
 /// The times of a keypair without keys: it is too old for anything from the start.
@@ -43,29 +43,41 @@ pub struct Session {
     pub created: Time,
 }
 
-/// One session's keys, counters and replay window.
+/// One session's keys, counters and replay window. What a packet looks at lies in the first two cache lines: with a thousand peers, each packet
+/// waits for every line of another one.
+#[repr(C, align(64))]
 pub struct Keypair {
-    /// Whose session it is.
-    pub peer: PeerId,
+    /// When the handshake completed on our side.
+    pub created: Time,
+    /// The counter of the next packet to send.
+    counter: u64,
+    send: Secret<32>,
+    receive: Secret<32>,
+    window: ReplayWindow,
     /// The index under which the peer addresses us.
     pub local_index: u32,
     /// The index under which we address the peer.
     pub remote_index: u32,
-    /// Whether we sent the initiation.
-    pub initiator: bool,
-    /// When the handshake completed on our side.
-    pub created: Time,
-    send: Secret<32>,
-    receive: Secret<32>,
-    /// The counter of the next packet to send.
-    counter: u64,
-    window: ReplayWindow,
-    times: Timeouts,
-    may_send: bool,
     /// Before this time, `rekey_due_on_send` does not ask again.
     ask_again: Time,
+    /// Whose session it is.
+    pub peer: PeerId,
+    /// Whether we sent the initiation.
+    pub initiator: bool,
+    may_send: bool,
     asked_on_receive: bool,
+    cleared: [u8; 1],
+    times: Timeouts,
+    /// Room that a move would fill with whatever stands on the stack: a handshake's keys stood there.
+    cleared_too: [u8; 48],
 }
+
+const _: () = {
+    use std::mem::offset_of;
+    assert!(offset_of!(Keypair, ask_again) == 64);
+    assert!(offset_of!(Keypair, times) == offset_of!(Keypair, cleared) + 1);
+    assert!(size_of::<Keypair>() == offset_of!(Keypair, cleared_too) + 48);
+};
 
 impl Keypair {
     /// A keypair without keys: it neither sends nor receives until it is [armed](Self::arm). Allocates the replay window
@@ -85,6 +97,8 @@ impl Keypair {
             may_send: false,
             ask_again: Time(0),
             asked_on_receive: false,
+            cleared: [0; 1],
+            cleared_too: [0; 48],
         })
     }
 
@@ -103,6 +117,26 @@ impl Keypair {
         self.may_send = true;
         self.ask_again = Time(0);
         self.asked_on_receive = false;
+    }
+
+    /// Asks for what a packet looks at, before it is looked at.
+    #[inline]
+    pub fn prefetch(&self) {
+        prefetch(&self.created);
+        prefetch(&self.ask_again);
+    }
+
+    /// The same for what opening a packet with this counter takes, behind the keypair itself.
+    #[inline]
+    pub fn prefetch_receive(&self, counter: u64) {
+        prefetch(&*self.receive);
+        self.window.prefetch(counter);
+    }
+
+    /// The same for what sealing takes.
+    #[inline]
+    pub fn prefetch_send(&self) {
+        prefetch(&*self.send);
     }
 
     /// Erases the keys. The keypair neither sends nor receives until it is armed again.

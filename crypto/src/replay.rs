@@ -66,6 +66,12 @@ impl ReplayWindow {
         true
     }
 
+    /// Asks for the word of this counter.
+    #[inline]
+    pub fn prefetch(&self, counter: u64) {
+        patronus_mem::prefetch(&self.ring[self.place(counter).0]);
+    }
+
     /// Moves the top of the window up to `counter`, clearing the words that come into use again.
     #[inline]
     fn advance(&mut self, counter: u64) {

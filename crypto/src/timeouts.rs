@@ -46,6 +46,7 @@ pub const INITIATION_INTERVAL: Duration = Duration::from_millis(20);
 /// Every time that a session's life depends on. Shared by the data path's keypairs and the slow path's timers, so that
 /// both agree on when a key is old.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)] // what packets look at stands first: see `Keypair`
 pub struct Timeouts {
     /// See [`REKEY_AFTER_TIME`].
     pub rekey_after_time: Duration,

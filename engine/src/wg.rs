@@ -118,6 +118,14 @@ impl Wg {
         self.peers.get(peer.0 as usize)?.as_deref()
     }
 
+    /// Packets of a burst are gone through several times: each time asks for what the next one looks at.
+    #[inline]
+    fn prefetch_slot(&self, peer: PeerId) {
+        if let Some(slot) = self.slot(peer) {
+            slot.prefetch();
+        }
+    }
+
     fn slot_mut(&mut self, peer: PeerId) -> Option<&mut PeerSlot> {
         self.peers.get_mut(peer.0 as usize)?.as_deref_mut()
     }

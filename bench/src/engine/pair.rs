@@ -114,7 +114,7 @@ impl Pair {
     /// The same over another AEAD.
     pub fn with_aead(aead: &'static dyn Aead, peers: usize) -> Pair {
         let arena = Arena::new(&ArenaConfig {
-            frames: 1024,
+            frames: 16384,
             jumbo_frames: 0,
         });
         let mut frames = FrameCache::new(arena.expect("memory for packets"));

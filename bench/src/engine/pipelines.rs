@@ -18,8 +18,14 @@ const FLOWS: u32 = 1000;
 pub enum Pipeline {
     /// An inner packet becomes a datagram.
     Encrypt,
+    /// The same, each for the next of a thousand peers.
+    #[value(name = "encrypt-1000")]
+    EncryptMany,
     /// A datagram becomes an inner packet; also counts what made the datagram.
     Both,
+    /// The same, each from the next of a thousand peers.
+    #[value(name = "both-1000")]
+    BothMany,
     /// From port to port, and nothing else.
     Forward,
     /// From port to port with flow table, FIB and time to live between, the making of the packet included.
@@ -31,7 +37,9 @@ impl Pipeline {
     pub const fn name(self) -> &'static str {
         match self {
             Pipeline::Encrypt => "encrypt",
+            Pipeline::EncryptMany => "encrypt-1000",
             Pipeline::Both => "both",
+            Pipeline::BothMany => "both-1000",
             Pipeline::Forward => "forward",
             Pipeline::Route => "route",
         }
@@ -66,18 +74,10 @@ impl Aead for Transparent {
 /// Runs `bursts` bursts of packets of `size` bytes. Returns how many packets that were.
 pub fn run(pipeline: Pipeline, size: usize, bursts: usize) -> Result<usize> {
     match pipeline {
-        Pipeline::Encrypt | Pipeline::Both => {
-            let mut pair = Pair::with_aead(&Transparent, 1);
-            for _ in 0..bursts {
-                pair.refill(size);
-                pair.encrypt();
-                if pipeline == Pipeline::Both {
-                    pair.decrypt();
-                    pair.check(size);
-                }
-            }
-            Ok(bursts * BURST_MAX)
-        }
+        Pipeline::Encrypt => Ok(tunnel(1, size, bursts, false)),
+        Pipeline::EncryptMany => Ok(tunnel(1000, size, bursts, false)),
+        Pipeline::Both => Ok(tunnel(1, size, bursts, true)),
+        Pipeline::BothMany => Ok(tunnel(1000, size, bursts, true)),
         Pipeline::Forward => {
             let mut wire = Wire::new(arena()?, FLOWS, size);
             Ok((0..bursts).map(|_| wire.burst()).sum())
@@ -98,9 +98,22 @@ pub fn run(pipeline: Pipeline, size: usize, bursts: usize) -> Result<usize> {
     }
 }
 
+fn tunnel(peers: usize, size: usize, bursts: usize, decrypt: bool) -> usize {
+    let mut pair = Pair::with_aead(&Transparent, peers);
+    for _ in 0..bursts {
+        pair.refill(size);
+        pair.encrypt();
+        if decrypt {
+            pair.decrypt();
+            pair.check(size);
+        }
+    }
+    bursts * BURST_MAX
+}
+
 fn arena() -> Result<&'static Arena> {
     let config = ArenaConfig {
-        frames: 1024,
+        frames: 16384,
         jumbo_frames: 0,
     };
     Arena::new(&config).map_err(|e| Error::new(format!("memory for packets: {e}")))

@@ -33,7 +33,7 @@ enum Subject {
 /// Measures and prints; the rows go behind those that there are.
 pub fn run(options: &Options, rows: &mut Vec<Row>) -> Result<()> {
     let arena = Arena::new(&ArenaConfig {
-        frames: 8192,
+        frames: 16384,
         jumbo_frames: 0,
     });
     let arena = arena.map_err(|e| Error::new(format!("memory for packets: {e}")))?;

@@ -24,9 +24,13 @@ const JUMBO_FRAME: usize = HEADROOM + JUMBO_MAX + TAILROOM;
 /// Bytes from one jumbo frame to the next: whole pages, and an odd number of them.
 const JUMBO_STRIDE: usize = 17 * 4096;
 
-/// Free frames of one size that a cache holds at most; jumbo frames are few.
-const CACHED: usize = 256;
+/// Free frames of one size that a cache holds at most: four bursts that another worker was given and four that it gave back, so that a turn of
+/// a worker that hands over what it receives stays off the shared list. Jumbo frames are few.
+const CACHED: usize = 512;
 const CACHED_JUMBO: usize = 8;
+
+/// One cache holds at most this part of an arena's frames of a size, so that the caches of a small arena cannot starve each other.
+const CACHED_PART: usize = 32;
 
 /// How many frames to make.
 #[derive(Clone, Copy, Debug)]
@@ -54,6 +58,7 @@ pub struct Arena {
     frames: NonNull<u8>,
     small: u32,
     total: u32,
+    huge: bool,
     free: ArrayQueue<u32>,
     free_jumbo: ArrayQueue<u32>,
 }
@@ -80,7 +85,9 @@ impl Arena {
             .cast::<Line>();
         // SAFETY: the mapping holds `total` lines behind the header.
         let lines = unsafe { headers.add(1) };
-        let frames = map::resident((small as usize * STRIDE).max(1))?.leak();
+        let frames = map::resident((small as usize * STRIDE).max(1))?;
+        let huge = frames.is_huge();
+        let frames = frames.leak();
         let jumbos = map::sparse((jumbo as usize * JUMBO_STRIDE).max(1))?;
 
         let free = ArrayQueue::new((small as usize).max(1));
@@ -115,12 +122,18 @@ impl Arena {
             frames,
             small,
             total,
+            huge,
             free,
             free_jumbo,
         }));
         // SAFETY: the mapping begins with room for the header.
         unsafe { headers.cast::<Header>().write(Header { arena }) };
         Ok(arena)
+    }
+
+    /// Whether the small frames are on huge pages that the machine has reserved. On other memory the kernel may still use huge pages.
+    pub fn is_huge(&self) -> bool {
+        self.huge
     }
 
     /// All frames of both sizes.
@@ -201,14 +214,20 @@ impl Arena {
 /// Indices of free frames, the last one freed on top because it is the warmest.
 struct Stack<const N: usize> {
     len: usize,
+    /// It holds at most this many, 2 to `N`.
+    limit: usize,
     slots: [u32; N],
 }
 
 impl<const N: usize> Stack<N> {
-    const EMPTY: Stack<N> = Stack {
-        len: 0,
-        slots: [0; N],
-    };
+    /// An empty stack for an arena with `frames` of this size.
+    fn new(frames: u32) -> Stack<N> {
+        Stack {
+            len: 0,
+            limit: (frames as usize / CACHED_PART).clamp(2, N),
+            slots: [0; N],
+        }
+    }
 
     /// Takes the top, after moving half a stack in from the shared list if there is none.
     #[inline]
@@ -223,8 +242,8 @@ impl<const N: usize> Stack<N> {
     /// Puts an index on top, after moving the older half of a full stack to the shared list.
     #[inline]
     fn push(&mut self, index: u32, shared: &ArrayQueue<u32>) {
-        if self.len == N {
-            self.spill(shared, N / 2);
+        if self.len >= self.limit {
+            self.spill(shared, self.limit / 2);
         }
         self.slots[self.len] = index;
         self.len += 1;
@@ -232,7 +251,7 @@ impl<const N: usize> Stack<N> {
 
     #[cold]
     fn refill(&mut self, shared: &ArrayQueue<u32>) {
-        while self.len < N / 2
+        while self.len < self.limit / 2
             && let Some(index) = shared.pop()
         {
             self.slots[self.len] = index;
@@ -266,8 +285,8 @@ impl FrameCache {
     pub fn new(arena: &'static Arena) -> FrameCache {
         FrameCache {
             arena,
-            small: Stack::EMPTY,
-            jumbo: Stack::EMPTY,
+            small: Stack::new(arena.small),
+            jumbo: Stack::new(arena.total - arena.small),
             not_sync: PhantomData,
         }
     }

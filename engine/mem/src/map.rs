@@ -41,12 +41,19 @@ pub(crate) struct Mapping {
     /// What was mapped, which begins before `start` where that had to be aligned.
     whole: NonNull<u8>,
     len: usize,
+    /// On reserved huge pages.
+    huge: bool,
 }
 
 impl Mapping {
     /// The first byte, aligned to pages, and to huge pages if it is as long as one.
     pub(crate) fn start(&self) -> NonNull<u8> {
         self.start
+    }
+
+    /// Whether it is on huge pages that the machine has reserved.
+    pub(crate) fn is_huge(&self) -> bool {
+        self.huge
     }
 
     /// Keeps the bytes until the process ends.
@@ -79,6 +86,7 @@ pub(crate) fn resident(len: usize) -> io::Result<Mapping> {
             start,
             whole: start,
             len: rounded,
+            huge: true,
         };
         // Touching the pages here turns a limit on huge pages into an error now instead of a signal later.
         if advise(start, rounded, libc::MADV_POPULATE_WRITE) {
@@ -105,6 +113,7 @@ pub(crate) fn resident(len: usize) -> io::Result<Mapping> {
         start,
         whole,
         len: rounded + slack,
+        huge: false,
     })
 }
 
@@ -147,6 +156,7 @@ pub(crate) fn resident(len: usize) -> io::Result<Mapping> {
         start,
         whole: start,
         len,
+        huge: false,
     })
 }
 #[cfg(miri)]

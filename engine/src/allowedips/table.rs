@@ -194,12 +194,10 @@ impl<K: Address, const B: usize> Ranges<K, B> {
     fn descend(&self, level: Level, at: usize, addr: K) -> usize {
         // Only the highest address matches unused keys, which lead past the end of the level below: to its last node.
         let node = (level.start + at).min(level.last);
-        let not_above: usize = self.nodes[node]
-            .0
-            .iter()
-            .map(|key| usize::from(*key <= addr))
-            .sum();
-        (node - level.start) * B + not_above.saturating_sub(1)
+        // Counted in 32 bits: as wide as the keys of IPv4, so that four of them are counted at once.
+        let keys = self.nodes[node].0.iter();
+        let not_above: u32 = keys.map(|key| u32::from(*key <= addr)).sum();
+        (node - level.start) * B + not_above.saturating_sub(1) as usize
     }
 
     #[inline]

@@ -4,11 +4,11 @@
 //! changes, neither the replay window nor the peer's endpoint nor a timer.
 
 use arrayvec::ArrayVec;
-use patronus_crypto::PeerId;
 use patronus_crypto::aead::Job;
 use patronus_crypto::keypair::Reject;
 use patronus_crypto::messages::{self, DATA_MIN, DataHeader, HEADER, Kind, TAG};
 use patronus_crypto::timers::Wake;
+use patronus_crypto::{PeerId, Time};
 use patronus_io::ip::{self, ECN_MASK, Malformed, Packet};
 use patronus_mem::{BURST_MAX, Burst, PktBuf};
 
@@ -23,6 +23,20 @@ struct Claim {
     peer: PeerId,
     index: u32,
     counter: u64,
+}
+
+/// Datagrams, and for each its claim.
+#[derive(Default)]
+struct Claimed {
+    packets: Burst,
+    claims: ArrayVec<Claim, BURST_MAX>,
+}
+
+impl Claimed {
+    fn push(&mut self, packet: PktBuf, claim: Claim) {
+        self.packets.push(packet);
+        self.claims.push(claim);
+    }
 }
 
 /// What a datagram is, by its header alone.
@@ -53,19 +67,25 @@ impl Wg {
     ) {
         debug_assert!(inner.is_empty());
         let (lap, packets) = (Lap::start(), wire.len());
-        let mut claimed = Burst::new();
-        let mut claims = ArrayVec::<Claim, BURST_MAX>::new();
+        let mut ours = Claimed::default();
         for packet in wire.drain(..) {
             match self.examine(cx, packet.data()) {
                 Verdict::Open(claim) => {
-                    claimed.push(packet);
-                    claims.push(claim);
+                    self.prefetch_slot(claim.peer);
+                    ours.push(packet, claim);
                 }
                 Verdict::HandOff(worker) => cx.crew.hand_over(worker, packet, Handing::Decap),
                 Verdict::Handshake => pass_to_slow_path(cx, packet),
                 Verdict::Drop(reason) => cx.discard(reason, packet),
             }
         }
+        for slot in ours.claims.iter().filter_map(|claim| self.slot(claim.peer)) {
+            slot.prefetch_session();
+        }
+        let Claimed {
+            packets: mut claimed,
+            claims,
+        } = self.check(cx, ours);
         let good = self.open(&mut claimed, &claims);
         self.accept(cx, claimed, &claims, &good, inner, confirmed);
         cx.stats.burst(Stage::Decap, packets, lap);
@@ -91,14 +111,31 @@ impl Wg {
         if let Some(other) = cx.crew.other_owner(peer) {
             return Verdict::HandOff(other);
         }
-        let Some(keypair) = self.slot(peer).and_then(|s| s.keypairs.get(index)) else {
-            return Verdict::Drop(DropReason::DecapUnknownIndex);
-        };
-        match keypair.may_receive(counter, cx.now) {
-            Ok(()) => Verdict::Open(Claim { peer, index, counter }),
-            Err(Reject::Expired | Reject::CounterLimit) => Verdict::Drop(DropReason::DecapExpired),
-            Err(Reject::Replayed) => Verdict::Drop(DropReason::DecapReplay),
+        Verdict::Open(Claim { peer, index, counter })
+    }
+
+    /// Leaves those whose sessions are there and may receive these counters; changes nothing else.
+    fn check(&self, cx: &mut Context<'_>, mut all: Claimed) -> Claimed {
+        let mut good = Claimed::default();
+        for (packet, claim) in all.packets.drain(..).zip(all.claims) {
+            match self.may_receive(cx.now, &claim) {
+                Ok(()) => good.push(packet, claim),
+                Err(reason) => cx.discard(reason, packet),
+            }
         }
+        good
+    }
+
+    fn may_receive(&self, now: Time, claim: &Claim) -> Result<(), DropReason> {
+        let keypair = self.slot(claim.peer).and_then(|s| s.keypairs.get(claim.index));
+        let keypair = keypair.ok_or(DropReason::DecapUnknownIndex)?;
+        keypair.prefetch_receive(claim.counter);
+        keypair
+            .may_receive(claim.counter, now)
+            .map_err(|reject| match reject {
+                Reject::Expired | Reject::CounterLimit => DropReason::DecapExpired,
+                Reject::Replayed => DropReason::DecapReplay,
+            })
     }
 
     /// One call of the AEAD for the whole burst: which packets are authentic. A bad one holds no plaintext.

@@ -34,7 +34,10 @@ impl Wg {
         for packet in inner.drain(..) {
             match self.route(&packet) {
                 Ok(peer) => match self.bind(cx, &packet, peer) {
-                    Ok(session) => bound.push(packet, session),
+                    Ok(session) => {
+                        self.prefetch_slot(session);
+                        bound.push(packet, session);
+                    }
                     Err(worker) => cx.crew.hand_over(worker, packet, Handing::Encap),
                 },
                 Err(reason) => self.refuse(cx, reason, packet),
@@ -48,7 +51,10 @@ impl Wg {
         let mut ours = Bound::default();
         for (packet, peer) in bound.packets.drain(..).zip(bound.peers.drain(..)) {
             match self.bind(cx, &packet, peer) {
-                Ok(session) => ours.push(packet, session),
+                Ok(session) => {
+                    self.prefetch_slot(session);
+                    ours.push(packet, session);
+                }
                 Err(worker) => cx.crew.hand_over(worker, packet, Handing::Seal(peer)),
             }
         }
@@ -232,6 +238,7 @@ impl Wg {
         if header.dst() == endpoint.ip() && slot.is_own_datagram(&header, endpoint.port()) {
             return Err(DropReason::EncapLoop);
         }
+        slot.prefetch_session();
         Ok(header.tos() & ECN_MASK)
     }
 
@@ -239,7 +246,9 @@ impl Wg {
     /// one would overtake them.
     fn grant(&mut self, now: Time, peer: PeerId) -> Option<Grant> {
         let slot = self.slot_mut(peer).filter(|slot| slot.staged() == 0)?;
-        let counter = slot.keypairs.current_mut()?.next_counter(now)?;
+        let keypair = slot.keypairs.current_mut()?;
+        let counter = keypair.next_counter(now)?;
+        keypair.prefetch_send();
         Some(Grant { peer, counter })
     }
 

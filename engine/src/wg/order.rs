@@ -25,23 +25,35 @@ impl Likeness {
         debug_assert!(padded_len < 1 << 24);
         Likeness(u64::from(peer.0) << 32 | (padded_len as u64) << 8 | u64::from(ecn))
     }
+
+    /// The lower eight bits of the peer's number.
+    fn peer(self) -> usize {
+        (self.0 >> 32) as usize & 0xff
+    }
 }
 
 /// Positions of packets in the burst, in the order in which they are to leave.
 pub(super) type Order = ArrayVec<u8, BURST_MAX>;
 
-/// Rows of like packets, as few as the order within each flow allows. `flow(i)` is asked only if packets differ; `None`: packet
+/// Rows of like packets, as few as the order within each flow allows; all packets of a flow go to one peer. `flow(i)` is asked only if packets differ; `None`: packet
 /// `i` keeps its place.
 pub(super) fn arrange(packets: &[Likeness], mut flow: impl FnMut(usize) -> Option<Flow>) -> Order {
     let as_they_came = || (0..packets.len() as u8).collect();
     if packets.windows(2).all(|pair| pair[0] == pair[1]) {
         return as_they_came();
     }
+    let lone = Lone::among(packets);
     let mut rows = ArrayVec::<Likeness, BURST_MAX>::new();
     let mut row_of = ArrayVec::<u8, BURST_MAX>::new();
     // The row that the newest packet of each flow is in, and the one behind which nothing may go forward any more.
     let (mut newest, mut barrier) = ([0; 1 << FLOW_BITS], 0);
     for (i, likeness) in packets.iter().enumerate() {
+        // The only one to its peer: like no other, and of a flow of its own.
+        if lone.has(*likeness) {
+            row_of.push(rows.len() as u8);
+            rows.push(*likeness);
+            continue;
+        }
         let flow = flow(i);
         let from = flow.map_or(rows.len(), |flow| barrier.max(newest[usize::from(flow.0)]));
         let found = rows[from..].iter().take(REACH).position(|row| row == likeness);
@@ -59,6 +71,21 @@ pub(super) fn arrange(packets: &[Likeness], mut flow: impl FnMut(usize) -> Optio
         return as_they_came();
     }
     by_row(&row_of, rows.len())
+}
+
+/// Which peers have one packet in a burst, as far as eight bits of their numbers tell.
+struct Lone([u8; 256]);
+
+impl Lone {
+    fn among(packets: &[Likeness]) -> Lone {
+        let mut counts = [0; 256];
+        packets.iter().for_each(|packet| counts[packet.peer()] += 1);
+        Lone(counts)
+    }
+
+    fn has(&self, packet: Likeness) -> bool {
+        self.0[packet.peer()] == 1
+    }
 }
 
 /// A counting sort: the packets of row 0, in the order of their arrival, then those of row 1, and so on. There are fewer rows than packets.

@@ -11,7 +11,7 @@ use patronus_crypto::messages::{self, DataHeader, Kind};
 use patronus_crypto::timers::Traffic;
 use patronus_crypto::{Duration, PeerId, Time};
 use patronus_io::ip::{PROTO_UDP, Packet, UDP_HEADER};
-use patronus_mem::{Outer, PktBuf};
+use patronus_mem::{Outer, PktBuf, prefetch};
 
 /// Packets of one peer that may wait for a session; when another comes, the oldest goes (as in Linux).
 pub const STAGED_MAX: usize = 128;
@@ -32,7 +32,7 @@ pub enum Role {
 }
 
 /// A peer, as its worker sees it. Two cache lines: with a thousand peers, each packet waits for every line of another one.
-#[repr(align(64))]
+#[repr(C, align(64))]
 pub struct PeerSlot {
     /// Which peer.
     pub id: PeerId,
@@ -83,6 +83,22 @@ impl PeerSlot {
             ifindex,
             ..PeerSlot::new(id, traffic, endpoint)
         }
+    }
+
+    /// Asks for both lines, before they are looked at.
+    #[inline]
+    pub fn prefetch(&self) {
+        prefetch(&self.id);
+        prefetch(&self.asked);
+    }
+
+    /// The same for what the slot leads to.
+    #[inline]
+    pub fn prefetch_session(&self) {
+        if let Some(session) = self.keypairs.current() {
+            session.prefetch();
+        }
+        prefetch(&*self.traffic);
     }
 
     /// The peer whose allowed-ips hold here.
