@@ -10,7 +10,7 @@ use toml::Spanned;
 
 use crate::error::{Error, nearest};
 use crate::matching::{OneOrMore, Via};
-use crate::schema::{Action, Config, Lan, Policy, PortKind};
+use crate::schema::{Action, Config, Lan, Policy};
 use crate::value::Network;
 
 /// Seconds between keepalives at most: 16 bits, as everywhere with WireGuard.
@@ -79,17 +79,18 @@ fn check_lans(text: &str, config: &Config) -> Result<(), Error> {
     once(text, links.chain(lans), "another link or LAN has this interface")?;
     let networks = config.lans.iter().flat_map(|lan| &lan.networks);
     once(text, networks, "this network stands here twice")?;
-    let mut tuns = config.lans.iter().filter(|lan| !is_ethernet(lan));
+    let mut tuns = config.lans.iter().filter(|lan| !lan.is_ethernet());
     if let (Some(_), Some(second)) = (tuns.next(), tuns.next()) {
         let said = "there is one TUN, and another LAN is it already";
-        return Err(Error::at(text, second.port.span(), said));
+        return Err(Error::at(text, second.name.span(), said));
     }
     let own = config.engine.interface.as_str();
     for lan in &config.lans {
-        match (is_ethernet(lan), &lan.interface) {
+        match (lan.is_ethernet(), &lan.interface) {
             (true, None) => {
-                let said = "a LAN with this port needs to know its `interface`";
-                return Err(Error::at(text, lan.port.span(), said));
+                let said = "an Ethernet LAN needs to know its `interface`";
+                let at = lan.port.as_ref().map_or(lan.name.span(), Spanned::span);
+                return Err(Error::at(text, at, said).with_hint("`port = \"tun\"` is the host"));
             }
             (true, Some(name)) if name.get_ref().as_str() == own => {
                 let said = "this is the name of the engine's TUN";
@@ -106,7 +107,7 @@ fn check_lans(text: &str, config: &Config) -> Result<(), Error> {
     match config
         .lans
         .iter()
-        .filter(|lan| is_ethernet(lan))
+        .filter(|lan| lan.is_ethernet())
         .nth(LANS_MAX - 1)
     {
         Some(lan) => {
@@ -121,16 +122,12 @@ fn check_neighbours(text: &str, lan: &Lan) -> Result<(), Error> {
     let addresses = lan.neighbours.iter().map(|neighbour| &neighbour.address);
     once(text, addresses, "another neighbour has this address")?;
     match lan.neighbours.first() {
-        Some(first) if !is_ethernet(lan) => {
+        Some(first) if !lan.is_ethernet() => {
             let said = "neighbours are on Ethernet, and this LAN is the TUN";
             Err(Error::at(text, first.address.span(), said))
         }
         _ => Ok(()),
     }
-}
-
-fn is_ethernet(lan: &Lan) -> bool {
-    *lan.port.get_ref() != PortKind::Tun
 }
 
 fn check_peers(text: &str, config: &Config) -> Result<(), Error> {
@@ -214,7 +211,7 @@ struct Names<'a> {
 
 impl<'a> Names<'a> {
     fn of(config: &'a Config) -> Names<'a> {
-        let (ethernet, tun): (Vec<&Lan>, Vec<&Lan>) = config.lans.iter().partition(|lan| is_ethernet(lan));
+        let (ethernet, tun): (Vec<&Lan>, Vec<&Lan>) = config.lans.iter().partition(|lan| lan.is_ethernet());
         let host = tun.first().map_or(HOST, |lan| lan.name.get_ref().as_str());
         let peers = config.peers.iter().filter_map(|peer| peer.name.as_ref());
         let mut named: Vec<&str> = peers.map(|name| name.get_ref().as_str()).collect();

@@ -27,7 +27,7 @@ pub use check::{AEADS, HOST};
 pub use error::Error;
 pub use number::Number;
 pub use schema::{
-    Action, Config, Engine, Lan, Link, Neighbour, Peer, Policy, PortKind, Route, Site, Workers,
+    Action, Config, Engine, Lan, Link, LinkPort, Neighbour, Peer, Policy, PortKind, Route, Site, Workers,
 };
 
 /// Bytes of a file at most.

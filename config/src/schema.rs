@@ -100,6 +100,17 @@ impl Default for Engine {
     }
 }
 
+/// How a link's datagrams are taken and given.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LinkPort {
+    /// UDP sockets.
+    #[default]
+    Udp,
+    /// The interface's queues, past the kernel's network stack, and UDP sockets for the rest.
+    AfXdp,
+}
+
 /// One WAN attachment of the site.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -108,6 +119,9 @@ pub struct Link {
     pub id: Spanned<LinkId>,
     /// The network interface that it is.
     pub interface: Spanned<InterfaceName>,
+    /// How its datagrams are taken and given.
+    #[serde(default)]
+    pub port: LinkPort,
     /// Paths to remotes lead between links of the same group.
     #[serde(default)]
     pub group: Number<0, 255>,
@@ -151,6 +165,8 @@ pub enum PortKind {
     Tun,
     /// An Ethernet interface, past the kernel's network stack.
     AfXdp,
+    /// An Ethernet interface, through packet sockets.
+    AfPacket,
 }
 
 /// Something on the inside.
@@ -159,8 +175,8 @@ pub enum PortKind {
 pub struct Lan {
     /// What routes and messages call it.
     pub name: Spanned<Name>,
-    /// How its packets are taken and given.
-    pub port: Spanned<PortKind>,
+    /// How its packets are taken and given. None: `af_xdp` where that can be had, else `af_packet`.
+    pub port: Option<Spanned<PortKind>>,
     /// The Ethernet interface that it is. The TUN's is the engine's.
     pub interface: Option<Spanned<InterfaceName>>,
     /// The networks that are there.
@@ -228,14 +244,20 @@ pub struct Policy {
     pub via: Option<Spanned<OneOrMore<Via>>>,
 }
 
+impl Lan {
+    /// Whether it is an Ethernet interface; otherwise it is the TUN.
+    pub fn is_ethernet(&self) -> bool {
+        self.port.as_ref().map(Spanned::get_ref) != Some(&PortKind::Tun)
+    }
+}
+
 impl Config {
     /// Whether there is anything to route by, so that workers need a router.
     pub fn routes_packets(&self) -> bool {
-        let ethernet = |lan: &Lan| *lan.port.get_ref() != PortKind::Tun;
         let lan_networks = self
             .lans
             .iter()
-            .any(|lan| ethernet(lan) || !lan.networks.is_empty());
+            .any(|lan| lan.is_ethernet() || !lan.networks.is_empty());
         lan_networks || !self.routes.is_empty() || !self.policies.is_empty()
     }
 

@@ -255,13 +255,18 @@ fn routes_and_policies_name_what_there_is() {
         ),
         (
             "[[lan]]\nname = 'b'\nport = 'af_xdp'",
-            "13:8: a LAN with this port needs to know its `interface`",
-            "",
+            "13:8: an Ethernet LAN needs to know its `interface`",
+            "`port = \"tun\"` is the host",
         ),
         (
             "[[lan]]\nname = 'b'\nport = 'af_xpd'",
             "13:8: unknown word `af_xpd`",
             "did you mean `af_xdp`?",
+        ),
+        (
+            "[[lan]]\nname = 'b'",
+            "12:8: an Ethernet LAN needs to know its `interface`",
+            "`port = \"tun\"` is the host",
         ),
         (
             "[[lan]]\nname = 'b'\nport = 'af_xdp'\ninterface = 'eth1'",

@@ -1,7 +1,7 @@
 //! What workers and the slow path say to each other, and how one wakes the other.
 //!
-//! Four bounded queues and nothing else is shared: commands to each worker; notices, handshake messages and control messages to the
-//! slow path. (What workers share with each other is in [`crew`](crate::crew).) A worker never waits on any of them. The slow path may: what finds a command queue full stays with the
+//! Five bounded queues and nothing else is shared: commands to each worker; notices, handshake messages, control messages and questions
+//! for neighbours to the slow path. (What workers share with each other is in [`crew`](crate::crew).) A worker never waits on any of them. The slow path may: what finds a command queue full stays with the
 //! slow path, in order, until there is room.
 
 use std::sync::Arc;
@@ -17,6 +17,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use crate::allowedips::AllowedIps;
+use crate::neighbour::Place;
 use crate::remote::message;
 use crate::wg::PeerSlot;
 
@@ -35,6 +36,9 @@ pub const COMMAND_QUEUE: usize = 4096;
 
 /// Control messages that may wait for the slow path. They are repeated until they are acknowledged.
 pub const CONTROL_QUEUE: usize = 1024;
+
+/// Neighbours that may wait to be asked for. Who found it full is asked for by the next packet.
+pub const NEIGHBOUR_QUEUE: usize = 1024;
 
 /// The longest handshake message, an initiation.
 pub const HANDSHAKE_MAX: usize = 148;
@@ -97,6 +101,8 @@ pub enum Command {
     Wan(usize, Option<WanPort>),
     /// The TUN's MTU.
     Mtu(usize),
+    /// More is known of neighbours: packets may wait for that.
+    Neighbours,
     /// End the thread.
     Stop,
 }
@@ -196,6 +202,8 @@ pub struct ToSlowPath {
     pub handshakes: ArrayQueue<HandshakeMessage>,
     /// Control messages, dropped when full.
     pub controls: ArrayQueue<ControlMessage>,
+    /// Neighbours that packets wait for, dropped when full.
+    pub neighbours: ArrayQueue<Place>,
     /// Notices, never dropped.
     pub notices: ArrayQueue<Notice>,
     /// Wakes the slow path.
@@ -208,6 +216,7 @@ impl ToSlowPath {
         Ok(ToSlowPath {
             handshakes: ArrayQueue::new(HANDSHAKE_QUEUE),
             controls: ArrayQueue::new(CONTROL_QUEUE),
+            neighbours: ArrayQueue::new(NEIGHBOUR_QUEUE),
             notices: ArrayQueue::new(NOTICE_QUEUE + workers * NOTICES_PER_STEP),
             waker: Waker::new()?,
         })
@@ -215,7 +224,8 @@ impl ToSlowPath {
 
     /// Whether there is nothing in it.
     pub fn is_empty(&self) -> bool {
-        self.notices.is_empty() && self.handshakes.is_empty() && self.controls.is_empty()
+        let asked = self.handshakes.is_empty() && self.controls.is_empty() && self.neighbours.is_empty();
+        asked && self.notices.is_empty()
     }
 
     /// Whether the notices of a worker's next step are sure to fit, whatever the others do meanwhile: behind

@@ -1,5 +1,7 @@
 //! The real clocks and the kernel's random generator, for the binary; a simulator brings its own.
 
+use std::time::Instant;
+
 use patronus_crypto::{Now, Random, Time, WallClock};
 use rustix::rand::{GetRandomFlags, getrandom};
 use rustix::time::{ClockId, clock_gettime};
@@ -34,6 +36,11 @@ impl Clock for SystemClock {
             wall,
         }
     }
+}
+
+/// The present, for what takes the standard library's time.
+pub fn instant() -> Instant {
+    Instant::now()
 }
 
 /// `getrandom(2)`.

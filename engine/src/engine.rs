@@ -23,16 +23,17 @@ use crate::channel::ToSlowPath;
 use crate::clock::{Clock, SystemClock, SystemRandom};
 use crate::crew::Crew;
 use crate::flow::HashKeys;
-use crate::lans::{self, EthernetLan, LanError};
+use crate::lans::{EthernetConfig, EthernetLan, LanError, Opener};
 use crate::log::{Level, Log};
 use crate::plan::{Builder, Frame, Lan};
 use crate::reader::Reader;
 use crate::route::Router;
 use crate::sandbox::{self, SandboxError};
-use crate::site::Site;
-use crate::slowpath::{self, SlowPath, Workers, peer_numbers};
+use crate::site::{Own, Site};
+use crate::slowpath::{self, LanWatch, Neighbourhood, SlowPath, Workers, peer_numbers};
 use crate::stats::WorkerStats;
 use crate::uapi::UapiServer;
+use crate::wans::{self, XdpLink};
 use crate::wg::{JUMBO_SHARE, Wg};
 use crate::worker::{IdleLadder, LanPort, PORTS_MAX, Parts, Worker};
 
@@ -61,6 +62,8 @@ pub struct Config {
     pub spin: Duration,
     /// Interfaces of the WAN links, at most [`PORTS_MAX`]; none: wherever the host's routes lead.
     pub links: Vec<String>,
+    /// Those of `links` whose datagrams pass by the kernel's network stack (AF_XDP), if that can be had.
+    pub af_xdp: Vec<String>,
     /// Peers that there may be.
     pub max_peers: usize,
     /// The AEAD backend's name; none: the default.
@@ -71,8 +74,10 @@ pub struct Config {
     pub uapi_dir: PathBuf,
     /// Segmentation and checksum offload in the ports.
     pub offload: bool,
-    /// Interfaces of the Ethernet LANs.
-    pub ethernet: Vec<String>,
+    /// Segmentation offload in the UDP sockets, where `offload` is.
+    pub wan_offload: bool,
+    /// The Ethernet LANs.
+    pub ethernet: Vec<EthernetConfig>,
     /// Whether workers have a router, and of what size.
     pub router: Option<RouterConfig>,
     /// Whether some peers are sites of our own.
@@ -173,11 +178,13 @@ pub fn check(site: &Site) -> Result<(), StartError> {
         cores: Vec::new(),
         spin: Duration::ZERO,
         links: Vec::new(),
+        af_xdp: Vec::new(),
         max_peers: 0,
         aead: None,
         timer_divisor: 1,
         uapi_dir: PathBuf::new(),
         offload: true,
+        wan_offload: true,
         ethernet: Vec::new(),
         router: None,
         remotes: false,
@@ -202,7 +209,9 @@ pub fn check(site: &Site) -> Result<(), StartError> {
         Builder::new(frame, DEFAULT_MTU as u16).map_err(system("reserve memory for routes"))?;
     let wanted = site
         .rules()
-        .wanted(site.allowed_ips(|_| PeerId(0)), &[], |_| Some(PeerId(0)));
+        .wanted(site.allowed_ips(|_| PeerId(0)), &Own::default(), |_| {
+            Some(PeerId(0))
+        });
     builder
         .check(&wanted)
         .map_err(|error| StartError::Site(error.to_string()))
@@ -227,6 +236,8 @@ struct Means {
     uapi: UapiServer,
     arena: &'static Arena,
     ethernet: Vec<EthernetLan>,
+    /// Links by AF_XDP and their places.
+    wans: Vec<(usize, XdpLink)>,
     null: OwnedFd,
 }
 
@@ -236,22 +247,40 @@ fn acquire(config: &Config) -> Result<Means, StartError> {
     let uapi = UapiServer::bind(&config.uapi_dir, tun.name())
         .map_err(|e| StartError::Uapi(config.uapi_dir.join(format!("{}.sock", config.name)), e))?;
     let arena = Arena::new(&ArenaConfig {
-        frames: FRAMES,
+        frames: FRAMES + wans::FRAMES * config.workers * config.af_xdp.len(),
         jumbo_frames: JUMBO_FRAMES,
     });
     let arena = arena.map_err(system("reserve memory for packets"))?;
+    config.log.verbose(format_args!(
+        "packets are in {}",
+        match arena.is_huge() {
+            true => "reserved huge pages",
+            false => "ordinary memory: the machine has no reserved huge pages to spare (vm.nr_hugepages)",
+        }
+    ));
     let routes = RouteQuery::new().map_err(system("ask for routes"))?;
-    let wanted = config.router.is_some() || config.remotes;
+    let wanted = config.router.is_some() || config.remotes || !config.af_xdp.is_empty();
     let addresses = wanted.then(Addresses::new).transpose();
     let addresses = addresses.map_err(system("ask for addresses"))?;
     // Without a router there is no Ethernet LAN either.
-    let lans = config.ethernet.iter().zip(std::iter::repeat(addresses.as_ref()));
-    let ethernet = lans
-        .filter_map(|(name, addresses)| Some(lans::open(name, config.workers, &routes, addresses?, arena)));
+    let opener = addresses.as_ref().map(|addresses| Opener {
+        workers: config.workers,
+        routes: &routes,
+        addresses,
+        arena,
+        log: &config.log,
+    });
+    let lans = config.ethernet.iter().zip(std::iter::repeat(opener.as_ref()));
+    let ethernet = lans.filter_map(|(lan, opener)| Some(opener?.open(lan)));
     let ethernet = ethernet.collect::<Result<_, _>>().map_err(StartError::Lan)?;
+    let wans = addresses
+        .iter()
+        .flat_map(|addresses| open_wans(config, &routes, addresses, arena));
+    let wans = wans.collect();
     Ok(Means {
         signals,
         ethernet,
+        wans,
         mtu: tun.mtu().map_err(system("read the MTU"))? as usize,
         watch: LinkWatch::new(tun.ifindex()).map_err(system("watch interfaces"))?,
         routes,
@@ -262,6 +291,29 @@ fn acquire(config: &Config) -> Result<Means, StartError> {
         arena,
         null: open_null().map_err(system("open /dev/null"))?,
     })
+}
+
+/// The links that can have AF_XDP, and their places. The others work by their UDP sockets.
+fn open_wans(
+    config: &Config,
+    routes: &RouteQuery,
+    addresses: &Addresses,
+    arena: &'static Arena,
+) -> Vec<(usize, XdpLink)> {
+    let links = config.links.iter().enumerate();
+    let asked = links.filter(|(_, name)| config.af_xdp.contains(name));
+    asked
+        .filter_map(|(at, name)| {
+            let opened = wans::open(name, config.workers, routes, addresses, arena);
+            opened
+                .map(|link| (at, link))
+                .map_err(|why| {
+                    let said = format_args!("link {name} works by its UDP socket, not by AF_XDP: {why}");
+                    config.log.error(said);
+                })
+                .ok()
+        })
+        .collect()
 }
 
 /// Starts the workers and puts the slow path together.
@@ -280,7 +332,7 @@ fn launch(
     let inbox = Arc::new(inbox);
     let crews = Crew::assemble(config.workers).map_err(system("make a wake-up descriptor"))?;
     let inboxes = crews[0].inboxes().to_vec();
-    let uplinks = slowpath::uplinks(&config.links);
+    let uplinks = slowpath::uplinks(&config.links, std::mem::take(&mut means.wans));
     let (mut threads, mut stats, mut ports) = (Vec::new(), Vec::new(), Vec::new());
     for (crew, tun) in crews.into_iter().zip(means.tun_ports) {
         let me = crew.me();
@@ -294,10 +346,7 @@ fn launch(
         for lan in &mut means.ethernet {
             let port = lan.ports.remove(0);
             ports.push((format!("{}.queue{me}", lan.name), Arc::clone(port.counters())));
-            lans.push(LanPort {
-                port: Box::new(port),
-                ethernet: true,
-            });
+            lans.push(LanPort { port, ethernet: true });
         }
         let worker = Worker::new(Parts {
             wg: Wg::new(aead, peer_numbers(config.max_peers), means.mtu, staged_limit),
@@ -314,6 +363,11 @@ fn launch(
         let core = config.cores.iter().cycle().nth(me).copied();
         threads.push(spawn(worker, me, core).map_err(system("start a worker"))?);
     }
+    let neighbourhood = (!means.ethernet.is_empty()).then(|| {
+        let interfaces = means.ethernet.iter().map(|lan| Some(lan.ifindex));
+        Neighbourhood::new(std::iter::once(None).chain(interfaces).collect())
+    });
+    let neighbourhood = neighbourhood.transpose().map_err(system("ask for neighbours"))?;
     let mut random = SystemRandom;
     let limits = Limits {
         max_peers: peer_numbers(config.max_peers) as u32,
@@ -341,14 +395,20 @@ fn launch(
             workers: config.workers,
             fwmark: 0,
             buffer_bytes: SOCKET_BUFFER,
-            offload: config.offload,
+            offload: config.offload && config.wan_offload,
         },
         null: means.null,
         uplinks,
         builder,
         addresses: means.addresses,
+        neighbourhood,
+        lans: means
+            .ethernet
+            .iter()
+            .map(|lan| LanWatch::new(lan.name.clone(), lan.ifindex))
+            .collect(),
         reader,
-        programs: means.ethernet.into_iter().map(|lan| lan.program).collect(),
+        guards: means.ethernet.into_iter().map(|lan| lan.guard).collect(),
     }))
 }
 

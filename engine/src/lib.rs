@@ -36,7 +36,7 @@
 //!
 //! * [`worker`]: the loop of a pinned or floating thread, and how it sleeps; [`courtesy`]: whom it may interrupt when it wakes.
 //! * [`wg`], [`route`], [`ethernet`]: the stages between the ports, on whole bursts.
-//! * [`flow`], [`classify`], [`fib`], [`snapshot`]: what a router looks at.
+//! * [`flow`], [`classify`], [`fib`], [`snapshot`], [`neighbour`]: what a router looks at.
 //! * [`remote`]: sites of our own, and which lanes there are towards them.
 //! * [`slowpath`]: the one other thread; [`slowpath::core`]: the part of it that needs no system, which the simulator runs too.
 //! * [`channel`]: what workers and the slow path say to each other; [`crew`]: what workers hand to each other.
@@ -60,6 +60,7 @@ pub mod flow;
 pub mod icmp;
 pub mod lans;
 pub mod log;
+pub mod neighbour;
 pub mod plan;
 pub mod reader;
 pub mod remote;
@@ -70,5 +71,6 @@ pub mod slowpath;
 pub mod snapshot;
 pub mod stats;
 pub mod uapi;
+pub mod wans;
 pub mod wg;
 pub mod worker;

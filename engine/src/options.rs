@@ -27,11 +27,12 @@ patronus-engine --stats NAME    print the counters of a running engine
       --workers N         packet threads, 1 to 64 (default 1)
       --cores LIST        pin the workers to these cores, such as 1,2 (default: not pinned)
       --link INTERFACE    send and receive by this interface's own default route; once for each WAN link (default:
-                          wherever the host's routes lead)
+                          wherever the host's routes lead). INTERFACE,af_xdp: past the kernel's network stack
       --spin MICROSECONDS look for packets this long before going to sleep (default 0); lowers the round-trip
                           time of a quiet tunnel, costs the CPU time of as much waiting; try 3000
       --aead NAME         cryptography backend: aws-lc (default) or rustcrypto
       --no-offload        neither segmentation nor checksum offload
+      --no-wan-offload    no segmentation offload on the UDP sockets
       --version           print the version
   -h, --help              print this
 
@@ -76,7 +77,10 @@ pub fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Action, String
     // The first option that says what stands in a file, if there is one.
     let mut in_file = None;
     while let Some(argument) = parser.next().map_err(|e| e.to_string())? {
-        if let Long(option @ ("workers" | "spin" | "cores" | "link" | "aead" | "no-offload")) = &argument {
+        if let Long(
+            option @ ("workers" | "spin" | "cores" | "link" | "aead" | "no-offload" | "no-wan-offload"),
+        ) = &argument
+        {
             in_file.get_or_insert_with(|| format!("--{option}"));
         }
         match argument {
@@ -93,9 +97,10 @@ pub fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Action, String
                 config.spin = Duration::from_micros(number(&mut parser, "--spin", 0, 1_000_000)? as u64)
             }
             Long("cores") => config.cores = cores(&mut parser)?,
-            Long("link") => config.links.push(interface(&mut parser)?),
+            Long("link") => link(&mut parser, &mut config)?,
             Long("aead") => config.aead = Some(text(&mut parser)?),
             Long("no-offload") => config.offload = false,
+            Long("no-wan-offload") => config.wan_offload = false,
             // Not in the help: for the background process, and for tests.
             Long("announce") => announce = true,
             Long("test-timer-divisor") => {
@@ -174,12 +179,14 @@ fn defaults() -> Config {
         workers: 1,
         cores: Vec::new(),
         links: Vec::new(),
+        af_xdp: Vec::new(),
         spin: Duration::ZERO,
         max_peers: MAX_PEERS,
         aead: None,
         timer_divisor: 1,
         uapi_dir: UAPI_DIR.into(),
         offload: true,
+        wan_offload: true,
         ethernet: Vec::new(),
         router: None,
         remotes: false,
@@ -202,13 +209,26 @@ fn text(parser: &mut lexopt::Parser) -> Result<String, String> {
         .map_err(|v| format!("`{}` is not text", v.display()))
 }
 
-fn interface(parser: &mut lexopt::Parser) -> Result<String, String> {
-    let name = text(parser)?;
+/// A link, by AF_XDP if it says so.
+fn link(parser: &mut lexopt::Parser, config: &mut Config) -> Result<(), String> {
+    let value = text(parser)?;
+    let name = match value.strip_suffix(",af_xdp") {
+        None => interface(&value)?,
+        Some(name) => {
+            config.af_xdp.push(name.to_owned());
+            interface(name)?
+        }
+    };
+    config.links.push(name);
+    Ok(())
+}
+
+fn interface(name: &str) -> Result<String, String> {
     let fits = (1..=15).contains(&name.len()) && !name.contains(|c: char| c == '/' || c.is_whitespace());
     match fits {
-        true => Ok(name),
+        true => Ok(name.to_owned()),
         false => Err(format!(
-            "--link takes an interface's name, 1 to 15 characters such as eth0, not `{name}`"
+            "--link takes an interface's name, 1 to 15 characters such as eth0, and `,af_xdp` behind it if that is wanted, not `{name}`"
         )),
     }
 }

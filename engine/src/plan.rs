@@ -16,7 +16,7 @@
 //! Belongs to the slow path, which is the one publisher and the one writer. It never waits: [`Builder::advance`] takes the next step once it
 //! may be taken.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::fmt;
 use std::io;
 use std::net::IpAddr;
@@ -30,6 +30,7 @@ use crate::classify::Match;
 use crate::crew::HANDOFF_MAX;
 use crate::fib::{FibWriterV4, FibWriterV6, Group, Limits};
 use crate::flow::HashKeys;
+use crate::neighbour::NeighbourTable;
 use crate::route::Rules;
 use crate::snapshot::{Action, Exit, GROUP_HOPS_MAX, Hop, MTU_MIN, Plan, PlanError, Policy, Snapshot};
 use crate::worker::HANDED_PER_TURN;
@@ -48,6 +49,8 @@ pub enum Via {
     Tunnel(PeerId),
     /// What is behind this LAN port; on Ethernet, the neighbour with this address.
     Lan(u16, Option<IpAddr>),
+    /// Through this Ethernet port to whom the packet is for, who is on the link.
+    Connected(u16),
     /// Nowhere.
     Discard,
 }
@@ -218,7 +221,15 @@ pub struct Builder {
     /// Next hops are others than the last snapshot's: an MTU or a neighbour has changed.
     hops_changed: bool,
     tunnel_mtu: u16,
+    /// Link addresses of the next hops.
     neighbours: HashMap<(u16, IpAddr), [u8; 6]>,
+    /// Those on connected networks.
+    table: Arc<NeighbourTable>,
+    table_changed: bool,
+    /// That has been published since somebody asked.
+    table_published: bool,
+    /// What was published last.
+    last: Snapshot,
     leaving: Vec<LeavingPeer>,
 }
 
@@ -249,7 +260,7 @@ impl Builder {
         };
         let snapshot = Snapshot::compile(&plan, frame.keys.clone())
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
-        let (publisher, published) = publish(&domain, Box::new(snapshot));
+        let (publisher, published) = publish(&domain, Box::new(snapshot.clone()));
         let rules = |reader: Reader| Rules {
             snapshot: Published::clone(&published),
             v4: Arc::clone(v4.fib()),
@@ -271,6 +282,10 @@ impl Builder {
             hops_changed: false,
             tunnel_mtu,
             neighbours: HashMap::new(),
+            table: Arc::default(),
+            table_changed: false,
+            table_published: false,
+            last: snapshot,
             leaving: Vec::new(),
         };
         Ok((builder, rules))
@@ -322,6 +337,10 @@ impl Builder {
                 Some(found) if found.mac.is_some() == neighbour.is_some() => Ok(()),
                 _ => Err(PlanError::NoLan(lan).into()),
             },
+            Via::Connected(lan) => match self.frame.lans.get(usize::from(lan)) {
+                Some(found) if found.mac.is_some() => Ok(()),
+                _ => Err(PlanError::NoLan(lan).into()),
+            },
             Via::Tunnel(_) | Via::Discard => Ok(()),
         }
     }
@@ -350,6 +369,37 @@ impl Builder {
         self.hops_changed |= before != mac;
     }
 
+    /// Who is on the connected networks from now on.
+    pub fn set_table(&mut self, table: NeighbourTable) {
+        self.table = Arc::new(table);
+        self.table_changed = true;
+    }
+
+    /// Whether workers see another table than at the last call.
+    pub fn take_table_published(&mut self) -> bool {
+        std::mem::take(&mut self.table_published)
+    }
+
+    /// The LAN port in this place is like this from now on. It is Ethernet if it was before.
+    pub fn set_lan(&mut self, lan: u16, now: Lan) {
+        let before = &mut self.frame.lans[usize::from(lan)];
+        debug_assert_eq!(before.mac.is_some(), now.mac.is_some());
+        self.hops_changed |= std::mem::replace(before, now) != now;
+    }
+
+    /// The neighbours that what is wanted names as next hops.
+    pub fn next_hops(&self) -> BTreeSet<(u16, IpAddr)> {
+        let coming = self.coming.as_ref().map(|(_, coming)| coming);
+        let wanted = self.next.as_ref().or(coming).unwrap_or(&self.present);
+        let policies = wanted.policies.iter().filter_map(over);
+        let vias = wanted.routes.values().chain(policies).flatten();
+        vias.filter_map(|via| match via {
+            Via::Lan(lan, Some(address)) => Some((*lan, *address)),
+            _ => None,
+        })
+        .collect()
+    }
+
     /// A worker has let go of this peer. Its number comes back from [`advance`](Builder::advance) once nobody can come across it.
     pub fn leave(&mut self, peer: PeerId) {
         self.leaving.push(LeavingPeer {
@@ -361,7 +411,8 @@ impl Builder {
 
     /// Whether something waits for workers, so that [`advance`](Builder::advance) has to be called again soon.
     pub fn is_busy(&self) -> bool {
-        let under_way = self.coming.is_some() || self.next.is_some() || self.hops_changed;
+        let under_way =
+            self.coming.is_some() || self.next.is_some() || self.hops_changed || self.table_changed;
         under_way || !self.numbers.leaving.is_empty() || !self.leaving.is_empty()
     }
 
@@ -379,6 +430,8 @@ impl Builder {
                 self.begin(wanted);
             } else if self.hops_changed {
                 self.publish();
+            } else if self.table_changed {
+                self.publish_table();
             }
         }
         self.released()
@@ -452,7 +505,14 @@ impl Builder {
         });
         let plan = self.plan(policies.collect());
         let snapshot = Snapshot::compile(&plan, self.frame.keys.clone());
-        let snapshot = snapshot.expect("checked: policies, groups and their next hops are right");
+        self.last = snapshot.expect("checked: policies, groups and their next hops are right");
+        self.publish_table();
+    }
+
+    /// Publishes the last snapshot with the present table.
+    fn publish_table(&mut self) {
+        self.table_published |= std::mem::take(&mut self.table_changed);
+        let snapshot = self.last.clone().with_neighbours(Arc::clone(&self.table));
         self.publisher.replace(&mut self.domain, Box::new(snapshot));
     }
 
@@ -477,7 +537,11 @@ impl Builder {
     /// The next hops of a group that can be used now.
     fn hops(&self, vias: &[Via]) -> Vec<Hop> {
         let usable: Vec<Hop> = vias.iter().filter_map(|via| self.hop(*via)).collect();
-        if usable.is_empty() { vec![NOWHERE] } else { usable }
+        if usable.is_empty() {
+            vec![UNREACHABLE]
+        } else {
+            usable
+        }
     }
 
     /// `None` while the neighbour's link address is not known.
@@ -491,6 +555,10 @@ impl Builder {
         match via {
             Via::Discard => Some(NOWHERE),
             Via::Tunnel(peer) => hop(Exit::Tunnel(peer), self.tunnel_mtu),
+            Via::Connected(lan) => {
+                let own = self.frame.lans[usize::from(lan)];
+                hop(Exit::Neighbour(lan, own.mac?), own.mtu)
+            }
             Via::Lan(lan, neighbour) => {
                 let own = self.frame.lans[usize::from(lan)];
                 let (Some(mac), Some(address)) = (own.mac, neighbour) else {
@@ -528,7 +596,13 @@ impl Builder {
     }
 }
 
-/// What a group without usable next hops has.
+/// What a group has whose next hops are all unknown.
+const UNREACHABLE: Hop = Hop {
+    exit: Exit::Unreachable,
+    mtu: 0,
+};
+
+/// What leads nowhere.
 const NOWHERE: Hop = Hop {
     exit: Exit::Discard,
     mtu: 0,

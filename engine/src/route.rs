@@ -11,6 +11,7 @@
 //! the worker's [`Reader`] and changed by somebody else at any time.
 
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use arrayvec::ArrayVec;
@@ -24,6 +25,7 @@ use crate::ethernet;
 use crate::fib::{FibV4, FibV6, Group};
 use crate::flow::{FlowTable, HashKeys};
 use crate::icmp::{Icmp, IcmpError};
+use crate::neighbour::{Addressed, Waiting};
 use crate::snapshot::{Action, Exit, Hop, Snapshot};
 use crate::stats::{DropReason, Lap, Stage};
 use crate::wg::Context;
@@ -124,6 +126,8 @@ pub struct Router {
     tended: u32,
     /// Errors about packets that could not be routed, to be routed themselves.
     pub icmp: Icmp,
+    /// Packets to neighbours that are being looked for.
+    waiting: Waiting,
 }
 
 /// The time in the flow table's units, of a little more than a millisecond.
@@ -147,6 +151,7 @@ impl Router {
             rules,
             tended: 0,
             icmp: Icmp::default(),
+            waiting: Waiting::default(),
         })
     }
 
@@ -195,8 +200,29 @@ impl Router {
         parse(cx, &self.flows, snapshot, inner, from, spread, &mut batch);
         judge(cx, &mut self.flows, snapshot, &mut batch);
         look_up(&self.rules, &mut batch);
-        dispatch(cx, &mut self.icmp, snapshot, &mut batch, from, exits);
+        let mut onward = Onward {
+            icmp: &mut self.icmp,
+            waiting: &mut self.waiting,
+            snapshot,
+            exits,
+        };
+        onward.dispatch(cx, &mut batch, from);
         cx.stats.burst(Stage::Route, packets, lap);
+    }
+
+    /// Sorts the packets that waited for a neighbour of whom more is known now into `exits`, which is empty.
+    pub fn release(&mut self, cx: &mut Context<'_>, exits: &mut Exits) {
+        let snapshot = self.rules.snapshot.get(&self.rules.reader);
+        let answered = self.waiting.answered(cx, snapshot.neighbours());
+        let mut onward = Onward {
+            icmp: &mut self.icmp,
+            waiting: &mut self.waiting,
+            snapshot,
+            exits,
+        };
+        for (lan, addressed) in answered {
+            onward.finish(cx, lan, addressed);
+        }
     }
 }
 
@@ -306,34 +332,69 @@ fn look_up(rules: &Rules, batch: &mut Batch) {
     }
 }
 
-fn dispatch(
-    cx: &mut Context<'_>,
-    icmp: &mut Icmp,
-    snapshot: &Snapshot,
-    batch: &mut Batch,
-    from: Ingress,
-    exits: &mut Exits,
-) {
-    for (at, mut packet) in batch.packets.drain(..).enumerate() {
-        let hop = batch.groups[at].and_then(|group| snapshot.hop(group, batch.hashes[at]));
-        let ready = match hop {
-            Some(hop) => forward(&mut packet, hop, from, batch.keys[at].is_ipv6()).map(|()| &hop.exit),
-            None => Err((DropReason::RouteNone, Some(IcmpError::NoRoute))),
-        };
-        match ready {
-            Ok(Exit::Tunnel(peer)) => exits.tunnels.push(packet, *peer),
-            Ok(Exit::Lan(lan, _)) => match exits.lans.get_mut(usize::from(*lan)) {
-                Some(burst) => burst.push(packet),
-                None => cx.discard(DropReason::LanGone, packet),
-            },
-            Ok(Exit::Discard) => cx.discard(DropReason::RouteDiscard, packet),
-            Err((reason, error)) => {
-                if let Some(error) = error {
-                    icmp.answer(cx, packet.data(), error);
+/// The last step, and what it needs.
+struct Onward<'a> {
+    icmp: &'a mut Icmp,
+    waiting: &'a mut Waiting,
+    snapshot: &'a Snapshot,
+    exits: &'a mut Exits,
+}
+
+impl Onward<'_> {
+    fn dispatch(&mut self, cx: &mut Context<'_>, batch: &mut Batch, from: Ingress) {
+        for (at, mut packet) in batch.packets.drain(..).enumerate() {
+            let key = &batch.keys[at];
+            let hop = batch.groups[at].and_then(|group| self.snapshot.hop(group, batch.hashes[at]));
+            let sent = match hop {
+                Some(hop) => forward(&mut packet, hop, from, key.is_ipv6()).map(|()| &hop.exit),
+                None => Err((DropReason::RouteNone, Some(IcmpError::NoRoute))),
+            };
+            match sent {
+                Ok(Exit::Tunnel(peer)) => self.exits.tunnels.push(packet, *peer),
+                Ok(Exit::Lan(lan, _)) => self.leave(cx, *lan, packet),
+                Ok(Exit::Neighbour(lan, own)) => {
+                    let to = (*lan, destination(key));
+                    let addressed = self
+                        .waiting
+                        .address(cx, self.snapshot.neighbours(), to, *own, packet);
+                    self.finish(cx, *lan, addressed);
                 }
-                cx.discard(reason, packet);
+                // The first of them `forward` has turned into an error.
+                Ok(Exit::Unreachable | Exit::Discard) => cx.discard(DropReason::RouteDiscard, packet),
+                Err((reason, error)) => {
+                    if let Some(error) = error {
+                        self.icmp.answer(cx, packet.data(), error);
+                    }
+                    cx.discard(reason, packet);
+                }
             }
         }
+    }
+
+    fn leave(&mut self, cx: &mut Context<'_>, lan: u16, packet: PktBuf) {
+        match self.exits.lans.get_mut(usize::from(lan)) {
+            Some(burst) => burst.push(packet),
+            None => cx.discard(DropReason::LanGone, packet),
+        }
+    }
+
+    fn finish(&mut self, cx: &mut Context<'_>, lan: u16, addressed: Addressed) {
+        match addressed {
+            Addressed::Ready(packet) => self.leave(cx, lan, packet),
+            Addressed::Held => {}
+            Addressed::Silent(packet) => {
+                self.icmp.answer(cx, packet.data(), IcmpError::HostUnreachable);
+                cx.discard(DropReason::NeighbourSilent, packet);
+            }
+        }
+    }
+}
+
+fn destination(key: &FlowKey) -> IpAddr {
+    if key.is_ipv6() {
+        key.dst_v6().into()
+    } else {
+        key.dst_v4().into()
     }
 }
 
@@ -435,13 +496,19 @@ fn forward(
     if hop.exit == Exit::Discard {
         return Ok(());
     }
+    if hop.exit == Exit::Unreachable {
+        return Err((DropReason::NeighbourUnknown, Some(IcmpError::HostUnreachable)));
+    }
     // The host would send it here again.
     if from == Ingress::Tun && matches!(hop.exit, Exit::Lan(_, None)) {
         return Err((DropReason::RouteNone, Some(IcmpError::NoRoute)));
     }
     // Behind a TUN is the host, which does this itself, before or afterwards.
     let is_router = matches!(from, Ingress::Ethernet | Ingress::Tunnel)
-        && matches!(hop.exit, Exit::Tunnel(_) | Exit::Lan(_, Some(_)));
+        && matches!(
+            hop.exit,
+            Exit::Tunnel(_) | Exit::Lan(_, Some(_)) | Exit::Neighbour(..)
+        );
     if is_router && !ip::may_go_further(packet.data()) {
         return Err((DropReason::RouteTtl, Some(IcmpError::TimeExceeded)));
     }

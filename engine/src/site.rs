@@ -12,13 +12,14 @@ use std::path::{Path, PathBuf};
 
 use patronus_config::matching::{OneOrMore, Ports, Via as Word};
 use patronus_config::value::Network;
-use patronus_config::{Action, Config, HOST, Lan, Peer, Policy, PortKind, Spanned, key_file};
+use patronus_config::{Action, Config, HOST, Lan, LinkPort, Peer, Policy, PortKind, Spanned, key_file};
 use patronus_crypto::{PeerId, PublicKey};
 use patronus_mem::Secret;
 
 use crate::allowedips::Prefix;
 use crate::classify::Match;
 use crate::engine;
+use crate::lans::{EthernetConfig, PortChoice};
 use crate::plan::{Verdict, Via, Wanted};
 use crate::uapi::parse::clamp;
 
@@ -38,8 +39,19 @@ pub enum Target {
     Peer(PublicKey),
     /// What is behind this LAN port; on Ethernet the neighbour with this address.
     Lan(u16, Option<IpAddr>),
+    /// Whom the packet is for, on this Ethernet LAN.
+    Connected(u16),
     /// Nowhere.
     Discard,
+}
+
+/// What is the host's own.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Own {
+    /// Its addresses on the TUN and on the LANs.
+    pub addresses: Vec<IpAddr>,
+    /// The networks that it is on with them, and by which LAN port.
+    pub connected: Vec<(Prefix, u16)>,
 }
 
 /// What a site routes by, beside its peers' allowed-ips.
@@ -124,10 +136,11 @@ impl Site {
             links: links
                 .map(|link| link.interface.get_ref().as_str().to_owned())
                 .collect(),
+            af_xdp: self.xdp_links(),
             aead: engine.aead.as_ref().map(|aead| aead.get_ref().clone()),
             offload: engine.offload,
             remotes: self.config.has_remotes(),
-            ethernet: self.ethernet().filter_map(|(lan, _)| interface(lan)).collect(),
+            ethernet: self.ethernet().filter_map(|(lan, _)| port(lan)).collect(),
             router: self.config.routes_packets().then(|| engine::RouterConfig {
                 flows: engine.flows.get() as usize,
                 routes: engine.routes.get() as usize,
@@ -136,15 +149,22 @@ impl Site {
         }
     }
 
+    fn xdp_links(&self) -> Vec<String> {
+        let links = self.config.links.iter();
+        links
+            .filter(|link| link.port == LinkPort::AfXdp)
+            .map(|link| link.interface.get_ref().as_str().to_owned())
+            .collect()
+    }
+
     /// What it routes by.
     pub fn rules(&self) -> Rules {
         let mut rules = Rules::default();
-        for lan in &self.config.lans {
-            // What is on Ethernet goes to the host as well as long as the neighbour is not known: the kernel finds it.
+        let tun = self.tun().map(|lan| (lan, Target::Lan(0, None)));
+        let ethernet = self.ethernet().map(|(lan, at)| (lan, Target::Connected(at)));
+        for (lan, target) in tun.into_iter().chain(ethernet) {
             for network in &lan.networks {
-                rules
-                    .routes
-                    .push((prefix(network.get_ref()), vec![Target::Lan(0, None)]));
+                rules.routes.push((prefix(network.get_ref()), vec![target]));
             }
         }
         for (lan, address, _) in self.neighbours() {
@@ -205,12 +225,12 @@ impl Site {
     /// The Ethernet LANs and their places among the LAN ports: behind the TUN, in the order of the file.
     fn ethernet(&self) -> impl Iterator<Item = (&Lan, u16)> {
         let lans = self.config.lans.iter();
-        lans.filter(|lan| *lan.port.get_ref() != PortKind::Tun).zip(1..)
+        lans.filter(|lan| lan.is_ethernet()).zip(1..)
     }
 
     fn tun(&self) -> Option<&Lan> {
         let mut lans = self.config.lans.iter();
-        lans.find(|lan| *lan.port.get_ref() == PortKind::Tun)
+        lans.find(|lan| !lan.is_ethernet())
     }
 
     fn targets(&self, words: &OneOrMore<Word>) -> Vec<Target> {
@@ -248,18 +268,19 @@ impl Site {
 }
 
 impl Rules {
-    /// What workers are to route by, in numbers: to the host what nobody else has, to each peer its allowed-ips, to the host its own addresses,
-    /// and then what these rules say, which has the last word about a prefix.
+    /// What workers are to route by, in numbers: to the host what nobody else has, to each peer its allowed-ips, to the LANs the networks that the
+    /// host is on, to the host its own addresses, and then what these rules say, which has the last word about a prefix.
     pub fn wanted(
         &self,
         allowed_ips: impl IntoIterator<Item = (Prefix, PeerId)>,
-        own: &[IpAddr],
+        own: &Own,
         peer: impl Fn(&PublicKey) -> Option<PeerId>,
     ) -> Wanted {
         let host = || vec![Via::Lan(0, None)];
         let via = |target: &Target| match target {
             Target::Peer(key) => peer(key).map_or(Via::Discard, Via::Tunnel),
             Target::Lan(lan, neighbour) => Via::Lan(*lan, *neighbour),
+            Target::Connected(lan) => Via::Connected(*lan),
             Target::Discard => Via::Discard,
         };
         let vias = |targets: &[Target]| targets.iter().map(via).collect();
@@ -270,7 +291,10 @@ impl Rules {
         let tunnels = allowed_ips.into_iter();
         routes.extend(tunnels.map(|(prefix, id)| (prefix, vec![Via::Tunnel(id)])));
         let whole = |addr: &IpAddr| Prefix::new(*addr, if addr.is_ipv4() { 32 } else { 128 });
-        routes.extend(own.iter().filter_map(whole).map(|prefix| (prefix, host())));
+        let connected = own.connected.iter();
+        routes.extend(connected.map(|(prefix, lan)| (*prefix, vec![Via::Connected(*lan)])));
+        let own = own.addresses.iter();
+        routes.extend(own.filter_map(whole).map(|prefix| (prefix, host())));
         routes.extend(
             self.routes
                 .iter()
@@ -310,10 +334,16 @@ impl Keys {
     }
 }
 
-fn interface(lan: &Lan) -> Option<String> {
-    lan.interface
-        .as_ref()
-        .map(|name| name.get_ref().as_str().to_owned())
+/// The port of an Ethernet LAN.
+fn port(lan: &Lan) -> Option<EthernetConfig> {
+    let port = match lan.port.as_ref().map(Spanned::get_ref) {
+        None => PortChoice::Any,
+        Some(PortKind::AfXdp) => PortChoice::AfXdp,
+        Some(PortKind::AfPacket) => PortChoice::AfPacket,
+        Some(PortKind::Tun) => return None,
+    };
+    let interface = lan.interface.as_ref()?.get_ref().as_str().to_owned();
+    Some(EthernetConfig { interface, port })
 }
 
 /// A network of the file's as a prefix.

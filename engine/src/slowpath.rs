@@ -11,7 +11,9 @@
 
 mod config;
 pub mod core;
+mod lans;
 mod links;
+mod neighbours;
 mod site;
 mod uplinks;
 
@@ -24,17 +26,19 @@ use patronus_io::netlink::{Addresses, LinkEvent, LinkWatch, RouteQuery};
 use patronus_io::signal::{self, Asked};
 use patronus_io::tun::TunDevice;
 use patronus_io::udp::UdpConfig;
-use patronus_io::xdp::XdpProgram;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 
 pub use self::core::{Core, CoreParts, Sockets, peer_numbers};
+pub use self::lans::LanWatch;
 pub use self::links::Workers;
+pub use self::neighbours::Neighbourhood;
 use self::site::Routing;
 use self::uplinks::LinkSockets;
 pub use self::uplinks::{Uplink, uplinks};
 use crate::channel::{Command, Notice, ToSlowPath};
 use crate::clock::Clock;
+use crate::lans::Guard;
 use crate::log::Log;
 use crate::plan::Builder;
 use crate::reader::Reader;
@@ -117,10 +121,14 @@ pub struct Parts {
     pub builder: Option<Builder>,
     /// The host's own addresses, where packets are routed or there are remotes.
     pub addresses: Option<Addresses>,
+    /// Who is on the Ethernet LANs, if there are any.
+    pub neighbourhood: Option<Neighbourhood>,
     /// Reads the site's file again, if there is one.
     pub reader: Option<Reader>,
     /// What stands on the interfaces of Ethernet LANs.
-    pub programs: Vec<XdpProgram>,
+    pub guards: Vec<Guard>,
+    /// The Ethernet LANs, by place among the LAN ports, from the second on.
+    pub lans: Vec<LanWatch>,
 }
 
 /// The slow path's state.
@@ -153,11 +161,14 @@ pub struct SlowPath {
     routing: Option<Routing>,
     addresses: Option<Addresses>,
     route_again_at: Option<Time>,
+    neighbourhood: Option<Neighbourhood>,
+    lans: Vec<LanWatch>,
+    ways_again_at: Option<Time>,
     reader: Option<Reader>,
     /// The one that is in force.
     site: Option<Box<Site>>,
     /// They go from their interfaces when this is dropped.
-    _programs: Vec<XdpProgram>,
+    _guards: Vec<Guard>,
 }
 
 impl SlowPath {
@@ -200,9 +211,12 @@ impl SlowPath {
             routing: parts.builder.map(Routing::new),
             addresses: parts.addresses,
             route_again_at: None,
+            neighbourhood: parts.neighbourhood,
+            lans: parts.lans,
+            ways_again_at: None,
             reader: parts.reader,
             site: None,
-            _programs: parts.programs,
+            _guards: parts.guards,
         }
     }
 
@@ -223,7 +237,10 @@ impl SlowPath {
             self.serve_uapi();
             self.take_reloaded();
             self.follow_addresses();
+            self.tend_neighbours();
             self.tend_routing();
+            self.tell_of_neighbours();
+            self.find_ways();
             let backlog = !self.core.flush();
             if let Some(ended) = self.ended {
                 self.core.stop_workers();
@@ -237,13 +254,17 @@ impl SlowPath {
         while let Some(notice) = self.core.inbox().notices.pop() {
             match self.core.hear(notice) {
                 Some(Notice::Wan(port)) => {
+                    // A queue that it had is free again.
                     drop(port);
                     self.bind();
+                    self.take_by_queue();
                 }
                 Some(Notice::LanGone(lan @ 1.., error)) => {
                     let why = error.map_or("it was deleted".to_owned(), |error| error.to_string());
                     let log = self.core.log();
-                    log.error(format_args!("LAN port {lan} cannot be used any more: {why}"));
+                    if let Some(lan) = self.lans.get_mut(lan - 1) {
+                        lan.gone(&why, log);
+                    }
                 }
                 Some(Notice::LanGone(_, None)) => self.end(Ended::InterfaceGone),
                 Some(Notice::LanGone(_, Some(error)) | Notice::Failed(error)) => {
@@ -373,7 +394,9 @@ impl SlowPath {
 
     fn interface_down(&mut self) {
         self.link_up = false;
-        if self.core.end() {
+        let ended = self.core.end();
+        self.name_links();
+        if ended {
             self.core.log().verbose(format_args!("interface down"));
         }
     }
@@ -406,14 +429,20 @@ impl SlowPath {
             .as_ref()
             .map_or(self.signals.as_fd(), |reader| reader.as_fd());
         let addresses = self.addresses_fd().unwrap_or(self.signals.as_fd());
-        let mut fds = [
+        let neighbours = self.neighbours_fd().unwrap_or(self.signals.as_fd());
+        let fixed = [
             PollFd::new(&self.signals, PollFlags::IN),
             PollFd::from_borrowed_fd(self.core.inbox().waker.as_fd(), PollFlags::IN),
             PollFd::from_borrowed_fd(self.watch.as_fd(), PollFlags::IN),
             PollFd::from_borrowed_fd(uapi.fd(), PollFlags::IN),
             PollFd::from_borrowed_fd(reader, PollFlags::IN),
             PollFd::from_borrowed_fd(addresses, PollFlags::IN),
+            PollFd::from_borrowed_fd(neighbours, PollFlags::IN),
         ];
+        let ways = self
+            .way_fds()
+            .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+        let mut fds: Vec<PollFd<'_>> = fixed.into_iter().chain(ways).collect();
         // An interruption is as good as an event: the next turn looks at everything.
         let _ = poll(&mut fds, timeout.as_ref());
         let [signalled, called] = [0, 1].map(|i: usize| !fds[i].revents().is_empty());
@@ -442,6 +471,8 @@ impl SlowPath {
             self.check_sources_at,
             self.bind_again_at,
             self.route_again_at,
+            self.neighbours_deadline(),
+            self.ways_again_at,
             retry,
         ];
         let next = deadlines.into_iter().flatten().min()?;

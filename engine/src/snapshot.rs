@@ -4,6 +4,7 @@
 //! no worker can be looking at it any more. Its epoch tells flows that were judged under an earlier one.
 
 use std::fmt;
+use std::sync::Arc;
 
 use patronus_crypto::PeerId;
 use patronus_io::ip::FlowKey;
@@ -12,6 +13,7 @@ use crate::classify::{Classifier, CompileError, Match};
 use crate::ethernet::LinkAddresses;
 use crate::fib::Group;
 use crate::flow::HashKeys;
+use crate::neighbour::NeighbourTable;
 
 /// Places of the table that spreads flows over workers.
 pub const SPREAD: usize = 128;
@@ -48,6 +50,10 @@ pub enum Exit {
     Tunnel(PeerId),
     /// Through this LAN port (its place among the worker's), behind a link header if it is an Ethernet port.
     Lan(u16, Option<LinkAddresses>),
+    /// Through this LAN port, which has this link address, to its receiver itself, who is on the link.
+    Neighbour(u16, [u8; 6]),
+    /// Not at all: nobody knows where its next hop is.
+    Unreachable,
     /// Not at all.
     Discard,
 }
@@ -125,17 +131,19 @@ impl From<CompileError> for PlanError {
     }
 }
 
-/// A plan, compiled.
+/// A plan, compiled. A copy shares everything with the first.
+#[derive(Clone)]
 pub struct Snapshot {
     epoch: u32,
-    classifier: Classifier,
+    classifier: Arc<Classifier>,
     /// By policy.
-    actions: Box<[Action]>,
+    actions: Arc<[Action]>,
     /// Where each group's hops are, from group 1 on.
-    groups: Box<[(u32, u32)]>,
-    hops: Box<[Hop]>,
+    groups: Arc<[(u32, u32)]>,
+    hops: Arc<[Hop]>,
     /// Which worker has the flows whose hash ends with these bits.
-    spread: Option<Box<[u8; SPREAD]>>,
+    spread: Option<Arc<[u8; SPREAD]>>,
+    neighbours: Arc<NeighbourTable>,
 }
 
 impl Snapshot {
@@ -161,12 +169,18 @@ impl Snapshot {
             hops.extend_from_slice(group);
         }
         for hop in &hops {
-            if let Exit::Lan(lan, header) = hop.exit
-                && plan.lans.get(usize::from(lan)) != Some(&header.is_some())
+            let lan = match hop.exit {
+                Exit::Lan(lan, header) => Some((lan, header.is_some())),
+                Exit::Neighbour(lan, _) => Some((lan, true)),
+                Exit::Tunnel(_) => None,
+                Exit::Unreachable | Exit::Discard => continue,
+            };
+            if let Some((lan, ethernet)) = lan
+                && plan.lans.get(usize::from(lan)) != Some(&ethernet)
             {
                 return Err(PlanError::NoLan(lan));
             }
-            if hop.exit != Exit::Discard && hop.mtu < MTU_MIN {
+            if hop.mtu < MTU_MIN {
                 return Err(PlanError::Mtu(hop.mtu));
             }
         }
@@ -175,12 +189,24 @@ impl Snapshot {
         }
         Ok(Snapshot {
             epoch: plan.epoch,
-            classifier: Classifier::compile(&matches, keys)?,
+            classifier: Arc::new(Classifier::compile(&matches, keys)?),
             actions: plan.policies.iter().map(|p| p.action).collect(),
             groups: groups.into(),
             hops: hops.into(),
             spread: spread(plan.spread_over),
+            neighbours: Arc::default(),
         })
+    }
+
+    /// The same, with these neighbours.
+    pub fn with_neighbours(self, neighbours: Arc<NeighbourTable>) -> Snapshot {
+        Snapshot { neighbours, ..self }
+    }
+
+    /// Who is known on the LANs.
+    #[inline]
+    pub fn neighbours(&self) -> &NeighbourTable {
+        &self.neighbours
     }
 
     /// Which snapshot this is.
@@ -212,6 +238,6 @@ impl Snapshot {
     }
 }
 
-fn spread(workers: usize) -> Option<Box<[u8; SPREAD]>> {
-    (workers > 1).then(|| Box::new(std::array::from_fn(|at| (at % workers) as u8)))
+fn spread(workers: usize) -> Option<Arc<[u8; SPREAD]>> {
+    (workers > 1).then(|| Arc::new(std::array::from_fn(|at| (at % workers) as u8)))
 }

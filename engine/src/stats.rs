@@ -93,6 +93,11 @@ named! {
         RouteDiscard => "route-discard",
         /// To be routed: the time to live has run out.
         RouteTtl => "route-ttl",
+        /// To be routed: nobody has said yet where the next hop or the receiver on the LAN is, and another packet waits for that in its place,
+        /// or it has waited in vain.
+        NeighbourUnknown => "neighbour-unknown",
+        /// To be routed: the next hop, or the receiver on the LAN, does not answer.
+        NeighbourSilent => "neighbour-silent",
         /// To be routed: longer than the next hop takes.
         RouteTooBig => "route-too-big",
     }

@@ -313,6 +313,11 @@ impl Worker {
             let router = stages.router.expect("only a worker with a router routes");
             router.route(cx, inner, from, spread, stages.exits);
         });
+        self.send_exits(now);
+    }
+
+    /// Sends what the router has sorted.
+    fn send_exits(&mut self, now: Time) {
         if !self.exits.tunnels.packets.is_empty() {
             let mut wire = Burst::new();
             self.with_context(now, |stages, cx| {
@@ -326,6 +331,17 @@ impl Worker {
                 self.deliver(now, lan, &mut burst);
             }
         }
+    }
+
+    /// Sends packets that waited for neighbours of whom more is known now.
+    fn send_waiting(&mut self, now: Time) {
+        self.with_context(now, |stages, cx| {
+            if let Some(router) = stages.router {
+                router.release(cx, stages.exits);
+            }
+        });
+        self.send_exits(now);
+        self.send_errors(now);
     }
 
     /// Tells senders why their packets went no further. There are no errors about errors, so this ends.
@@ -539,6 +555,7 @@ impl Worker {
                 Command::Keepalive(peer) => self.send_staged(now, peer, true),
                 Command::Control(peer, bytes) => self.send_control(now, peer, &bytes),
                 Command::Place(peer, worker) => self.crew.place(peer, worker),
+                Command::Neighbours => self.send_waiting(now),
                 other => self.with_context(now, |stages, cx| apply(stages.wg, cx, other)),
             }
         }
@@ -644,6 +661,7 @@ fn apply(wg: &mut Wg, cx: &mut Context<'_>, command: Command) {
         | Command::Keepalive(_)
         | Command::Control(..)
         | Command::Place(..)
+        | Command::Neighbours
         | Command::Wan(..)
         | Command::Stop => unreachable!("obeyed by the worker itself"),
     }

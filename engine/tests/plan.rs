@@ -84,6 +84,7 @@ fn meant(wanted: &Wanted, dst: IpAddr, known: &[u8]) -> Option<Exit> {
         Via::Tunnel(peer) => Some(Exit::Tunnel(peer)),
         Via::Discard => Some(Exit::Discard),
         Via::Lan(lan, None) => Some(Exit::Lan(lan, None)),
+        Via::Connected(lan) => Some(Exit::Neighbour(lan, [2, 0, 0, 0, 0, 1])),
         Via::Lan(lan, Some(address)) => {
             let number = known.iter().find(|number| neighbour(**number) == address)?;
             let addresses = [2, 9, 9, 9, 9, *number, 2, 0, 0, 0, 0, 1];
@@ -91,7 +92,7 @@ fn meant(wanted: &Wanted, dst: IpAddr, known: &[u8]) -> Option<Exit> {
         }
     });
     // A flow with a hash of 0 takes the first.
-    Some(usable.next().unwrap_or(Exit::Discard))
+    Some(usable.next().unwrap_or(Exit::Unreachable))
 }
 
 fn settle(builder: &mut Builder, rules: &mut [Rules]) -> Vec<PeerId> {
@@ -127,6 +128,7 @@ fn any_via() -> impl Strategy<Value = Via> {
         (1..4u8).prop_map(|number| Via::Lan(1, Some(neighbour(number)))),
         Just(Via::Lan(0, None)),
         Just(Via::Discard),
+        Just(Via::Connected(1)),
     ]
 }
 
@@ -349,7 +351,7 @@ fn an_mtu_and_a_neighbour_that_change_are_published() {
     let dst = Ipv4Addr::new(10, 1, 1, 1).into();
     assert_eq!(
         sent(&rules[0], dst),
-        Some(Exit::Discard),
+        Some(Exit::Unreachable),
         "nobody knows where it is"
     );
     builder.set_neighbour(1, neighbour(1), Some([2, 7, 7, 7, 7, 7]));
@@ -361,7 +363,7 @@ fn an_mtu_and_a_neighbour_that_change_are_published() {
     builder.set_tunnel_mtu(1300);
     builder.set_neighbour(1, neighbour(1), None);
     settle(&mut builder, &mut rules);
-    assert_eq!(sent(&rules[0], dst), Some(Exit::Discard));
+    assert_eq!(sent(&rules[0], dst), Some(Exit::Unreachable));
     let rules = &rules[0];
     let group = rules.v4.lookup(&rules.reader, &[11, 1, 1, 1]).unwrap();
     let hop = rules.snapshot.get(&rules.reader).hop(group, 0).unwrap();

@@ -338,6 +338,23 @@ fn what_cannot_be_is_refused_and_changes_nothing() {
 /// An Ethernet LAN past the kernel: to a neighbour that the file names, and to one that the kernel has to find.
 #[test]
 fn an_ethernet_lan_behind_the_hub() {
+    an_ethernet_lan("port = 'af_xdp'", "");
+}
+
+#[test]
+fn an_ethernet_lan_over_packet_sockets() {
+    an_ethernet_lan("port = 'af_packet'", "");
+}
+
+/// With two workers and one receive queue there is no AF_XDP.
+#[test]
+fn an_ethernet_lan_is_taken_as_it_can_be_had() {
+    an_ethernet_lan("", "");
+    an_ethernet_lan("", "workers = 2\n");
+}
+
+/// `port` and `engine` are lines of the file's.
+fn an_ethernet_lan(port: &str, engine: &str) {
     if !may_run(&[Need::Root]) {
         return;
     }
@@ -362,7 +379,7 @@ fn an_ethernet_lan_behind_the_hub() {
         .ip(&format!("route add 192.168.9.0/24 dev {}", a.site.interface))
         .unwrap();
     hub.write(&format!(
-        "{}[[lan]]\nname = 'office'\nport = 'af_xdp'\ninterface = 'lan'\nnetworks = ['192.168.9.0/24']\n\
+        "{engine}{}[[lan]]\nname = 'office'\n{port}\ninterface = 'lan'\nnetworks = ['192.168.9.0/24']\n\
          neighbours = [{{ address = '192.168.9.2', mac = '02:00:00:00:09:02' }}]\n",
         a.as_peer("a", None, A_NETS)
     ));
@@ -395,10 +412,196 @@ fn an_ethernet_lan_behind_the_hub() {
             .parse()
             .unwrap()
     };
+    let both = |what: &str| match engine {
+        "" => counter(&format!("lan.queue0.{what}")),
+        _ => counter(&format!("lan.queue0.{what}")) + counter(&format!("lan.queue1.{what}")),
+    };
+    assert!(both("tx_packets") >= 2 && both("rx_packets") >= 3, "{said}");
+    let why = "LAN lan is used through packet sockets (af_packet), because AF_XDP cannot be had: \
+               LAN interface lan has 1 receive queues and there are 2 workers";
+    assert_eq!(hub.log().contains(why), !engine.is_empty(), "{}", hub.log());
+}
+
+/// A counter of an engine's.
+fn counter(branch: &Branch, name: &str) -> u64 {
+    let said = Command::new(engine_program())
+        .args(["--stats", &branch.site.interface])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&said.stdout).into_owned();
+    let mut lines = said.lines();
+    let value = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+    value
+        .unwrap_or_else(|| panic!("no {name} in\n{said}"))
+        .parse()
+        .unwrap()
+}
+
+/// A host on a LAN of `branch`'s, whose interface there is `lan`, in network 192.168.`number`.0/24.
+fn host_behind(branch: &Branch, number: u8) -> Site {
+    let host = Site {
+        daemon: None,
+        namespace: Namespace::new("host").unwrap(),
+        interface: "eth0".to_owned(),
+        keys: None,
+        outer: SocketAddr::new(Ipv4Addr::new(192, 168, number, 2).into(), PORT),
+        inner_v4: Ipv4Addr::new(192, 168, number, 2),
+        inner_v6: Ipv6Addr::new(0xfd00, 0x77, number.into(), 0, 0, 0, 0, 2),
+    };
+    let namespace = &branch.site.namespace;
+    namespace.veth("lan", &host.namespace, "eth0", 1500).unwrap();
+    namespace
+        .address("lan", &format!("192.168.{number}.1/24"))
+        .unwrap();
+    namespace
+        .address("lan", &format!("fd00:77:{number}::1/64"))
+        .unwrap();
+    let inside = &host.namespace;
+    inside.address("eth0", &format!("192.168.{number}.2/24")).unwrap();
+    inside.address("eth0", &format!("192.168.{number}.3/24")).unwrap();
+    inside
+        .address("eth0", &format!("fd00:77:{number}::2/64"))
+        .unwrap();
+    inside
+        .ip(&format!("route add default via 192.168.{number}.1"))
+        .unwrap();
+    inside
+        .ip(&format!("-6 route add default via fd00:77:{number}::1"))
+        .unwrap();
+    host
+}
+
+/// Two sites, each with a LAN of which the file says no more than the interface: an AF_XDP one and one of packet sockets.
+fn two_lans() -> (Branch, Branch, Site, Site) {
+    let (mut hub, mut a) = (Branch::new(3), Branch::new(1));
+    let namespace = &hub.site.namespace;
+    namespace.veth("to1", &a.site.namespace, "wan", 1500).unwrap();
+    namespace.address("to1", "192.0.1.254/24").unwrap();
+    a.site.namespace.address("wan", "192.0.1.1/24").unwrap();
+    let (office, home) = (host_behind(&hub, 9), host_behind(&a, 8));
+    let lan = |port| format!("[[lan]]\nname = 'inside'\nport = '{port}'\ninterface = 'lan'\n");
+    let at_a = a.as_peer("a", None, &["10.66.1.0/24", "192.168.8.0/24", "fd00:77:8::/64"]);
+    hub.write(&format!(
+        "{at_a}{}[[route]]\nprefix = '172.16.0.0/24'\nvia = '192.168.9.3'\n",
+        lan("af_xdp").replace("interface", "networks = ['192.168.9.0/24']\ninterface")
+    ));
+    let at: IpAddr = Ipv4Addr::new(192, 0, 1, 254).into();
+    let nets = [
+        "10.66.3.0/24",
+        "192.168.9.0/24",
+        "172.16.0.0/24",
+        "fd00:77:9::/64",
+    ];
+    let at_hub = hub.as_peer("hub", Some(SocketAddr::new(at, PORT)), &nets);
+    a.write(&format!("{at_hub}{}", lan("af_packet")));
+    for (branch, far) in [(&mut hub, 8), (&mut a, 9)] {
+        branch.start();
+        let way = format!("route add 192.168.{far}.0/24 dev {}", branch.site.interface);
+        branch.site.namespace.ip(&way).unwrap();
+    }
+    (hub, a, office, home)
+}
+
+fn reaches(host: &Site, arguments: &str) -> bool {
+    let said = ping(&host.namespace, arguments).unwrap();
+    said.contains(" 0% packet loss")
+}
+
+#[test]
+fn neighbours_are_found_by_the_hosts_kernels() {
+    if !may_run(&[Need::Root, Need::Tool("ethtool")]) {
+        return;
+    }
+    let (hub, a, office, home) = two_lans();
+    let logs = || {
+        let stats = [&hub, &a].map(|branch| {
+            let mut command = Command::new(engine_program());
+            let output = command
+                .args(["--stats", &branch.site.interface])
+                .output()
+                .unwrap();
+            let said = String::from_utf8_lossy(&output.stdout).into_owned();
+            let some = said.lines().filter(|line| !line.ends_with("=0"));
+            some.collect::<Vec<_>>().join("\n")
+        });
+        format!("{}\n{}\n{}", hub.log(), a.log(), stats.join("\n--\n"))
+    };
+    let forwards = hub
+        .site
+        .namespace
+        .exec("cat", &["/proc/sys/net/ipv4/ip_forward"])
+        .unwrap();
+    assert_eq!(forwards.trim(), "0", "the kernel is no router here");
+    // On a veth, frames have no checksums yet, and AF_XDP does not say so; a network card's have.
+    let inside = &office.namespace;
+    inside.exec("ethtool", &["-K", "eth0", "tx", "off"]).unwrap();
+    assert!(eventually(|| reaches(&home, "-c 1 -W 1 10.66.3.1")), "{}", logs());
     assert!(
-        counter("lan.queue0.tx_packets") >= 2 && counter("lan.queue0.rx_packets") >= 3,
-        "{said}"
+        eventually(|| reaches(&office, "-c 1 -W 1 10.66.1.1")),
+        "{}",
+        logs()
     );
+    // The first packet waits for its receiver to be found.
+    assert!(reaches(&home, "-c 1 -W 4 192.168.9.2"), "{}", logs());
+    assert!(reaches(&office, "-c 1 -W 4 192.168.8.3"), "{}", logs());
+    assert!(
+        eventually(|| reaches(&home, "-c 1 -W 1 fd00:77:9::2")),
+        "{}",
+        logs()
+    );
+    tcp(&home, &office, false, 2_000_000).unwrap();
+    tcp(&office, &home, true, 2_000_000).unwrap();
+    let flow = Flow::start(&home, &office, false, Duration::from_millis(1)).unwrap();
+    let received = flow.run_for(Duration::from_secs(1));
+    assert_eq!((received.lost(), received.in_order()), (0, true));
+
+    // A next hop of a route, which has the network behind it.
+    office.namespace.address("lo", "172.16.0.1/32").unwrap();
+    assert!(
+        eventually(|| reaches(&home, "-c 1 -W 1 172.16.0.1")),
+        "{}",
+        logs()
+    );
+
+    // Another link address, as when the machine was replaced.
+    office
+        .namespace
+        .sysctl("net.ipv4.conf.eth0.arp_notify", "1")
+        .unwrap();
+    office.namespace.ip("link set eth0 down").unwrap();
+    office
+        .namespace
+        .ip("link set eth0 address 02:00:00:00:77:77")
+        .unwrap();
+    office.namespace.ip("link set eth0 up").unwrap();
+    office
+        .namespace
+        .ip("route replace default via 192.168.9.1")
+        .unwrap();
+    assert!(
+        eventually(|| reaches(&home, "-c 1 -W 1 192.168.9.2")),
+        "{}",
+        logs()
+    );
+    assert!(
+        eventually(|| reaches(&home, "-c 1 -W 1 172.16.0.1")),
+        "{}",
+        logs()
+    );
+    assert!(hub.log().contains("LAN lan is down"), "{}", hub.log());
+    assert!(hub.log().contains("LAN lan runs again"), "{}", hub.log());
+
+    // Nobody there: its sender is told.
+    let said = ping(&home.namespace, "-c 8 -i 1 -W 1 192.168.9.77").unwrap();
+    assert!(said.contains("Destination Host Unreachable"), "{said}");
+    assert!(counter(&hub, "worker0.drop.neighbour-silent") > 0);
+
+    // The LAN of one engine goes; the rest of both goes on.
+    hub.site.namespace.ip("link del lan").unwrap();
+    let gone = "LAN lan cannot be used any more";
+    assert!(eventually(|| hub.log().contains(gone)), "{}", hub.log());
+    assert!(reaches(&home, "-c 1 -W 4 10.66.3.1"), "{}", logs());
+    assert_eq!(hub.log().matches(gone).count(), 1, "said once");
 }
 
 /// Runs the engine to its end.

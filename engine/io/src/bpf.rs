@@ -15,6 +15,7 @@ pub(crate) enum Reg {
     R4,
     R5,
     R6,
+    R7,
 }
 
 #[derive(Clone, Copy)]
@@ -124,6 +125,16 @@ impl Assembler {
     }
 
     /// Compares 32 bits.
+    pub(crate) fn if_same(&mut self, reg: Reg, other: Reg, to: Label) {
+        self.jump(0x1e, reg, other as u8, 0, to);
+    }
+
+    /// Compares 32 bits.
+    pub(crate) fn if_not_same(&mut self, reg: Reg, other: Reg, to: Label) {
+        self.jump(0x5e, reg, other as u8, 0, to);
+    }
+
+    /// Compares 32 bits.
     pub(crate) fn if_below(&mut self, reg: Reg, value: u32, to: Label) {
         self.jump(0xa6, reg, 0, value, to);
     }
@@ -137,6 +148,13 @@ impl Assembler {
     pub(crate) fn map(&mut self, reg: Reg, map: BorrowedFd<'_>) {
         const PSEUDO_MAP_FD: u8 = 1;
         self.push(0x18, reg, PSEUDO_MAP_FD, 0, map.as_raw_fd());
+        self.push(0, Reg::R0, 0, 0, 0);
+    }
+
+    /// reg = where the only value of the map with this descriptor is.
+    pub(crate) fn map_value(&mut self, reg: Reg, map: BorrowedFd<'_>) {
+        const PSEUDO_MAP_VALUE: u8 = 2;
+        self.push(0x18, reg, PSEUDO_MAP_VALUE, 0, map.as_raw_fd());
         self.push(0, Reg::R0, 0, 0, 0);
     }
 
@@ -169,7 +187,11 @@ const PROGRAM_LOAD: libc::c_int = 5;
 const LINK_CREATE: libc::c_int = 28;
 const LINK_UPDATE: libc::c_int = 29;
 
+const MAP_TYPE_ARRAY: u32 = 2;
 const MAP_TYPE_XSK: u32 = 17;
+/// A process may have the map's values in its memory (BPF_F_MMAPABLE).
+const MAP_MMAPABLE: u32 = 1 << 10;
+
 /// What a program is for.
 #[derive(Clone, Copy)]
 pub(crate) enum Kind {
@@ -244,6 +266,14 @@ fn pointer(words: &mut [u32], to: *const impl Sized) {
 pub(crate) fn socket_map(queues: u32) -> io::Result<OwnedFd> {
     let mut attributes = [0; 32];
     attributes[..4].copy_from_slice(&[MAP_TYPE_XSK, 4, 4, queues]);
+    // SAFETY: nothing is pointed to.
+    unsafe { bpf_fd(MAP_CREATE, &attributes) }
+}
+
+/// A map with one value of so many bytes, which a process may have in its memory.
+pub(crate) fn shared_value(bytes: u32) -> io::Result<OwnedFd> {
+    let mut attributes = [0; 32];
+    attributes[..5].copy_from_slice(&[MAP_TYPE_ARRAY, 4, bytes, 1, MAP_MMAPABLE]);
     // SAFETY: nothing is pointed to.
     unsafe { bpf_fd(MAP_CREATE, &attributes) }
 }

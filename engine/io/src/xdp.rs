@@ -9,6 +9,7 @@
 //! [`XdpUdpPort`] is the UDP port of a WAN link over such a queue, in the place of [`UdpPort`](crate::udp::UdpPort): the stages see no difference.
 
 mod header;
+mod names;
 mod program;
 mod ring;
 mod wan;
@@ -23,9 +24,11 @@ use std::time::{Duration, Instant};
 use arrayvec::ArrayVec;
 use patronus_mem::{Arena, Burst, FRAME, FrameCache, FrameRegion, HEADROOM, Lent, PktBuf, TAILROOM};
 
+pub use names::Names;
+use program::By;
 pub use program::{NAMES_MAX, Take};
 use ring::{DrainRing, FillRing};
-pub use wan::XdpUdpPort;
+pub use wan::{BorrowedQueue, QueuePlace, XdpUdpPort};
 pub use way::{Link, WayFinder, Ways, ways};
 
 pub use crate::bpf::XdpMode;
@@ -76,6 +79,18 @@ impl XdpProgram {
     pub fn attach(ifindex: u32, queues: u32, take: &Take) -> io::Result<XdpProgram> {
         let sockets = bpf::socket_map(queues)?;
         let program = load(take, sockets.as_fd())?;
+        XdpProgram::put(ifindex, queues, sockets, &program)
+    }
+
+    /// The same for a program that takes datagrams to what stands in its names, nothing at first. They can be changed without any privilege.
+    pub fn attach_named(ifindex: u32, queues: u32) -> io::Result<(XdpProgram, Names)> {
+        let (sockets, names) = (bpf::socket_map(queues)?, Names::new()?);
+        let text = program::assemble(&By::Names(&names), sockets.as_fd());
+        let program = bpf::load(Kind::Xdp, &text)?;
+        Ok((XdpProgram::put(ifindex, queues, sockets, &program)?, names))
+    }
+
+    fn put(ifindex: u32, queues: u32, sockets: OwnedFd, program: &OwnedFd) -> io::Result<XdpProgram> {
         let attach = |mode| bpf::attach(program.as_fd(), ifindex, mode).map(|link| (link, mode));
         // What the driver has against it is the better reason.
         let (link, mode) =
@@ -122,7 +137,7 @@ fn load(take: &Take, sockets: BorrowedFd<'_>) -> io::Result<OwnedFd> {
             format!("{names} addresses or UDP ports on an interface, at most {NAMES_MAX} are possible"),
         ));
     }
-    bpf::load(Kind::Xdp, &program::assemble(take, sockets))
+    bpf::load(Kind::Xdp, &program::assemble(&By::Text(take), sockets))
 }
 
 /// What is shared with the kernel. Nothing arrives in our frames any more once this is dropped.

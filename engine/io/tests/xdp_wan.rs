@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use common::{ifindex, ip, unshare};
 use patronus_io::Port;
 use patronus_io::udp::{UdpConfig, UdpSockets};
-use patronus_io::xdp::{Link, Take, WayFinder, XdpProgram, XdpUdpPort, ways};
+use patronus_io::xdp::{Link, QueuePlace, Take, WayFinder, XdpProgram, XdpUdpPort, ways};
 use patronus_mem::{Arena, ArenaConfig, Burst, FrameCache, Outer};
 
 /// The other site: sends back what it gets, until `stop` is closed.
@@ -84,7 +84,12 @@ impl Site {
         };
         let (ways, finder) = ways(link).expect("ways");
         Site {
-            port: XdpUdpPort::new(queue, sockets.worker_port(0), ways, ifindex),
+            port: XdpUdpPort::new(
+                QueuePlace::new(queue).borrow().expect("the queue"),
+                sockets.worker_port(0),
+                ways,
+                ifindex,
+            ),
             frames,
             finder,
             program,

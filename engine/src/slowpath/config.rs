@@ -111,7 +111,7 @@ impl SlowPath {
         let is_bound = |at: &usize| bound.iter().any(|(other, ..)| other == at);
         // Their interfaces do not run any more, and their UDP port is the old one.
         let left: Vec<usize> = (0..self.uplinks.len()).filter(|at| !is_bound(at)).collect();
-        left.into_iter().for_each(|at| self.core.close_link(at));
+        left.into_iter().for_each(|at| self.close_link(at));
         for (at, ifindex, sockets) in bound {
             self.use_sockets(at, ifindex, sockets);
         }
@@ -122,6 +122,7 @@ impl SlowPath {
         self.mark_links(mark)
             .map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
         self.udp.fwmark = mark;
+        self.name_links();
         self.core.forget_sources();
         Ok(())
     }

@@ -15,7 +15,7 @@ use super::SlowPath;
 use crate::allowedips::Prefix;
 use crate::plan::Builder;
 use crate::remote::message::LinkInfo;
-use crate::site::{Rules, Site, prefix};
+use crate::site::{Own, Rules, Site, prefix};
 use crate::uapi::parse::AllowedIpChange;
 use crate::uapi::{SetPeer, SetRequest, UapiDevice};
 
@@ -31,8 +31,8 @@ pub struct Routing {
     pub builder: Builder,
     /// What the file says.
     rules: Rules,
-    /// The TUN's own addresses.
-    own: Vec<IpAddr>,
+    /// What is the host's own.
+    pub(super) own: Own,
 }
 
 impl Routing {
@@ -41,7 +41,7 @@ impl Routing {
         Routing {
             builder,
             rules: Rules::default(),
-            own: Vec::new(),
+            own: Own::default(),
         }
     }
 }
@@ -114,6 +114,9 @@ impl SlowPath {
                 routing.rules = before;
             }
             return Err(format!("{}: {errno}", site.path().display()));
+        }
+        if let Some(all) = &mut self.neighbourhood {
+            all.set_fixed(neighbours.iter().map(|(lan, address, _)| (*lan, *address)));
         }
         if let Some(routing) = &mut self.routing {
             for (lan, address, _) in gone {
@@ -277,7 +280,7 @@ impl SlowPath {
         }
     }
 
-    /// Routes what is for the TUN's own addresses to the host, and tells remotes where our links are.
+    /// Routes what is for the host's own addresses to the host and what is on the networks of its LANs there, and tells remotes where our links are.
     pub(super) fn follow_addresses(&mut self) {
         let Some(addresses) = &mut self.addresses else {
             return;
@@ -288,13 +291,12 @@ impl SlowPath {
             return log.error(format_args!("cannot follow the host's addresses: {error}"));
         }
         if !events.is_empty() {
+            self.name_links();
             self.describe_links();
+            self.follow_lans(&events);
         }
-        let (Some(routing), Some(addresses)) = (&mut self.routing, &self.addresses) else {
-            return;
-        };
-        let on_tun = addresses.on(self.tun.ifindex());
-        let own: Vec<IpAddr> = on_tun.map(|prefix| prefix.address).collect();
+        let own = self.own();
+        let Some(routing) = &mut self.routing else { return };
         if own != routing.own {
             routing.own = own;
             self.want_routes();

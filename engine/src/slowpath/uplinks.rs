@@ -8,17 +8,25 @@
 use std::io;
 use std::sync::Arc;
 
+use patronus_io::netlink::Addresses;
 use patronus_io::udp::{UdpConfig, UdpSender, UdpSockets};
+use patronus_io::xdp::{BorrowedQueue, Link, QueuePlace, WayFinder, Ways, XdpUdpPort, ways};
 use patronus_io::{Port, PortCounters};
 use patronus_mem::Outer;
 
+use rustix::fd::BorrowedFd;
+
 use super::SlowPath;
 use super::core::Sockets;
+use crate::clock;
+use crate::wans::XdpLink;
 
 /// One WAN link, or the place of the sockets that are on none.
 pub struct Uplink {
     /// Its interface; `None`: wherever the host's routes lead.
     interface: Option<String>,
+    /// Its program and queues, if its datagrams pass by the kernel's network stack.
+    xdp: Option<XdpLink>,
     /// That the interface does not run has been said.
     told: bool,
 }
@@ -31,6 +39,33 @@ pub(super) struct LinkSockets {
     counters: Vec<(String, Arc<PortCounters>)>,
     /// In front of those names.
     prefix: String,
+    xdp: Option<ByQueue>,
+}
+
+/// What makes a link's ports AF_XDP ones.
+struct ByQueue {
+    link: Link,
+    /// By worker, until its port has it.
+    queues: Vec<Option<(BorrowedQueue, Ways)>>,
+    /// Find the ways for the workers' ports.
+    finders: Vec<WayFinder>,
+}
+
+impl ByQueue {
+    /// For all of these queues or none: what the program takes reaches nobody where there is no port.
+    fn new(link: Link, places: &[QueuePlace]) -> Option<ByQueue> {
+        let mut by_queue = ByQueue {
+            link,
+            queues: Vec::new(),
+            finders: Vec::new(),
+        };
+        for place in places {
+            let (ways, finder) = ways(link).ok()?;
+            by_queue.queues.push(Some((place.borrow()?, ways)));
+            by_queue.finders.push(finder);
+        }
+        Some(by_queue)
+    }
 }
 
 impl Sockets for LinkSockets {
@@ -38,6 +73,16 @@ impl Sockets for LinkSockets {
         let port = self.sockets.worker_port(worker);
         let name = format!("{}udp{worker}", self.prefix);
         self.counters.push((name, Arc::clone(port.counters())));
+        let Some(xdp) = &mut self.xdp else {
+            return Box::new(port);
+        };
+        let Some((queue, ways)) = xdp.queues[worker].take() else {
+            return Box::new(port);
+        };
+        let port = XdpUdpPort::new(queue, port, ways, xdp.link.ifindex);
+        let [queue, _] = port.parts();
+        let name = format!("{}queue{worker}", self.prefix);
+        self.counters.push((name, Arc::clone(queue)));
         Box::new(port)
     }
 
@@ -46,16 +91,43 @@ impl Sockets for LinkSockets {
     }
 }
 
-/// The places for the sockets on these interfaces; a single place for those on none if there are none.
-pub fn uplinks(interfaces: &[String]) -> Vec<Uplink> {
+/// The places for the sockets on these interfaces; a single place for those on none if there are none. `xdp` has the place of each interface
+/// with queues, and those.
+pub fn uplinks(interfaces: &[String], xdp: Vec<(usize, XdpLink)>) -> Vec<Uplink> {
     let place = |interface| Uplink {
         interface,
+        xdp: None,
         told: false,
     };
     if interfaces.is_empty() {
-        vec![place(None)]
-    } else {
-        interfaces.iter().cloned().map(Some).map(place).collect()
+        return vec![place(None)];
+    }
+    let mut places: Vec<Uplink> = interfaces.iter().cloned().map(Some).map(place).collect();
+    for (at, link) in xdp {
+        places[at].xdp = Some(link);
+    }
+    places
+}
+
+impl Uplink {
+    /// Where frames leave, if the interface is the one that the queues are on.
+    fn link(&self, ifindex: u32, addresses: &Addresses, udp: &UdpConfig) -> Option<Link> {
+        let xdp = self.xdp.as_ref().filter(|xdp| xdp.ifindex == ifindex)?;
+        let interface = addresses.interface(xdp.ifindex)?;
+        Some(Link {
+            ifindex,
+            mac: interface.mac?,
+            mtu: interface.mtu as usize,
+            udp_port: udp.port,
+            fwmark: udp.fwmark,
+        })
+    }
+
+    /// The queues for new ports: all of them, or none while some worker still has one.
+    fn by_queue(&self, link: Link) -> Option<ByQueue> {
+        let xdp = self.xdp.as_ref()?;
+        let all = xdp.queues.iter().all(QueuePlace::is_full);
+        all.then(|| ByQueue::new(link, &xdp.queues)).flatten()
     }
 }
 
@@ -102,7 +174,7 @@ impl SlowPath {
             if wanted == self.core.ifindex(at) {
                 continue;
             }
-            self.core.close_link(at);
+            self.close_link(at);
             let Some(ifindex) = wanted else { continue };
             match UdpSockets::bind(&UdpConfig { ifindex, ..self.udp }) {
                 Ok(sockets) => self.use_sockets(at, ifindex, sockets),
@@ -127,6 +199,7 @@ impl SlowPath {
     /// Gives every worker its share of a link's new sockets. The old ones are closed once every worker has let go of them.
     pub(super) fn use_sockets(&mut self, at: usize, ifindex: u32, sockets: UdpSockets) {
         self.udp.port = sockets.port();
+        self.tell_other_interface(at, ifindex);
         let uplink = &mut self.uplinks[at];
         uplink.told = false;
         let sockets = LinkSockets {
@@ -137,11 +210,100 @@ impl SlowPath {
                 .interface
                 .as_ref()
                 .map_or(String::new(), |name| format!("{name}.")),
+            xdp: None,
         };
         self.core.open_link(at, ifindex, sockets);
         if let Some(interface) = &uplink.interface {
             self.core.log().verbose(format_args!("link {interface} is there"));
         }
+        self.take_by_queue();
+    }
+
+    /// Says that a link's queues are on an interface that is gone.
+    fn tell_other_interface(&self, at: usize, ifindex: u32) {
+        let uplink = &self.uplinks[at];
+        if let (Some(name), Some(xdp)) = (&uplink.interface, &uplink.xdp)
+            && xdp.ifindex != ifindex
+        {
+            self.core.log().error(format_args!(
+                "link {name} works by its UDP socket, not by AF_XDP: it is another interface than at the start; start the engine again"
+            ));
+        }
+    }
+
+    /// Gives the workers AF_XDP ports for the links whose queues are all free. Until then, and that is after every change of the UDP port,
+    /// everything goes through the kernel.
+    pub(super) fn take_by_queue(&mut self) {
+        let Some(addresses) = &self.addresses else { return };
+        for (at, uplink) in self.uplinks.iter().enumerate() {
+            let Some(link) = self
+                .core
+                .ifindex(at)
+                .and_then(|ifindex| uplink.link(ifindex, addresses, &self.udp))
+            else {
+                continue;
+            };
+            let Some(sockets) = self.core.sockets_mut(at).filter(|sockets| sockets.xdp.is_none()) else {
+                continue;
+            };
+            sockets.xdp = uplink.by_queue(link);
+            if sockets.xdp.is_some() {
+                sockets.counters.clear();
+                self.core.renew_ports(at);
+            }
+        }
+        self.name_links();
+    }
+
+    /// Tells the programs and the finders of ways what the links' addresses, MTU, mark and UDP port are.
+    pub(super) fn name_links(&mut self) {
+        let Some(addresses) = &self.addresses else { return };
+        for (at, uplink) in self.uplinks.iter().enumerate() {
+            let Some(xdp) = &uplink.xdp else { continue };
+            let link = uplink.link(xdp.ifindex, addresses, &self.udp);
+            let by_queue = self.core.sockets_mut(at).and_then(|sockets| sockets.xdp.as_mut());
+            let (Some(by_queue), Some(link)) = (by_queue, link) else {
+                xdp.names.clear();
+                continue;
+            };
+            if by_queue.link != link {
+                by_queue.link = link;
+                by_queue
+                    .finders
+                    .iter_mut()
+                    .for_each(|finder| finder.set_link(link));
+            }
+            let own = addresses.on(xdp.ifindex).map(|prefix| prefix.address);
+            xdp.names.set(link.udp_port, own);
+        }
+    }
+
+    /// Closes the sockets of a link, if it has any; its program leaves everything to the host.
+    pub(super) fn close_link(&mut self, at: usize) {
+        if let Some(xdp) = &self.uplinks[at].xdp {
+            xdp.names.clear();
+        }
+        self.core.close_link(at);
+    }
+
+    /// Answers the workers' questions for ways.
+    pub(super) fn find_ways(&mut self) {
+        let (now, instant) = (self.core.mono(), clock::instant());
+        let mut next = None;
+        for at in 0..self.uplinks.len() {
+            let by_queue = self.core.sockets_mut(at).and_then(|sockets| sockets.xdp.as_mut());
+            for finder in by_queue.into_iter().flat_map(|xdp| &mut xdp.finders) {
+                let due = finder.serve(instant);
+                next = due.into_iter().chain(next).min();
+            }
+        }
+        self.ways_again_at = next.map(|due| now.after(due.saturating_duration_since(instant)));
+    }
+
+    /// Tells when a worker or the kernel has something to say about ways.
+    pub(super) fn way_fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let by_queue = self.core.sockets().filter_map(|sockets| sockets.xdp.as_ref());
+        by_queue.flat_map(|xdp| xdp.finders.iter().flat_map(WayFinder::wait_fds))
     }
 
     /// Marks what leaves from now on.

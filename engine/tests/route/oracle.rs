@@ -181,7 +181,8 @@ fn expected(
     let mut packet = sent.build();
     let lan = match hop.exit {
         Exit::Discard => return Err(DropReason::RouteDiscard),
-        Exit::Lan(lan, _) => Some(usize::from(lan)),
+        Exit::Unreachable => return Err(DropReason::NeighbourUnknown),
+        Exit::Lan(lan, _) | Exit::Neighbour(lan, _) => Some(usize::from(lan)),
         Exit::Tunnel(_) => None,
     };
     if sent.lan == TUN && lan == Some(TUN) {

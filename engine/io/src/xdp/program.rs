@@ -2,13 +2,16 @@
 //!
 //! What it does not take goes on to the host's own network stack, so that SSH, ARP, neighbour discovery and routing protocols of the
 //! host keep working, and on a WAN also the datagrams that this program is too simple for: with options or extension headers, in fragments, behind
-//! a VLAN tag. Addresses and UDP ports are part of the program's text; when they change it is replaced.
+//! a VLAN tag. Addresses and UDP ports are part of the program's text, and it is replaced when they change; or they stand in memory that it
+//! shares with us ([`Names`]), for who may not load programs any more.
 
 use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
 
 use crate::bpf::{Assembler, Instruction, Label, Reg, Width};
 use crate::ip;
+
+use super::names::{self, Names};
 
 /// What the engine takes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,8 +62,16 @@ fn word(octets: &[u8]) -> u32 {
     u32::from_ne_bytes([octets[0], octets[1], octets[2], octets[3]])
 }
 
+/// What a program compares with.
+pub(super) enum By<'a> {
+    /// Constants in its text.
+    Text(&'a Take),
+    /// What stands in the memory that it shares with us.
+    Names(&'a Names),
+}
+
 /// The program: `sockets` is the map of sockets by queue.
-pub(super) fn assemble(take: &Take, sockets: BorrowedFd<'_>) -> Vec<Instruction> {
+pub(super) fn assemble(by: &By<'_>, sockets: BorrowedFd<'_>) -> Vec<Instruction> {
     let mut a = Assembler::default();
     let [v4, v6, taken, pass] = std::array::from_fn(|_| a.label());
     // r6 keeps the context, r2 is the frame, r3 its end, r5 what was read last.
@@ -74,15 +85,21 @@ pub(super) fn assemble(take: &Take, sockets: BorrowedFd<'_>) -> Vec<Instruction>
     a.go(pass);
 
     a.place(v4);
-    match take {
-        Take::Datagrams { addresses, ports } => datagrams_v4(&mut a, addresses, ports, taken, pass),
-        Take::Transit { mac, addresses } => transit_v4(&mut a, *mac, addresses, taken, pass),
+    match by {
+        By::Text(Take::Datagrams { addresses, ports }) => {
+            datagrams_v4(&mut a, addresses, ports, taken, pass);
+        }
+        By::Text(Take::Transit { mac, addresses }) => transit_v4(&mut a, *mac, addresses, taken, pass),
+        By::Names(names) => named_v4(&mut a, names, taken, pass),
     }
     a.place(v6);
     require(&mut a, IP + IPV6_HEADER, pass);
-    match take {
-        Take::Datagrams { addresses, ports } => datagrams_v6(&mut a, addresses, ports, taken, pass),
-        Take::Transit { mac, addresses } => transit_v6(&mut a, *mac, addresses, taken, pass),
+    match by {
+        By::Text(Take::Datagrams { addresses, ports }) => {
+            datagrams_v6(&mut a, addresses, ports, taken, pass);
+        }
+        By::Text(Take::Transit { mac, addresses }) => transit_v6(&mut a, *mac, addresses, taken, pass),
+        By::Names(names) => named_v6(&mut a, names, taken, pass),
     }
 
     if a.is_used(taken) {
@@ -112,15 +129,7 @@ fn datagrams_v4(a: &mut Assembler, addresses: &[IpAddr], ports: &[u16], taken: L
         return a.go(pass);
     }
     let ours = a.label();
-    require(a, IP + IPV4_HEADER + UDP_HEADER, pass);
-    a.load(Width::Byte, Reg::R5, Reg::R2, IP);
-    a.if_not_equal(Reg::R5, 0x45, pass);
-    // More fragments, or not the first one.
-    a.load(Width::Half, Reg::R5, Reg::R2, IP + 6);
-    a.and(Reg::R5, half(0x3fff) as i32);
-    a.if_not_equal(Reg::R5, 0, pass);
-    a.load(Width::Byte, Reg::R5, Reg::R2, IP + 9);
-    a.if_not_equal(Reg::R5, PROTOCOL_UDP, pass);
+    whole_v4(a, pass);
     a.load(Width::Word, Reg::R5, Reg::R2, IP + 16);
     for address in addresses {
         if let IpAddr::V4(ip) = address {
@@ -130,6 +139,19 @@ fn datagrams_v4(a: &mut Assembler, addresses: &[IpAddr], ports: &[u16], taken: L
     a.go(pass);
     a.place(ours);
     udp_ports(a, IP + IPV4_HEADER, ports, taken, pass);
+}
+
+/// Goes on only for UDP in one piece and without options.
+fn whole_v4(a: &mut Assembler, pass: Label) {
+    require(a, IP + IPV4_HEADER + UDP_HEADER, pass);
+    a.load(Width::Byte, Reg::R5, Reg::R2, IP);
+    a.if_not_equal(Reg::R5, 0x45, pass);
+    // More fragments, or not the first one.
+    a.load(Width::Half, Reg::R5, Reg::R2, IP + 6);
+    a.and(Reg::R5, half(0x3fff) as i32);
+    a.if_not_equal(Reg::R5, 0, pass);
+    a.load(Width::Byte, Reg::R5, Reg::R2, IP + 9);
+    a.if_not_equal(Reg::R5, PROTOCOL_UDP, pass);
 }
 
 fn datagrams_v6(a: &mut Assembler, addresses: &[IpAddr], ports: &[u16], taken: Label, pass: Label) {
@@ -146,6 +168,53 @@ fn datagrams_v6(a: &mut Assembler, addresses: &[IpAddr], ports: &[u16], taken: L
     a.go(pass);
     a.place(ours);
     udp_ports(a, IP + IPV6_HEADER, ports, taken, pass);
+}
+
+/// Of an array of words in the shared memory: the offset of one.
+const fn named(word: usize) -> i16 {
+    4 * word as i16
+}
+
+fn named_v4(a: &mut Assembler, names: &Names, taken: Label, pass: Label) {
+    let ours = a.label();
+    whole_v4(a, pass);
+    a.map_value(Reg::R7, names.map());
+    a.load(Width::Word, Reg::R5, Reg::R2, IP + 16);
+    for at in 0..names::ADDRESSES {
+        a.load(Width::Word, Reg::R4, Reg::R7, named(names::V4 + at));
+        a.if_same(Reg::R5, Reg::R4, ours);
+    }
+    a.go(pass);
+    a.place(ours);
+    named_port(a, IP + IPV4_HEADER, taken, pass);
+}
+
+fn named_v6(a: &mut Assembler, names: &Names, taken: Label, pass: Label) {
+    let ours = a.label();
+    require(a, IP + IPV6_HEADER + UDP_HEADER, pass);
+    a.load(Width::Byte, Reg::R5, Reg::R2, IP + 6);
+    a.if_not_equal(Reg::R5, PROTOCOL_UDP, pass);
+    a.map_value(Reg::R7, names.map());
+    for at in 0..names::ADDRESSES {
+        let next = a.label();
+        for word in 0..4 {
+            a.load(Width::Word, Reg::R5, Reg::R2, IP + 24 + named(word));
+            a.load(Width::Word, Reg::R4, Reg::R7, named(names::V6 + 4 * at + word));
+            a.if_not_same(Reg::R5, Reg::R4, next);
+        }
+        a.go(ours);
+        a.place(next);
+    }
+    a.go(pass);
+    a.place(ours);
+    named_port(a, IP + IPV6_HEADER, taken, pass);
+}
+
+fn named_port(a: &mut Assembler, udp: i16, taken: Label, pass: Label) {
+    a.load(Width::Half, Reg::R5, Reg::R2, udp + 2);
+    a.load(Width::Word, Reg::R4, Reg::R7, 0);
+    a.if_same(Reg::R5, Reg::R4, taken);
+    a.go(pass);
 }
 
 fn udp_ports(a: &mut Assembler, udp: i16, ports: &[u16], taken: Label, pass: Label) {

@@ -6,8 +6,9 @@
 //! overtake shorter ones of their burst.
 
 use std::net::IpAddr;
+use std::ops::{Deref, DerefMut};
 use std::os::fd::BorrowedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use arrayvec::ArrayVec;
 use patronus_mem::{Burst, FrameCache};
@@ -22,9 +23,61 @@ use crate::{PORT_FDS, Port, PortCounters, PortError};
 /// Bursts between two looks at the ordinary UDP port while the queue is never empty.
 const KERNEL_EVERY: u32 = 8;
 
+/// Where a queue is while no port has it. The slow path's, which may not open another one: a port comes and goes with its link.
+#[derive(Clone)]
+pub struct QueuePlace(Arc<Mutex<Option<XdpPort>>>);
+
+impl QueuePlace {
+    /// The place of this queue, which is there.
+    pub fn new(queue: XdpPort) -> QueuePlace {
+        QueuePlace(Arc::new(Mutex::new(Some(queue))))
+    }
+
+    /// Whether the queue is there.
+    pub fn is_full(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    /// The queue, if it is there.
+    pub fn borrow(&self) -> Option<BorrowedQueue> {
+        let queue = self.0.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+        Some(BorrowedQueue {
+            queue: Some(queue),
+            place: self.clone(),
+        })
+    }
+}
+
+/// A queue that goes back to its place when this is dropped.
+pub struct BorrowedQueue {
+    /// None only while it is dropped.
+    queue: Option<XdpPort>,
+    place: QueuePlace,
+}
+
+impl Deref for BorrowedQueue {
+    type Target = XdpPort;
+
+    fn deref(&self) -> &XdpPort {
+        self.queue.as_ref().expect("there until the drop")
+    }
+}
+
+impl DerefMut for BorrowedQueue {
+    fn deref_mut(&mut self) -> &mut XdpPort {
+        self.queue.as_mut().expect("there until the drop")
+    }
+}
+
+impl Drop for BorrowedQueue {
+    fn drop(&mut self) {
+        *self.place.0.lock().unwrap_or_else(PoisonError::into_inner) = self.queue.take();
+    }
+}
+
 /// One worker's queue of a WAN link.
 pub struct XdpUdpPort {
-    queue: XdpPort,
+    queue: BorrowedQueue,
     udp: UdpPort,
     ways: Ways,
     ifindex: u32,
@@ -37,7 +90,7 @@ pub struct XdpUdpPort {
 
 impl XdpUdpPort {
     /// A port over a queue whose program lets the UDP port's datagrams through.
-    pub fn new(queue: XdpPort, udp: UdpPort, ways: Ways, ifindex: u32) -> XdpUdpPort {
+    pub fn new(queue: BorrowedQueue, udp: UdpPort, ways: Ways, ifindex: u32) -> XdpUdpPort {
         XdpUdpPort {
             queue,
             udp,

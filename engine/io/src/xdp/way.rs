@@ -69,7 +69,7 @@ struct Known {
 }
 
 /// The interface that frames leave by.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Link {
     /// Its number.
     pub ifindex: u32,

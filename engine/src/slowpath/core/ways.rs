@@ -13,7 +13,7 @@ use crate::channel::{Command, WanPort};
 
 /// The sockets of a link.
 pub trait Sockets {
-    /// What worker `worker` receives by and sends by. Asked once for each worker.
+    /// What worker `worker` receives by and sends by. Asked once for each worker, and again when the ports are renewed.
     fn worker_port(&mut self, worker: usize) -> Box<dyn Port + Send>;
 
     /// Sends a handshake message.
@@ -65,6 +65,22 @@ impl<S: Sockets> Core<S> {
         });
         self.links[at] = Some(Link { ifindex, sockets });
         self.link_changed(at);
+    }
+
+    /// The sockets of a link, if it has any.
+    pub fn sockets_mut(&mut self, at: usize) -> Option<&mut S> {
+        self.links[at].as_mut().map(|link| &mut link.sockets)
+    }
+
+    /// Gives every worker another port over the sockets that a link has.
+    pub fn renew_ports(&mut self, at: usize) {
+        let Some(Link { ifindex, sockets }) = &mut self.links[at] else {
+            return;
+        };
+        self.workers.each(|worker| {
+            let (ifindex, port) = (*ifindex, sockets.worker_port(worker));
+            Command::Wan(at, Some(WanPort { ifindex, port }))
+        });
     }
 
     /// Closes the sockets of a link, if it has any. Peers that were heard there are sent to by another one from now on.

@@ -1,0 +1,154 @@
+//! WAN links by AF_XDP (adr/0013): our engine with one, against a stock peer and against itself.
+
+use std::time::Duration;
+
+use patronus_netns::{Kind, Tunnel};
+use patronus_tests::{LIMIT, Need, Stats, engine_options, eventually, may_run, ping, sites, stats, tcp};
+
+const LINK: [&str; 2] = ["--link", "path,af_xdp"];
+
+/// A tunnel whose first site has an AF_XDP link.
+fn up(other: Kind, v6_outer: bool, more: &[&str]) -> Tunnel {
+    let mut plan = sites(Kind::Engine, other);
+    plan.v6_outer = v6_outer;
+    let args: Vec<&str> = LINK.iter().chain(more).copied().collect();
+    plan.options_a = engine_options(&args);
+    if other == Kind::Engine {
+        plan.options_b = engine_options(&args);
+    }
+    plan.up().unwrap()
+}
+
+fn counters(tunnel: &Tunnel) -> Stats {
+    stats(tunnel.a.daemon.as_ref().unwrap()).unwrap()
+}
+
+/// Small and large packets, both ways, in both families.
+fn exchange(tunnel: &Tunnel) {
+    for v6 in [false, true] {
+        tunnel.probe(v6, LIMIT).unwrap();
+        tcp(&tunnel.a, &tunnel.b, v6, 8 << 20).unwrap();
+        tcp(&tunnel.b, &tunnel.a, v6, 8 << 20).unwrap();
+    }
+    ping(
+        &tunnel.a.namespace,
+        &format!("-c 3 -i 0.2 -s 1300 {}", tunnel.b.inner_v4),
+    )
+    .unwrap();
+}
+
+/// The traffic goes by the queue, in both directions.
+fn assert_by_queue(tunnel: &Tunnel) {
+    let all = counters(tunnel);
+    assert!(all.sum("queue0.rx_packets") > 1000, "{all:?}");
+    assert!(all.sum("queue0.tx_packets") > 1000, "{all:?}");
+}
+
+fn exchanges_by_queue(other: Kind, v6_outer: bool) {
+    let tunnel = up(other, v6_outer, &[]);
+    exchange(&tunnel);
+    assert_by_queue(&tunnel);
+}
+
+#[test]
+fn with_a_stock_peer_v4() {
+    if may_run(&[Need::Daemon(Kind::WireguardGo)]) {
+        exchanges_by_queue(Kind::WireguardGo, false);
+    }
+}
+
+#[test]
+fn with_a_stock_peer_v6() {
+    if may_run(&[Need::Daemon(Kind::WireguardGo)]) {
+        exchanges_by_queue(Kind::WireguardGo, true);
+    }
+}
+
+#[test]
+fn with_itself() {
+    if may_run(&[]) {
+        exchanges_by_queue(Kind::Engine, false);
+    }
+}
+
+/// Sessions end and begin anew while packets flow.
+#[test]
+fn sessions_are_renewed() {
+    if !may_run(&[]) {
+        return;
+    }
+    let tunnel = up(Kind::Engine, false, &["--test-timer-divisor", "60"]);
+    tunnel.probe(false, LIMIT).unwrap();
+    let ended = std::time::Instant::now() + Duration::from_secs(7);
+    while std::time::Instant::now() < ended {
+        ping(&tunnel.a.namespace, &format!("-c 5 -i 0.1 {}", tunnel.b.inner_v4)).unwrap();
+    }
+    assert!(counters(&tunnel).sum("queue0.rx_packets") > 20);
+}
+
+/// What is not WireGuard's is the host's.
+#[test]
+fn the_host_keeps_the_rest() {
+    if !may_run(&[]) {
+        return;
+    }
+    let tunnel = up(Kind::Engine, false, &[]);
+    exchange(&tunnel);
+    ping(
+        &tunnel.b.namespace,
+        &format!("-c 3 -i 0.2 -s 4000 {}", tunnel.a.outer.ip()),
+    )
+    .unwrap();
+}
+
+/// A changed UDP port reaches the program, and the queue stays in use.
+#[test]
+fn the_udp_port_may_change() {
+    if !may_run(&[]) {
+        return;
+    }
+    let tunnel = up(Kind::Engine, false, &[]);
+    exchange(&tunnel);
+    let wg = format!("set {} listen-port 51999", tunnel.a.interface);
+    let arguments: Vec<&str> = wg.split(' ').collect();
+    tunnel.a.namespace.exec("wg", &arguments).unwrap();
+    exchange(&tunnel);
+    assert!(
+        eventually(|| counters(&tunnel).sum("queue0.rx_packets") > 0),
+        "the ports are renewed once the old ones are given back"
+    );
+    exchange(&tunnel);
+    assert_by_queue(&tunnel);
+}
+
+/// The interface goes and comes back: the queue is used again.
+#[test]
+fn the_interface_may_go_down_and_up() {
+    if !may_run(&[]) {
+        return;
+    }
+    let tunnel = up(Kind::Engine, false, &[]);
+    exchange(&tunnel);
+    tunnel.b.namespace.ip("link set path down").unwrap();
+    assert!(eventually(|| !counters(&tunnel).has("queue0.rx_packets")));
+    tunnel.b.namespace.ip("link set path up").unwrap();
+    tunnel.probe(false, LIMIT).unwrap();
+    exchange(&tunnel);
+    assert_by_queue(&tunnel);
+}
+
+/// Two workers and one queue: the link works by its socket.
+#[test]
+fn without_a_queue_for_each_worker_it_is_the_socket() {
+    if !may_run(&[]) {
+        return;
+    }
+    let tunnel = up(Kind::Engine, false, &["--workers", "2"]);
+    exchange(&tunnel);
+    let all = counters(&tunnel);
+    assert!(!all.has("queue0.rx_packets"), "{all:?}");
+    assert!(
+        all.sum("udp0.tx_packets") + all.sum("udp1.tx_packets") > 1000,
+        "{all:?}"
+    );
+}
