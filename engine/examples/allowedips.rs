@@ -66,10 +66,7 @@ impl Numbers {
 }
 
 fn main() {
-    println!(
-        "{:<22} {:>9} {:>9} {:>11} {:>11}",
-        "table", "build ms", "KiB", "ns, single", "ns, burst"
-    );
+    println!("{:<22} {:>9} {:>9} {:>9}", "table", "build ms", "KiB", "ns");
     for v6 in [false, true] {
         for count in [1, 16, 1_000, 10_000, 100_000, 1_000_000] {
             measure(v6, count);
@@ -92,68 +89,38 @@ fn measure(v6: bool, count: usize) {
             numbers.inside(prefix)
         })
         .collect();
-    let (single, burst) = if v6 {
-        let octets = |addr: &IpAddr| {
-            if let IpAddr::V6(ip) = addr {
-                Some(ip.octets())
-            } else {
-                None
-            }
-        };
-        let addrs: Vec<[u8; 16]> = addrs.iter().filter_map(octets).collect();
-        lookups(
-            &addrs,
-            |addr| table.lookup_v6(addr),
-            |addrs, owners| table.lookup_v6_burst(addrs, owners),
-        )
+    let per_lookup = if v6 {
+        let addrs = addrs.iter().filter_map(|addr| match addr {
+            IpAddr::V6(ip) => Some(ip.octets()),
+            IpAddr::V4(_) => None,
+        });
+        lookups(&addrs.collect::<Vec<_>>(), |addr| table.lookup_v6(addr))
     } else {
-        let octets = |addr: &IpAddr| {
-            if let IpAddr::V4(ip) = addr {
-                Some(ip.octets())
-            } else {
-                None
-            }
-        };
-        let addrs: Vec<[u8; 4]> = addrs.iter().filter_map(octets).collect();
-        lookups(
-            &addrs,
-            |addr| table.lookup_v4(addr),
-            |addrs, owners| table.lookup_v4_burst(addrs, owners),
-        )
+        let addrs = addrs.iter().filter_map(|addr| match addr {
+            IpAddr::V4(ip) => Some(ip.octets()),
+            IpAddr::V6(_) => None,
+        });
+        lookups(&addrs.collect::<Vec<_>>(), |addr| table.lookup_v4(addr))
     };
     println!(
-        "{:<22} {:>9.2} {:>9} {:>11.1} {:>11.1}",
+        "{:<22} {:>9.2} {:>9} {per_lookup:>9.1}",
         format!("IPv{} {count}", if v6 { 6 } else { 4 }),
         build.as_secs_f64() * 1e3,
         table.memory() >> 10,
-        single,
-        burst,
     );
 }
 
-/// Nanoseconds per lookup, one at a time (each depends on the one before, as nothing else would hide it) and by bursts of 64.
-fn lookups<A: Copy>(
-    addrs: &[A],
-    single: impl Fn(A) -> Option<PeerId>,
-    burst: impl Fn(&[A], &mut [Option<PeerId>]),
-) -> (f64, f64) {
-    let per_lookup = |time: Duration| time.as_secs_f64() * 1e9 / LOOKUPS as f64;
-    let (one_by_one, _) = fastest(|| {
+/// Nanoseconds per lookup, each of which depends on the one before, as nothing else would hide it.
+fn lookups<A: Copy>(addrs: &[A], lookup: impl Fn(A) -> Option<PeerId>) -> f64 {
+    let (time, _) = fastest(|| {
         let mut never = 0;
         for at in 0..LOOKUPS {
             // Peers are below 10,000.
-            never += usize::from(single(addrs[(at + never) % LOOKUPS]) == Some(PeerId(20_000)));
+            never += usize::from(lookup(addrs[(at + never) % LOOKUPS]) == Some(PeerId(20_000)));
         }
         never
     });
-    let (by_bursts, _) = fastest(|| {
-        let mut owners = [None; 64];
-        for addrs in addrs.chunks(owners.len()) {
-            burst(addrs, &mut owners);
-            black_box(&owners);
-        }
-    });
-    (per_lookup(one_by_one), per_lookup(by_bursts))
+    time.as_secs_f64() * 1e9 / LOOKUPS as f64
 }
 
 fn fastest<T>(mut work: impl FnMut() -> T) -> (Duration, T) {

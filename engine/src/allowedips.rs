@@ -6,6 +6,7 @@
 //! that moves between peers never belongs to both or to neither.
 
 mod config;
+mod guide;
 mod table;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

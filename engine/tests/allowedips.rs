@@ -55,26 +55,9 @@ fn edges(net: IpAddr, cidr: u8) -> Vec<IpAddr> {
 }
 
 fn assert_agrees(table: &AllowedIps, entries: &[Entry], addrs: impl IntoIterator<Item = IpAddr>) {
-    let (mut v4, mut v6) = (Vec::new(), Vec::new());
     for addr in addrs {
         assert_eq!(table.lookup(addr), oracle(entries, addr), "{addr} in {entries:?}");
-        match addr {
-            IpAddr::V4(ip) => v4.push(ip.octets()),
-            IpAddr::V6(ip) => v6.push(ip.octets()),
-        }
     }
-    let mut owners = vec![Some(PeerId(77)); v4.len()];
-    table.lookup_v4_burst(&v4, &mut owners);
-    assert_eq!(
-        owners,
-        v4.iter().map(|ip| table.lookup_v4(*ip)).collect::<Vec<_>>()
-    );
-    let mut owners = vec![Some(PeerId(77)); v6.len()];
-    table.lookup_v6_burst(&v6, &mut owners);
-    assert_eq!(
-        owners,
-        v6.iter().map(|ip| table.lookup_v6(*ip)).collect::<Vec<_>>()
-    );
 }
 
 /// Addresses with few different bits, so that prefixes of every length nest, touch and repeat.
@@ -252,9 +235,9 @@ fn c38_every_length_nested_around_one_address() {
     assert_agrees(&AllowedIps::build(entries.iter().copied()), &entries, addrs);
 }
 
-/// Trees whose levels are just full, or just not.
+/// As many ranges side by side as are compared at once, or as a table doubles its parts at, or just not.
 #[test]
-fn c38_tables_around_the_sizes_at_which_a_level_is_added() {
+fn c38_tables_around_the_sizes_at_which_their_form_changes() {
     for count in [
         3u32, 4, 5, 7, 8, 9, 31, 32, 33, 127, 128, 129, 255, 256, 257, 2047, 2048, 2049,
     ] {
@@ -341,4 +324,23 @@ fn c39_large_sets_are_not_quadratic() {
     };
     let (few, many) = (fastest(65_536 / 16), fastest(65_536));
     assert!(many < few * 80, "{few:?} for 4,096, {many:?} for 65,536");
+}
+
+/// Clusters in clusters, deeper than a table has stages for, and so many that the last ones are searched.
+#[test]
+fn c38_prefixes_in_clusters() {
+    let mut entries: Vec<Entry> = Vec::new();
+    for level in 0..8u32 {
+        for n in 1..=40u32 {
+            let v4 = Ipv4Addr::from_bits(n.unbounded_shl(26u32.saturating_sub(6 * level)));
+            let v6 = Ipv6Addr::from_bits(u128::from(n) << (112 - 16 * level));
+            let peer = PeerId(100 * level + n);
+            entries.extend([(v4.into(), 32, peer), (v6.into(), 128, peer)]);
+        }
+    }
+    let addrs: Vec<IpAddr> = entries
+        .iter()
+        .flat_map(|(net, cidr, _)| edges(*net, *cidr))
+        .collect();
+    assert_agrees(&AllowedIps::build(entries.iter().copied()), &entries, addrs);
 }

@@ -3,6 +3,8 @@
 //! Runs on a worker, for packets from the TUN whose peers it owns. One burst is one call of the AEAD, whatever peers
 //! its packets go to.
 
+use std::mem::take;
+
 use arrayvec::ArrayVec;
 use patronus_crypto::aead::Job;
 use patronus_crypto::messages::{DATA_MIN, DataHeader, HEADER, TAG};
@@ -297,18 +299,16 @@ impl Wg {
 
     /// Tells each peer's timers what was sent, once per run of packets to the same peer.
     fn account_sent(&mut self, cx: &mut Context<'_>, wire: &Burst, grants: &[Grant]) {
-        let mut at = 0;
-        while at < grants.len() {
-            let peer = grants[at].peer;
-            let run = grants[at..].iter().take_while(|g| g.peer == peer).count();
-            let (mut bytes, mut data) = (0, false);
-            for packet in wire.iter().skip(at).take(run) {
-                bytes += packet.len() as u64;
-                data |= packet.len() > DATA_MIN;
+        let (mut bytes, mut data) = (0, false);
+        for (at, (packet, grant)) in wire.iter().zip(grants).enumerate() {
+            bytes += packet.len() as u64;
+            data |= packet.len() > DATA_MIN;
+            let peer = grant.peer;
+            if grants.get(at + 1).is_some_and(|next| next.peer == peer) {
+                continue;
             }
-            at += run;
             let slot = self.slot_mut(peer).expect("a grant names a peer that is there");
-            let wake = slot.traffic.sent(cx.now, bytes, data);
+            let wake = slot.traffic.sent(cx.now, take(&mut bytes), take(&mut data));
             let rekey = slot
                 .keypairs
                 .current_mut()
