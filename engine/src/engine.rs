@@ -122,7 +122,7 @@ impl fmt::Display for StartError {
                     f.write_str("/dev/net/tun is not there: load the module with `modprobe tun` or give the container the device")
                 }
                 io::ErrorKind::PermissionDenied => {
-                    write!(f, "no permission to create interface {name}: run as root or with CAP_NET_ADMIN")
+                    write!(f, "no permission to create interface {name}: run as root, or with CAP_NET_ADMIN and the right to open /dev/net/tun")
                 }
                 io::ErrorKind::ResourceBusy => write!(f, "interface {name} exists already: delete it or choose another name"),
                 io::ErrorKind::InvalidInput => {

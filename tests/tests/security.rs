@@ -72,15 +72,14 @@ fn c75_not_dumpable() {
     let program = dir.join("patronus-engine");
     fs::copy(patronus_tests::engine_program(), &program).unwrap();
     let sockets = dir.join("sockets");
-    let mut command = std::process::Command::new("setpriv");
-    command.args([
-        "--reuid",
-        "65534",
-        "--clear-groups",
-        "--inh-caps",
-        "-all,+net_admin",
-    ]);
-    command.args(["--ambient-caps", "-all,+net_admin", program.to_str().unwrap()]);
+    // With a device that anybody may open, as most systems have it, whatever this one has.
+    let script = r#"mknod -m 666 "$1/tun" c 10 200 && mount --bind "$1/tun" /dev/net/tun && shift && exec setpriv \
+        --reuid 65534 --clear-groups --inh-caps -all,+net_admin --ambient-caps -all,+net_admin "$@""#;
+    let mut command = std::process::Command::new("unshare");
+    command
+        .args(["--mount", "sh", "-c", script, "sh"])
+        .arg(&dir)
+        .arg(&program);
     command.args(["--foreground", "--uapi-dir", sockets.to_str().unwrap(), &name]);
     let process = namespace.spawn(command).unwrap();
     let ready = eventually(|| sockets.join(format!("{name}.sock")).exists());
