@@ -13,6 +13,7 @@ mod common;
 use std::collections::HashMap;
 use std::hint::black_box;
 
+use arrayvec::ArrayVec;
 use common::{Numbers, cpu_time, median};
 use patronus_engine::flow::{Flow, FlowTable, HashKeys, LOAD_PERCENT};
 use patronus_io::ip::FlowKey;
@@ -68,12 +69,11 @@ fn measure(limit: usize, ipv6: bool, rounds: usize, numbers: &mut Numbers) {
             .collect();
         for (kind, looked_up) in [&hits, &misses].into_iter().enumerate() {
             ours[kind + 1].push(time(LOOKUPS, || {
-                let (mut hashes, mut found) = ([0; BURST], [None; BURST]);
+                let mut found = [None; BURST];
                 for burst in looked_up.chunks(BURST) {
-                    for (hash, key) in hashes.iter_mut().zip(black_box(burst)) {
-                        *hash = table.hash(key);
-                    }
-                    table.find_burst(burst, &hashes[..burst.len()], &mut found[..burst.len()]);
+                    let keys = black_box(burst).iter().map(|key| table.hashed(*key));
+                    let keys: ArrayVec<_, BURST> = keys.collect();
+                    table.find_burst(&keys, &mut found[..keys.len()]);
                     assert!(found.iter().all(|id| id.is_some() == (kind == 0)));
                     // What a packet does with its flow.
                     for id in found.into_iter().flatten() {

@@ -132,22 +132,39 @@ impl<const N: usize, const SLOTS: usize> Fib<N, SLOTS> {
     /// # Panics
     ///
     /// As [`lookup`](Fib::lookup).
+    #[inline]
     pub fn lookup_burst(&self, reader: &Reader, addrs: &[[u8; N]], groups: &mut [Option<Group>]) {
+        self.lookup_burst_of(reader, addrs, |addr| *addr, groups);
+    }
+
+    /// The same for what has an address.
+    ///
+    /// # Panics
+    ///
+    /// As [`lookup`](Fib::lookup).
+    #[inline]
+    pub fn lookup_burst_of<T>(
+        &self,
+        reader: &Reader,
+        all: &[T],
+        addr: impl Fn(&T) -> [u8; N],
+        groups: &mut [Option<Group>],
+    ) {
         assert!(reader.is_awake_in(&self.domain));
-        for (addrs, groups) in addrs.chunks(LANES).zip(groups.chunks_mut(LANES)) {
+        for (some, groups) in all.chunks(LANES).zip(groups.chunks_mut(LANES)) {
             let mut entries = [0; LANES];
             let mut deeper = 0;
-            for (entry, addr) in entries.iter_mut().zip(addrs) {
-                *entry = self.root[root_slot(addr)].load(Ordering::Acquire);
+            for (entry, one) in entries.iter_mut().zip(some) {
+                *entry = self.root[root_slot(&addr(one))].load(Ordering::Acquire);
                 deeper |= *entry;
             }
             for level in 0..Self::LEVELS {
                 if deeper & NODE == 0 {
                     break;
                 }
-                deeper = self.descend(level, addrs, &mut entries);
+                deeper = self.descend(level, some, &addr, &mut entries);
             }
-            for (group, entry) in groups.iter_mut().zip(&entries[..addrs.len()]) {
+            for (group, entry) in groups.iter_mut().zip(&entries[..some.len()]) {
                 *group = Group::of_entry(*entry);
             }
         }
@@ -155,13 +172,19 @@ impl<const N: usize, const SLOTS: usize> Fib<N, SLOTS> {
 
     /// One level for all addresses of a chunk. Returns the union of the entries, to tell whether any leads further.
     #[inline(always)]
-    fn descend(&self, level: usize, addrs: &[[u8; N]], entries: &mut [u32; LANES]) -> u32 {
+    fn descend<T>(
+        &self,
+        level: usize,
+        some: &[T],
+        addr: impl Fn(&T) -> [u8; N],
+        entries: &mut [u32; LANES],
+    ) -> u32 {
         let mut deeper = 0;
-        for (entry, addr) in entries.iter_mut().zip(addrs) {
+        for (entry, one) in entries.iter_mut().zip(some) {
             // A branch and not masks: on one level nearly all addresses go the same way, and the processor does not wait for the entry.
             if *entry & NODE != 0 {
                 let node = (*entry & !NODE) as usize;
-                *entry = self.nodes[node].0[Self::slot(addr, level)].load(Ordering::Acquire);
+                *entry = self.nodes[node].0[Self::slot(&addr(one), level)].load(Ordering::Acquire);
             }
             deeper |= *entry;
         }

@@ -101,6 +101,15 @@ impl<V> Flow<V> {
     }
 }
 
+/// A flow's key with the [hash](FlowTable::hash) that the table has for it.
+#[derive(Clone, Copy, Debug)]
+pub struct HashedKey {
+    /// Which flow.
+    pub key: FlowKey,
+    /// Its hash.
+    pub hash: u64,
+}
+
 /// A flow's number, as long as it is in the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FlowId(u32);
@@ -237,6 +246,15 @@ impl<V: Copy + Default> FlowTable<V> {
         self.keys.hash(key)
     }
 
+    /// A key with its hash.
+    #[inline]
+    pub fn hashed(&self, key: FlowKey) -> HashedKey {
+        HashedKey {
+            hash: self.hash(&key),
+            key,
+        }
+    }
+
     #[inline]
     fn home(&self, hash: u64) -> Home {
         Home {
@@ -273,17 +291,17 @@ impl<V: Copy + Default> FlowTable<V> {
             .or_else(|| self.in_bucket(self.other(home), key))
     }
 
-    /// The flows of a burst of up to [`BURST_MAX`], by their keys and [hashes](FlowTable::hash): all buckets are asked for before the first is looked at, and then all flows that
-    /// they lead to. As many answers are written as the shorter slice has room for.
+    /// The flows of a burst of up to [`BURST_MAX`]: all buckets are asked for before the first is looked at, and then all flows that they lead to. As many
+    /// answers are written as the shorter slice has room for.
     ///
     /// # Panics
     ///
-    /// If there are more keys, or not as many hashes.
-    pub fn find_burst(&self, keys: &[FlowKey], hashes: &[u64], found: &mut [Option<FlowId>]) {
-        assert!(keys.len() <= BURST_MAX && keys.len() == hashes.len());
+    /// If there are more keys.
+    pub fn find_burst(&self, keys: &[HashedKey], found: &mut [Option<FlowId>]) {
+        assert!(keys.len() <= BURST_MAX);
         let mut homes = [Home::default(); BURST_MAX];
-        for (home, hash) in homes.iter_mut().zip(hashes) {
-            *home = self.home(*hash);
+        for (home, key) in homes.iter_mut().zip(keys) {
+            *home = self.home(key.hash);
             prefetch(&self.buckets[home.bucket as usize]);
         }
         // The first flow that each may be, which it nearly always is.
@@ -297,8 +315,11 @@ impl<V: Copy + Default> FlowTable<V> {
             }
             prefetch(&self.flows[*likely as usize]);
         }
-        for (((found, key), home), likely) in found.iter_mut().zip(keys).zip(homes).zip(likely) {
-            *found = match self.is_used(likely) && self.flows[likely as usize].key == *key {
+        for (((found, HashedKey { key, .. }), home), likely) in
+            found.iter_mut().zip(keys).zip(homes).zip(likely)
+        {
+            // An unused place has the key of no packet.
+            *found = match self.flows[likely as usize].key == *key {
                 true => Some(FlowId(likely)),
                 false => self
                     .in_bucket(home, key)
@@ -328,9 +349,12 @@ impl<V: Copy + Default> FlowTable<V> {
         &mut self.flows[id.0 as usize]
     }
 
-    /// Adds a flow that is not in the table.
+    /// Adds a flow that is not in the table, of either version of IP.
     pub fn insert(&mut self, key: FlowKey, seen: u32, epoch: u32, value: V) -> Result<FlowId, Full> {
-        debug_assert!(self.find(&key).is_none(), "each flow once");
+        debug_assert!(
+            key != FlowKey::default() && self.find(&key).is_none(),
+            "each flow once"
+        );
         let number = *self.free.last().ok_or(Full)?;
         let home = self.home(self.hash(&key));
         if !self.place(home, number) && !self.place(self.other(home), number) && !self.make_room(home, number)
@@ -409,6 +433,7 @@ impl<V: Copy + Default> FlowTable<V> {
         let other = self.other(home);
         let gone = self.clear(home, id.0) || self.clear(other, id.0);
         debug_assert!(gone, "a flow stands in one of its two buckets");
+        self.flows[id.0 as usize].key = FlowKey::default();
         self.free.push(id.0);
         flow
     }

@@ -23,7 +23,7 @@ use patronus_sync::{Published, Reader};
 use crate::crew::Handing;
 use crate::ethernet;
 use crate::fib::{FibV4, FibV6, Group};
-use crate::flow::{FlowTable, HashKeys};
+use crate::flow::{FlowTable, HashKeys, HashedKey};
 use crate::icmp::{Icmp, IcmpError};
 use crate::neighbour::{Addressed, Waiting};
 use crate::snapshot::{Action, Exit, Hop, Snapshot};
@@ -97,14 +97,15 @@ const DROPPED: u32 = u32::MAX;
 const _: () = assert!(Group::MAX < DROPPED);
 
 /// The packets of a burst between the steps, and what is known of each.
-#[derive(Default)]
 struct Batch {
     packets: Burst,
-    keys: ArrayVec<FlowKey, BURST_MAX>,
-    hashes: ArrayVec<u64, BURST_MAX>,
-    /// The group to leave by; none yet, or none at all.
-    groups: ArrayVec<Option<Group>, BURST_MAX>,
+    flows: ArrayVec<HashedKey, BURST_MAX>,
+    /// The groups to leave by; none yet, or none at all.
+    groups: Groups,
 }
+
+/// For each packet of a burst a group.
+type Groups = [Option<Group>; BURST_MAX];
 
 /// By what a worker routes.
 pub struct Rules {
@@ -194,7 +195,11 @@ impl Router {
         exits: &mut Exits,
     ) {
         let (lap, packets) = (Lap::start(), inner.len());
-        let mut batch = Batch::default();
+        let mut batch = Batch {
+            packets: Burst::new(),
+            flows: ArrayVec::new(),
+            groups: [None; BURST_MAX],
+        };
         // Looked at once, so that one burst is judged and dispatched by one snapshot.
         let snapshot = self.rules.snapshot.get(&self.rules.reader);
         parse(cx, &self.flows, snapshot, inner, from, spread, &mut batch);
@@ -243,9 +248,9 @@ fn parse(
                 continue;
             }
         };
-        let hash = flows.hash(&key);
+        let flow = flows.hashed(key);
         if spread == Spread::Yes
-            && let Some(worker) = snapshot.worker(hash)
+            && let Some(worker) = snapshot.worker(flow.hash)
             && worker != cx.crew.me()
         {
             let ethernet = from == Ingress::Ethernet;
@@ -255,8 +260,7 @@ fn parse(
         // Ethernet makes short packets longer.
         packet.truncate(len);
         batch.packets.push(packet);
-        batch.keys.push(key);
-        batch.hashes.push(hash);
+        batch.flows.push(flow);
     }
 }
 
@@ -264,10 +268,10 @@ fn parse(
 fn judge(cx: &mut Context<'_>, flows: &mut FlowTable<Remembered>, snapshot: &Snapshot, batch: &mut Batch) {
     let mut found = [None; BURST_MAX];
     let found = &mut found[..batch.packets.len()];
-    flows.find_burst(&batch.keys, &batch.hashes, found);
+    flows.find_burst(&batch.flows, found);
     let mut dropped = 0;
-    for (at, id) in found.iter().enumerate() {
-        let key = &batch.keys[at];
+    let judged = found.iter().zip(&batch.flows).zip(&mut batch.groups);
+    for (at, ((id, HashedKey { key, .. }), group)) in judged.enumerate() {
         // An earlier packet of this burst may have been the flow's first.
         let id = id.or_else(|| flows.find(key));
         let action = match id {
@@ -291,7 +295,7 @@ fn judge(cx: &mut Context<'_>, flows: &mut FlowTable<Remembered>, snapshot: &Sna
                 action
             }
         };
-        batch.groups.push(Group::new(action));
+        *group = Group::new(action);
         if action == DROPPED {
             dropped |= 1 << at;
         }
@@ -303,32 +307,45 @@ fn judge(cx: &mut Context<'_>, flows: &mut FlowTable<Remembered>, snapshot: &Sna
 
 /// Asks the FIB about packets that no policy has sent elsewhere.
 fn look_up(rules: &Rules, batch: &mut Batch) {
-    let mut v4_at = ArrayVec::<u8, BURST_MAX>::new();
-    let mut v6_at = ArrayVec::<u8, BURST_MAX>::new();
-    let mut v4_addrs = ArrayVec::<[u8; 4], BURST_MAX>::new();
-    let mut v6_addrs = ArrayVec::<[u8; 16], BURST_MAX>::new();
-    for (at, key) in batch.keys.iter().enumerate() {
+    let wanted = batch.flows.iter().zip(&batch.groups);
+    let v4_alone = wanted.fold(true, |all, (flow, group)| {
+        all & group.is_none() & !flow.key.is_ipv6()
+    });
+    if v4_alone {
+        let destination = |flow: &HashedKey| flow.key.dst_v4();
+        rules
+            .v4
+            .lookup_burst_of(&rules.reader, &batch.flows, destination, &mut batch.groups);
+    } else {
+        look_up_mixed(rules, batch);
+    }
+}
+
+fn look_up_mixed(rules: &Rules, batch: &mut Batch) {
+    let mut v4 = ArrayVec::<(u8, [u8; 4]), BURST_MAX>::new();
+    let mut v6 = ArrayVec::<(u8, [u8; 16]), BURST_MAX>::new();
+    for (at, HashedKey { key, .. }) in batch.flows.iter().enumerate() {
         if batch.groups[at].is_some() {
             continue;
         }
         if key.is_ipv6() {
-            v6_at.push(at as u8);
-            v6_addrs.push(key.dst_v6());
+            v6.push((at as u8, key.dst_v6()));
         } else {
-            v4_at.push(at as u8);
-            v4_addrs.push(key.dst_v4());
+            v4.push((at as u8, key.dst_v4()));
         }
     }
-    let mut groups = [None; BURST_MAX];
-    rules.v4.lookup_burst(&rules.reader, &v4_addrs, &mut groups);
-    for (at, group) in v4_at.iter().zip(groups) {
+    let mut found = [None; BURST_MAX];
+    rules
+        .v4
+        .lookup_burst_of(&rules.reader, &v4, |(_, addr)| *addr, &mut found);
+    for ((at, _), group) in v4.iter().zip(found) {
         batch.groups[usize::from(*at)] = group;
     }
-    if !v6_at.is_empty() {
-        rules.v6.lookup_burst(&rules.reader, &v6_addrs, &mut groups);
-        for (at, group) in v6_at.iter().zip(groups) {
-            batch.groups[usize::from(*at)] = group;
-        }
+    rules
+        .v6
+        .lookup_burst_of(&rules.reader, &v6, |(_, addr)| *addr, &mut found);
+    for ((at, _), group) in v6.iter().zip(found) {
+        batch.groups[usize::from(*at)] = group;
     }
 }
 
@@ -340,35 +357,97 @@ struct Onward<'a> {
     exits: &'a mut Exits,
 }
 
+/// Why a packet does not get to its next hop, and what its sender is told.
+type Refusal = (DropReason, Option<IcmpError>);
+
+const NO_ROUTE: Refusal = (DropReason::RouteNone, Some(IcmpError::NoRoute));
+
+fn too_big(hop: &Hop) -> Refusal {
+    (DropReason::RouteTooBig, Some(IcmpError::TooBig(hop.mtu)))
+}
+
 impl Onward<'_> {
     fn dispatch(&mut self, cx: &mut Context<'_>, batch: &mut Batch, from: Ingress) {
-        for (at, mut packet) in batch.packets.drain(..).enumerate() {
-            let key = &batch.keys[at];
-            let hop = batch.groups[at].and_then(|group| self.snapshot.hop(group, batch.hashes[at]));
-            let sent = match hop {
-                Some(hop) => forward(&mut packet, hop, from, key.is_ipv6()).map(|()| &hop.exit),
-                None => Err((DropReason::RouteNone, Some(IcmpError::NoRoute))),
-            };
-            match sent {
-                Ok(Exit::Tunnel(peer)) => self.exits.tunnels.push(packet, *peer),
-                Ok(Exit::Lan(lan, _)) => self.leave(cx, *lan, packet),
-                Ok(Exit::Neighbour(lan, own)) => {
-                    let to = (*lan, destination(key));
-                    let addressed = self
-                        .waiting
-                        .address(cx, self.snapshot.neighbours(), to, *own, packet);
-                    self.finish(cx, *lan, addressed);
-                }
-                // The first of them `forward` has turned into an error.
-                Ok(Exit::Unreachable | Exit::Discard) => cx.discard(DropReason::RouteDiscard, packet),
-                Err((reason, error)) => {
-                    if let Some(error) = error {
-                        self.icmp.answer(cx, packet.data(), error);
-                    }
-                    cx.discard(reason, packet);
-                }
+        for (at, packet) in batch.packets.drain(..).enumerate() {
+            let flow = &batch.flows[at];
+            let hop = batch.groups[at].and_then(|group| self.snapshot.hop(group, flow.hash));
+            match hop {
+                Some(hop) => self.leave_by(cx, hop, packet, from, &flow.key),
+                None => self.refuse(cx, packet, NO_ROUTE),
             }
         }
+    }
+
+    #[inline]
+    fn leave_by(&mut self, cx: &mut Context<'_>, hop: &Hop, packet: PktBuf, from: Ingress, key: &FlowKey) {
+        match &hop.exit {
+            Exit::Lan(lan, Some(addresses)) => {
+                if let Some(mut packet) = self.take_hop(cx, hop, packet, from) {
+                    let version = if key.is_ipv6() { Version::V6 } else { Version::V4 };
+                    ethernet::dress(&mut packet, addresses, version);
+                    self.leave(cx, *lan, packet);
+                }
+            }
+            Exit::Tunnel(peer) => {
+                if let Some(packet) = self.take_hop(cx, hop, packet, from) {
+                    self.exits.tunnels.push(packet, *peer);
+                }
+            }
+            Exit::Neighbour(lan, own) => {
+                if let Some(packet) = self.take_hop(cx, hop, packet, from) {
+                    let to = (*lan, destination(key));
+                    let neighbours = self.snapshot.neighbours();
+                    let addressed = self.waiting.address(cx, neighbours, to, *own, packet);
+                    self.finish(cx, *lan, addressed);
+                }
+            }
+            // The host would send it here again.
+            Exit::Lan(_, None) if from == Ingress::Tun => self.refuse(cx, packet, NO_ROUTE),
+            // Behind a TUN is the host, which takes the hop itself.
+            Exit::Lan(lan, None) if packet.len() <= usize::from(hop.mtu) => self.leave(cx, *lan, packet),
+            Exit::Lan(_, None) => self.refuse(cx, packet, too_big(hop)),
+            Exit::Unreachable => {
+                let unknown = (DropReason::NeighbourUnknown, Some(IcmpError::HostUnreachable));
+                self.refuse(cx, packet, unknown);
+            }
+            Exit::Discard => self.refuse(cx, packet, (DropReason::RouteDiscard, None)),
+        }
+    }
+
+    /// The packet, with one hop less to go, if it has one and fits. From a TUN, the host has taken the hop already.
+    #[inline]
+    fn take_hop(
+        &mut self,
+        cx: &mut Context<'_>,
+        hop: &Hop,
+        mut packet: PktBuf,
+        from: Ingress,
+    ) -> Option<PktBuf> {
+        let is_router = matches!(from, Ingress::Ethernet | Ingress::Tunnel);
+        let fits = packet.len() <= usize::from(hop.mtu);
+        // An error quotes the packet as it came.
+        let goes_on = !is_router
+            || match fits {
+                true => ip::take_hop(packet.data_mut()),
+                false => ip::may_go_further(packet.data()),
+            };
+        if goes_on && fits {
+            return Some(packet);
+        }
+        let refusal = match goes_on {
+            true => too_big(hop),
+            false => (DropReason::RouteTtl, Some(IcmpError::TimeExceeded)),
+        };
+        self.refuse(cx, packet, refusal);
+        None
+    }
+
+    #[cold]
+    fn refuse(&mut self, cx: &mut Context<'_>, packet: PktBuf, (reason, error): Refusal) {
+        if let Some(error) = error {
+            self.icmp.answer(cx, packet.data(), error);
+        }
+        cx.discard(reason, packet);
     }
 
     fn leave(&mut self, cx: &mut Context<'_>, lan: u16, packet: PktBuf) {
@@ -383,8 +462,8 @@ impl Onward<'_> {
             Addressed::Ready(packet) => self.leave(cx, lan, packet),
             Addressed::Held => {}
             Addressed::Silent(packet) => {
-                self.icmp.answer(cx, packet.data(), IcmpError::HostUnreachable);
-                cx.discard(DropReason::NeighbourSilent, packet);
+                let silent = (DropReason::NeighbourSilent, Some(IcmpError::HostUnreachable));
+                self.refuse(cx, packet, silent);
             }
         }
     }
@@ -406,16 +485,13 @@ impl Batch {
         for at in 0..self.packets.len() {
             if bits & 1 << at == 0 {
                 self.packets.swap(kept, at);
-                self.keys.swap(kept, at);
-                self.hashes.swap(kept, at);
+                self.flows.swap(kept, at);
                 self.groups.swap(kept, at);
                 kept += 1;
             }
         }
         self.packets.drain(kept..).for_each(&mut gone);
-        self.keys.truncate(kept);
-        self.hashes.truncate(kept);
-        self.groups.truncate(kept);
+        self.flows.truncate(kept);
     }
 }
 
@@ -483,44 +559,4 @@ fn is_martian_v4(key: &FlowKey) -> bool {
     }
     let local = |[a, b, ..]: [u8; 4]| a == 0 || a == 127 || a == 169 && b == 254 || a >= 240;
     local(src) || local(dst) || src[0] >= 224 || dst[..3] == [224, 0, 0]
-}
-
-/// Makes a packet ready for its next hop. An error is why it does not get there and what its sender is told.
-#[inline]
-fn forward(
-    packet: &mut PktBuf,
-    hop: &Hop,
-    from: Ingress,
-    ipv6: bool,
-) -> Result<(), (DropReason, Option<IcmpError>)> {
-    if hop.exit == Exit::Discard {
-        return Ok(());
-    }
-    if hop.exit == Exit::Unreachable {
-        return Err((DropReason::NeighbourUnknown, Some(IcmpError::HostUnreachable)));
-    }
-    // The host would send it here again.
-    if from == Ingress::Tun && matches!(hop.exit, Exit::Lan(_, None)) {
-        return Err((DropReason::RouteNone, Some(IcmpError::NoRoute)));
-    }
-    // Behind a TUN is the host, which does this itself, before or afterwards.
-    let is_router = matches!(from, Ingress::Ethernet | Ingress::Tunnel)
-        && matches!(
-            hop.exit,
-            Exit::Tunnel(_) | Exit::Lan(_, Some(_)) | Exit::Neighbour(..)
-        );
-    if is_router && !ip::may_go_further(packet.data()) {
-        return Err((DropReason::RouteTtl, Some(IcmpError::TimeExceeded)));
-    }
-    if packet.len() > usize::from(hop.mtu) {
-        return Err((DropReason::RouteTooBig, Some(IcmpError::TooBig(hop.mtu))));
-    }
-    if is_router {
-        ip::decrement_ttl(packet.data_mut());
-    }
-    if let Exit::Lan(_, Some(addresses)) = &hop.exit {
-        let version = if ipv6 { Version::V6 } else { Version::V4 };
-        ethernet::dress(packet, addresses, version);
-    }
-    Ok(())
 }

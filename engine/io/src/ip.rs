@@ -362,20 +362,23 @@ pub fn may_go_further(packet: &[u8]) -> bool {
     }
 }
 
-/// Takes one from the time to live or hop limit, down to 0, and keeps an IPv4 header's checksum right. Bytes that are not IP are left alone.
+/// Takes one from the time to live or hop limit and keeps an IPv4 header's checksum right. False, and nothing changed, if the packet [may not go
+/// further](may_go_further).
 #[inline]
-pub fn decrement_ttl(packet: &mut [u8]) {
+pub fn take_hop(packet: &mut [u8]) -> bool {
     match packet {
-        [first, _, _, _, _, _, _, _, ttl, _, sum_hi, sum_lo, ..] if *first >> 4 == 4 && *ttl > 0 => {
+        [first, _, _, _, _, _, _, _, ttl, _, sum_hi, sum_lo, ..] if *first >> 4 == 4 && *ttl > 1 => {
             *ttl -= 1;
             // RFC 1624, equation 3, for a word that has become smaller by 0x100.
             let sum = u32::from(!u16::from_be_bytes([*sum_hi, *sum_lo])) + 0xfeff;
             [*sum_hi, *sum_lo] = (!(sum + (sum >> 16)) as u16).to_be_bytes();
+            true
         }
-        [first, _, _, _, _, _, _, hop_limit, ..] if *first >> 4 == 6 => {
-            *hop_limit = hop_limit.saturating_sub(1);
+        [first, _, _, _, _, _, _, hop_limit, ..] if *first >> 4 == 6 && *hop_limit > 1 => {
+            *hop_limit -= 1;
+            true
         }
-        _ => {}
+        _ => false,
     }
 }
 

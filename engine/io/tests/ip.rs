@@ -401,7 +401,7 @@ proptest! {
 
     /// The checksum is as right afterwards as before.
     #[test]
-    fn one_less_to_live(mut header in proptest::collection::vec(any::<u8>(), 20), whole in any::<bool>()) {
+    fn one_hop_less_to_go(mut header in proptest::collection::vec(any::<u8>(), 20), whole in any::<bool>()) {
         header[0] = 0x45;
         if whole {
             header[10..12].fill(0);
@@ -409,8 +409,9 @@ proptest! {
             header[10..12].copy_from_slice(&sum);
         }
         let (before, error) = (header.clone(), checksum(&header));
-        ip::decrement_ttl(&mut header);
-        prop_assert_eq!(header[8], before[8].saturating_sub(1));
+        prop_assert_eq!(ip::may_go_further(&before), before[8] > 1);
+        prop_assert_eq!(ip::take_hop(&mut header), before[8] > 1);
+        prop_assert_eq!(header[8], before[8] - u8::from(before[8] > 1));
         prop_assert_eq!((&header[..8], header[9], &header[12..]), (&before[..8], before[9], &before[12..]));
         // The two zeros of ones' complement are the same error.
         let same = |sum: [u8; 2]| u16::from_be_bytes(sum) % 0xffff;
