@@ -284,14 +284,15 @@ impl Device {
     /// # Panics
     /// If the peer has lanes: they are removed first.
     pub fn remove_peer(&mut self, peer: PeerId) {
-        let Some(gone) = self.peers.get_mut(peer.0 as usize).and_then(Option::take) else {
+        let Some(mut gone) = self.peers.get_mut(peer.0 as usize).and_then(Option::take) else {
             return;
         };
+        let stamps = std::mem::take(&mut gone.stamps);
         if let Some(waiting) = &gone.waiting {
             self.indices.free(waiting.index);
         }
         match gone.as_lane() {
-            Some(lane) => self.forget_lane(lane),
+            Some(lane) => self.forget_lane(lane, stamps),
             None => {
                 let lanes = gone.as_remote().is_some_and(|remote| !remote.is_empty());
                 assert!(!lanes, "a peer's lanes are removed first");

@@ -89,6 +89,16 @@ impl Stamps {
         }
     }
 
+    /// Whose they are.
+    pub(crate) fn tag(&self) -> u16 {
+        self.tag
+    }
+
+    /// The newest one accepted.
+    pub(crate) fn newest(&self) -> Option<Tai64n> {
+        self.accepted
+    }
+
     /// As [`stamp`](Self::stamp), and not earlier than `newest`, which the other side has perhaps accepted in another session: it would take
     /// a much older one for one that somebody withheld.
     pub(crate) fn stamp_after(&mut self, wall: WallClock, newest: Option<Tai64n>) -> Tai64n {

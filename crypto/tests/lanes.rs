@@ -231,6 +231,41 @@ fn an_initiation_that_was_withheld_expires() {
     }
 }
 
+/// A link that goes and comes back takes its lanes along; what they have accepted is old for the new ones too.
+#[test]
+fn a_lane_that_is_removed_and_added_again_remembers() {
+    let (mut net, tags) = remotes();
+    for &tag in &tags[..2] {
+        let id = lane(&net, A, tag);
+        net.send(A, id, b"hello");
+        net.run(secs(1));
+    }
+    let heard = net.sent(A, Kind::Initiation);
+    let again = |net: &mut Net| {
+        for &tag in &tags[..2] {
+            let gone = lane(net, B, tag);
+            net.device(B).remove_peer(gone);
+            add(net, B, tag);
+        }
+    };
+    again(&mut net);
+    again(&mut net);
+    heard.iter().for_each(|initiation| net.deliver(initiation));
+    assert_eq!(net.refused(B, Refusal::OldTimestamp), 2);
+    assert_eq!(net.count(B, Kind::Response), 2, "to the first ones");
+    // Newer ones are taken.
+    let id = lane(&net, A, tags[1]);
+    net.run(secs(200));
+    net.send(A, id, b"again");
+    net.run(secs(10));
+    let there = lane(&net, B, tags[1]);
+    assert_eq!(received(&net, B, there), [b"again".to_vec()]);
+    // What was removed long ago is too old for any lane.
+    again(&mut net);
+    net.deliver(&heard[0]);
+    assert_eq!(net.refused(B, Refusal::Withheld), 1);
+}
+
 /// A clock that steps back an hour between the handshakes of two lanes does not make the second one look withheld.
 #[test]
 fn a_clock_that_steps_back_stops_no_lane() {

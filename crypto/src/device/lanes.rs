@@ -7,7 +7,7 @@ use std::fmt;
 
 use super::{Device, Peer};
 use crate::refusal::Refusal;
-use crate::tai64n::Tai64n;
+use crate::tai64n::{Stamps, Tai64n};
 use crate::{Duration, LinkId, PeerId, Tag};
 
 /// Lanes of one remote at most: sixteen on each of 225 paths.
@@ -38,6 +38,8 @@ pub(super) struct Lane {
 pub(super) struct Remote {
     /// In the order of their tags.
     lanes: Vec<(Tag, PeerId)>,
+    /// The timestamps of lanes that were removed, one for each tag: somebody may have withheld an initiation for them.
+    left: Vec<Stamps>,
     /// The newest timestamp accepted, of any session.
     accepted: Option<Tai64n>,
     /// The newest timestamp sent, likewise.
@@ -55,6 +57,26 @@ impl Remote {
 
     pub(super) fn accept(&mut self, stamp: Tai64n) {
         self.accepted = self.accepted.max(Some(stamp));
+    }
+
+    /// Whether an initiation of that time has been withheld.
+    fn is_withheld(&self, stamp: Tai64n) -> bool {
+        self.accepted
+            .is_some_and(|newest| stamp.is_behind(newest, WITHHELD_AFTER))
+    }
+
+    /// A lane is removed: what it has accepted counts as long as an older initiation would be taken.
+    fn leave(&mut self, stamps: Stamps) {
+        let mut left = std::mem::take(&mut self.left);
+        left.push(stamps);
+        left.retain(|stamps| stamps.newest().is_some_and(|stamp| !self.is_withheld(stamp)));
+        self.left = left;
+    }
+
+    /// The timestamps of a lane that is added, perhaps again.
+    fn stamps(&mut self, tag: Tag) -> Stamps {
+        let known = self.left.iter().position(|stamps| stamps.tag() == tag.bits());
+        known.map_or(Stamps::tagged(tag.bits()), |at| self.left.swap_remove(at))
     }
 }
 
@@ -111,10 +133,11 @@ impl Device {
             return Err(AddLaneError::Full);
         }
         let id = self.vacancy().ok_or(AddLaneError::Full)?;
-        self.peers[id.0 as usize] = Some(Peer::lane(public, Lane { base, tag, link }));
-        if let Some(remote) = self.get_mut(base).and_then(Peer::as_remote_mut) {
-            remote.lanes.insert(at, (tag, id));
-        }
+        let remote = self.get_mut(base).and_then(Peer::as_remote_mut);
+        let remote = remote.ok_or(AddLaneError::NoRemote)?;
+        remote.lanes.insert(at, (tag, id));
+        let stamps = remote.stamps(tag);
+        self.peers[id.0 as usize] = Some(Peer::lane(public, Lane { base, tag, link }, stamps));
         self.make_room();
         Ok(id)
     }
@@ -131,13 +154,14 @@ impl Device {
         remote.into_iter().flat_map(|remote| remote.lanes.iter().copied())
     }
 
-    /// Takes a lane that is removed from its base's list.
-    pub(super) fn forget_lane(&mut self, lane: &Lane) {
+    /// Takes a lane that is removed from its base's list; its timestamps stay there.
+    pub(super) fn forget_lane(&mut self, lane: &Lane, stamps: Stamps) {
         let remote = self.get_mut(lane.base).and_then(Peer::as_remote_mut);
         if let Some(remote) = remote
             && let Ok(at) = remote.place(lane.tag)
         {
             remote.lanes.remove(at);
+            remote.leave(stamps);
         }
     }
 
@@ -152,10 +176,7 @@ impl Device {
         let Some(remote) = peer.as_remote() else {
             return Ok(base);
         };
-        if remote
-            .accepted
-            .is_some_and(|newest| stamp.is_behind(newest, WITHHELD_AFTER))
-        {
+        if remote.is_withheld(stamp) {
             return Err(Refusal::Withheld);
         }
         if stamp.tag() == 0 {

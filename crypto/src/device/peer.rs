@@ -61,9 +61,9 @@ impl Peer {
     }
 
     /// A lane towards the peer with this key.
-    pub(super) fn lane(public: PublicKey, lane: Lane) -> Peer {
+    pub(super) fn lane(public: PublicKey, lane: Lane, stamps: Stamps) -> Peer {
         Peer {
-            stamps: Stamps::tagged(lane.tag.bits()),
+            stamps,
             kin: Some(Box::new(Kin::Lane(lane))),
             ..Peer::new(public, None)
         }
