@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use arrayvec::ArrayVec;
 use crossbeam_queue::ArrayQueue;
-use patronus_crypto::PeerId;
 use patronus_crypto::keypair::Keypair;
+use patronus_crypto::{PeerId, Time};
 use patronus_io::Port;
 use patronus_mem::{BURST_MAX, Outer};
 use patronus_sync::Bell;
@@ -143,8 +143,10 @@ pub struct HandshakeMessage {
 
 /// The content of a packet that a remote has sent to our slow path.
 pub struct ControlMessage {
-    /// The session that it came in: a remote's base session, or a lane.
+    /// The remote, in whose base session it came.
     pub peer: PeerId,
+    /// When that session was made.
+    pub session: Time,
     /// The message and its padding.
     pub bytes: message::Bytes,
 }

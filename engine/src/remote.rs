@@ -5,7 +5,9 @@
 //! ([`Action`]). docs/wire.md, sections 3 and 4, says what both sides have to agree on.
 //!
 //! * `message`: what they say to each other
+//! * `known`: all of them, and who is due next
 
+pub mod known;
 pub mod message;
 
 use std::collections::BTreeMap;
@@ -90,6 +92,8 @@ pub struct Remote {
     /// Who we are to it: drawn when we began to know it.
     boot: BootId,
     theirs: Option<Hello>,
+    /// When the newest session was made in which it said that it is that one.
+    heard_in: Time,
     /// When that became another one.
     changed_at: Option<Time>,
     /// It has acknowledged a hello at some time.
@@ -113,6 +117,7 @@ impl Remote {
             key,
             boot,
             theirs: None,
+            heard_in: Time::default(),
             changed_at: None,
             answers: false,
             connected: false,
@@ -158,10 +163,10 @@ impl Remote {
         self.agree(own, now, out);
     }
 
-    /// The remote says something in the base session.
-    pub fn take(&mut self, own: &Own, now: Time, message: Control, out: &mut Vec<Action>) {
+    /// The remote says something in a base session that was made at the time `session`.
+    pub fn take(&mut self, own: &Own, now: Time, session: Time, message: Control, out: &mut Vec<Action>) {
         match message {
-            Control::Hello(hello) => self.take_hello(own, now, *hello, out),
+            Control::Hello(hello) => self.take_hello(own, now, session, *hello, out),
             Control::HelloAck(boot, generation) => {
                 if (boot, generation) == (self.boot, own.hello.generation) {
                     self.acknowledged = true;
@@ -172,7 +177,12 @@ impl Remote {
         }
     }
 
-    fn take_hello(&mut self, own: &Own, now: Time, hello: Hello, out: &mut Vec<Action>) {
+    fn take_hello(&mut self, own: &Own, now: Time, session: Time, hello: Hello, out: &mut Vec<Action>) {
+        let known = self.theirs.as_ref();
+        if known.is_some_and(|known| known.boot != hello.boot) && session <= self.heard_in {
+            // Who starts anew makes a session anew: this one says what it was before, and somebody has withheld it until now.
+            return;
+        }
         let is_news = self.theirs.as_ref() != Some(&hello);
         if is_news && self.changed_at.is_some_and(|at| now.since(at) < CHANGE_INTERVAL) {
             // It repeats what is not acknowledged. Whoever changes all the time costs us little.
@@ -190,12 +200,20 @@ impl Remote {
                 return;
             }
         }
+        self.heard_in = self.heard_in.max(session);
         let reply = Control::HelloAck(hello.boot, hello.generation);
         out.push(Action::Send(reply));
         if is_news {
             self.changed_at = Some(now);
             self.theirs = Some(hello);
             self.agree(own, now, out);
+        }
+    }
+
+    /// The lane has got a number, later than the others.
+    pub fn added(&mut self, tag: Tag, now: Time) {
+        if let Some(lane) = self.lanes.get_mut(&tag) {
+            lane.begin(now);
         }
     }
 
@@ -277,14 +295,20 @@ impl Remote {
             });
             lane.plan = plan;
             if !lane.open {
-                let wait = if lane.plan.opener {
-                    Duration::ZERO
-                } else {
-                    OPEN_INSTEAD
-                };
-                lane.open_at = lane.plan.may_open().then(|| now.after(wait));
+                lane.begin(now);
             }
         }
+    }
+}
+
+impl Lane {
+    /// It is to be opened: now, or later if that is the other side's part.
+    fn begin(&mut self, now: Time) {
+        let wait = match self.plan.opener {
+            true => Duration::ZERO,
+            false => OPEN_INSTEAD,
+        };
+        self.open_at = self.plan.may_open().then(|| now.after(wait));
     }
 }
 
@@ -397,7 +421,7 @@ mod tests {
             for (me, (own, remote)) in [(own_a, &mut *a), (own_b, &mut *b)].into_iter().enumerate() {
                 let mut out = Vec::new();
                 for message in std::mem::take(&mut mail[me]) {
-                    remote.take(own, now, message, &mut out);
+                    remote.take(own, now, now, message, &mut out);
                 }
                 if remote.hello_at.is_some_and(|at| at <= now) {
                     remote.poll(own, now, &mut out);
@@ -498,10 +522,10 @@ mod tests {
         // An acknowledgement of somebody we were before changes nothing.
         let mut out = Vec::new();
         let old = Control::HelloAck(BootId([9; 16]), 1);
-        remote.take(&ours, START, old, &mut out);
+        remote.take(&ours, START, START, old, &mut out);
         assert!(!remote.acknowledged);
         let new = Control::HelloAck(ours.hello.boot, 1);
-        remote.take(&ours, START, new, &mut out);
+        remote.take(&ours, START, START, new, &mut out);
         assert_eq!((remote.next_deadline(), out.len()), (None, 0));
     }
 
@@ -526,6 +550,52 @@ mod tests {
         assert_eq!(at_a, [Action::EraseLanes]);
         assert_eq!(tags(&at_b).len(), 2);
         assert_eq!(a.next_deadline(), Some(soon), "they are opened again");
+    }
+
+    /// A hello of its life before last, in the session of that time: nothing is erased, nothing is acknowledged.
+    #[test]
+    fn a_hello_of_an_earlier_start_that_was_withheld_changes_nothing() {
+        let ours = own(SMALL, 1, 1, &two_links(1));
+        let said = |boot| Control::Hello(Box::new(own(LARGE, boot, 1, &two_links(2)).hello));
+        let mut remote = Remote::new(LARGE, ours.hello.boot);
+        let at = |secs: u64| START.after(Duration::from_secs(secs));
+        let mut take = |now: u64, session: u64, boot| {
+            let mut out = Vec::new();
+            remote.take(&ours, at(now), at(session), said(boot), &mut out);
+            out
+        };
+        assert_eq!(tags(&take(1, 0, 2)).len(), 2);
+        // It restarts, with a session made then.
+        assert_eq!(take(10, 9, 3)[0], Action::EraseLanes);
+        assert_eq!(take(20, 0, 2), []);
+        assert_eq!(take(21, 9, 2), [], "nor in the same session");
+        let repeated = take(22, 9, 3);
+        assert!(matches!(repeated[..], [Action::Send(Control::HelloAck(..))]));
+        // In an older session than the newest, as itself: it is itself.
+        assert_eq!(take(23, 0, 3).len(), 1);
+        assert_eq!(take(30, 29, 4)[0], Action::EraseLanes);
+    }
+
+    /// A lane that gets its number later is opened then.
+    #[test]
+    fn a_lane_that_is_added_later_is_opened_then() {
+        let ours = own(SMALL, 1, 1, &two_links(1));
+        let theirs = own(LARGE, 2, 1, &two_links(2));
+        let mut a = Remote::new(LARGE, ours.hello.boot);
+        let mut b = Remote::new(SMALL, theirs.hello.boot);
+        a.base_session(START);
+        b.base_session(START);
+        let [at_a, _] = talk([(&ours, &mut a), (&theirs, &mut b)], START);
+        let tag = tags(&at_a)[0];
+        assert_eq!(polled(&mut a, &ours, START), [Action::Open(tag)]);
+        tags(&at_a).into_iter().skip(1).for_each(|tag| a.opened(tag));
+        assert_eq!(a.next_deadline(), None);
+        let later = START.after(Duration::from_secs(100));
+        a.added(tag, later);
+        assert_eq!(polled(&mut a, &ours, later), [Action::Open(tag)]);
+        tags(&at_a).into_iter().for_each(|tag| b.opened(tag));
+        b.added(tag, later);
+        assert_eq!(b.next_deadline(), Some(later.after(OPEN_INSTEAD)));
     }
 
     #[test]
@@ -554,7 +624,7 @@ mod tests {
         late.links.push(gone);
         let mut out = Vec::new();
         let later = soon.after(CHANGE_INTERVAL);
-        b.take(&theirs, later, Control::Hello(Box::new(late)), &mut out);
+        b.take(&theirs, later, later, Control::Hello(Box::new(late)), &mut out);
         assert_eq!((out.len(), b.lanes().count()), (0, 1));
         ours.hello.links.push(gone);
         ours.hello.generation += 1;

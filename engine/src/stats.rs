@@ -69,6 +69,8 @@ named! {
         HandshakeQueueFull => "handshake-queue-full",
         /// From a remote: a control message that is too long, or found the slow path's queue full.
         ControlQueueFull => "control-queue-full",
+        /// From a remote: more control messages within a second than it may send.
+        ControlFlood => "control-flood",
         /// The ring to the worker that owns the flow or the session was full.
         HandoffFull => "handoff-full",
         /// From a LAN: an Ethernet frame without content.

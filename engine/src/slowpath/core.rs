@@ -205,6 +205,7 @@ impl<S: Sockets> Core<S> {
     pub fn release(&mut self, peer: PeerId) {
         self.leaving -= 1;
         self.device.release(peer);
+        self.remotes.number_freed();
     }
 
     /// Whether allowed-ips have changed since the last call.
@@ -323,8 +324,12 @@ impl<S: Sockets> Core<S> {
                 self.log
                     .verbose(format_args!("{}: new session", self.peer_name(peer)));
                 self.workers.add_index(peer, keypair.local_index);
+                // One that the other side began may be somebody's repetition: it counts when it is confirmed.
+                let is_known_there = keypair.initiator;
                 self.workers.tell_owner(peer, Command::Install(keypair));
-                self.remote_session(peer);
+                if is_known_there {
+                    self.remote_session(peer);
+                }
             }
             Output::Keepalive { peer } => self.workers.tell_owner(peer, Command::Keepalive(peer)),
             Output::ClearSource { peer } => {

@@ -169,7 +169,7 @@ impl Wg {
                 Ok(()) => {
                     run.bytes += packet.len() as u64;
                     run.data |= packet.len() > DATA_MIN;
-                    match self.unwrap(cx, &mut packet, claim.peer) {
+                    match self.unwrap(cx, &mut packet, claim) {
                         Ok(true) => inner.push(packet),
                         Ok(false) => cx.frames.free(packet),
                         Err(reason) => cx.discard(reason, packet),
@@ -225,18 +225,24 @@ impl Wg {
     }
 
     /// Cuts the inner packet out of the opened datagram. `Ok(false)`: there is none, it is a keepalive or a control message.
-    fn unwrap(&self, cx: &mut Context<'_>, packet: &mut PktBuf, peer: PeerId) -> Result<bool, DropReason> {
+    fn unwrap(
+        &mut self,
+        cx: &mut Context<'_>,
+        packet: &mut PktBuf,
+        claim: &Claim,
+    ) -> Result<bool, DropReason> {
         packet.trim_front(HEADER);
         packet.truncate(packet.len() - TAG);
         if packet.is_empty() {
             cx.stats.keepalives_received.add(1);
             return Ok(false);
         }
-        let slot = self.slot(peer).ok_or(DropReason::DecapUnknownIndex)?;
+        let slot = self.slot(claim.peer).ok_or(DropReason::DecapUnknownIndex)?;
         let header = match Packet::parse(packet.data()) {
             Ok(header) => header,
-            Err(Malformed::NotIp) if slot.role != Role::Peer && message::is_control(packet.data()) => {
-                return pass_control(cx, peer, packet);
+            // Nothing that is known so far is said in a lane.
+            Err(Malformed::NotIp) if slot.role == Role::Remote && message::is_control(packet.data()) => {
+                return self.pass_control(cx, claim, packet);
             }
             Err(Malformed::NotIp) => return Err(DropReason::DecapNotIp),
             Err(_) => return Err(DropReason::DecapBadLength),
@@ -255,6 +261,35 @@ impl Wg {
         Ok(true)
     }
 
+    /// Copies a control message into the slow path's queue.
+    fn pass_control(
+        &mut self,
+        cx: &mut Context<'_>,
+        claim: &Claim,
+        packet: &PktBuf,
+    ) -> Result<bool, DropReason> {
+        let slot = self.slot_mut(claim.peer).ok_or(DropReason::DecapUnknownIndex)?;
+        if !slot.may_speak(cx.now) {
+            return Err(DropReason::ControlFlood);
+        }
+        let session = slot.keypairs.get(claim.index);
+        let session = session.ok_or(DropReason::DecapUnknownIndex)?.created;
+        let bytes = packet.data();
+        // The longest one and its padding.
+        let bytes = bytes[..bytes.len().min(message::CONTROL_MAX)].try_into();
+        let bytes = bytes.map_err(|_| DropReason::ControlQueueFull)?;
+        let message = ControlMessage {
+            peer: claim.peer,
+            session,
+            bytes,
+        };
+        let pushed = cx.slow.controls.push(message);
+        pushed.map_err(|_| DropReason::ControlQueueFull)?;
+        cx.stats.controls_received.add(1);
+        cx.wake_slow = true;
+        Ok(false)
+    }
+
     fn account_received(&mut self, cx: &mut Context<'_>, peer: PeerId, run: Received) {
         if run.bytes == 0 {
             return;
@@ -264,22 +299,6 @@ impl Wg {
             cx.tell(Notice::Watch(peer));
         }
     }
-}
-
-/// Copies a control message into the slow path's queue.
-fn pass_control(cx: &mut Context<'_>, peer: PeerId, packet: &PktBuf) -> Result<bool, DropReason> {
-    let bytes = packet.data();
-    // The longest one and its padding.
-    let bytes = bytes[..bytes.len().min(message::CONTROL_MAX)].try_into();
-    let bytes = bytes.map_err(|_| DropReason::ControlQueueFull)?;
-    let message = ControlMessage { peer, bytes };
-    cx.slow
-        .controls
-        .push(message)
-        .map_err(|_| DropReason::ControlQueueFull)?;
-    cx.stats.controls_received.add(1);
-    cx.wake_slow = true;
-    Ok(false)
 }
 
 /// Copies a handshake message into the slow path's queue.

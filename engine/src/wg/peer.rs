@@ -16,6 +16,9 @@ use patronus_mem::{Outer, PktBuf, prefetch};
 /// Packets of one peer that may wait for a session; when another comes, the oldest goes (as in Linux).
 pub const STAGED_MAX: usize = 128;
 
+/// Control messages of one remote that go to the slow path within a second: several times what a link that comes and goes takes.
+pub const CONTROLS_PER_SECOND: u8 = 16;
+
 /// How often a worker repeats its request for a handshake. The slow path has a limit of its own; this one keeps the
 /// notice queue free.
 const ASK_INTERVAL: Duration = Duration::from_millis(500);
@@ -40,6 +43,9 @@ pub struct PeerSlot {
     pub role: Role,
     /// A lane that has not been heard for a while.
     silent: bool,
+    /// In which second control messages were counted last, and how many.
+    spoke_at: u8,
+    spoken: u8,
     /// Whose allowed-ips hold here: a lane's base, or the peer itself.
     tunnel: PeerId,
     /// The interface of a lane's own link.
@@ -64,6 +70,8 @@ impl PeerSlot {
             id,
             role: Role::Peer,
             silent: false,
+            spoke_at: 0,
+            spoken: 0,
             tunnel: id,
             ifindex: 0,
             keypairs: Keypairs::default(),
@@ -119,6 +127,18 @@ impl PeerSlot {
         self.endpoint = *outer;
         self.endpoint.set_tos(0);
         true
+    }
+
+    /// Whether a control message of this remote may go to the slow path, which all remotes share.
+    pub fn may_speak(&mut self, now: Time) -> bool {
+        // Of the seconds only the low bits: who is silent for just 256 of them may find his share used up.
+        let second = (now.0 / 1_000_000_000) as u8;
+        if self.spoke_at != second {
+            (self.spoke_at, self.spoken) = (second, 0);
+        }
+        let may = self.spoken < CONTROLS_PER_SECOND;
+        self.spoken += u8::from(may);
+        may
     }
 
     /// Nothing has been heard for a while.
@@ -204,5 +224,22 @@ impl PeerSlot {
     pub fn answered(&mut self) {
         self.asked = None;
         self.silent = false;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_remote_has_a_share_of_the_slow_path_in_each_second() {
+        let mut slot = PeerSlot::new(PeerId(1), Arc::default(), Outer::NONE);
+        for second in [1000, 1001, 1255, 1256] {
+            let mut said = 0;
+            for n in 0..1000 {
+                said += u8::from(slot.may_speak(Time(second * 1_000_000_000 + n * 999_999)));
+            }
+            assert_eq!(said, CONTROLS_PER_SECOND, "second {second}");
+        }
     }
 }

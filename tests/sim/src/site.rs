@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 
+use crossbeam_queue::ArrayQueue;
 use patronus_crypto::{Device, Duration, Limits, PeerId, PublicKey, Random, Time, aead, x25519};
 use patronus_engine::channel::{Notice, ToSlowPath};
 use patronus_engine::clock::Clock;
@@ -30,8 +31,6 @@ use crate::clock::VirtualClock;
 use crate::network::Datagram;
 use crate::rng::Seeded;
 
-/// Peers that a site may have.
-const MAX_PEERS: usize = 8;
 /// Packets of all peers that may wait in a worker.
 const STAGED_LIMIT: usize = 200;
 /// Packets that a port holds in each direction.
@@ -56,6 +55,12 @@ pub struct SitePlan {
     pub mtu: usize,
     /// With an Ethernet LAN and a router, instead of a TUN.
     pub router: bool,
+    /// Its links are bound to their interfaces, as those that have lanes are.
+    pub bound: bool,
+    /// Peers that it may have.
+    pub peers: usize,
+    /// Handshake messages that may wait for its slow path.
+    pub handshakes: usize,
 }
 
 /// What a site is told about a peer.
@@ -81,7 +86,8 @@ pub fn prefixes(net: Net) -> Vec<(IpAddr, u8)> {
             (IpAddr::from([10, net as u8, 0, 0]), 16),
             (IpAddr::from([0xfd00, net, 0, 0, 0, 0, 0, 0]), 32),
         ],
-        _ => vec![(IpAddr::from([10, 200, (net - 200) as u8, 0]), 24)],
+        200..256 => vec![(IpAddr::from([10, 200, (net - 200) as u8, 0]), 24)],
+        _ => vec![(IpAddr::from([172, 16 + (net >> 8) as u8, net as u8, 0]), 24)],
     }
 }
 
@@ -91,6 +97,7 @@ pub fn net_of(ip: IpAddr) -> Option<Net> {
         IpAddr::V4(ip) => match ip.octets() {
             [10, 200, net, _] => Some(200 + Net::from(net)),
             [10, net, _, _] => Some(net.into()),
+            [172, high, low, _] => Some(Net::from_be_bytes([high - 16, low])),
             _ => None,
         },
         IpAddr::V6(ip) => (ip.segments()[0] == 0xfd00).then(|| ip.segments()[1]),
@@ -204,21 +211,41 @@ pub fn private_key(seed: u64, number: usize) -> Secret<32> {
     Secret::with(|key| Seeded(seed ^ (number as u64 + 1).wrapping_mul(0x1234_5678_9abc_def1)).fill(key))
 }
 
-/// The interface of a link; a site with a single link does not bind to it.
+/// The interface of a link; 0: the socket is not bound to any.
 fn ifindex(plan: &SitePlan, link: usize) -> u32 {
-    if plan.links == 1 { 0 } else { link as u32 + 1 }
+    if plan.bound { link as u32 + 1 } else { 0 }
+}
+
+/// As the engine makes it, but perhaps with less room for handshake messages.
+fn inbox(plan: &SitePlan) -> ToSlowPath {
+    ToSlowPath {
+        handshakes: ArrayQueue::new(plan.handshakes),
+        ..ToSlowPath::new(plan.workers).expect("a descriptor")
+    }
 }
 
 impl Site {
-    /// Starts an engine: every link up, no peer yet.
+    /// Starts an engine that tells nobody anything: every link up, no peer yet.
     pub fn start(
         plan: &SitePlan,
         key: Secret<32>,
         arena: &'static Arena,
         clock: &VirtualClock,
-        mut rng: Seeded,
+        rng: Seeded,
     ) -> Site {
-        let inbox = Arc::new(ToSlowPath::new(plan.workers).expect("a descriptor"));
+        Site::start_with_log(plan, key, arena, clock, rng, Log::new("sim", Level::Silent))
+    }
+
+    /// The same with somebody who hears what it tells people.
+    pub fn start_with_log(
+        plan: &SitePlan,
+        key: Secret<32>,
+        arena: &'static Arena,
+        clock: &VirtualClock,
+        mut rng: Seeded,
+        log: Log,
+    ) -> Site {
+        let inbox = Arc::new(inbox(plan));
         let crews = Crew::assemble(plan.workers).expect("a descriptor");
         let inboxes = crews[0].inboxes().to_vec();
         let (mut routes, mut routers) = (None, Vec::new());
@@ -232,7 +259,7 @@ impl Site {
             let (near, far) = LoopbackPort::pair(RING);
             hosts.push(far);
             workers.push(Worker::new(Parts {
-                wg: Wg::new(aead::default(), peer_numbers(MAX_PEERS), plan.mtu, STAGED_LIMIT),
+                wg: Wg::new(aead::default(), peer_numbers(plan.peers), plan.mtu, STAGED_LIMIT),
                 lans: vec![LanPort {
                     port: Box::new(near),
                     ethernet: plan.router,
@@ -248,7 +275,7 @@ impl Site {
             }));
         }
         let limits = Limits {
-            max_peers: peer_numbers(MAX_PEERS) as u32,
+            max_peers: peer_numbers(plan.peers) as u32,
             ..Limits::default()
         };
         let mut core = Core::new(CoreParts {
@@ -257,8 +284,8 @@ impl Site {
             workers: Workers::new(&inboxes, Vec::new()),
             clock: Box::new(clock.clone()),
             random: Box::new(rng),
-            log: Log::new("sim", Level::Silent),
-            max_peers: MAX_PEERS,
+            log,
+            max_peers: plan.peers,
             links: plan.links,
         });
         core.set_private_key(Some(key));
@@ -612,10 +639,11 @@ impl Site {
 
 /// Our own address on a link.
 pub fn own_address(site: usize, link: usize, ipv6: bool) -> IpAddr {
-    let (site, link) = (site as u8, link as u8 + 1);
+    let (site, link) = (site as u16, link as u8 + 1);
+    let [high, low] = site.to_be_bytes();
     match ipv6 {
-        false => IpAddr::from([198, 18, site, link]),
-        true => IpAddr::from([0x2001, 0xdb8, site.into(), 0, 0, 0, 0, link.into()]),
+        false => IpAddr::from([100, 64 + high, low, link]),
+        true => IpAddr::from([0x2001, 0xdb8, site, 0, 0, 0, 0, link.into()]),
     }
 }
 
@@ -623,7 +651,9 @@ pub fn own_address(site: usize, link: usize, ipv6: bool) -> IpAddr {
 pub fn owner_of(ip: IpAddr) -> Option<(usize, usize)> {
     match ip {
         IpAddr::V4(ip) => match ip.octets() {
-            [198, 18, site, link] if link > 0 => Some((site.into(), usize::from(link) - 1)),
+            [100, high @ 64..128, low, link] if link > 0 => {
+                Some((u16::from_be_bytes([high - 64, low]).into(), usize::from(link) - 1))
+            }
             _ => None,
         },
         IpAddr::V6(ip) => match ip.segments() {

@@ -9,6 +9,7 @@ use std::sync::Mutex;
 
 use patronus_crypto::messages::{self, DataHeader, Kind};
 use patronus_crypto::{Duration, PublicKey, Random, Time};
+use patronus_engine::channel::HANDSHAKE_QUEUE;
 use patronus_engine::stats::DropReason;
 use patronus_mem::{Arena, ArenaConfig, FrameCache};
 
@@ -107,13 +108,17 @@ impl World {
         let count = rng.one_of(&[2, 2, 3, 4]);
         let mut sites = Vec::new();
         for number in 0..count {
-            let plan = SitePlan {
+            let mut plan = SitePlan {
                 number,
                 workers: rng.one_of(&[1, 1, 2, 3]),
                 links: if in_order { 1 } else { rng.one_of(&[1, 1, 2, 3]) },
                 mtu: rng.one_of(&[1420, 1420, 1280, 8900]),
                 router: rng.chance(25) && !kind.churn,
+                bound: false,
+                peers: 8,
+                handshakes: HANDSHAKE_QUEUE,
             };
+            plan.bound = plan.links > 1;
             sites.push(Site::start(
                 &plan,
                 private_key(seed, number),

@@ -2,9 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
+use std::os::unix::net::UnixDatagram;
 use std::sync::OnceLock;
 
-use patronus_crypto::{Duration, LinkId, PeerId, Tag as LaneTag, Time};
+use patronus_crypto::{Duration, LinkId, PeerId, PublicKey, Tag as LaneTag, Time};
+use patronus_engine::channel::HANDSHAKE_QUEUE;
+use patronus_engine::log::{Level, Log};
 use patronus_engine::remote::message::LinkInfo;
 use patronus_engine::stats::DropReason;
 use patronus_mem::{Arena, ArenaConfig, FrameCache};
@@ -36,6 +39,8 @@ struct Kind {
     links: Vec<(u8, bool)>,
     /// It knows the other one as a remote.
     remote: bool,
+    /// Peers that it may have.
+    peers: usize,
 }
 
 fn kind(workers: usize, links: usize) -> Kind {
@@ -43,6 +48,7 @@ fn kind(workers: usize, links: usize) -> Kind {
         workers,
         links: (0..links).map(|link| (link as u8, false)).collect(),
         remote: true,
+        peers: 64,
     }
 }
 
@@ -64,6 +70,7 @@ struct Pair {
     carried: HashMap<(usize, usize), u64>,
     delivered: [Vec<Tag>; 2],
     starts: u64,
+    log: Log,
 }
 
 fn arena() -> &'static Arena {
@@ -79,6 +86,10 @@ fn arena() -> &'static Arena {
 
 impl Pair {
     fn new(a: Kind, b: Kind) -> Pair {
+        Pair::with_log(a, b, Log::new("sim", Level::Silent))
+    }
+
+    fn with_log(a: Kind, b: Kind, log: Log) -> Pair {
         let mut pair = Pair {
             now: START,
             clock: VirtualClock::new(),
@@ -92,6 +103,7 @@ impl Pair {
             carried: HashMap::new(),
             delivered: [Vec::new(), Vec::new()],
             starts: 0,
+            log,
         };
         for number in [A, B] {
             let site = pair.start(number);
@@ -112,9 +124,13 @@ impl Pair {
             links: kind.links.len(),
             mtu: 1420,
             router: false,
+            bound: true,
+            peers: kind.peers,
+            handshakes: HANDSHAKE_QUEUE,
         };
         let rng = Seeded(self.starts);
-        let mut site = Site::start(&plan, private_key(7, number), arena(), &self.clock, rng);
+        let key = private_key(7, number);
+        let mut site = Site::start_with_log(&plan, key, arena(), &self.clock, rng, self.log.clone());
         for (at, (group, behind_nat)) in kind.links.iter().enumerate() {
             let IpAddr::V4(v4) = own_address(number, at, false) else {
                 unreachable!("asked for IPv4");
@@ -346,9 +362,8 @@ fn lanes_of_every_path_open_by_themselves_and_carry() {
 #[test]
 fn unequal_paths_drop_nothing_as_too_old() {
     let four = Kind {
-        workers: 2,
         links: vec![(1, false), (1, false)],
-        remote: true,
+        ..kind(2, 2)
     };
     let mut pair = Pair::new(four.clone(), four);
     pair.delay = Box::new(|here, there| match (here, there) {
@@ -524,4 +539,68 @@ fn a_silent_path_is_left() {
     pair.carried.clear();
     pair.exchange();
     assert_eq!(pair.used(A, 100), [0, 1]);
+}
+
+/// What an engine tells people, one message each.
+fn listen(log: &mut Log) -> UnixDatagram {
+    let path = std::env::temp_dir().join(format!("patronus-lanes-{}", std::process::id()));
+    let ear = UnixDatagram::bind(&path).unwrap();
+    ear.set_nonblocking(true).unwrap();
+    log.add_system_log(&path);
+    std::fs::remove_file(&path).unwrap();
+    ear
+}
+
+/// Half of the numbers are kept for peers. Lanes that found none are told of once, and added when others go.
+#[test]
+fn lanes_without_a_number_wait_for_one() {
+    let mut log = Log::new("sim", Level::Error);
+    let ear = listen(&mut log);
+    let said = || (0..).map_while(|_| ear.recv(&mut [0; 300]).ok()).count();
+    let short = Kind {
+        peers: 2,
+        ..kind(2, 2)
+    };
+    let mut pair = Pair::with_log(short, kind(2, 2), log);
+    pair.run(secs(20));
+    let lanes = |pair: &Pair, site: usize| pair.sites[site].core.lanes(pair.base(site)).count();
+    assert_eq!([A, B].map(|site| lanes(&pair, site)), [2, 4]);
+    assert_eq!(pair.open_lanes(A, Duration::ZERO).len(), 2);
+    assert_eq!(said(), 1, "of two lanes");
+    pair.exchange();
+    // A second peer finds its number.
+    let stranger = PeerPlan {
+        key: PublicKey([7; 32]),
+        endpoint: None,
+        psk: [0; 32],
+        keepalive: 0,
+    };
+    pair.sites[A].set_peer(7, &stranger);
+    // The path whose lanes have numbers goes: those of the other one take them.
+    pair.sites[A].close_link(0);
+    pair.run(secs(20));
+    assert_eq!(lanes(&pair, A), 2);
+    let then = pair.now.since(START);
+    pair.run(secs(300));
+    assert_eq!(pair.open_lanes(A, then).len(), 2, "alive");
+    assert_eq!(said(), 0);
+    pair.exchange();
+}
+
+/// A remote that has more to say than its share is not listened to for a moment; the others are, and it is later.
+#[test]
+fn a_remote_that_talks_too_much_has_a_share() {
+    let mut pair = Pair::new(kind(2, 2), kind(2, 2));
+    pair.run(secs(5));
+    for _ in 0..100 {
+        pair.sites[B].close_link(1);
+        pair.sites[B].open_link(1);
+        pair.run(ms(1));
+    }
+    pair.run(ms(30));
+    assert!(pair.sites[A].dropped(DropReason::ControlFlood) >= 50);
+    let then = pair.now.since(START);
+    pair.run(secs(20));
+    assert_eq!(pair.open_lanes(A, then).len(), 2, "those of the link");
+    pair.exchange();
 }

@@ -65,7 +65,7 @@ impl<S: Sockets> Core<S> {
     /// numbers than are free while the workers still know removed peers by theirs.
     pub fn check_room(&self, request: &SetRequest) -> Result<(), Errno> {
         let known = self.peers().count();
-        let lanes = self.peers.iter().flatten().count() - known;
+        let lanes = self.remotes.lanes();
         let (mut left, mut added, mut emptied) = (known, 0, HashSet::new());
         // What is there in the end, by key: a key may come several times.
         let mut there = HashMap::new();
@@ -222,10 +222,10 @@ impl<S: Sockets> Core<S> {
 
     /// Forgets what the slow path and the worker know of a peer that the protocol has removed.
     pub(super) fn forget_peer(&mut self, id: PeerId) {
-        if self.peers.get_mut(id.0 as usize).and_then(Option::take).is_some() {
+        if let Some(gone) = self.peers.get_mut(id.0 as usize).and_then(Option::take) {
             self.routes_changed |= self.allowed_ips.remove_peer(id) > 0;
             self.leaving += 1;
-            self.remotes.forget(id);
+            self.remotes.forget(id, gone.lane.is_some());
             self.workers.tell_owner(id, Command::RemovePeer(id));
         }
     }

@@ -1,11 +1,14 @@
 //! Remotes and their lanes: carries out what [`Remote`] says, and tells it what happens.
 
+use std::collections::BTreeSet;
+
 use arrayvec::ArrayVec;
-use patronus_crypto::{Duration, LinkId, PeerId, Tag, Time};
+use patronus_crypto::{AddLaneError, Duration, LinkId, PeerId, Tag, Time};
 use patronus_mem::Outer;
 
 use super::{Core, Peer, Sockets};
 use crate::channel::{Command, ControlMessage};
+use crate::remote::known::KnownRemotes;
 use crate::remote::message::{BootId, Control, LinkInfo};
 use crate::remote::{Action, LanePlan, Own, Remote, hello};
 use crate::wg::{LANES_MAX, PeerSlot};
@@ -23,9 +26,17 @@ pub(super) struct Remotes {
     incarnations: Vec<u16>,
     /// What each link says of itself; it counts while it has sockets.
     links: Vec<Option<LinkInfo>>,
-    known: Vec<(PeerId, Remote)>,
+    known: KnownRemotes,
     /// Messages that could not be understood.
     unknown: u64,
+    /// Those whose base session has to ask whether they are there.
+    to_ask: Vec<PeerId>,
+    /// Lanes that there are.
+    lanes: usize,
+    /// Not all lanes have a number.
+    is_short: bool,
+    /// A number has become free since then.
+    has_room: bool,
 }
 
 /// What a lane is, beside a peer.
@@ -45,19 +56,31 @@ impl Remotes {
             generation: 0,
             incarnations: vec![0; links],
             links: vec![None; links],
-            known: Vec::new(),
+            known: KnownRemotes::default(),
             unknown: 0,
+            to_ask: Vec::new(),
+            lanes: 0,
+            is_short: false,
+            has_room: false,
         }
     }
 
-    /// A peer is gone.
-    pub(super) fn forget(&mut self, base: PeerId) {
-        self.known.retain(|(id, _)| *id != base);
+    /// How many lanes there are.
+    pub(super) fn lanes(&self) -> usize {
+        self.lanes
     }
 
-    fn get(&mut self, base: PeerId) -> Option<&mut Remote> {
-        let found = self.known.iter_mut().find(|(id, _)| *id == base);
-        found.map(|(_, remote)| remote)
+    /// A number is free that somebody had.
+    pub(super) fn number_freed(&mut self) {
+        self.has_room = self.is_short;
+    }
+
+    /// A peer or a lane is gone.
+    pub(super) fn forget(&mut self, id: PeerId, is_lane: bool) {
+        match is_lane {
+            true => self.lanes -= 1,
+            false => self.known.remove(id),
+        }
     }
 }
 
@@ -67,7 +90,7 @@ impl<S: Sockets> Core<S> {
         let Some(key) = self.peer(id).map(|peer| peer.key) else {
             return;
         };
-        if self.remotes.get(id).is_some() {
+        if self.is_remote(id) {
             return;
         }
         self.device.set_remote(id, true);
@@ -76,13 +99,13 @@ impl<S: Sockets> Core<S> {
                 .set_persistent_keepalive(id, BASE_KEEPALIVE.as_secs() as u16);
         }
         let boot = self.boot_id();
-        self.remotes.known.push((id, Remote::new(key, boot)));
+        self.remotes.known.insert(id, Remote::new(key, boot));
         self.workers.tell_owner(id, Command::Remote(id));
     }
 
     /// Which peers are remotes.
     pub fn is_remote(&self, id: PeerId) -> bool {
-        self.remotes.known.iter().any(|(known, _)| *known == id)
+        self.remotes.known.get(id).is_some()
     }
 
     /// Control messages that could not be understood so far.
@@ -148,9 +171,10 @@ impl<S: Sockets> Core<S> {
     /// Works off control messages.
     pub(super) fn take_controls(&mut self) {
         for _ in 0..CONTROLS_PER_TURN {
-            let Some(ControlMessage { peer, bytes }) = self.inbox.controls.pop() else {
+            let Some(message) = self.inbox.controls.pop() else {
                 return;
             };
+            let ControlMessage { peer, session, bytes } = message;
             // Nothing that is known so far is said in a lane.
             let (Ok(message), true) = (Control::decode(&bytes), self.is_remote(peer)) else {
                 self.remotes.unknown += 1;
@@ -158,23 +182,26 @@ impl<S: Sockets> Core<S> {
             };
             let Some(own) = self.own() else { continue };
             let now = self.clock.mono();
-            self.with_remote(peer, |remote, out| remote.take(&own, now, message, out));
+            self.with_remote(peer, |remote, out| remote.take(&own, now, session, message, out));
         }
     }
 
     /// When there is something to do for a remote.
     pub(super) fn remotes_deadline(&self) -> Option<Time> {
         let at_work = self.device.is_up() && self.device.public_key().is_some();
-        let known = self.remotes.known.iter().filter(|_| at_work);
-        known.filter_map(|(_, remote)| remote.next_deadline()).min()
+        self.remotes.known.next_deadline().filter(|_| at_work)
     }
 
     /// Does what is due.
     pub(super) fn poll_remotes(&mut self, now: Time) {
+        self.ask_remotes();
+        self.add_missing_lanes(now);
         if self.remotes_deadline().is_some_and(|at| at <= now)
             && let Some(own) = self.own()
         {
-            self.each_remote(|remote, out| remote.poll(&own, now, out));
+            for base in self.remotes.known.due(now) {
+                self.with_remote(base, |remote, out| remote.poll(&own, now, out));
+            }
         }
     }
 
@@ -213,10 +240,23 @@ impl<S: Sockets> Core<S> {
         }
     }
 
-    /// Nothing was heard on a lane for so long that a handshake asks whether it is there.
+    /// Nothing was heard on a lane for so long that a handshake asks whether it is there. The base session asks too: a remote that was started
+    /// anew knows nothing of lanes, and those without traffic would not be found silent before they are used.
     pub(super) fn lane_silent(&mut self, id: PeerId) {
-        if self.peer(id).is_some_and(|peer| peer.lane.is_some()) {
-            self.workers.tell_owner(id, Command::Silent(id));
+        let lane = self.peer(id).and_then(|peer| peer.lane.as_ref());
+        let Some(base) = lane.map(|lane| lane.base) else {
+            return;
+        };
+        self.workers.tell_owner(id, Command::Silent(id));
+        self.remotes.to_ask.push(base);
+    }
+
+    /// Asks the remotes on whose lanes nothing was heard whether they are there.
+    fn ask_remotes(&mut self) {
+        for base in std::mem::take(&mut self.remotes.to_ask) {
+            let now = self.clock.now();
+            self.device
+                .want_handshake(base, &now, &mut *self.random, &mut self.outputs);
         }
     }
 
@@ -226,12 +266,15 @@ impl<S: Sockets> Core<S> {
         for (_, lane) in &lanes {
             self.remove_lane(*lane);
         }
-        let Some(at) = self.remotes.known.iter().position(|(id, _)| *id == base) else {
+        if !self.is_remote(base) {
             return;
-        };
+        }
         match self.peer(base).map(|peer| peer.key).filter(|_| stays) {
-            Some(key) => self.remotes.known[at].1 = Remote::new(key, self.boot_id()),
-            None => drop(self.remotes.known.swap_remove(at)),
+            Some(key) => {
+                let boot = self.boot_id();
+                self.remotes.known.insert(base, Remote::new(key, boot));
+            }
+            None => self.remotes.known.remove(base),
         }
         if !lanes.is_empty() {
             self.publish_lanes(base);
@@ -240,26 +283,23 @@ impl<S: Sockets> Core<S> {
 
     /// Before our own key changes: the names of all lanes follow from it.
     pub(super) fn close_all_lanes(&mut self) {
-        let bases: Vec<PeerId> = self.remotes.known.iter().map(|(id, _)| *id).collect();
+        let bases: Vec<PeerId> = self.remotes.known.iter().map(|(id, _)| id).collect();
         bases.into_iter().for_each(|base| self.close_lanes(base, true));
     }
 
     fn each_remote(&mut self, mut step: impl FnMut(&mut Remote, &mut Vec<Action>)) {
-        for at in 0..self.remotes.known.len() {
-            let mut actions = Vec::new();
-            let (base, remote) = &mut self.remotes.known[at];
-            let base = *base;
-            step(remote, &mut actions);
-            self.act(base, actions);
-        }
+        let bases: Vec<PeerId> = self.remotes.known.iter().map(|(id, _)| id).collect();
+        bases
+            .into_iter()
+            .for_each(|base| self.with_remote(base, &mut step));
     }
 
     fn with_remote(&mut self, base: PeerId, step: impl FnOnce(&mut Remote, &mut Vec<Action>)) {
         let mut actions = Vec::new();
-        if let Some(remote) = self.remotes.get(base) {
-            step(remote, &mut actions);
-            self.act(base, actions);
-        }
+        self.remotes
+            .known
+            .change(base, |remote| step(remote, &mut actions));
+        self.act(base, actions);
     }
 
     fn act(&mut self, base: PeerId, actions: Vec<Action>) {
@@ -281,6 +321,7 @@ impl<S: Sockets> Core<S> {
                     }
                 }
                 Action::Open(tag) => {
+                    // One without a number is opened when it has got one.
                     if let Some(lane) = self.device.lane(base, tag) {
                         let now = self.clock.now();
                         self.device
@@ -315,15 +356,15 @@ impl<S: Sockets> Core<S> {
         let (Some(ifindex), Some(key)) = (self.ifindex(link), self.peer(base).map(|peer| peer.key)) else {
             return;
         };
-        let id = match self.device.add_lane(base, plan.tag, plan.path.local) {
-            Ok(id) => id,
-            Err(error) => {
-                let name = self.peer_name(base);
-                return self
-                    .log
-                    .error(format_args!("{name}: lane {:?} not added: {error}", plan.tag));
-            }
+        let added = match self.room_for_lanes() {
+            0 => Err(AddLaneError::Full),
+            _ => self.device.add_lane(base, plan.tag, plan.path.local),
         };
+        let id = match added {
+            Ok(id) => id,
+            Err(error) => return self.lane_refused(base, plan.tag, error),
+        };
+        self.remotes.lanes += 1;
         let mut endpoint = plan.endpoints.first().copied().map_or(Outer::NONE, Outer::new);
         endpoint.set_local(None, ifindex);
         let worker = plan.worker;
@@ -346,6 +387,46 @@ impl<S: Sockets> Core<S> {
         let traffic = self.device.traffic(id).clone();
         let slot = PeerSlot::lane(id, base, ifindex, traffic, endpoint);
         self.workers.tell_owner(id, Command::AddPeer(Box::new(slot)));
+    }
+
+    /// How many lanes may be added: half of the numbers are for peers, those that are configured later too.
+    fn room_for_lanes(&self) -> usize {
+        self.max_peers.saturating_sub(self.remotes.lanes + self.leaving)
+    }
+
+    /// A lane could not be added. For want of numbers: people are told once, and it is added when there are some.
+    fn lane_refused(&mut self, base: PeerId, tag: Tag, error: AddLaneError) {
+        let is_short = error == AddLaneError::Full;
+        if is_short && std::mem::replace(&mut self.remotes.is_short, true) {
+            return;
+        }
+        let name = self.peer_name(base);
+        let others = if is_short { ", and perhaps others" } else { "" };
+        self.log
+            .error(format_args!("{name}: lane {tag:?}{others} not added: {error}"));
+    }
+
+    /// Adds the lanes that there was no number for, as far as there is one now.
+    fn add_missing_lanes(&mut self, now: Time) {
+        if !std::mem::take(&mut self.remotes.has_room) {
+            return;
+        }
+        let missing = |(base, remote): (PeerId, &Remote)| {
+            let plans = remote
+                .lanes()
+                .filter(|plan| self.device.lane(base, plan.tag).is_none());
+            plans.map(|plan| (base, plan.clone())).collect::<Vec<_>>()
+        };
+        let missing: Vec<(PeerId, LanePlan)> = self.remotes.known.iter().flat_map(missing).collect();
+        self.remotes.is_short = missing.len() > self.room_for_lanes();
+        let mut changed = BTreeSet::new();
+        for (base, plan) in missing.into_iter().take(self.room_for_lanes()) {
+            let tag = plan.tag;
+            self.add_lane(base, plan);
+            changed.insert(base);
+            self.with_remote(base, |remote, _| remote.added(tag, now));
+        }
+        changed.into_iter().for_each(|base| self.publish_lanes(base));
     }
 
     fn remove_lane(&mut self, id: PeerId) {
