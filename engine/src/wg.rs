@@ -16,13 +16,14 @@ mod index;
 mod order;
 mod peer;
 
+use arrayvec::ArrayVec;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use patronus_crypto::aead::Aead;
 use patronus_crypto::keypair::Keypair;
 use patronus_crypto::{PeerId, Time};
-use patronus_mem::{FrameCache, Outer, PktBuf, SMALL_MAX};
+use patronus_mem::{BURST_MAX, FrameCache, Outer, PktBuf, SMALL_MAX};
 
 use self::index::IndexTable;
 pub use self::peer::{PeerSlot, Role, STAGED_MAX};
@@ -77,6 +78,8 @@ pub struct Wg {
     index: IndexTable,
     /// By remote: the lanes that this worker sends by. Empty without remotes.
     lanes: Vec<Box<[PeerId]>>,
+    /// Remotes for whose base session packets wait that could leave by a lane by now.
+    unblocked: ArrayVec<PeerId, BURST_MAX>,
     mtu: usize,
     staged_total: usize,
     /// Those of them in jumbo frames.
@@ -96,6 +99,7 @@ impl Wg {
             peers: (0..max_peers).map(|_| None).collect(),
             index: IndexTable::new(max_peers),
             lanes: Vec::new(),
+            unblocked: ArrayVec::new(),
             mtu,
             staged_total: 0,
             staged_jumbos: 0,
@@ -107,6 +111,11 @@ impl Wg {
     /// Packets that wait for sessions.
     pub fn staged(&self) -> usize {
         self.staged_total
+    }
+
+    /// One of the remotes for whom packets wait that could leave by a lane: they go with [`encap_staged`](Self::encap_staged).
+    pub fn take_unblocked(&mut self) -> Option<PeerId> {
+        self.unblocked.pop()
     }
 
     fn forget_staged(&mut self, packet: &PktBuf) {

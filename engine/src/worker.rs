@@ -296,6 +296,7 @@ impl Worker {
         let mut wire = Burst::new();
         self.with_context(now, |stages, cx| stages.wg.encap(cx, inner, &mut wire));
         self.send(&mut wire);
+        self.send_unblocked(now);
         self.send_errors(now);
     }
 
@@ -324,6 +325,7 @@ impl Worker {
                 stages.wg.encap_bound(cx, &mut stages.exits.tunnels, &mut wire);
             });
             self.send(&mut wire);
+            self.send_unblocked(now);
         }
         for lan in 0..self.exits.lans.len() {
             if !self.exits.lans[lan].is_empty() {
@@ -422,6 +424,7 @@ impl Worker {
                 stages.wg.encap_bound(cx, &mut taken.seal, &mut wire);
             });
             self.send(&mut wire);
+            self.send_unblocked(now);
             self.send_errors(now);
         }
         if !taken.decap.is_empty() {
@@ -518,6 +521,13 @@ impl Worker {
             });
             more &= !wire.is_empty();
             self.send(&mut wire);
+        }
+    }
+
+    /// Sends what waited for the base session of remotes to which there are lanes by now.
+    fn send_unblocked(&mut self, now: Time) {
+        while let Some(remote) = self.wg.take_unblocked() {
+            self.send_staged(now, remote, false);
         }
     }
 

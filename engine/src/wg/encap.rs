@@ -122,11 +122,11 @@ impl Wg {
             return false;
         }
         while wire.room() > 0
-            && let Some((packet, counter)) = self.slot_mut(peer).and_then(|slot| slot.unstage_granted(cx.now))
+            && let Some((packet, grant)) = self.unstage(cx.now, peer)
         {
             self.forget_staged(&packet);
             wire.push(packet);
-            grants.push(Grant { peer, counter });
+            grants.push(grant);
         }
         let more = self.slot(peer).is_some_and(|slot| slot.staged() > 0);
         if wire.is_empty() && keepalive && !self.grant_keepalive(cx, peer, wire, &mut grants) {
@@ -141,6 +141,19 @@ impl Wg {
         self.account_sent(cx, wire, &grants);
         cx.stats.burst(Stage::Encap, wire.len(), lap);
         more
+    }
+
+    /// The oldest packet that waits for a session with `peer`, and by what it may leave: that session, or a lane, if there is either.
+    fn unstage(&mut self, now: Time, peer: PeerId) -> Option<(PktBuf, Grant)> {
+        let slot = self.slot_mut(peer)?;
+        if let Some((packet, counter)) = slot.unstage_granted(now) {
+            return Some((packet, Grant { peer, counter }));
+        }
+        let lanes = self.lanes.get(peer.0 as usize)?;
+        let lane = self.choose(now, lanes, self.slot(peer)?.oldest_staged()?)?;
+        let counter = self.slot_mut(lane)?.keypairs.current_mut()?.next_counter(now)?;
+        let packet = self.slot_mut(peer)?.unstage()?;
+        Some((packet, Grant { peer: lane, counter }))
     }
 
     /// A control message for a remote, sealed in its base session. Without a session, nothing.
@@ -211,11 +224,17 @@ impl Wg {
     /// By which session of ours a packet goes to a peer: a lane if there are any to send by, or the base session. An error is the worker whose
     /// the base session is.
     #[inline]
-    fn bind(&self, cx: &Context<'_>, packet: &PktBuf, peer: PeerId) -> Result<PeerId, usize> {
+    fn bind(&mut self, cx: &Context<'_>, packet: &PktBuf, peer: PeerId) -> Result<PeerId, usize> {
         if let Some(lanes) = self.lanes.get(peer.0 as usize)
             && let Some(lane) = self.choose(cx.now, lanes, packet)
         {
-            return Ok(lane);
+            if self.slot(peer).is_none_or(|base| base.staged() == 0) {
+                return Ok(lane);
+            }
+            // Packets have waited for the base session since there was no lane: this one goes behind them, and then all go.
+            if !self.unblocked.contains(&peer) {
+                let _ = self.unblocked.try_push(peer);
+            }
         }
         cx.crew.other_owner(peer).map_or(Ok(peer), Err)
     }

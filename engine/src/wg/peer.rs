@@ -177,6 +177,11 @@ impl PeerSlot {
         Some((self.staged.pop_front()?, counter))
     }
 
+    /// A look at the oldest packet that waits.
+    pub fn oldest_staged(&self) -> Option<&PktBuf> {
+        self.staged.front()
+    }
+
     /// The oldest packet that waits.
     pub fn unstage(&mut self) -> Option<PktBuf> {
         self.staged.pop_front()

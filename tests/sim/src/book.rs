@@ -38,6 +38,11 @@ impl Book {
         }
     }
 
+    /// From now on flows keep their order in any network.
+    pub fn demand_order(&mut self) {
+        self.in_order = true;
+    }
+
     /// Notes a packet that a host of site `origin` sends.
     pub fn send(&mut self, origin: usize, packet: &[u8]) {
         self.sent += 1;

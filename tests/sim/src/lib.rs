@@ -46,6 +46,8 @@ pub struct Summary {
     pub errors: u64,
     /// Data messages on the network.
     pub datagrams: u64,
+    /// Sessions of lanes in the end.
+    pub in_lanes: u64,
     /// Datagrams lost, copied or damaged.
     pub harmed: u64,
     /// Sites that were restarted.
@@ -63,6 +65,7 @@ impl Summary {
         self.received += other.received;
         self.errors += other.errors;
         self.datagrams += other.datagrams;
+        self.in_lanes += other.in_lanes;
         self.harmed += other.harmed;
         self.restarts += other.restarts;
         self.virtual_time += other.virtual_time;
@@ -74,11 +77,12 @@ impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} packets sent, {} received, {} errors, {} data messages, {} datagrams harmed, {} restarts, {} s of virtual time, recovery within {} s",
+            "{} packets sent, {} received, {} errors, {} data messages, {} lanes, {} datagrams harmed, {} restarts, {} s of virtual time, recovery within {} s",
             self.sent,
             self.received,
             self.errors,
             self.datagrams,
+            self.in_lanes,
             self.harmed,
             self.restarts,
             self.virtual_time.as_secs(),

@@ -357,6 +357,18 @@ impl Site {
         self.peers.insert(other, id);
     }
 
+    /// Takes a peer for a site of our own.
+    pub fn make_remote(&mut self, other: usize) {
+        self.core.make_remote(self.peers[&other]);
+    }
+
+    /// Lanes whose handshake was completed at some time.
+    pub fn open_lanes(&self) -> u64 {
+        let lanes = self.peers.values().flat_map(|base| self.core.lanes(*base));
+        let open = lanes.filter(|(_, lane)| self.core.device().last_handshake(*lane).is_some());
+        open.count() as u64
+    }
+
     /// Removes a peer, and with it the networks that were its.
     pub fn remove_peer(&mut self, other: usize) {
         let Some(id) = self.peers.remove(&other) else {
@@ -591,8 +603,15 @@ impl Site {
             .sum();
         let stats = self.workers.iter().map(Worker::stats);
         let keepalives_in: u64 = stats.map(|stats| stats.keepalives_received.get()).sum();
-        let appeared = c.lan_in + c.wan_in + c.keepalives_out + self.icmp_sent();
-        let left = c.lan_out + c.wan_out + c.handshakes + keepalives_in;
+        let stats = self.workers.iter().map(Worker::stats);
+        let (controls_out, controls_in) = stats.fold((0, 0), |(sent, received), stats| {
+            (
+                sent + stats.controls_sent.get(),
+                received + stats.controls_received.get(),
+            )
+        });
+        let appeared = c.lan_in + c.wan_in + c.keepalives_out + controls_out + self.icmp_sent();
+        let left = c.lan_out + c.wan_out + c.handshakes + keepalives_in + controls_in;
         let stayed = self.staged() as u64 + c.closed + c.lost + in_ports;
         // A keepalive that found no link is a drop that never appeared.
         let unsent = (left + stayed + drops).checked_sub(appeared);

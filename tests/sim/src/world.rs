@@ -8,8 +8,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Mutex;
 
 use patronus_crypto::messages::{self, DataHeader, Kind};
-use patronus_crypto::{Duration, PublicKey, Random, Time};
+use patronus_crypto::{Duration, LinkId, PublicKey, Random, Time};
 use patronus_engine::channel::HANDSHAKE_QUEUE;
+use patronus_engine::remote::message::LinkInfo;
 use patronus_engine::stats::DropReason;
 use patronus_mem::{Arena, ArenaConfig, FrameCache};
 
@@ -29,6 +30,8 @@ const LANDING: usize = 128;
 /// How long it may take until traffic flows again: a sender finds after 15 s of silence that a session is dead, and then calls, by each link in
 /// turn, every 5 s and a third at most. With two links on each side that have to be tried, and one call that was on its way already.
 const RECOVERY: Duration = Duration::from_secs(15 + 5 * 6);
+/// With lanes: a hello that was not acknowledged may be said again only after a minute, and its answer tells which lanes there are not any more.
+const RECOVERY_OF_LANES: Duration = Duration::from_secs(60 + 15 + 5 * 6);
 /// How long a session's keys are kept without traffic: three times REJECT_AFTER_TIME, and a little for the timers.
 const FORGOTTEN: Duration = Duration::from_secs(3 * 180 + 120);
 /// After so long without traffic no session is used that was made in bad weather. Its two ends may be of different age, by as much as a stall, and
@@ -57,6 +60,8 @@ struct Conditions {
     in_order: bool,
     nat: bool,
     churn: bool,
+    /// All sites are remotes of each other.
+    lanes: bool,
 }
 
 /// Packets between two hosts, all with the same addresses and ports.
@@ -91,6 +96,8 @@ pub struct World {
     /// Sender, its life, receiver's index, counter: a key and a nonce.
     nonces: HashSet<(usize, u64, u32, u64)>,
     restarts: u64,
+    /// Sessions of lanes that there were when everything was mended.
+    in_lanes: u64,
     steps: usize,
 }
 
@@ -103,6 +110,7 @@ impl World {
             in_order,
             nat: !in_order && rng.chance(60),
             churn: !in_order && rng.chance(60),
+            lanes: rng.chance(50),
         };
         let (arena, clock) = (borrow_arena(), VirtualClock::new());
         let count = rng.one_of(&[2, 2, 3, 4]);
@@ -110,15 +118,20 @@ impl World {
         for number in 0..count {
             let mut plan = SitePlan {
                 number,
-                workers: rng.one_of(&[1, 1, 2, 3]),
+                // A flow that goes from one lane to another keeps its place only if the same worker has both.
+                workers: match in_order && kind.lanes {
+                    true => 1,
+                    false => rng.one_of(&[1, 1, 2, 3]),
+                },
                 links: if in_order { 1 } else { rng.one_of(&[1, 1, 2, 3]) },
                 mtu: rng.one_of(&[1420, 1420, 1280, 8900]),
                 router: rng.chance(25) && !kind.churn,
                 bound: false,
-                peers: 8,
+                // A site that cannot have all its lanes at times.
+                peers: rng.one_of(&[8, 128]),
                 handshakes: HANDSHAKE_QUEUE,
             };
-            plan.bound = plan.links > 1;
+            plan.bound = plan.links > 1 || kind.lanes;
             sites.push(Site::start(
                 &plan,
                 private_key(seed, number),
@@ -148,6 +161,7 @@ impl World {
             keys,
             nonces: HashSet::new(),
             restarts: 0,
+            in_lanes: 0,
             steps: options.steps.unwrap_or_else(|| rng.pick(20..60)),
             rng,
         };
@@ -185,6 +199,7 @@ impl World {
         self.mend();
         let took = self.recover()?;
         self.pass(OUTDATED)?;
+        self.in_lanes = self.sites.iter().map(Site::open_lanes).sum();
         self.prove()?;
         self.forget()?;
         Ok(took)
@@ -206,10 +221,41 @@ impl World {
 
     /// Tells a site everything that it is to know, as after its start.
     fn configure(&mut self, site: usize) {
+        if self.kind.lanes {
+            (0..self.sites[site].plan.links).for_each(|link| self.describe(site, link));
+        }
         for other in self.neighbours(site) {
             self.introduce(site, other);
         }
         self.sites[site].publish_routes();
+    }
+
+    /// What a link says of itself to remotes; which of them are in the same group changes with every start.
+    fn describe(&mut self, site: usize, link: usize) {
+        let behind_nat = self.kind.nat && site != 0;
+        let [v4, v6] = [false, true].map(|ipv6| own_address(site, link, ipv6));
+        let (IpAddr::V4(v4), IpAddr::V6(v6)) = (v4, v6) else {
+            unreachable!("one of each family");
+        };
+        // Another family is another path, as for the base session.
+        let has_v6 = !self.kind.in_order && self.rng.chance(50);
+        let info = LinkInfo {
+            id: LinkId::new(link as u8 + 1).expect("few links"),
+            group: if self.kind.in_order {
+                0
+            } else {
+                self.rng.pick(0..2) as u8
+            },
+            metered: false,
+            behind_nat,
+            incarnation: 0,
+            has_v4: true,
+            has_v6,
+            port: UDP_PORT,
+            v4: Some(v4).filter(|_| !behind_nat),
+            v6: Some(v6).filter(|_| has_v6 && !behind_nat),
+        };
+        self.sites[site].core.describe_link(link, Some(info));
     }
 
     fn introduce(&mut self, site: usize, other: usize) {
@@ -230,10 +276,17 @@ impl World {
             key: self.keys[other],
             endpoint: known.then(|| SocketAddr::new(own_address(other, link, ipv6), UDP_PORT)),
             psk,
-            keepalive: if self.rng.chance(20) { 25 } else { 0 },
+            keepalive: match self.kind.lanes {
+                true => 25,
+                false if self.rng.chance(20) => 25,
+                false => 0,
+            },
         };
         self.sites[site].set_peer(other, &plan);
         self.sites[site].allow(other, other as Net);
+        if self.kind.lanes {
+            self.sites[site].make_remote(other);
+        }
     }
 
     /// Some flows for each pair of sites, in both directions.
@@ -384,6 +437,9 @@ impl World {
         if self.kind.churn && self.rng.chance(15) {
             self.churn();
         }
+        if self.kind.lanes && !self.kind.in_order && self.rng.chance(8) {
+            self.change_link();
+        }
         if self.rng.chance(30) {
             for _ in 0..self.rng.pick(1..10) {
                 if let Some(datagram) = self.listener.repeat(&mut self.rng) {
@@ -436,6 +492,17 @@ impl World {
             "site {site}: link {link} {}",
             if up { "down" } else { "up" }
         ));
+    }
+
+    /// A link is taken out of a site's file, or comes into it again, perhaps as another one.
+    fn change_link(&mut self) {
+        let site = self.rng.pick(0..self.sites.len());
+        let link = self.rng.pick(0..self.sites[site].plan.links);
+        match self.rng.chance(30) {
+            true => self.sites[site].core.describe_link(link, None),
+            false => self.describe(site, link),
+        }
+        self.note(format_args!("site {site}: link {link} says something else"));
     }
 
     /// A NAT forgets a branch and gives it another UDP port.
@@ -641,7 +708,12 @@ impl World {
         self.network.clear_up();
         for site in 0..self.sites.len() {
             self.sites[site].stalled.fill(self.now);
-            (0..self.sites[site].plan.links).for_each(|link| self.sites[site].open_link(link));
+            for link in 0..self.sites[site].plan.links {
+                self.sites[site].open_link(link);
+                if self.kind.lanes {
+                    self.describe(site, link);
+                }
+            }
             for other in self.neighbours(site) {
                 if !self.sites[site].peers.contains_key(&other) {
                     self.introduce(site, other);
@@ -673,7 +745,11 @@ impl World {
                 self.note(format_args!("traffic flows again after {} s", took.as_secs()));
                 return Ok(took);
             }
-            if took > RECOVERY {
+            let limit = match self.kind.lanes {
+                true => RECOVERY_OF_LANES,
+                false => RECOVERY,
+            };
+            if took > limit {
                 let late = first
                     .iter()
                     .find(|late| !arrived(*late))
@@ -688,6 +764,7 @@ impl World {
 
     /// Everything that is sent now arrives, over more time than a session lives.
     fn prove(&mut self) -> Result<(), String> {
+        self.book.demand_order();
         let mut sent = Vec::new();
         let drops = self.drops();
         for _ in 0..PROOF {
@@ -718,6 +795,10 @@ impl World {
 
     /// Without traffic every session is forgotten.
     fn forget(&mut self) -> Result<(), String> {
+        if self.kind.lanes {
+            // Remotes keep in touch for ever.
+            return Ok(());
+        }
         for site in 0..self.sites.len() {
             for other in self.neighbours(site) {
                 self.sites[site].quiet(other);
@@ -746,6 +827,7 @@ impl World {
             received: self.book.received,
             errors: self.book.errors,
             datagrams: self.nonces.len() as u64,
+            in_lanes: self.in_lanes,
             harmed: self.network.harmed,
             restarts: self.restarts,
             virtual_time: self.now.since(START),

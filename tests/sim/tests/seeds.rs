@@ -17,6 +17,7 @@ fn check(sum: &Summary) {
     println!("{sum}");
     // The weather was as bad as meant, and the tunnels worked.
     assert!(sum.received * 2 > sum.sent && sum.received < sum.sent, "{sum}");
+    assert!(sum.in_lanes > 100, "{sum}");
     assert!(sum.harmed > 1000 && sum.restarts > 10, "{sum}");
 }
 
