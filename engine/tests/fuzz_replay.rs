@@ -146,6 +146,11 @@ fn c65_messages() {
 }
 
 #[test]
+fn control() {
+    replay("control", targets::control::run, 30_000);
+}
+
+#[test]
 fn c65_handshake() {
     replay("handshake", targets::handshake::run, 600);
 }
