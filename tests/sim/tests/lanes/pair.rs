@@ -53,6 +53,9 @@ pub fn kind(workers: usize, links: usize) -> Kind {
     }
 }
 
+/// Whether somebody withholds what a site sends.
+type Withholds = Box<dyn Fn(usize, &[u8]) -> bool>;
+
 /// Two sites and the links between them.
 pub struct Pair {
     pub now: Time,
@@ -73,7 +76,7 @@ pub struct Pair {
     starts: u64,
     log: Log,
     /// What somebody on the way withholds: what a site sends.
-    pub withheld: Box<dyn Fn(usize, &[u8]) -> bool>,
+    pub withheld: Withholds,
     /// Every initiation that he has heard: to which site, by which of its links.
     pub heard: Vec<(usize, usize, Datagram)>,
 }
