@@ -30,8 +30,6 @@ const LANDING: usize = 128;
 /// How long it may take until traffic flows again: a sender finds after 15 s of silence that a session is dead, and then calls, by each link in
 /// turn, every 5 s and a third at most. With two links on each side that have to be tried, and one call that was on its way already.
 const RECOVERY: Duration = Duration::from_secs(15 + 5 * 6);
-/// With lanes: a hello that was not acknowledged may be said again only after a minute, and its answer tells which lanes there are not any more.
-const RECOVERY_OF_LANES: Duration = Duration::from_secs(60 + 15 + 5 * 6);
 /// How long a session's keys are kept without traffic: three times REJECT_AFTER_TIME, and a little for the timers.
 const FORGOTTEN: Duration = Duration::from_secs(3 * 180 + 120);
 /// After so long without traffic no session is used that was made in bad weather. Its two ends may be of different age, by as much as a stall, and
@@ -745,11 +743,7 @@ impl World {
                 self.note(format_args!("traffic flows again after {} s", took.as_secs()));
                 return Ok(took);
             }
-            let limit = match self.kind.lanes {
-                true => RECOVERY_OF_LANES,
-                false => RECOVERY,
-            };
-            if took > limit {
+            if took > RECOVERY {
                 let late = first
                     .iter()
                     .find(|late| !arrived(*late))
