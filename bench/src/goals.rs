@@ -1,7 +1,7 @@
 //! What the engine has to show against the best of its peers, and whether it does. Ratios of medians within one run.
 
 use crate::report::Row;
-use crate::subject::{NO_TUNNEL, OURS, SPIN};
+use crate::subject::{AF_XDP, NO_TUNNEL, OURS, SINGLE, SPIN};
 
 /// One line of the summary.
 #[derive(Clone, Debug, PartialEq)]
@@ -57,11 +57,14 @@ enum Best {
     Lowest,
 }
 
+/// Rows that are nobody's we have to be better than.
+const NOT_PEERS: [&str; 5] = [OURS, SPIN, AF_XDP, SINGLE, NO_TUNNEL];
+
 /// The row of the best peer: neither ours nor the run without a tunnel.
 fn best<'a>(rows: &'a [Row], test: &str, figure: Figure, which: Best) -> Option<&'a Row> {
     let peers = rows
         .iter()
-        .filter(|row| row.test == test && ![OURS, SPIN, NO_TUNNEL].contains(&row.peer.as_str()));
+        .filter(|row| row.test == test && !NOT_PEERS.contains(&row.peer.as_str()));
     let known = peers.filter(|row| figure(row).is_some_and(|value| value > 0.0));
     let order = |a: &&Row, b: &&Row| figure(a).unwrap_or(0.0).total_cmp(&figure(b).unwrap_or(0.0));
     match which {
@@ -177,7 +180,38 @@ pub fn judge(rows: &[Row]) -> Vec<Outcome> {
             most(0.75),
         ),
     ];
-    compared.into_iter().flatten().chain(idle(rows)).collect()
+    compared
+        .into_iter()
+        .flatten()
+        .chain(idle(rows))
+        .chain(af_xdp(rows))
+        .collect()
+}
+
+/// AF_XDP against our own socket, datagram by datagram. What the daemons are not charged with, because the kernel does it in another's
+/// time, is the machine's CPU beyond that without a tunnel.
+fn af_xdp(rows: &[Row]) -> Vec<Outcome> {
+    let figure = |peer: &str, figure: Figure| {
+        let mut of_test = rows.iter().filter(|row| row.test == "udp64-80k");
+        figure(of_test.find(|row| row.peer == peer)?)
+    };
+    let outcome = |what, queue: f64, socket: f64| Outcome {
+        what,
+        detail: format!("{AF_XDP} {queue:.2}, {SINGLE} {socket:.2}"),
+        value: queue / socket,
+        goal: Goal::AtMost(0.7),
+    };
+    let daemons: Figure = |row| row.daemon_cpu_us_per_packet;
+    let machine: Figure = |row| row.machine_cpu_us_per_packet;
+    let own = figure(AF_XDP, daemons).zip(figure(SINGLE, daemons));
+    let without = figure(NO_TUNNEL, machine);
+    let beyond = |peer| Some(figure(peer, machine)? - without?);
+    let all = beyond(AF_XDP)
+        .zip(beyond(SINGLE))
+        .filter(|(_, socket)| *socket > 0.0);
+    let own = own.map(|(queue, socket)| outcome("AF_XDP against own socket: daemons' CPU", queue, socket));
+    let all = all.map(|(queue, socket)| outcome("AF_XDP against own socket: all CPU", queue, socket));
+    own.into_iter().chain(all).collect()
 }
 
 /// Idle CPU has no peer to beat.
@@ -235,6 +269,27 @@ mod tests {
     fn without_ours_or_without_peers_nothing_is_judged() {
         assert!(judge(&[tcp("gotatun", 2000.0, 6.0)]).is_empty());
         assert!(judge(&[tcp(OURS, 2000.0, 6.0), tcp(NO_TUNNEL, 9000.0, 0.0)]).is_empty());
+    }
+
+    #[test]
+    fn af_xdp_is_compared_with_our_own_socket() {
+        let row = |peer: &str, daemons, machine| Row {
+            peer: peer.into(),
+            test: "udp64-80k",
+            daemon_cpu_us_per_packet: daemons,
+            machine_cpu_us_per_packet: Some(machine),
+            ..Row::default()
+        };
+        let outcomes = judge(&[
+            row(NO_TUNNEL, None, 2.0),
+            row(AF_XDP, Some(3.0), 5.0),
+            row(SINGLE, Some(6.0), 6.0),
+        ]);
+        assert_eq!(outcomes.iter().map(|o| o.value).collect::<Vec<_>>(), [0.5, 0.75]);
+        assert_eq!(
+            outcomes.iter().map(Outcome::reached).collect::<Vec<_>>(),
+            [true, false]
+        );
     }
 
     #[test]

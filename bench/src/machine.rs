@@ -2,6 +2,7 @@
 
 use patronus_netns::{Error, Result};
 use std::fs;
+use std::time::{Duration, Instant};
 
 /// Socket buffer limits that `--set-sysctls` sets, bytes.
 const BUFFER_MAX: u32 = 4 << 20;
@@ -78,6 +79,45 @@ pub fn set_sysctls() -> Result<()> {
     Ok(())
 }
 
+/// How much of the machine's CPUs was unused until now.
+pub struct Unused {
+    at: Instant,
+    /// Clock ticks of 10 ms, all CPUs together.
+    ticks: u64,
+}
+
+impl Unused {
+    /// Until now. Idle time is what the kernel measures; it samples what it says of the busy time's parts.
+    pub fn now() -> Unused {
+        let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
+        Unused {
+            at: Instant::now(),
+            ticks: unused_ticks(&stat),
+        }
+    }
+
+    /// The CPU time that everything together has used since, softirqs included.
+    pub fn used_since(&self) -> Duration {
+        let now = Unused::now();
+        let cores = std::thread::available_parallelism().map_or(1, usize::from) as u32;
+        let unused = Duration::from_millis(10 * now.ticks.saturating_sub(self.ticks));
+        ((now.at - self.at) * cores).saturating_sub(unused)
+    }
+}
+
+/// `idle`, `iowait` and `steal` of /proc/stat (proc_stat(5)).
+fn unused_ticks(stat: &str) -> u64 {
+    let fields: Vec<u64> = stat
+        .lines()
+        .next()
+        .unwrap_or_default()
+        .split_whitespace()
+        .skip(1)
+        .map(|field| field.parse().unwrap_or(0))
+        .collect();
+    [3, 4, 7].iter().filter_map(|at| fields.get(*at)).sum()
+}
+
 /// Time that the host took from this machine's CPUs so far (`steal` of /proc/stat), in clock ticks of 10 ms.
 pub fn stolen_ticks() -> u64 {
     let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
@@ -86,4 +126,26 @@ pub fn stolen_ticks() -> u64 {
         .nth(8)
         .and_then(|field| field.parse().ok());
     steal.unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unused_is_idle_waiting_and_stolen() {
+        assert_eq!(
+            unused_ticks("cpu  1 2 4 8 16 32 64 128 0 0\ncpu0 1 1 1 1\n"),
+            8 + 16 + 128
+        );
+        assert_eq!(unused_ticks(""), 0);
+    }
+
+    #[test]
+    fn a_moment_uses_no_more_than_there_is() {
+        let before = Unused::now();
+        std::thread::sleep(Duration::from_millis(30));
+        let cores = std::thread::available_parallelism().unwrap().get() as u32;
+        assert!(before.used_since() <= before.at.elapsed() * cores);
+    }
 }

@@ -1,7 +1,7 @@
 //! The picture: a panel a test, a bar a subject, ours in colour; the range over the rounds as a thin line.
 
 use crate::report::{Row, caption, figure};
-use crate::subject::{NO_TUNNEL, OURS, SPIN};
+use crate::subject::{AF_XDP, NO_TUNNEL, OURS, SINGLE, SPIN};
 use crate::tests_of::Test;
 use std::fmt::Write;
 
@@ -115,7 +115,7 @@ fn panel(out: &mut String, (x, y): (f64, f64), test: Test, rows: &[&Row]) {
 }
 
 fn bar(out: &mut String, (x, y): (f64, f64), row: &Row, scale: f64, factor: f64) {
-    let ours = row.peer == OURS || row.peer == SPIN;
+    let ours = [OURS, SPIN, AF_XDP, SINGLE].contains(&row.peer.as_str());
     let (fill, weight) = match (row.peer.as_str(), ours) {
         (OURS, _) => ("#0b6bcb", "700"),
         (_, true) => ("#6aa9e9", "700"),

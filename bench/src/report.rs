@@ -20,6 +20,8 @@ pub struct Row {
     pub daemon_cpu_s_per_gb: Option<f64>,
     /// CPU of both daemons, microseconds per packet delivered.
     pub daemon_cpu_us_per_packet: Option<f64>,
+    /// CPU of the whole machine, generator and sink included, microseconds per packet delivered.
+    pub machine_cpu_us_per_packet: Option<f64>,
     /// Round trip, median, microseconds.
     pub rtt_p50_us: Option<f64>,
     /// Round trip, 99th percentile, microseconds.
@@ -73,6 +75,7 @@ impl Row {
             loss: of(|s| s.loss),
             daemon_cpu_s_per_gb: of(|s| s.cpu_s_per_gb),
             daemon_cpu_us_per_packet: of(|s| s.cpu_us_per_packet),
+            machine_cpu_us_per_packet: of(|s| s.machine_us_per_packet),
             rtt_p50_us: of(|s| s.rtt_p50_us),
             rtt_p99_us: of(|s| s.rtt_p99_us),
             idle_cpu_percent: of(|s| s.idle_percent),
@@ -180,7 +183,14 @@ fn columns(test: Test) -> Vec<Column> {
     match test {
         Test::Tcp(_) => vec![per_gb, rounds],
         Test::Highest(_) => vec![mbps, per_gb, per_packet, loss, rounds],
-        Test::Common => vec![("kpps", |row| figure(row.pps.map(|pps| pps / 1e3))), loss, rounds],
+        Test::Common => vec![
+            ("machine's \u{b5}s/packet", |row| {
+                figure(row.machine_cpu_us_per_packet)
+            }),
+            ("kpps", |row| figure(row.pps.map(|pps| pps / 1e3))),
+            loss,
+            rounds,
+        ],
         Test::RttIdle => vec![p99, loss, rounds],
         Test::RttLoaded => vec![p99, ("TCP Mb/s", |row| figure(row.mbps)), rounds],
         Test::Idle => vec![rounds],
@@ -215,6 +225,7 @@ mod tests {
             "loss",
             "daemon_cpu_s_per_gb",
             "daemon_cpu_us_per_packet",
+            "machine_cpu_us_per_packet",
             "rtt_p50_us",
             "rtt_p99_us",
             "rounds",

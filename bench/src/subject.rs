@@ -9,6 +9,10 @@ use std::time::Duration;
 pub const OURS: &str = "patronus";
 /// Our engine with the arguments of `--engine-args`.
 pub const SPIN: &str = "patronus-spin";
+/// Our engine with an AF_XDP link (docs/adr/0013).
+pub const AF_XDP: &str = "patronus-af-xdp";
+/// Our engine with its own UDP socket and no segmentation offload on it: each datagram by itself, as AF_XDP sends them.
+pub const SINGLE: &str = "patronus-single";
 /// No tunnel: the veth itself.
 pub const NO_TUNNEL: &str = "no-tunnel";
 /// MTU of the tunnels, and of the path where there is none.
@@ -28,10 +32,12 @@ pub struct Subject {
 }
 
 /// Names and kinds, in the order of measurement; those marked `true` are in a run unless `--subjects` says otherwise.
-const KNOWN: [(&str, Kind, bool); 8] = [
+const KNOWN: [(&str, Kind, bool); 10] = [
     (NO_TUNNEL, Kind::Plain, true),
     (OURS, Kind::Engine, true),
     (SPIN, Kind::Engine, true),
+    (AF_XDP, Kind::Engine, false),
+    (SINGLE, Kind::Engine, false),
     ("wireguard-go", Kind::WireguardGo, true),
     ("wireguard-go-new", Kind::WireguardGoNew, true),
     ("boringtun", Kind::Boringtun, true),
@@ -68,8 +74,9 @@ impl Subject {
                     left_out.push(format!("{SPIN}: --engine-args says how it differs"));
                     continue;
                 }
-                ("boringtun-1t", _) => options.args.extend(["--threads", "1"].map(str::to_owned)),
-                _ => {}
+                _ => options
+                    .args
+                    .extend(own_arguments(name).iter().map(|arg| (*arg).to_owned())),
             }
             let override_with = if kind == Kind::Engine {
                 engine.clone()
@@ -133,6 +140,16 @@ impl Subject {
     }
 }
 
+/// What a variant is started with, beside what its program always gets.
+fn own_arguments(name: &str) -> &'static [&'static str] {
+    match name {
+        AF_XDP => &["--link", "path,af_xdp"],
+        SINGLE => &["--no-wan-offload"],
+        "boringtun-1t" => &["--threads", "1"],
+        _ => &[],
+    }
+}
+
 /// CPU time that the daemons of both ends have used so far; `None` where there is none.
 pub fn daemons_cpu(tunnel: &Tunnel) -> Result<Option<Duration>> {
     let (Some(a), Some(b)) = (&tunnel.a.daemon, &tunnel.b.daemon) else {
@@ -163,6 +180,16 @@ mod tests {
         let (chosen, _) = Subject::choose(Some(&wanted), engine, Some("--spin 50"), None).unwrap();
         assert!(chosen[0].options.args.is_empty());
         assert_eq!(chosen[1].options.args, ["--spin", "50"]);
+    }
+
+    #[test]
+    fn variants_have_arguments_of_their_own() {
+        let engine = Some(PathBuf::from("/bin/true"));
+        let wanted = [OURS, AF_XDP, SINGLE].map(str::to_owned);
+        let (chosen, _) = Subject::choose(Some(&wanted), engine, None, None).unwrap();
+        let args: Vec<String> = chosen.iter().map(|s| s.options.args.join(" ")).collect();
+        assert_eq!(args, ["", "--link path,af_xdp", "--no-wan-offload"]);
+        assert!(chosen.iter().all(Subject::is_ours));
     }
 
     #[test]

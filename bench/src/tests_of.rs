@@ -2,7 +2,7 @@
 
 use crate::load::udp::{Flow, Mix, Trial};
 use crate::load::{echo, tcp, tcp::Streams};
-use crate::machine::stolen_ticks;
+use crate::machine::{Unused, stolen_ticks};
 use crate::search::{self, Effort, Start, Verdict};
 use crate::subject::{Subject, daemons_cpu};
 use patronus_netns::{Error, Result, Tunnel};
@@ -168,6 +168,8 @@ pub struct Sample {
     pub cpu_s_per_gb: Option<f64>,
     /// CPU of both daemons, microseconds per packet delivered.
     pub cpu_us_per_packet: Option<f64>,
+    /// CPU of the whole machine, generator and sink included, microseconds per packet delivered.
+    pub machine_us_per_packet: Option<f64>,
     /// Round trip, median, microseconds.
     pub rtt_p50_us: Option<f64>,
     /// Round trip, 99th percentile, microseconds.
@@ -369,9 +371,11 @@ fn undisturbed(
 fn common(tunnel: &Tunnel, lengths: &Lengths) -> Result<Sample> {
     let mut flow = Flow::new(tunnel)?;
     flow.trial(Mix::SMALL, COMMON_RATE, lengths.screen, None)?;
-    let before = daemons_cpu(tunnel)?;
+    let (before, unused) = (daemons_cpu(tunnel)?, Unused::now());
     let trial = flow.trial(Mix::SMALL, COMMON_RATE, lengths.trial, None)?;
+    let used = unused.used_since().as_secs_f64();
     let mut sample = sample_of(&trial, seconds_between(before, daemons_cpu(tunnel)?));
+    sample.machine_us_per_packet = (trial.received > 0).then(|| used * 1e6 / trial.received as f64);
     sample.generator_limited = trial.generator_limited();
     Ok(sample)
 }
