@@ -9,7 +9,7 @@ use std::net::IpAddr;
 
 use patronus_io::Port;
 use patronus_io::afpacket::PacketTap;
-use patronus_io::netlink::{Addresses, Interface, RouteQuery, receive_queues};
+use patronus_io::netlink::{Addresses, Interface, RouteQuery, is_veth, receive_queues};
 use patronus_io::xdp::{Take, XdpProgram};
 use patronus_mem::{Arena, FrameCache};
 
@@ -161,11 +161,13 @@ impl Opener<'_> {
         };
         let program =
             XdpProgram::attach(ifindex, queues as u32, &take).map_err(system("attach a program"))?;
+        // A driver that does not say is none.
+        let unfinished = is_veth(name).unwrap_or(false);
         let mut frames = FrameCache::new(self.arena);
         let mut ports: Vec<Box<dyn Port + Send>> = Vec::new();
         for queue in 0..queues as u32 {
             let port = program.port(queue, &mut frames).map_err(system("open a queue"))?;
-            ports.push(Box::new(port));
+            ports.push(Box::new(port.with_unfinished_checksums(unfinished)));
         }
         Ok((Guard::Xdp(program), ports))
     }

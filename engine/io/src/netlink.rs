@@ -17,7 +17,7 @@ mod route;
 
 pub use address::{ADDRESSES_MAX, AddressEvent, Addresses, Interface, Prefix};
 pub use change::{NeighbourChanges, NeighbourWatch};
-pub use interface::receive_queues;
+pub use interface::{is_veth, receive_queues};
 pub use link::{LinkEvent, LinkWatch, set_txqueuelen};
 pub use neighbour::{NEIGHBOURS_MAX, Neighbour, NeighbourEvent, Neighbours};
 pub use route::{NextHop, RouteQuery};

@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 use arrayvec::ArrayVec;
 use patronus_mem::{Arena, Burst, FRAME, FrameCache, FrameRegion, HEADROOM, Lent, PktBuf, TAILROOM};
 
+use header::ETHERNET;
 pub use names::Names;
 use program::By;
 pub use program::{NAMES_MAX, Take};
@@ -33,6 +34,7 @@ pub use way::{Link, WayFinder, Ways, ways};
 
 pub use crate::bpf::XdpMode;
 use crate::bpf::{self, Kind};
+use crate::offload::split::complete_unfinished;
 use crate::{PORT_FDS, Port, PortCounters, PortError, sys};
 
 /// Entries of each ring. So many frames wait in the kernel for what will arrive.
@@ -167,6 +169,8 @@ pub struct XdpPort {
     bursts: u32,
     /// Packets that the kernel had to drop, when last looked at.
     dropped: u64,
+    /// Frames arrive with unfinished checksums.
+    unfinished: bool,
     counters: Arc<PortCounters>,
 }
 
@@ -219,6 +223,7 @@ impl XdpPort {
             down: false,
             bursts: 0,
             dropped: 0,
+            unfinished: false,
             counters: Arc::default(),
         };
         port.refill(frames);
@@ -232,6 +237,15 @@ impl XdpPort {
                 bound => return bound.map(|()| port),
             }
         }
+    }
+
+    /// With `unfinished`, the port completes checksums of what arrives: a kernel that sends frames to a veth leaves them to a wire that never comes, and AF_XDP does
+    /// not say so.
+    #[must_use]
+    pub fn with_unfinished_checksums(self, unfinished: bool) -> XdpPort {
+        let mut port = self;
+        port.unfinished = unfinished;
+        port
     }
 
     fn bind(&self, ifindex: u32, queue: u32) -> io::Result<()> {
@@ -430,7 +444,10 @@ impl Port for XdpPort {
         {
             self.filled -= 1;
             match self.take_back(self.place(descriptor.addr, descriptor.len)) {
-                Some(pkt) if pkt.tailroom() >= TAILROOM => {
+                Some(mut pkt) if pkt.tailroom() >= TAILROOM => {
+                    if self.unfinished {
+                        complete(pkt.data_mut());
+                    }
                     bytes += pkt.len() as u64;
                     burst.push(pkt);
                 }
@@ -512,6 +529,15 @@ impl Port for XdpPort {
 
     fn counters(&self) -> &Arc<PortCounters> {
         &self.counters
+    }
+}
+
+/// Completes the checksum of a frame's IP packet.
+fn complete(frame: &mut [u8]) {
+    if let Some((header, packet)) = frame.split_at_mut_checked(ETHERNET)
+        && matches!(header[ETHERNET - 2..], [0x08, 0x00] | [0x86, 0xdd])
+    {
+        complete_unfinished(packet);
     }
 }
 

@@ -1,7 +1,7 @@
 //! Splitting and coalescing against a builder that makes every packet from nothing.
 
 use patronus_io::offload::coalesce::{Accepts, Planner};
-use patronus_io::offload::split::{SuperPacket, complete_checksum};
+use patronus_io::offload::split::{SuperPacket, complete_checksum, complete_unfinished};
 use patronus_io::offload::{Gso, VNET_HEADER, VnetHeader};
 use proptest::prelude::*;
 
@@ -379,6 +379,7 @@ proptest! {
             }
             let mut packet = packet.clone();
             let _ = complete_checksum(&vnet, &mut packet);
+            complete_unfinished(&mut packet);
         }
     }
 
@@ -405,8 +406,26 @@ proptest! {
         let verified = sum(&packet[transport..], u64::from(spec.pseudo()));
         prop_assert_eq!(verified, 0xffff);
         prop_assert_ne!(&packet[field..field + 2], &[0, 0]);
+        // Without being told, once and not again.
+        let mut untold = spec.partial();
+        for _ in 0..2 {
+            complete_unfinished(&mut untold);
+            prop_assert_eq!(&untold, &packet);
+        }
         packet[field..field + 2].copy_from_slice(&spec.partial()[field..field + 2]);
         prop_assert_eq!(packet, spec.partial());
+    }
+
+    #[test]
+    fn a_checksum_that_is_wrong_stays_wrong((mut spec, _) in super_packet(), change in 1..0xffff_u16) {
+        spec.payload.truncate(1400);
+        let field = spec.unsummed().1;
+        let mut packet = spec.partial();
+        let partial = u16::from_be_bytes([packet[field], packet[field + 1]]);
+        packet[field..field + 2].copy_from_slice(&partial.wrapping_add(change).to_be_bytes());
+        let before = packet.clone();
+        complete_unfinished(&mut packet);
+        prop_assert_eq!(packet, before);
     }
 }
 

@@ -6,7 +6,7 @@ use patronus_mem::{Outer, PktBuf};
 
 use crate::ip::{IPV4_HEADER as IPV4, IPV6_HEADER as IPV6, PROTO_UDP, Sum, UDP_HEADER as UDP, pseudo_sum};
 
-const ETHERNET: usize = 14;
+pub(super) const ETHERNET: usize = 14;
 const TTL: u8 = 64;
 
 /// How every frame on a path begins, but for lengths, checksums, and the DSCP and ECN byte.
