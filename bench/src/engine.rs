@@ -89,11 +89,13 @@ struct Row {
     mpps: f64,
     /// Gigabits of inner packets a second, of all workers together.
     gbps: f64,
-    /// On each worker's core.
+    /// Of each worker's time; at a load, the time between packets.
     ns_per_packet: f64,
     /// The same packets' AEAD alone.
     aead_ns_per_packet: Option<f64>,
-    /// Time from arrival to departure at 80 % of the highest rate without loss.
+    /// Part of the highest rate without loss that was offered; `None`: as much as goes, and rate and costs are of that.
+    load: Option<f64>,
+    /// Time from arrival to departure at that load.
     lat_p50_us: Option<f64>,
     lat_p99_us: Option<f64>,
     lat_p999_us: Option<f64>,
@@ -112,6 +114,7 @@ impl Row {
             gbps: 8.0 * size as f64 / ns,
             ns_per_packet: ns,
             aead_ns_per_packet: Some(aead),
+            load: None,
             lat_p50_us: None,
             lat_p99_us: None,
             lat_p999_us: None,

@@ -11,6 +11,9 @@ use super::lan::{Arrivals, Lan, Wire, now};
 use super::{Options, Row, latency, testpmd};
 use crate::report::median;
 
+/// Parts of the highest rate without loss at which latency is measured.
+const LOADS: [f64; 3] = [0.5, 0.8, 0.95];
+
 /// How long one set-up runs in a round.
 const SLICE: Duration = Duration::from_millis(100);
 
@@ -42,7 +45,7 @@ pub fn run(options: &Options, rows: &mut Vec<Row>) -> Result<()> {
         options.rounds,
         SLICE.as_millis()
     );
-    println!("pipeline  size    flows  workers  handed over    Mpps  ns/packet  p50 p99 p99.9 at 80 %, us");
+    println!("pipeline  size    flows  workers  handed over    Mpps  ns/packet  p50 p99 p99.9 at a load, us");
     for &size in &options.sizes {
         let mut setups = setups(arena, options, size);
         let mut yardstick = Vec::new();
@@ -57,9 +60,10 @@ pub fn run(options: &Options, rows: &mut Vec<Row>) -> Result<()> {
             }
         }
         for setup in &mut setups {
-            let row = setup.row(arena, size);
-            print(&row);
-            rows.push(row);
+            for row in setup.rows(arena, size) {
+                print(&row);
+                rows.push(row);
+            }
         }
         compare(&setups, median(yardstick));
     }
@@ -113,13 +117,28 @@ impl Setup {
         }
     }
 
-    fn row(&self, arena: &'static Arena, size: usize) -> Row {
+    /// A row of its rate and, of one routing worker, a row for each load.
+    fn rows(&self, arena: &'static Arena, size: usize) -> Vec<Row> {
         let rate = median(self.rates.iter().copied()).unwrap_or(f64::NAN);
-        let latency = (self.pipeline == "route" && self.workers == 1).then(|| {
+        let mut rows = vec![self.row(size, rate)];
+        if self.pipeline == "route" && self.workers == 1 {
             let mut subject = latency::Subject::new(arena, self.flows, size);
             let highest = subject.without_loss(rate);
-            subject.latency(0.8 * highest)
-        });
+            for load in LOADS {
+                let latency = subject.latency(load * highest);
+                rows.push(Row {
+                    load: Some(load),
+                    lat_p50_us: Some(latency.p50_us),
+                    lat_p99_us: Some(latency.p99_us),
+                    lat_p999_us: Some(latency.p999_us),
+                    ..self.row(size, load * highest)
+                });
+            }
+        }
+        rows
+    }
+
+    fn row(&self, size: usize, rate: f64) -> Row {
         Row {
             pipeline: self.pipeline,
             size,
@@ -131,9 +150,10 @@ impl Setup {
             gbps: 8.0 * size as f64 * rate / 1e9,
             ns_per_packet: 1e9 * self.workers as f64 / rate,
             aead_ns_per_packet: None,
-            lat_p50_us: latency.map(|l| l.p50_us),
-            lat_p99_us: latency.map(|l| l.p99_us),
-            lat_p999_us: latency.map(|l| l.p999_us),
+            load: None,
+            lat_p50_us: None,
+            lat_p99_us: None,
+            lat_p999_us: None,
         }
     }
 }
@@ -181,7 +201,11 @@ fn print(row: &Row) {
         100.0 * row.handoff,
         row.mpps,
         row.ns_per_packet,
-        latencies.join(" ")
+        row.load.map_or(String::new(), |load| format!(
+            "at {:.0} %: {}",
+            100.0 * load,
+            latencies.join(" ")
+        ))
     );
 }
 

@@ -1,0 +1,61 @@
+//! The program as people run it: a short run of the stages alone.
+
+use std::process::Command;
+
+const KEYS: [&str; 14] = [
+    "pipeline",
+    "size",
+    "flows",
+    "peers",
+    "workers",
+    "handoff",
+    "mpps",
+    "gbps",
+    "ns_per_packet",
+    "aead_ns_per_packet",
+    "load",
+    "lat_p50_us",
+    "lat_p99_us",
+    "lat_p999_us",
+];
+
+#[test]
+fn a_short_run_writes_every_pipeline_and_key() {
+    let json = std::env::temp_dir().join(format!("patronus-bench-engine-{}.json", std::process::id()));
+    let output = Command::new(env!("CARGO_BIN_EXE_patronus-bench"))
+        .args([
+            "engine", "--sizes", "64", "--flows", "100", "--peers", "1", "--rounds", "1", "--json",
+        ])
+        .arg(&json)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    if said.contains("unshare") {
+        eprintln!("skipped: no rights to make namespaces");
+        return;
+    }
+    assert!(output.status.success(), "{said}");
+    let rows: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&json).unwrap()).unwrap();
+    std::fs::remove_file(&json).unwrap();
+    let rows = rows.as_array().unwrap();
+    for row in rows {
+        for key in KEYS {
+            assert!(row.get(key).is_some(), "{key} is missing in {row}");
+        }
+    }
+    let is = |name: &'static str| move |row: &&serde_json::Value| row["pipeline"] == name;
+    for pipeline in ["forward", "route", "encrypt", "decrypt", "both"] {
+        assert!(rows.iter().any(|row| is(pipeline)(&row)), "no {pipeline}");
+    }
+    let loads: Vec<f64> = rows
+        .iter()
+        .filter(is("route"))
+        .filter_map(|row| row["load"].as_f64())
+        .collect();
+    assert_eq!(loads, [0.5, 0.8, 0.95]);
+    assert!(
+        rows.iter()
+            .filter(is("encrypt"))
+            .all(|row| row["aead_ns_per_packet"].is_number())
+    );
+}
