@@ -10,6 +10,7 @@ mod latency;
 mod pair;
 pub mod pipelines;
 mod route;
+pub mod size;
 mod testpmd;
 
 use std::path::PathBuf;
@@ -22,6 +23,7 @@ use serde::Serialize;
 use crate::machine;
 use crate::report::median;
 use pair::Pair;
+use size::Size;
 
 /// Bursts in a round of one pipeline.
 const BURSTS: usize = 1000;
@@ -29,9 +31,9 @@ const BURSTS: usize = 1000;
 /// Options of `patronus-bench engine`.
 #[derive(clap::Args)]
 pub struct Options {
-    /// Packet sizes, bytes of the inner IP packet.
-    #[arg(long, value_name = "SIZES", value_delimiter = ',', default_values_t = [64, 128, 512, 1420])]
-    sizes: Vec<usize>,
+    /// Packet sizes, bytes of the inner IP packet; `imix` is a mix of 64, 576 and 1,420, in the ratio 7 to 4 to 1.
+    #[arg(long, value_name = "SIZES", value_delimiter = ',', default_values_t = [Size::Bytes(64), Size::Bytes(128), Size::Bytes(512), Size::Bytes(1420), Size::Imix])]
+    sizes: Vec<Size>,
     /// Pipelines to measure.
     #[arg(long, value_name = "PIPELINES", value_delimiter = ',', default_values_t = [Pipelines::Crypto, Pipelines::Route])]
     pipelines: Vec<Pipelines>,
@@ -77,7 +79,7 @@ struct Row {
     /// else; `route`: with flow table, FIB and time to live between.
     pipeline: &'static str,
     /// Bytes of the inner packet.
-    size: usize,
+    size: Size,
     /// Flows; of encrypted packets one for each peer.
     flows: usize,
     /// 0 where nothing is encrypted.
@@ -102,7 +104,7 @@ struct Row {
 }
 
 impl Row {
-    fn new(pipeline: &'static str, size: usize, peers: usize, ns: f64, aead: f64) -> Row {
+    fn new(pipeline: &'static str, size: Size, peers: usize, ns: f64, aead: f64) -> Row {
         Row {
             pipeline,
             size,
@@ -111,7 +113,7 @@ impl Row {
             workers: 1,
             handoff: 0.0,
             mpps: 1e3 / ns,
-            gbps: 8.0 * size as f64 / ns,
+            gbps: 8.0 * size.sum(BURST_MAX) as f64 / BURST_MAX as f64 / ns,
             ns_per_packet: ns,
             aead_ns_per_packet: Some(aead),
             load: None,
@@ -133,12 +135,6 @@ struct Round {
 
 /// Runs it and writes what was asked for.
 pub fn run(options: &Options) -> Result<()> {
-    let largest = patronus_mem::SMALL_MAX;
-    if let Some(size) = options.sizes.iter().find(|size| !(40..=largest).contains(*size)) {
-        return Err(Error::new(format!(
-            "--sizes {size}: a packet has 40 to {largest} bytes"
-        )));
-    }
     if let Some(peers) = options.peers.iter().find(|peers| !(1..=10_000).contains(*peers)) {
         return Err(Error::new(format!("--peers {peers}: 1 to 10,000 are possible")));
     }
@@ -187,7 +183,7 @@ fn crypto(options: &Options, rows: &mut Vec<Row>) {
 }
 
 /// One round: burst by burst, each measured in turn.
-fn round(pair: &mut Pair, size: usize) -> Round {
+fn round(pair: &mut Pair, size: Size) -> Round {
     let mut spent = [Duration::ZERO; 4];
     let timed = |spent: &mut Duration, work: &mut dyn FnMut()| {
         let start = Instant::now();
@@ -213,7 +209,7 @@ fn round(pair: &mut Pair, size: usize) -> Round {
     }
 }
 
-fn summarize(size: usize, peers: usize, rounds: &[Round]) -> [Row; 3] {
+fn summarize(size: Size, peers: usize, rounds: &[Round]) -> [Row; 3] {
     let of = |figure: fn(&Round) -> f64| median(rounds.iter().map(figure)).unwrap_or(f64::NAN);
     [
         Row::new("encrypt", size, peers, of(|r| r.encrypt), of(|r| r.seal)),

@@ -24,7 +24,7 @@ fn a_short_run_writes_every_pipeline_and_key() {
     let json = std::env::temp_dir().join(format!("patronus-bench-engine-{}.json", std::process::id()));
     let output = Command::new(env!("CARGO_BIN_EXE_patronus-bench"))
         .args([
-            "engine", "--sizes", "64", "--flows", "100", "--peers", "1", "--rounds", "1", "--json",
+            "engine", "--sizes", "64,imix", "--flows", "100", "--peers", "1", "--rounds", "1", "--json",
         ])
         .arg(&json)
         .output()
@@ -52,7 +52,8 @@ fn a_short_run_writes_every_pipeline_and_key() {
         .filter(is("route"))
         .filter_map(|row| row["load"].as_f64())
         .collect();
-    assert_eq!(loads, [0.5, 0.8, 0.95]);
+    assert_eq!(loads, [0.5, 0.8, 0.95].repeat(2));
+    assert!(rows.iter().any(|row| row["size"] == "imix"), "no mix");
     assert!(
         rows.iter()
             .filter(is("encrypt"))

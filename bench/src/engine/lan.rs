@@ -19,6 +19,8 @@ use patronus_io::{Port, PortCounters, PortError};
 use patronus_mem::{Arena, Burst, FrameCache};
 use patronus_sync::{Domain, Publisher, publish};
 
+use super::size::Size;
+
 /// Bytes of the headers that a packet is made with: Ethernet, IPv4, UDP.
 const HEADERS: usize = ETHERNET_HEADER + 28;
 
@@ -60,23 +62,24 @@ fn key(flow: u32) -> FlowKey {
 
 /// A port that always has a burst of packets.
 pub struct Source {
-    /// Bytes of the IP packet.
-    size: usize,
-    /// Flows in the order in which they come.
+    /// Bytes of the IP packets and what they begin with, in the order in which they come.
+    shapes: Box<[(usize, [u8; HEADERS])]>,
+    next_shape: usize,
+    /// The same of flows.
     flows: Arc<[u32]>,
     next: usize,
-    template: [u8; HEADERS],
     counters: Arc<PortCounters>,
 }
 
 impl Source {
     /// Packets of `size` bytes, of these flows in turn.
-    pub fn new(size: usize, flows: Arc<[u32]>) -> Source {
+    pub fn new(size: Size, flows: Arc<[u32]>) -> Source {
+        let shapes = size.cycle().into_iter().map(|size| (size, headers(0, size)));
         Source {
-            size,
+            shapes: shapes.collect(),
+            next_shape: 0,
             flows,
             next: 0,
-            template: headers(0, size),
             counters: Arc::default(),
         }
     }
@@ -95,8 +98,13 @@ impl Source {
             if self.next == self.flows.len() {
                 self.next = 0;
             }
-            let data = pkt.append(ETHERNET_HEADER + self.size);
-            data[..HEADERS].copy_from_slice(&self.template);
+            let (size, template) = &self.shapes[self.next_shape];
+            self.next_shape += 1;
+            if self.next_shape == self.shapes.len() {
+                self.next_shape = 0;
+            }
+            let data = pkt.append(ETHERNET_HEADER + size);
+            data[..HEADERS].copy_from_slice(template);
             let ip = &mut data[ETHERNET_HEADER..];
             ip[12..16].copy_from_slice(&((10 << 24) | (flow / 16)).to_be_bytes());
             ip[18] = flow as u8;
@@ -176,7 +184,7 @@ pub struct Lan {
 
 impl Lan {
     /// `flows` flows of packets of `size` bytes.
-    pub fn new(arena: &'static Arena, workers: usize, flows: u32, size: usize, arrivals: Arrivals) -> Lan {
+    pub fn new(arena: &'static Arena, workers: usize, flows: u32, size: Size, arrivals: Arrivals) -> Lan {
         Lan::with_ports(arena, workers, flows, arrivals, |flows| {
             let sink = Sink::default();
             let sent = Arc::clone(sink.counters());
@@ -298,7 +306,7 @@ pub struct Wire {
 }
 
 impl Wire {
-    pub fn new(arena: &'static Arena, flows: u32, size: usize) -> Wire {
+    pub fn new(arena: &'static Arena, flows: u32, size: Size) -> Wire {
         Wire {
             source: Source::new(size, shuffled(flows).into()),
             sink: Sink::default(),

@@ -11,6 +11,7 @@ use patronus_io::{Port, PortCounters, PortError};
 use patronus_mem::{Arena, Burst, FrameCache};
 
 use super::lan::{Arrivals, Lan, Ports, Source, now};
+use super::size::Size;
 
 /// Packets that the port holds for the worker, as a NIC's ring does.
 const QUEUE: u64 = 1024;
@@ -113,7 +114,7 @@ pub struct Subject {
 }
 
 impl Subject {
-    pub fn new(arena: &'static Arena, flows: u32, size: usize) -> Subject {
+    pub fn new(arena: &'static Arena, flows: u32, size: Size) -> Subject {
         let trial = Arc::new(Mutex::new(Trial {
             start: Instant::now(),
             rate: 0.0,

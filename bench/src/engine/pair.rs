@@ -16,6 +16,8 @@ use patronus_engine::stats::WorkerStats;
 use patronus_engine::wg::{Context, PeerSlot, Wg};
 use patronus_mem::{Arena, ArenaConfig, BURST_MAX, Burst, FrameCache, Outer};
 
+use super::size::Size;
+
 /// As much disorder as WireGuard takes: the window of the stock implementations.
 const WINDOW: u32 = 8192;
 const MTU: usize = 1420;
@@ -150,11 +152,12 @@ impl Pair {
     }
 
     /// A fresh burst of inner packets, each for the next peer.
-    pub fn refill(&mut self, size: usize) {
+    pub fn refill(&mut self, size: Size) {
         while self.near.slow.notices.pop().is_some() || self.far.slow.notices.pop().is_some() {}
         self.inner.clear_into(&mut self.frames);
         self.wire.clear_into(&mut self.frames);
-        for _ in 0..BURST_MAX {
+        for at in 0..BURST_MAX {
+            let size = size.of(at);
             let mut pkt = self.frames.alloc().expect("a frame");
             let data = pkt.append(size);
             data.fill(0x5a);
@@ -190,15 +193,17 @@ impl Pair {
     /// # Panics
     ///
     /// If not: then nothing that was measured means anything.
-    pub fn check(&self, size: usize) {
+    pub fn check(&self, size: Size) {
         assert_eq!(self.inner.len(), BURST_MAX, "every packet went all the way");
-        assert!(self.inner.iter().all(|pkt| pkt.len() == size));
+        let bytes: usize = self.inner.iter().map(|pkt| pkt.len()).sum();
+        assert_eq!(bytes, size.sum(BURST_MAX));
     }
 
     /// Buffers as long as what is sealed in the pipeline.
-    pub fn refill_aead(&mut self, size: usize) {
-        let padded = size.next_multiple_of(16).min(size.max(MTU));
-        for buf in &mut self.bare.bufs {
+    pub fn refill_aead(&mut self, size: Size) {
+        for (at, buf) in self.bare.bufs.iter_mut().enumerate() {
+            let size = size.of(at);
+            let padded = size.next_multiple_of(16).min(size.max(MTU));
             buf.clear();
             buf.resize(padded + TAG, 0x5a);
         }

@@ -7,6 +7,7 @@ use patronus_netns::{Error, Result};
 
 use super::lan::{Arrivals, Lan, Wire};
 use super::pair::Pair;
+use super::size::Size;
 
 /// A clock that stands still, so that nothing is done because of time.
 const NOW: Time = Time(1_000_000_000);
@@ -73,6 +74,7 @@ impl Aead for Transparent {
 
 /// Runs `bursts` bursts of packets of `size` bytes. Returns how many packets that were.
 pub fn run(pipeline: Pipeline, size: usize, bursts: usize) -> Result<usize> {
+    let size = Size::Bytes(size);
     match pipeline {
         Pipeline::Encrypt => Ok(tunnel(1, size, bursts, false)),
         Pipeline::EncryptMany => Ok(tunnel(1000, size, bursts, false)),
@@ -98,7 +100,7 @@ pub fn run(pipeline: Pipeline, size: usize, bursts: usize) -> Result<usize> {
     }
 }
 
-fn tunnel(peers: usize, size: usize, bursts: usize, decrypt: bool) -> usize {
+fn tunnel(peers: usize, size: Size, bursts: usize, decrypt: bool) -> usize {
     let mut pair = Pair::with_aead(&Transparent, peers);
     for _ in 0..bursts {
         pair.refill(size);

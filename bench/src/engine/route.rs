@@ -8,6 +8,7 @@ use patronus_netns::{Error, Result};
 use rustix::thread::{CpuSet, sched_setaffinity};
 
 use super::lan::{Arrivals, Lan, Wire, now};
+use super::size::Size;
 use super::{Options, Row, latency, testpmd};
 use crate::report::median;
 
@@ -54,9 +55,12 @@ pub fn run(options: &Options, rows: &mut Vec<Row>) -> Result<()> {
                 let rate = setup.measure();
                 setup.rates.push(rate);
             }
-            // Three times in a run: it takes seconds to start.
-            if options.testpmd && round % options.rounds.div_ceil(3) == 0 {
-                yardstick.push(testpmd::macswap(size)?);
+            // Three times in a run: it takes seconds to start. Its packets are all alike.
+            if let Size::Bytes(bytes) = size
+                && options.testpmd
+                && round % options.rounds.div_ceil(3) == 0
+            {
+                yardstick.push(testpmd::macswap(bytes)?);
             }
         }
         for setup in &mut setups {
@@ -70,7 +74,7 @@ pub fn run(options: &Options, rows: &mut Vec<Row>) -> Result<()> {
     Ok(())
 }
 
-fn setups(arena: &'static Arena, options: &Options, size: usize) -> Vec<Setup> {
+fn setups(arena: &'static Arena, options: &Options, size: Size) -> Vec<Setup> {
     let few = options.flows.iter().copied().min().unwrap_or(1);
     let setup = |pipeline, flows, workers, handoff, subject| Setup {
         pipeline,
@@ -118,7 +122,7 @@ impl Setup {
     }
 
     /// A row of its rate and, of one routing worker, a row for each load.
-    fn rows(&self, arena: &'static Arena, size: usize) -> Vec<Row> {
+    fn rows(&self, arena: &'static Arena, size: Size) -> Vec<Row> {
         let rate = median(self.rates.iter().copied()).unwrap_or(f64::NAN);
         let mut rows = vec![self.row(size, rate)];
         if self.pipeline == "route" && self.workers == 1 {
@@ -138,7 +142,7 @@ impl Setup {
         rows
     }
 
-    fn row(&self, size: usize, rate: f64) -> Row {
+    fn row(&self, size: Size, rate: f64) -> Row {
         Row {
             pipeline: self.pipeline,
             size,
@@ -147,7 +151,7 @@ impl Setup {
             workers: self.workers,
             handoff: self.handoff,
             mpps: rate / 1e6,
-            gbps: 8.0 * size as f64 * rate / 1e9,
+            gbps: 8.0 * size.mean() * rate / 1e9,
             ns_per_packet: 1e9 * self.workers as f64 / rate,
             aead_ns_per_packet: None,
             load: None,
