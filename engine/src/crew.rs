@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use arrayvec::ArrayVec;
 use patronus_crypto::PeerId;
-use patronus_mem::{BURST_MAX, Burst, FrameCache, PktBuf};
+use patronus_mem::{Arena, BURST_MAX, Burst, FrameCache, PktBuf};
 use patronus_sync::{Consumer, Producer, ring};
 
 use crate::channel::ToWorker;
@@ -53,17 +53,27 @@ pub struct Taken {
 }
 
 impl Taken {
-    /// Asks for all packets at once: they are in the other core's cache, and each would be waited for by itself.
-    fn fetch(&self) {
-        let bursts = [
+    fn bursts(&self) -> [&Burst; 5] {
+        [
             &self.from_tun,
             &self.from_ethernet,
             &self.encap,
             &self.seal.packets,
             &self.decap,
-        ];
-        bursts.into_iter().flatten().for_each(PktBuf::prefetch);
-        bursts.into_iter().flatten().for_each(PktBuf::prefetch_data);
+        ]
+    }
+
+    /// Whether there is nothing in it.
+    pub fn is_empty(&self) -> bool {
+        self.bursts().into_iter().all(Burst::is_empty)
+    }
+
+    /// Asks for all packets at once: they are in the other core's cache, and each would be waited for by itself.
+    fn fetch(&self, arena: &Arena) {
+        self.bursts()
+            .into_iter()
+            .flatten()
+            .for_each(|packet| arena.prefetch(packet));
     }
 }
 
@@ -223,7 +233,7 @@ impl Crew {
     }
 
     /// Takes up to a burst of what worker `number` has handed over. False if that was nothing.
-    pub fn take(&mut self, number: usize, taken: &mut Taken) -> bool {
+    pub fn take(&mut self, number: usize, taken: &mut Taken, arena: &Arena) -> bool {
         let Some(other) = self.others.iter_mut().find(|other| other.number == number) else {
             return false;
         };
@@ -238,7 +248,7 @@ impl Crew {
                 Handing::Decap => taken.decap.push(packet),
             }
         }
-        taken.fetch();
+        taken.fetch(arena);
         some
     }
 }

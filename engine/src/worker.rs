@@ -89,6 +89,8 @@ pub struct Worker {
     by_wan: Vec<Burst>,
     frames: FrameCache,
     crew: Crew,
+    /// By worker, a burst of what it has handed over; from the start of a turn to its end, or until the slow path has room.
+    expected: Box<[Taken]>,
     stats: Arc<WorkerStats>,
     slow: Arc<ToSlowPath>,
     clock: Box<dyn Clock>,
@@ -149,6 +151,7 @@ impl Worker {
             },
             by_wan: bursts(wans),
             frames: parts.frames,
+            expected: (0..parts.crew.workers()).map(|_| Taken::default()).collect(),
             crew: parts.crew,
             stats: parts.stats,
             slow: parts.slow,
@@ -185,7 +188,9 @@ impl Worker {
 
     /// Whether the slow path or another worker has left something to do.
     pub fn is_called(&mut self) -> bool {
-        !self.crew.inbox().commands.is_empty() || self.crew.has_handed()
+        !self.crew.inbox().commands.is_empty()
+            || self.crew.has_handed()
+            || self.expected.iter().any(|taken| !taken.is_empty())
     }
 
     /// Runs until told to stop.
@@ -241,9 +246,7 @@ impl Worker {
         if let Some(router) = &mut self.router {
             router.tend(now);
         }
-        if self.crew.workers() > 1 {
-            self.handed_over(now, poller.as_deref_mut())?;
-        }
+        self.expect();
         for lan in 0..self.lans.len() {
             for _ in 0..BURSTS_PER_TURN {
                 if !ready.has(lan_bit(lan)) || !self.has_room() {
@@ -260,6 +263,9 @@ impl Worker {
                 let more = self.inbound(now, wan, poller.as_deref_mut())?;
                 ready.set(wan_bit(wan), more);
             }
+        }
+        if self.crew.workers() > 1 {
+            self.handed_over(now, poller)?;
         }
         Ok(())
     }
@@ -402,14 +408,26 @@ impl Worker {
     fn handed_over(&mut self, now: Time, mut poller: Option<&mut Poller>) -> Result<(), Told> {
         for number in 0..self.crew.workers() {
             for _ in 0..BURSTS_PER_TURN {
-                let mut taken = Taken::default();
-                if !self.has_room() || !self.crew.take(number, &mut taken) {
+                if !self.has_room() {
+                    return Ok(());
+                }
+                let mut taken = std::mem::take(&mut self.expected[number]);
+                if taken.is_empty() && !self.crew.take(number, &mut taken, self.frames.arena()) {
                     break;
                 }
                 self.work_off(now, &mut taken, poller.as_deref_mut())?;
             }
         }
         Ok(())
+    }
+
+    /// Takes a burst from each of the other workers. The packets come out of those workers' caches while this one's own are worked on.
+    fn expect(&mut self) {
+        for (number, taken) in self.expected.iter_mut().enumerate() {
+            if taken.is_empty() {
+                self.crew.take(number, taken, self.frames.arena());
+            }
+        }
     }
 
     fn work_off(&mut self, now: Time, taken: &mut Taken, poller: Option<&mut Poller>) -> Result<(), Told> {

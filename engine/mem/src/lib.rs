@@ -27,7 +27,7 @@ pub use burst::Burst;
 pub use lent::{FrameRegion, Lent};
 pub use outer::Outer;
 pub use pktbuf::PktBuf;
-pub use processor::{cycles, prefetch, prefetch_write};
+pub use processor::{cycles, prefetch};
 pub use secret::{Secret, reserve_secrets, secrets_locked, wipe_stack};
 pub use table::Table;
 

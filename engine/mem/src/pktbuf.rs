@@ -87,19 +87,6 @@ impl PktBuf {
         unsafe { self.line.as_mut() }
     }
 
-    /// Asks for the metadata of a packet that another core had, before it is looked at.
-    #[inline]
-    pub fn prefetch(&self) {
-        crate::prefetch_write(self.line());
-    }
-
-    /// The same for the first bytes of the packet, by its metadata.
-    #[inline]
-    pub fn prefetch_data(&self) {
-        self.data().first().into_iter().for_each(crate::prefetch_write);
-        self.data().get(64).into_iter().for_each(crate::prefetch_write);
-    }
-
     /// Bytes in the packet.
     #[inline]
     pub fn len(&self) -> usize {

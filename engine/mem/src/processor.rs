@@ -15,12 +15,12 @@ pub fn prefetch<T>(at: &T) {
 
 /// The same for what is going to be written as well, so that it comes for this core alone.
 #[inline(always)]
-pub fn prefetch_write<T>(at: &T) {
+pub(crate) fn prefetch_write_at<T>(at: *const T) {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     // SAFETY: as for `prefetch`.
     unsafe {
         use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_ET0>(std::ptr::from_ref(at).cast());
+        _mm_prefetch::<_MM_HINT_ET0>(at.cast());
     }
     #[cfg(not(all(target_arch = "x86_64", not(miri))))]
     let _ = at;
