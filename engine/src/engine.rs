@@ -156,6 +156,7 @@ pub fn start(config: &Config, site: Option<Box<Site>>) -> Result<SlowPath, Start
     };
     check_cores(&config.cores)?;
     check_links(&config.links)?;
+    warn_of_strict_filters(&config.log, &config.links);
     let reader = site.as_ref().map(|site| Reader::start(site.path()));
     let reader = reader
         .transpose()
@@ -475,6 +476,22 @@ fn check_links(links: &[String]) -> Result<(), StartError> {
         }
     }
     Ok(())
+}
+
+/// Says which links the host keeps from hearing what its routes would not send there (RFC 3704, section 2.2): all but one of them, mostly.
+fn warn_of_strict_filters(log: &Log, links: &[String]) {
+    const STRICT: &str = "1";
+    let filter = |name: &str| std::fs::read_to_string(format!("/proc/sys/net/ipv4/conf/{name}/rp_filter"));
+    // The higher of the two numbers counts, and 2 is the loose filter.
+    let of = |name: &str| filter(name).map_or(String::new(), |text| text.trim().to_owned());
+    let all = of("all");
+    for link in links {
+        if all.as_str().max(&of(link)) == STRICT {
+            log.error(format_args!(
+                "link {link} has a strict reverse path filter, which drops what arrives by a link that is not the best route: sysctl -w net.ipv4.conf.{link}.rp_filter=2"
+            ));
+        }
+    }
 }
 
 fn make_tun(config: &Config) -> Result<(TunDevice, Vec<TunPort>), StartError> {

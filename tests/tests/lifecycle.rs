@@ -297,6 +297,30 @@ fn missing_rights_are_named() {
     );
 }
 
+#[test]
+fn a_strict_reverse_path_filter_on_a_link_is_named() {
+    if !may_run(&[Need::Root]) {
+        return;
+    }
+    let namespace = Namespace::new("filter").unwrap();
+    namespace.ip("link add wan0 type veth peer name wan1").unwrap();
+    for (name, filter) in [("all", 0), ("wan0", 1), ("wan1", 2)] {
+        let setting = format!("echo {filter} > /proc/sys/net/ipv4/conf/{name}/rp_filter");
+        namespace.exec("sh", &["-c", &setting]).unwrap();
+    }
+    let name = unique_name("pn");
+    let mut command = Command::new(engine_program());
+    command.args(["--foreground", "--link", "wan0", "--link", "wan1", &name]);
+    let mut process = namespace.spawn(command).unwrap();
+    assert!(eventually(|| socket_of(&name).exists()), "{}", process.log());
+    let log = process.log();
+    assert!(
+        log.contains("conf.wan0.rp_filter=2") && !log.contains("conf.wan1"),
+        "{log}"
+    );
+    process.stop().unwrap();
+}
+
 /// What memory the packets are in is said once at the start: huge pages if there are any to spare, otherwise locked memory, and a word of warning if it is not.
 #[test]
 fn the_memory_of_packets_is_named() {
