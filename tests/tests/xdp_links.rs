@@ -1,5 +1,6 @@
 //! WAN links by AF_XDP (adr/0013): our engine with one, against a stock peer and against itself.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use patronus_netns::{Kind, Tunnel};
@@ -84,6 +85,48 @@ fn sessions_are_renewed() {
         ping(&tunnel.a.namespace, &format!("-c 5 -i 0.1 {}", tunnel.b.inner_v4)).unwrap();
     }
     assert!(counters(&tunnel).sum("queue0.rx_packets") > 20);
+}
+
+/// The other end's address changes: what is sent there goes by the queue again, with another way.
+#[test]
+fn the_peer_may_roam() {
+    if !may_run(&[]) {
+        return;
+    }
+    let tunnel = up(Kind::Engine, false, &[]);
+    exchange(&tunnel);
+    let IpAddr::V4(old) = tunnel.b.outer.ip() else {
+        panic!("an IPv4 tunnel");
+    };
+    let [a, b, c, _] = old.octets();
+    let before = counters(&tunnel).sum("queue0.tx_packets");
+    let inside = &tunnel.b.namespace;
+    inside.ip(&format!("addr del {old}/24 dev path")).unwrap();
+    inside
+        .ip(&format!("addr add {a}.{b}.{c}.77/24 dev path"))
+        .unwrap();
+    let from_there = || ping(inside, &format!("-c 1 -W 1 {}", tunnel.a.inner_v4));
+    assert!(eventually(
+        || from_there().is_ok_and(|said| said.contains(" 0% packet loss"))
+    ));
+    exchange(&tunnel);
+    assert!(counters(&tunnel).sum("queue0.tx_packets") > before + 1000);
+}
+
+/// Datagrams in pieces are the kernel's to put together, and reach us by its socket.
+#[test]
+fn datagrams_may_come_in_pieces() {
+    if !may_run(&[Need::Daemon(Kind::WireguardGo)]) {
+        return;
+    }
+    let tunnel = up(Kind::WireguardGo, false, &[]);
+    exchange(&tunnel);
+    let before = counters(&tunnel).sum("udp0.rx_packets");
+    tunnel.b.namespace.ip("link set path mtu 900").unwrap();
+    // One way only: the other end takes nothing that is longer than its MTU.
+    tcp(&tunnel.b, &tunnel.a, false, 1 << 20).unwrap();
+    let all = counters(&tunnel);
+    assert!(all.sum("udp0.rx_packets") > before + 500, "{all:?}");
 }
 
 /// What is not WireGuard's is the host's.
