@@ -15,7 +15,7 @@ use patronus_io::Port;
 use patronus_io::netlink::{Addresses, LinkWatch, RouteQuery};
 use patronus_io::tun::{Tun, TunConfig, TunDevice, TunPort};
 use patronus_io::udp::UdpConfig;
-use patronus_mem::{Arena, ArenaConfig, Backing, FrameCache};
+use patronus_mem::{Arena, ArenaConfig, FrameCache};
 use rustix::fd::OwnedFd;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
@@ -242,17 +242,6 @@ struct Means {
     null: OwnedFd,
 }
 
-fn say_backing(log: &Log, backing: Backing) {
-    let none_spare = "the machine has no reserved huge pages to spare (vm.nr_hugepages)";
-    match backing {
-        Backing::HugePages => log.verbose(format_args!("packets are in reserved huge pages")),
-        Backing::Locked => log.verbose(format_args!("packets are in locked memory: {none_spare}")),
-        Backing::Unlocked => log.error(format_args!(
-            "packets are in memory that may be swapped out: {none_spare}, and locking needs CAP_IPC_LOCK or a higher limit (ulimit -l)"
-        )),
-    }
-}
-
 fn acquire(config: &Config) -> Result<Means, StartError> {
     let signals = patronus_io::signal::termination().map_err(system("catch signals"))?;
     let (tun, tun_ports) = make_tun(config)?;
@@ -263,7 +252,13 @@ fn acquire(config: &Config) -> Result<Means, StartError> {
         jumbo_frames: JUMBO_FRAMES,
     });
     let arena = arena.map_err(system("reserve memory for packets"))?;
-    say_backing(&config.log, arena.backing());
+    config.log.verbose(format_args!(
+        "packets are in {}",
+        match arena.is_huge() {
+            true => "reserved huge pages",
+            false => "ordinary memory: the machine has no reserved huge pages to spare (vm.nr_hugepages)",
+        }
+    ));
     let routes = RouteQuery::new().map_err(system("ask for routes"))?;
     let wanted = config.router.is_some() || config.remotes || !config.af_xdp.is_empty();
     let addresses = wanted.then(Addresses::new).transpose();

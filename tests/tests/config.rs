@@ -707,7 +707,8 @@ fn two_remotes_with_two_links_each() {
         let there = eventually(|| lanes(site).len() == 4);
         assert!(there, "{:?}\n{}", lanes(site), site.log());
     }
-    let flows: Vec<Flow> = (0..8)
+    // So many that all of them choose one path once in 32,768 runs.
+    let flows: Vec<Flow> = (0..16)
         .map(|_| Flow::start(&a.site, &b.site, false, Duration::from_millis(5)).unwrap())
         .collect();
     std::thread::sleep(Duration::from_secs(1));

@@ -321,36 +321,6 @@ fn a_strict_reverse_path_filter_on_a_link_is_named() {
     process.stop().unwrap();
 }
 
-/// What memory the packets are in is said once at the start: huge pages if there are any to spare, otherwise locked memory, and a word of warning if it is not.
-#[test]
-fn the_memory_of_packets_is_named() {
-    if !may_run(&[Need::Root]) {
-        return;
-    }
-    let namespace = Namespace::new("memory").unwrap();
-    let meminfo = fs::read_to_string("/proc/meminfo").unwrap();
-    let free = meminfo
-        .lines()
-        .find_map(|line| line.strip_prefix("HugePages_Free:"));
-    let huge = free.is_some_and(|pages| pages.trim() != "0");
-    let program = engine_program().to_str().unwrap();
-    // With the right to lock memory, and without it and within a small limit.
-    let may_lock = format!("exec {program} --foreground");
-    let may_not =
-        format!("ulimit -l 64; exec setpriv --bounding-set -ipc_lock --inh-caps -all {program} --foreground");
-    for (script, expected) in [(may_lock, "in locked memory"), (may_not, "may be swapped out")] {
-        let name = unique_name("pn");
-        let mut command = Command::new("sh");
-        command.args(["-c", &format!("{script} {name}")]);
-        command.env("LOG_LEVEL", "verbose");
-        let mut process = namespace.spawn(command).unwrap();
-        let expected = if huge { "reserved huge pages" } else { expected };
-        let said = |log: &str| log.matches("packets are in").count() == 1 && log.contains(expected);
-        assert!(eventually(|| said(&process.log())), "{}", process.log());
-        process.stop().unwrap();
-    }
-}
-
 #[test]
 fn counters_of_no_engine() {
     if !may_run(&[]) {

@@ -10,7 +10,7 @@ use std::ptr::NonNull;
 
 use crossbeam_queue::ArrayQueue;
 
-use crate::map::{self, Backing};
+use crate::map;
 use crate::pktbuf::Line;
 use crate::processor::prefetch_write_at;
 use crate::{FRAME, HEADROOM, JUMBO_MAX, Outer, PktBuf, SMALL_MAX, TAILROOM};
@@ -59,7 +59,7 @@ pub struct Arena {
     frames: NonNull<u8>,
     small: u32,
     total: u32,
-    backing: Backing,
+    huge: bool,
     free: ArrayQueue<u32>,
     free_jumbo: ArrayQueue<u32>,
 }
@@ -86,8 +86,8 @@ impl Arena {
             .cast::<Line>();
         // SAFETY: the mapping holds `total` lines behind the header.
         let lines = unsafe { headers.add(1) };
-        let mut frames = map::resident((small as usize * STRIDE).max(1))?;
-        let backing = frames.lock();
+        let frames = map::resident((small as usize * STRIDE).max(1))?;
+        let huge = frames.is_huge();
         let frames = frames.leak();
         let jumbos = map::sparse((jumbo as usize * JUMBO_STRIDE).max(1))?;
 
@@ -123,7 +123,7 @@ impl Arena {
             frames,
             small,
             total,
-            backing,
+            huge,
             free,
             free_jumbo,
         }));
@@ -132,9 +132,9 @@ impl Arena {
         Ok(arena)
     }
 
-    /// What the small frames are made of.
-    pub fn backing(&self) -> Backing {
-        self.backing
+    /// Whether the small frames are on huge pages that the machine has reserved. On other memory the kernel may still use huge pages.
+    pub fn is_huge(&self) -> bool {
+        self.huge
     }
 
     /// All frames of both sizes.

@@ -25,7 +25,6 @@ mod table;
 pub use arena::{Arena, ArenaConfig, FrameCache};
 pub use burst::Burst;
 pub use lent::{FrameRegion, Lent};
-pub use map::Backing;
 pub use outer::Outer;
 pub use pktbuf::PktBuf;
 pub use processor::{cycles, prefetch};

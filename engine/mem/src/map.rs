@@ -35,25 +35,14 @@ pub(crate) fn advise(start: NonNull<u8>, len: usize, advice: libc::c_int) -> boo
     unsafe { libc::madvise(start.as_ptr().cast(), len, advice) == 0 }
 }
 
-/// What memory is made of.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Backing {
-    /// Huge pages that the machine has reserved, which are never swapped out.
-    HugePages,
-    /// Other pages (the kernel may use huge ones), locked: never swapped out either.
-    Locked,
-    /// Other pages, not locked: that takes `CAP_IPC_LOCK` or a higher limit (`RLIMIT_MEMLOCK`).
-    Unlocked,
-}
-
 /// Zeroed bytes that are given back when this is dropped.
 pub(crate) struct Mapping {
     start: NonNull<u8>,
     /// What was mapped, which begins before `start` where that had to be aligned.
     whole: NonNull<u8>,
     len: usize,
-    /// Of the kernel's kind: other pages are not locked yet.
-    backing: Backing,
+    /// On reserved huge pages.
+    huge: bool,
 }
 
 impl Mapping {
@@ -62,17 +51,9 @@ impl Mapping {
         self.start
     }
 
-    /// Locks the bytes unless they are on reserved huge pages, and says what they are made of.
-    pub(crate) fn lock(&mut self) -> Backing {
-        #[cfg(not(miri))]
-        if self.backing == Backing::Unlocked {
-            // SAFETY: the range is this mapping's; locking changes no bytes.
-            let rc = unsafe { libc::mlock(self.whole.as_ptr().cast(), self.len) };
-            if rc == 0 {
-                self.backing = Backing::Locked;
-            }
-        }
-        self.backing
+    /// Whether it is on huge pages that the machine has reserved.
+    pub(crate) fn is_huge(&self) -> bool {
+        self.huge
     }
 
     /// Keeps the bytes until the process ends.
@@ -105,7 +86,7 @@ pub(crate) fn resident(len: usize) -> io::Result<Mapping> {
             start,
             whole: start,
             len: rounded,
-            backing: Backing::HugePages,
+            huge: true,
         };
         // Touching the pages here turns a limit on huge pages into an error now instead of a signal later.
         if advise(start, rounded, libc::MADV_POPULATE_WRITE) {
@@ -132,7 +113,7 @@ pub(crate) fn resident(len: usize) -> io::Result<Mapping> {
         start,
         whole,
         len: rounded + slack,
-        backing: Backing::Unlocked,
+        huge: false,
     })
 }
 
@@ -175,7 +156,7 @@ pub(crate) fn resident(len: usize) -> io::Result<Mapping> {
         start,
         whole: start,
         len,
-        backing: Backing::Unlocked,
+        huge: false,
     })
 }
 #[cfg(miri)]
