@@ -4,13 +4,15 @@
 //! * [`value`]: durations, keys, networks, endpoints; [`matching`]: what policies and routes are made of; [`Number`]: what has a range
 //! * [`Error`]: where in the file something is wrong, what was expected, and what may have been meant
 //! * [`key_file`]: secrets, which never stand in the file itself
+//! * [`Config::compile`]: what an engine takes, as `patronus_abi` has it
 //!
 //! [`parse`] is sans-IO; [`load`] reads a file. What parses is complete and consistent: nobody has to check it again.
-//! Read by the engine at its start and when it is told to (SIGHUP).
+//! Read at the engine's start, and by the process beside it that reads the file again (SIGHUP).
 
 #![forbid(unsafe_code)]
 
 mod check;
+mod compile;
 mod error;
 pub mod key_file;
 pub mod matching;

@@ -270,11 +270,6 @@ impl Config {
         }));
     }
 
-    /// Whether some peers are sites of our own.
-    pub fn has_remotes(&self) -> bool {
-        self.peers.iter().any(|peer| peer.is_remote)
-    }
-
     /// The files with keys, the site's own first.
     pub fn key_files(&self) -> impl Iterator<Item = &Path> {
         let psks = self

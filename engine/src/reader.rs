@@ -1,12 +1,12 @@
 //! The reader: a process beside the engine that may still open files, and does so for nobody but it.
 //!
-//! After set-up the engine opens no file any more (`sandbox`). So that it can read its configuration again on SIGHUP, a process of the same
-//! program is started beforehand. The engine can tell it one thing: again. It then reads the one file whose name it was started with, and
-//! sends its text and a descriptor of each key file that stands in it. Which files are opened is therefore up to whoever may write the
-//! configuration, and never to whoever has taken the engine over. Keys do not pass through the reader's memory.
+//! After set-up the engine opens no file any more (`sandbox`). So that its configuration can be read again on SIGHUP, a process of the same
+//! program is started beforehand. The engine can tell it one thing: again. It then reads the one file whose name it was started with, compiles
+//! it, and sends the blob ([`patronus_abi`]) and a descriptor of each key file that stands in it. Which files are opened is therefore up to whoever may
+//! write the configuration, and never to whoever has taken the engine over. Keys do not pass through the reader's memory.
 //!
-//! Between the two is a socket of packets: a byte from the engine; back `T` and text, in pieces, then for each key file in the file's order `K`
-//! with a descriptor or `E` and why there is none, and `.` at the end. The reader ends when the engine does.
+//! Between the two is a socket of packets: a byte from the engine; back `S` and the site's blob, in pieces, then for each key file in the file's
+//! order `K` with its name and a descriptor; `E` and why instead of what cannot be had; and `.` at the end. The reader ends when the engine does.
 //!
 //! [`serve`] is that process. [`Reader`] is the engine's end, on the slow-path thread, which never waits for it.
 
@@ -14,10 +14,12 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use patronus_config::{Config, FILE_MAX, key_file};
+use patronus_abi::{BLOB_MAX, encode};
+use patronus_config::{Config, key_file};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::net::{
@@ -36,7 +38,7 @@ const PACKET: usize = 32 << 10;
 /// Packets that are taken in a turn of the slow path.
 const PACKETS_PER_TURN: usize = 64;
 
-const TEXT: u8 = b'T';
+const SITE: u8 = b'S';
 const KEY: u8 = b'K';
 const ERROR: u8 = b'E';
 const END: u8 = b'.';
@@ -53,11 +55,9 @@ pub struct Reader {
 
 #[derive(Default)]
 struct Answer {
-    text: Vec<u8>,
-    /// Understood once the text is whole.
-    config: Option<Result<Config, String>>,
+    blob: Vec<u8>,
     keys: Keys,
-    /// The first thing that was wrong with a key.
+    /// The first thing that was wrong.
     error: Option<String>,
 }
 
@@ -111,7 +111,7 @@ impl Reader {
                     }
                     return Some(answer.finish(&self.path));
                 }
-                Some((kind, content)) => answer.add(&self.path, *kind, content, fd),
+                Some((kind, content)) => answer.add(*kind, content, fd),
                 None => {
                     self.answer = None;
                     return Some(Err(
@@ -131,47 +131,30 @@ impl AsFd for Reader {
 }
 
 impl Answer {
-    fn add(&mut self, path: &Path, kind: u8, content: &[u8], fd: Option<OwnedFd>) {
-        if kind == TEXT {
-            if self.text.len() as u64 <= FILE_MAX {
-                self.text.extend_from_slice(content);
+    fn add(&mut self, kind: u8, content: &[u8], fd: Option<OwnedFd>) {
+        let wrong = match (kind, fd) {
+            // What is longer is refused when it is looked at.
+            (SITE, _) if self.blob.len() > BLOB_MAX => Ok(()),
+            (SITE, _) => {
+                self.blob.extend_from_slice(content);
+                Ok(())
             }
-            return;
-        }
-        if kind == ERROR && self.text.is_empty() && self.error.is_none() {
-            self.error = Some(String::from_utf8_lossy(content).into_owned());
-            return;
-        }
-        self.understand(path);
-        let Some(Ok(config)) = &self.config else { return };
-        let Some(file) = config.key_files().nth(self.keys.count()) else {
-            return;
+            (KEY, Some(fd)) => {
+                let name = Path::new(OsStr::from_bytes(content));
+                self.keys.take(name, Ok(File::from(fd)))
+            }
+            _ => Err(String::from_utf8_lossy(content).into_owned()),
         };
-        let opened = match fd {
-            Some(fd) if kind == KEY => Ok(File::from(fd)),
-            _ => Err(io::Error::other(String::from_utf8_lossy(content).into_owned())),
-        };
-        if self.error.is_none() {
-            self.error = self.keys.take(file, opened).err();
+        if let (Err(why), None) = (wrong, &self.error) {
+            self.error = Some(why);
         }
     }
 
-    /// Understands the text, which is whole.
-    fn understand(&mut self, path: &Path) {
-        if self.config.is_none() {
-            let text = std::str::from_utf8(&self.text).map_err(|error| error.to_string());
-            let parsed = text
-                .and_then(|text| patronus_config::parse_file(path, text).map_err(|error| error.to_string()));
-            self.config = Some(parsed);
+    fn finish(self, path: &Path) -> Result<Site, String> {
+        match self.error {
+            Some(error) => Err(error),
+            None => Site::assemble(path, &self.blob, self.keys),
         }
-    }
-
-    fn finish(mut self, path: &Path) -> Result<Site, String> {
-        if let Some(error) = self.error {
-            return Err(error);
-        }
-        self.understand(path);
-        Site::assemble(path, self.config.expect("understood above")?, self.keys)
     }
 }
 
@@ -194,42 +177,53 @@ pub fn serve(path: &Path) -> Result<(), String> {
     sandbox::filter_reader_system_calls().map_err(|error| error.to_string())?;
     let socket = io::stdin();
     let mut question = [0; 1];
-    loop {
-        match rustix::net::recv(&socket, &mut question, RecvFlags::empty()) {
-            Ok((0, _)) => return Ok(()),
-            Ok(_) => {}
-            Err(Errno::INTR) => continue,
-            Err(error) => return Err(error.to_string()),
+    // The engine has read the first one itself.
+    for generation in 2.. {
+        loop {
+            match rustix::net::recv(&socket, &mut question, RecvFlags::empty()) {
+                Ok((0, _)) => return Ok(()),
+                Ok(_) => break,
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.to_string()),
+            }
         }
-        if answer(socket.as_fd(), path).is_err() {
+        if answer(socket.as_fd(), path, generation).is_err() {
             // Nobody is there any more to hear it.
-            return Ok(());
+            break;
         }
     }
+    Ok(())
 }
 
-/// Sends the file, and its keys if it can be understood. What is wrong with it the engine finds out as well.
-fn answer(socket: BorrowedFd<'_>, path: &Path) -> Result<(), Errno> {
-    let text = patronus_config::read(path);
-    match &text {
-        Ok(text) => {
-            for piece in text.as_bytes().chunks(PACKET - 1) {
-                send(socket, TEXT, piece, None)?;
+/// Sends the site and its keys, or why that cannot be.
+fn answer(socket: BorrowedFd<'_>, path: &Path, generation: u64) -> Result<(), Errno> {
+    match compile(path, generation) {
+        Ok((config, blob)) => {
+            for piece in blob.chunks(PACKET - 1) {
+                send(socket, SITE, piece, None)?;
             }
-            if let Ok(config) = patronus_config::parse_file(path, text) {
-                send_keys(socket, &config)?;
-            }
+            send_keys(socket, &config)?;
         }
-        Err(error) => send(socket, ERROR, error.to_string().as_bytes(), None)?,
+        Err(error) => send(socket, ERROR, error.as_bytes(), None)?,
     }
     send(socket, END, b"", None)
+}
+
+fn compile(path: &Path, generation: u64) -> Result<(Config, Vec<u8>), String> {
+    let config = patronus_config::load(path).map_err(|error| error.to_string())?;
+    let blob = encode(&config.compile(), generation);
+    let blob = blob.map_err(|error| format!("{}: {error}", path.display()))?;
+    Ok((config, blob))
 }
 
 fn send_keys(socket: BorrowedFd<'_>, config: &Config) -> Result<(), Errno> {
     for file in config.key_files() {
         match key_file::open_regular(file) {
-            Ok(opened) => send(socket, KEY, b"", Some(opened.as_fd()))?,
-            Err(error) => send(socket, ERROR, error.to_string().as_bytes(), None)?,
+            Ok(opened) => send(socket, KEY, file.as_os_str().as_bytes(), Some(opened.as_fd()))?,
+            Err(error) => {
+                let error = key_file::KeyError::Io(file.to_owned(), error);
+                send(socket, ERROR, error.to_string().as_bytes(), None)?;
+            }
         }
     }
     Ok(())

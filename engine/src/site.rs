@@ -1,8 +1,8 @@
-//! A site from its file: the file's words become what the engine's parts take.
+//! A site from a blob: what the engine is told becomes what its parts take.
 //!
-//! The one place where the configuration's types are known. From here on there are requests as the UAPI has them ([`SetRequest`](crate::uapi::SetRequest)), an
-//! engine's set-up ([`engine::Config`]) and routing [`Rules`] in plain values. Read at the start by the main thread, and again by
-//! the slow path, which gets the files from the [`reader`](crate::reader).
+//! The one place where the types of [`patronus_abi`] are known. From here on there are requests as the UAPI has them ([`SetRequest`](crate::uapi::SetRequest)), an
+//! engine's set-up ([`engine::Config`]) and routing [`Rules`] in plain values. A file is compiled into a blob and takes the same way as one
+//! that somebody else has made: at the start in the main thread, and again in the slow path, which gets it from the [`reader`](crate::reader).
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -10,10 +10,11 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
-use patronus_config::matching::{OneOrMore, Ports, Via as Word};
-use patronus_config::value::Network;
-use patronus_config::{Action, Config, HOST, Lan, LinkPort, Peer, Policy, PortKind, Spanned, key_file};
-use patronus_crypto::{PeerId, PublicKey};
+use patronus_abi::Site as Told;
+use patronus_abi::site::{Action, Hop, Lan, LanPort, LinkPort, Peer, Policy};
+use patronus_abi::{BlobError, decode, encode};
+use patronus_config::key_file;
+use patronus_crypto::{Duration, PeerId, PublicKey};
 use patronus_mem::Secret;
 
 use crate::allowedips::Prefix;
@@ -23,10 +24,10 @@ use crate::lans::{EthernetConfig, PortChoice};
 use crate::plan::{Verdict, Via, Wanted};
 use crate::uapi::parse::clamp;
 
-/// A site's file and the keys that it names.
+/// A site, its secrets, and where both come from.
 pub struct Site {
     path: PathBuf,
-    config: Config,
+    told: Told,
     private_key: Secret<32>,
     /// By peer.
     psks: Vec<Option<Secret<32>>>,
@@ -72,37 +73,40 @@ impl Site {
         for file in config.key_files() {
             keys.take(file, key_file::open_regular(file))?;
         }
-        Site::assemble(path, config, keys)
+        let blob = encode(&config.compile(), 1).map_err(|error| refused(path, &error))?;
+        Site::assemble(path, &blob, keys)
     }
 
-    /// Puts a site together from its file and all its keys.
-    pub fn assemble(path: &Path, config: Config, keys: Keys) -> Result<Site, String> {
-        let mut keys = keys.0.into_iter();
-        let missing = || "a key file is missing".to_owned();
-        let private_key = clamp(keys.next().ok_or_else(missing)?);
-        let mut psks = Vec::new();
-        for peer in &config.peers {
-            psks.push(match peer.preshared_key_file {
-                Some(_) => Some(keys.next().ok_or_else(missing)?),
-                None => None,
-            });
+    /// Puts a site together from its blob and all its keys. `path` is what messages call it.
+    pub fn assemble(path: &Path, blob: &[u8], keys: Keys) -> Result<Site, String> {
+        let (told, _) = decode(blob).map_err(|error| refused(path, &error))?;
+        if keys.0.len() != told.secrets() {
+            let (count, wanted) = (keys.0.len(), told.secrets());
+            return Err(format!(
+                "{}: {count} keys came with it instead of {wanted}",
+                path.display()
+            ));
         }
+        let mut keys = keys.0.into_iter();
+        let mut next = || keys.next().expect("counted");
+        let private_key = clamp(next());
+        let psks = told.peers.iter().map(|peer| peer.has_psk.then(&mut next));
         Ok(Site {
             path: path.to_owned(),
-            config,
+            psks: psks.collect(),
+            told,
             private_key,
-            psks,
         })
     }
 
-    /// The file.
+    /// Where it comes from.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// What stands in it.
-    pub fn config(&self) -> &Config {
-        &self.config
+    /// What the engine is told of it.
+    pub fn told(&self) -> &Told {
+        &self.told
     }
 
     /// The site's private key, as X25519 has it.
@@ -110,105 +114,93 @@ impl Site {
         &self.private_key
     }
 
-    /// A peer's pre-shared key, by its place in the file.
+    /// A peer's pre-shared key, by its place among the peers.
     pub fn psk(&self, peer: usize) -> Option<&Secret<32>> {
         self.psks[peer].as_ref()
     }
 
     /// The public key of the peer in this place.
     pub fn public_key(&self, peer: usize) -> PublicKey {
-        PublicKey(self.config.peers[peer].public_key.get_ref().0)
+        PublicKey(self.told.peers[peer].public_key)
     }
 
-    /// How to run the engine; what the file does not say is as in `defaults`.
+    /// How to run the engine; what the site does not say is as in `defaults`.
     pub fn engine(&self, defaults: engine::Config) -> engine::Config {
-        let engine = &self.config.engine;
-        let links = self.config.links.iter();
+        let engine = &self.told.engine;
+        let links = self.told.links.iter();
+        let by_xdp = links.clone().filter(|link| link.port == LinkPort::AfXdp);
         engine::Config {
-            name: engine.interface.as_str().to_owned(),
-            workers: engine.workers.get() as usize,
-            cores: engine
-                .cores
-                .iter()
-                .map(|core| core.get_ref().get() as usize)
-                .collect(),
-            spin: (*engine.spin.get_ref()).into(),
-            links: links
-                .map(|link| link.interface.get_ref().as_str().to_owned())
-                .collect(),
-            af_xdp: self.xdp_links(),
-            aead: engine.aead.as_ref().map(|aead| aead.get_ref().clone()),
+            name: engine.interface.clone(),
+            workers: engine.workers.into(),
+            cores: engine.cores.iter().map(|core| usize::from(*core)).collect(),
+            spin: Duration::from_millis(engine.spin_ms.into()),
+            links: links.map(|link| link.interface.clone()).collect(),
+            af_xdp: by_xdp.map(|link| link.interface.clone()).collect(),
+            aead: engine.aead.clone(),
             offload: engine.offload,
-            remotes: self.config.has_remotes(),
+            remotes: self.told.has_remotes(),
             ethernet: self.ethernet().filter_map(|(lan, _)| port(lan)).collect(),
-            router: self.config.routes_packets().then(|| engine::RouterConfig {
-                flows: engine.flows.get() as usize,
-                routes: engine.routes.get() as usize,
+            router: self.told.routes_packets().then_some(engine::RouterConfig {
+                flows: engine.flows as usize,
+                routes: engine.routes as usize,
             }),
             ..defaults
         }
     }
 
-    fn xdp_links(&self) -> Vec<String> {
-        let links = self.config.links.iter();
-        links
-            .filter(|link| link.port == LinkPort::AfXdp)
-            .map(|link| link.interface.get_ref().as_str().to_owned())
-            .collect()
-    }
-
     /// What it routes by.
     pub fn rules(&self) -> Rules {
         let mut rules = Rules::default();
-        let tun = self.tun().map(|lan| (lan, Target::Lan(0, None)));
+        let tun = self.told.lans.iter().find(|lan| !lan.is_ethernet());
+        let tun = tun.map(|lan| (lan, Target::Lan(0, None)));
         let ethernet = self.ethernet().map(|(lan, at)| (lan, Target::Connected(at)));
         for (lan, target) in tun.into_iter().chain(ethernet) {
-            for network in &lan.networks {
-                rules.routes.push((prefix(network.get_ref()), vec![target]));
-            }
+            let networks = lan.networks.iter();
+            rules
+                .routes
+                .extend(networks.map(|network| (*network, vec![target])));
         }
         for (lan, address, _) in self.neighbours() {
             let whole = if address.is_ipv4() { 32 } else { 128 };
             let host = Prefix::new(address, whole).expect("all bits of the family");
             rules.routes.push((host, vec![Target::Lan(lan, Some(address))]));
         }
-        for route in &self.config.routes {
-            let targets = self.targets(route.via.get_ref());
-            rules.routes.push((prefix(route.prefix.get_ref()), targets));
-        }
-        for policy in &self.config.policies {
-            let verdict = match (policy.action.get_ref(), &policy.via) {
-                (Action::Via, Some(via)) => Verdict::Via(self.targets(via.get_ref())),
-                (Action::Drop, _) => Verdict::Drop,
-                (Action::Route | Action::Via, _) => Verdict::Route,
+        let routes = self.told.routes.iter();
+        rules
+            .routes
+            .extend(routes.map(|route| (route.prefix, self.targets(&route.hops))));
+        let policies = self.told.policies.iter().map(|policy| {
+            let verdict = match &policy.action {
+                Action::Via(hops) => Verdict::Via(self.targets(hops)),
+                Action::Drop => Verdict::Drop,
+                Action::Route => Verdict::Route,
             };
-            rules.policies.push((matching(policy), verdict));
-        }
+            (matching(policy), verdict)
+        });
+        rules.policies.extend(policies);
         rules
     }
 
     /// The networks of each peer; `number` says which a peer has, by its place.
     pub fn allowed_ips(&self, number: impl Fn(usize) -> PeerId) -> Vec<(Prefix, PeerId)> {
-        let peers = self.config.peers.iter().enumerate();
+        let peers = self.told.peers.iter().enumerate();
         let each = |(at, peer): (usize, &Peer)| {
             let (networks, id) = (peer.allowed_ips.iter(), number(at));
-            networks
-                .map(|network| (prefix(network.get_ref()), id))
-                .collect::<Vec<_>>()
+            networks.map(|network| (*network, id)).collect::<Vec<_>>()
         };
         peers.flat_map(each).collect()
     }
 
     /// What there is in it, in a line.
     pub fn summary(&self) -> String {
-        let config = &self.config;
+        let told = &self.told;
         format!(
             "{} peers, {} links, {} LANs, {} routes, {} policies; nothing is wrong",
-            config.peers.len(),
-            config.links.len(),
-            config.lans.len(),
-            config.routes.len(),
-            config.policies.len()
+            told.peers.len(),
+            told.links.len(),
+            told.lans.len(),
+            told.routes.len(),
+            told.policies.len()
         )
     }
 
@@ -216,55 +208,38 @@ impl Site {
     pub fn neighbours(&self) -> Vec<(u16, IpAddr, [u8; 6])> {
         let each = |(lan, at): (&Lan, u16)| {
             let list = lan.neighbours.iter();
-            list.map(move |n| (at, *n.address.get_ref(), n.mac.0))
+            list.map(move |(address, mac)| (at, *address, *mac))
                 .collect::<Vec<_>>()
         };
         self.ethernet().flat_map(each).collect()
     }
 
-    /// The Ethernet LANs and their places among the LAN ports: behind the TUN, in the order of the file.
+    /// The Ethernet LANs and their places among the LAN ports: behind the TUN, in the site's order.
     fn ethernet(&self) -> impl Iterator<Item = (&Lan, u16)> {
-        let lans = self.config.lans.iter();
+        let lans = self.told.lans.iter();
         lans.filter(|lan| lan.is_ethernet()).zip(1..)
     }
 
-    fn tun(&self) -> Option<&Lan> {
-        let mut lans = self.config.lans.iter();
-        lans.find(|lan| !lan.is_ethernet())
+    fn targets(&self, hops: &[Hop]) -> Vec<Target> {
+        hops.iter().map(|hop| self.target(hop)).collect()
     }
 
-    fn targets(&self, words: &OneOrMore<Word>) -> Vec<Target> {
-        words.0.iter().map(|word| self.target(word.get_ref())).collect()
-    }
-
-    /// Whom a word of the file means; that it means somebody has been checked.
-    fn target(&self, word: &Word) -> Target {
-        match word {
-            Word::Discard => Target::Discard,
-            Word::Named(wanted) => {
-                let host = self.tun().map_or(HOST, |lan| lan.name.get_ref().as_str());
-                if wanted == host {
-                    return Target::Lan(0, None);
-                }
-                let named = |peer: &&Peer| {
-                    let name = peer.name.as_ref();
-                    name.is_some_and(|name| name.get_ref().as_str() == wanted)
-                };
-                let peer = self.config.peers.iter().find(named);
-                peer.map_or(Target::Discard, |peer| {
-                    Target::Peer(PublicKey(peer.public_key.get_ref().0))
-                })
-            }
-            Word::Neighbour(address) => {
-                let there = |lan: &Lan| {
-                    let known = lan.neighbours.iter().any(|n| n.address.get_ref() == address);
-                    known || lan.networks.iter().any(|n| n.get_ref().contains(*address))
-                };
-                let lan = self.ethernet().find(|(lan, _)| there(lan));
-                lan.map_or(Target::Discard, |(_, at)| Target::Lan(at, Some(*address)))
+    fn target(&self, hop: &Hop) -> Target {
+        match *hop {
+            Hop::Discard => Target::Discard,
+            Hop::Host => Target::Lan(0, None),
+            Hop::Peer(at) => Target::Peer(self.public_key(at as usize)),
+            Hop::Neighbour(lan, address) => {
+                let before = self.told.lans.iter().take(usize::from(lan));
+                let port = 1 + before.filter(|lan| lan.is_ethernet()).count();
+                Target::Lan(port as u16, Some(address))
             }
         }
     }
+}
+
+fn refused(path: &Path, error: &BlobError) -> String {
+    format!("{}: {error}", path.display())
 }
 
 impl Rules {
@@ -327,44 +302,27 @@ impl Keys {
         self.0.push(key.map_err(|error| error.to_string())?);
         Ok(())
     }
-
-    /// How many have been read.
-    pub fn count(&self) -> usize {
-        self.0.len()
-    }
 }
 
 /// The port of an Ethernet LAN.
 fn port(lan: &Lan) -> Option<EthernetConfig> {
-    let port = match lan.port.as_ref().map(Spanned::get_ref) {
-        None => PortChoice::Any,
-        Some(PortKind::AfXdp) => PortChoice::AfXdp,
-        Some(PortKind::AfPacket) => PortChoice::AfPacket,
-        Some(PortKind::Tun) => return None,
+    let port = match lan.port {
+        LanPort::Any => PortChoice::Any,
+        LanPort::AfXdp => PortChoice::AfXdp,
+        LanPort::AfPacket => PortChoice::AfPacket,
+        LanPort::Tun => return None,
     };
-    let interface = lan.interface.as_ref()?.get_ref().as_str().to_owned();
+    let interface = lan.interface.clone()?;
     Some(EthernetConfig { interface, port })
 }
 
-/// A network of the file's as a prefix.
-pub fn prefix(network: &Network) -> Prefix {
-    Prefix::new(network.addr, network.len).expect("a network's length is one of its family's")
-}
-
 fn matching(policy: &Policy) -> Match {
-    let network = |network: &Option<Spanned<Network>>| network.as_ref().map(|n| prefix(n.get_ref()));
-    let ports = |ports: &Option<Spanned<Ports>>| ports.as_ref().map(|p| p.get_ref().0.clone());
-    let dscps = policy
-        .dscp
-        .0
-        .iter()
-        .fold(0u64, |set, dscp| set | 1 << dscp.get_ref().0);
     Match {
-        src: network(&policy.src),
-        dst: network(&policy.dst),
-        protocol: policy.protocol.as_ref().map(|protocol| protocol.get_ref().0),
-        src_ports: ports(&policy.src_ports),
-        dst_ports: ports(&policy.dst_ports),
-        dscps: (dscps != 0).then_some(dscps),
+        src: policy.src,
+        dst: policy.dst,
+        protocol: policy.protocol,
+        src_ports: policy.src_ports.clone(),
+        dst_ports: policy.dst_ports.clone(),
+        dscps: policy.dscps,
     }
 }

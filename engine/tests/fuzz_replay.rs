@@ -169,3 +169,8 @@ fn c66_ip() {
 fn c46_c66_offload() {
     replay("offload", targets::offload::run, 20_000);
 }
+
+#[test]
+fn site() {
+    replay("site", targets::site::run, 50_000);
+}

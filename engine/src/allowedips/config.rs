@@ -1,7 +1,6 @@
 //! The authoritative map from prefixes to peers, on the slow-path thread.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
 
 use patronus_crypto::PeerId;
 
@@ -14,12 +13,6 @@ pub struct AllowedIpsConfig {
     owners: BTreeMap<Prefix, PeerId>,
     of_peer: BTreeSet<(PeerId, Prefix)>,
 }
-
-/// Before every prefix in their order.
-const FIRST: Prefix = Prefix {
-    addr: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-    cidr: 0,
-};
 
 impl AllowedIpsConfig {
     /// Nobody owns anything.
@@ -74,7 +67,7 @@ impl AllowedIpsConfig {
     /// The prefixes of `peer` in order: IPv4 first, then by address, then by length.
     pub fn of_peer(&self, peer: PeerId) -> impl Iterator<Item = Prefix> + '_ {
         self.of_peer
-            .range((peer, FIRST)..)
+            .range((peer, Prefix::FIRST)..)
             .take_while(move |(owner, _)| *owner == peer)
             .map(|(_, prefix)| *prefix)
     }
@@ -86,6 +79,9 @@ impl AllowedIpsConfig {
 
     /// The table for the workers.
     pub fn compile(&self) -> AllowedIps {
-        AllowedIps::build(self.iter().map(|(prefix, peer)| (prefix.addr, prefix.cidr, peer)))
+        AllowedIps::build(
+            self.iter()
+                .map(|(prefix, peer)| (prefix.addr(), prefix.cidr(), peer)),
+        )
     }
 }

@@ -1,13 +1,13 @@
-//! A site from its file: at the start, and again on SIGHUP.
+//! A site as it comes: at the start, and again on SIGHUP.
 //!
-//! What the file says becomes a request like one over the UAPI and takes the same way. Only what differs from what is in force is in it, so the
+//! What it says becomes a request like one over the UAPI and takes the same way. Only what differs from what is in force is in it, so the
 //! sessions of peers that stay as they are never notice. Nothing is changed unless everything can be.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use patronus_config::Link;
+use patronus_abi::site::Link;
 use patronus_crypto::{Duration, LinkId, PeerId, PublicKey};
 use patronus_io::netlink::Addresses;
 
@@ -15,7 +15,7 @@ use super::SlowPath;
 use crate::allowedips::Prefix;
 use crate::plan::Builder;
 use crate::remote::message::LinkInfo;
-use crate::site::{Own, Rules, Site, prefix};
+use crate::site::{Own, Rules, Site};
 use crate::uapi::parse::AllowedIpChange;
 use crate::uapi::{SetPeer, SetRequest, UapiDevice};
 
@@ -29,7 +29,7 @@ const REMOTE_KEEPALIVE: u16 = 25;
 pub struct Routing {
     /// Keeps what the workers look at.
     pub builder: Builder,
-    /// What the file says.
+    /// What the site says.
     rules: Rules,
     /// What is the host's own.
     pub(super) own: Own,
@@ -129,7 +129,7 @@ impl SlowPath {
             }
         }
         self.want_routes();
-        for at in (0..site.config().peers.len()).filter(|at| site.config().peers[*at].is_remote) {
+        for at in (0..site.told().peers.len()).filter(|at| site.told().peers[*at].is_remote) {
             if let Some(id) = self.core.device().peer(&site.public_key(at)) {
                 self.core.make_remote(id);
             }
@@ -141,7 +141,7 @@ impl SlowPath {
 
     /// What it takes to get from what is in force to what the file says.
     fn differences(&self, site: &Site, changes: &mut Vec<String>) -> SetRequest {
-        let config = site.config();
+        let told = site.told();
         let mut request = SetRequest::default();
         let device = self.core.device();
         if device
@@ -151,22 +151,22 @@ impl SlowPath {
             request.private_key = Some(Some(site.private_key().clone()));
             changes.push("private key: another one".to_owned());
         }
-        let port = config.site.listen_port.get() as u16;
+        let port = told.listen_port;
         // 0 is any, and any it is already.
         let same = self
             .site
             .as_ref()
-            .is_some_and(|site| site.config().site.listen_port.get() == 0);
+            .is_some_and(|site| site.told().listen_port == 0);
         if port != self.udp.port && !(port == 0 && same) {
             request.listen_port = Some(port);
             changes.push(format!("listen_port: {} -> {port}", self.udp.port));
         }
-        let mark = config.site.fwmark.get() as u32;
+        let mark = told.fwmark;
         if mark != self.udp.fwmark {
             request.fwmark = Some(mark);
             changes.push(format!("fwmark: {} -> {mark}", self.udp.fwmark));
         }
-        let stays: HashSet<PublicKey> = (0..config.peers.len()).map(|at| site.public_key(at)).collect();
+        let stays: HashSet<PublicKey> = (0..told.peers.len()).map(|at| site.public_key(at)).collect();
         let peers = self.core.peers().map(|(_, peer)| peer);
         for peer in peers.filter(|peer| !stays.contains(&peer.key)) {
             let mut change = SetPeer::new(peer.key);
@@ -176,7 +176,7 @@ impl SlowPath {
         }
         // First what peers lose, so that what moves from one to another stays with the other.
         let mut gains = Vec::new();
-        for at in 0..config.peers.len() {
+        for at in 0..told.peers.len() {
             let (lose, gain) = self.peer_differences(site, at, changes);
             request.peers.extend(lose);
             gains.extend(gain);
@@ -192,13 +192,10 @@ impl SlowPath {
         at: usize,
         changes: &mut Vec<String>,
     ) -> (Option<SetPeer>, Option<SetPeer>) {
-        let (peer, key) = (&site.config().peers[at], site.public_key(at));
+        let (peer, key) = (&site.told().peers[at], site.public_key(at));
         let device = self.core.device();
         let known = device.peer(&key);
-        let name = peer
-            .name
-            .as_ref()
-            .map_or_else(|| format!("{key:?}"), |name| name.get_ref().as_str().to_owned());
+        let name = peer.name.clone().unwrap_or_else(|| format!("{key:?}"));
         let mut say = |what: String| changes.push(format!("peer {name}: {what}"));
         let (mut lose, mut gain) = (SetPeer::new(key), SetPeer::new(key));
         if known.is_none() {
@@ -209,26 +206,19 @@ impl SlowPath {
             gain.preshared_key = Some(site.psk(at).cloned());
             say("another preshared key".to_owned());
         }
-        let endpoint = peer.endpoint.map(|endpoint| endpoint.0);
         // Where it was heard meanwhile counts more than what the file has said all the time.
         let said = known.and_then(|_| self.endpoint_before(&key));
-        if let Some(endpoint) = endpoint.filter(|endpoint| said != Some(*endpoint)) {
+        if let Some(endpoint) = peer.endpoint.filter(|endpoint| said != Some(*endpoint)) {
             gain.endpoint = Some(endpoint);
             say(format!("endpoint {endpoint}"));
         }
         let default = if peer.is_remote { REMOTE_KEEPALIVE } else { 0 };
-        let keepalive = peer
-            .keepalive
-            .as_ref()
-            .map_or(default, |k| (k.get_ref().0 / 1000) as u16);
+        let keepalive = peer.keepalive.unwrap_or(default);
         if known.map_or(0, |id| device.persistent_keepalive(id)) != keepalive {
             gain.persistent_keepalive = Some(keepalive);
             say(format!("keepalive {keepalive} s"));
         }
-        let moved = self.moved(
-            known,
-            peer.allowed_ips.iter().map(|network| prefix(network.get_ref())),
-        );
+        let moved = self.moved(known, peer.allowed_ips.iter().copied());
         for prefix in &moved.lost {
             lose.allowed_ips.push(allowed_ip(*prefix, true));
             say(format!("-{}/{}", prefix.addr(), prefix.cidr()));
@@ -261,8 +251,8 @@ impl SlowPath {
 
     fn endpoint_before(&self, key: &PublicKey) -> Option<std::net::SocketAddr> {
         let site = self.site.as_ref()?;
-        let at = (0..site.config().peers.len()).find(|at| site.public_key(*at) == *key)?;
-        site.config().peers[at].endpoint.map(|endpoint| endpoint.0)
+        let at = (0..site.told().peers.len()).find(|at| site.public_key(*at) == *key)?;
+        site.told().peers[at].endpoint
     }
 
     /// Tells the builder what is to be routed by now.
@@ -313,7 +303,7 @@ impl SlowPath {
         let (Some(site), Some(addresses)) = (&self.site, &self.addresses) else {
             return;
         };
-        let links = site.config().links.iter().enumerate();
+        let links = site.told().links.iter().enumerate();
         let described: Vec<_> = links
             .map(|(at, link)| {
                 let ifindex = self.core.ifindex(at);
@@ -357,11 +347,11 @@ fn describe(link: &Link, port: u16, own: &[IpAddr]) -> LinkInfo {
         IpAddr::V6(ip) => !ip.is_loopback() && !ip.is_unicast_link_local(),
     };
     let own: Vec<IpAddr> = own.iter().filter(usable).copied().collect();
-    let told = link.endpoint.map(|endpoint| endpoint.0);
+    let told = link.endpoint;
     let callable: Vec<IpAddr> = told.map_or_else(|| own.clone(), |endpoint| vec![endpoint.ip()]);
     LinkInfo {
-        id: LinkId::new(link.id.get_ref().get() as u8).expect("1 to 15, as was checked"),
-        group: link.group.get() as u8,
+        id: LinkId::new(link.id).expect("1 to 15, as was checked"),
+        group: link.group,
         metered: link.metered,
         behind_nat: link.behind_nat,
         incarnation: 0,
@@ -389,20 +379,19 @@ fn allowed_ip(prefix: Prefix, remove: bool) -> AllowedIpChange {
 
 /// Refuses what cannot be changed while the engine runs.
 fn refuse_fixed(before: &Site, now: &Site) -> Result<(), String> {
-    let (was, is) = (before.config(), now.config());
+    let (was, is) = (before.told(), now.told());
     let ports = |site: &Site| -> Vec<_> {
-        let lans = site.config().lans.iter();
-        lans.map(|lan| (lan.port.clone(), lan.interface.clone()))
-            .collect()
+        let lans = site.told().lans.iter();
+        lans.map(|lan| (lan.port, lan.interface.clone())).collect()
     };
     let remotes = |site: &Site| -> HashSet<PublicKey> {
-        let peers = site.config().peers.iter().enumerate();
+        let peers = site.told().peers.iter().enumerate();
         let remotes = peers.filter(|(_, peer)| peer.is_remote);
         remotes.map(|(at, _)| site.public_key(at)).collect()
     };
     let (were, are) = (remotes(before), remotes(now));
     let peers = |site: &Site| -> HashSet<PublicKey> {
-        (0..site.config().peers.len())
+        (0..site.told().peers.len())
             .map(|at| site.public_key(at))
             .collect()
     };

@@ -8,6 +8,7 @@ pub mod handshake;
 pub mod ip;
 pub mod messages;
 pub mod offload;
+pub mod site;
 pub mod uapi;
 
 mod input;

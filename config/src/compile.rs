@@ -1,0 +1,166 @@
+//! From a file's words to what an engine takes: names become places in lists, units become numbers.
+//!
+//! Called by whoever passes a site on to an engine. What parsed has been checked, so nothing can go wrong here.
+
+use std::time::Duration;
+
+use patronus_abi::{Prefix, Site, site};
+
+use crate::check::HOST;
+use crate::matching::{Name, OneOrMore, Ports, Via};
+use crate::schema::{Action, Config, Engine, Lan, Link, LinkPort, Peer, Policy, PortKind};
+use crate::value::Network;
+use crate::{Number, Spanned};
+
+impl Config {
+    /// The site that the file describes, without its secrets: those are in its [`key_files`](Config::key_files).
+    pub fn compile(&self) -> Site {
+        Site {
+            engine: engine(&self.engine),
+            listen_port: self.site.listen_port.get() as u16,
+            fwmark: self.site.fwmark.get() as u32,
+            links: self.links.iter().map(link).collect(),
+            peers: self.peers.iter().map(peer).collect(),
+            lans: self.lans.iter().map(lan).collect(),
+            routes: self.routes.iter().map(|route| self.route(route)).collect(),
+            policies: self.policies.iter().map(|policy| self.policy(policy)).collect(),
+        }
+    }
+
+    fn route(&self, route: &crate::Route) -> site::Route {
+        site::Route {
+            prefix: prefix(route.prefix.get_ref()),
+            hops: self.hops(route.via.get_ref()),
+        }
+    }
+
+    fn policy(&self, policy: &Policy) -> site::Policy {
+        let network = |network: &Option<Spanned<Network>>| network.as_ref().map(|n| prefix(n.get_ref()));
+        let ports = |ports: &Option<Spanned<Ports>>| ports.as_ref().map(|p| p.get_ref().0.clone());
+        let dscps = policy.dscp.0.iter().map(|dscp| 1u64 << dscp.get_ref().0);
+        let dscps = dscps.fold(0, |set, bit| set | bit);
+        site::Policy {
+            name: policy.name.as_ref().map(name),
+            src: network(&policy.src),
+            dst: network(&policy.dst),
+            protocol: policy.protocol.as_ref().map(|protocol| protocol.get_ref().0),
+            src_ports: ports(&policy.src_ports),
+            dst_ports: ports(&policy.dst_ports),
+            dscps: (dscps != 0).then_some(dscps),
+            action: match (policy.action.get_ref(), &policy.via) {
+                (Action::Via, Some(via)) => site::Action::Via(self.hops(via.get_ref())),
+                (Action::Drop, _) => site::Action::Drop,
+                (Action::Route | Action::Via, _) => site::Action::Route,
+            },
+        }
+    }
+
+    fn hops(&self, words: &OneOrMore<Via>) -> Vec<site::Hop> {
+        words.0.iter().map(|word| self.hop(word.get_ref())).collect()
+    }
+
+    /// Whom a word of the file means; that it means somebody has been checked.
+    fn hop(&self, word: &Via) -> site::Hop {
+        match word {
+            Via::Discard => site::Hop::Discard,
+            Via::Named(wanted) => {
+                let tun = self.lans.iter().find(|lan| !lan.is_ethernet());
+                if wanted == tun.map_or(HOST, |lan| lan.name.get_ref().as_str()) {
+                    return site::Hop::Host;
+                }
+                let named = |peer: &Peer| {
+                    let name = peer.name.as_ref();
+                    name.is_some_and(|name| name.get_ref().as_str() == wanted)
+                };
+                let peer = self.peers.iter().position(named);
+                peer.map_or(site::Hop::Discard, |at| site::Hop::Peer(at as u32))
+            }
+            Via::Neighbour(address) => {
+                let there = |lan: &Lan| {
+                    let known = lan.neighbours.iter().any(|n| n.address.get_ref() == address);
+                    let on_link = lan.networks.iter().any(|n| n.get_ref().contains(*address));
+                    lan.is_ethernet() && (known || on_link)
+                };
+                let lan = self.lans.iter().position(there);
+                lan.map_or(site::Hop::Discard, |at| site::Hop::Neighbour(at as u16, *address))
+            }
+        }
+    }
+}
+
+fn engine(engine: &Engine) -> site::Engine {
+    let spin: Duration = (*engine.spin.get_ref()).into();
+    let cores = engine.cores.iter().map(|core| core.get_ref().get() as u16);
+    site::Engine {
+        interface: engine.interface.as_str().to_owned(),
+        workers: engine.workers.get() as u16,
+        cores: cores.collect(),
+        spin_ms: spin.as_millis() as u32,
+        aead: engine.aead.as_ref().map(|aead| aead.get_ref().clone()),
+        offload: engine.offload,
+        flows: whole(engine.flows),
+        routes: whole(engine.routes),
+    }
+}
+
+fn whole<const MIN: u64, const MAX: u64>(number: Number<MIN, MAX>) -> u32 {
+    const { assert!(MAX <= u32::MAX as u64) }
+    number.get() as u32
+}
+
+fn link(link: &Link) -> site::Link {
+    site::Link {
+        id: link.id.get_ref().get() as u8,
+        interface: link.interface.get_ref().as_str().to_owned(),
+        port: match link.port {
+            LinkPort::Udp => site::LinkPort::Udp,
+            LinkPort::AfXdp => site::LinkPort::AfXdp,
+        },
+        group: link.group.get() as u8,
+        metered: link.metered,
+        behind_nat: link.behind_nat,
+        endpoint: link.endpoint.map(|endpoint| endpoint.0),
+    }
+}
+
+fn peer(peer: &Peer) -> site::Peer {
+    let keepalive = peer.keepalive.as_ref();
+    site::Peer {
+        name: peer.name.as_ref().map(name),
+        public_key: peer.public_key.get_ref().0,
+        has_psk: peer.preshared_key_file.is_some(),
+        is_remote: peer.is_remote,
+        endpoint: peer.endpoint.map(|endpoint| endpoint.0),
+        keepalive: keepalive.map(|every| (every.get_ref().0 / 1000) as u16),
+        allowed_ips: networks(&peer.allowed_ips),
+    }
+}
+
+fn lan(lan: &Lan) -> site::Lan {
+    let interface = lan.interface.as_ref().filter(|_| lan.is_ethernet());
+    let neighbours = lan.neighbours.iter();
+    site::Lan {
+        name: name(&lan.name),
+        port: match lan.port.as_ref().map(Spanned::get_ref) {
+            None => site::LanPort::Any,
+            Some(PortKind::Tun) => site::LanPort::Tun,
+            Some(PortKind::AfXdp) => site::LanPort::AfXdp,
+            Some(PortKind::AfPacket) => site::LanPort::AfPacket,
+        },
+        interface: interface.map(|name| name.get_ref().as_str().to_owned()),
+        networks: networks(&lan.networks),
+        neighbours: neighbours.map(|n| (*n.address.get_ref(), n.mac.0)).collect(),
+    }
+}
+
+fn name(name: &Spanned<Name>) -> String {
+    name.get_ref().as_str().to_owned()
+}
+
+fn networks(networks: &[Spanned<Network>]) -> Vec<Prefix> {
+    networks.iter().map(|network| prefix(network.get_ref())).collect()
+}
+
+fn prefix(network: &Network) -> Prefix {
+    Prefix::new(network.addr, network.len).expect("a network's length is one of its family's")
+}

@@ -1,0 +1,28 @@
+//! What the packet engine is told, as bytes: a whole site in one blob.
+//!
+//! Whoever knows what a site is to be (a process that reads a file today, the control process over shared memory later) makes a
+//! [`Site`], [`encode`]s it and passes the bytes on. The engine believes nothing of them: [`decode`] looks at everything before anybody
+//! acts on it, and what comes out is complete and consistent in itself. No secret is in a blob: private and pre-shared keys go beside it.
+//!
+//! * [`site`]: the values
+//! * [`blob`]: from values to bytes and back, and why bytes are refused
+//! * `record`: the layout, sizes asserted at compile time
+//!
+//! Plain functions over slices: no threads, no system calls. What is shared between processes is a copy of bytes, never a structure
+//! that both look at.
+#![forbid(unsafe_code)]
+#![no_std]
+
+extern crate alloc;
+
+pub mod blob;
+mod prefix;
+mod record;
+pub mod site;
+
+pub use blob::{BLOB_MAX, BlobError, decode, encode};
+pub use prefix::Prefix;
+pub use site::Site;
+
+/// The number of this layout. Another layout has another number; a test holds the bytes of a sample against it.
+pub const ABI_VERSION: u32 = 1;

@@ -1,0 +1,403 @@
+//! A site in plain values: what an engine is to be and to do, without the secrets.
+//!
+//! Peers and LANs are named by their place in the lists, so that nothing here depends on numbers that an engine gives them.
+
+use alloc::collections::BTreeSet;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::net::{IpAddr, SocketAddr};
+use core::ops::RangeInclusive;
+
+use crate::blob::BlobError;
+use crate::prefix::Prefix;
+
+/// Links at most: their numbers have four bits on the wire, and 0 is none.
+pub const LINKS_MAX: usize = 15;
+/// LANs at most, the TUN among them.
+pub const LANS_MAX: usize = 16;
+/// Peers at most.
+pub const PEERS_MAX: usize = 1 << 16;
+/// Networks of all peers together at most.
+pub const ALLOWED_IPS_MAX: usize = 1 << 20;
+/// Networks, and neighbours, of all LANs together at most.
+pub const LAN_ENTRIES_MAX: usize = 1 << 16;
+/// Routes at most.
+pub const ROUTES_MAX: usize = 1 << 20;
+/// Policies at most.
+pub const POLICIES_MAX: usize = 1 << 16;
+/// Next hops of a route or a policy at most.
+pub const HOPS_MAX: usize = 64;
+/// Packet threads, and cores to pin them to, at most.
+pub const WORKERS_MAX: usize = 64;
+/// Bytes of a name at most.
+pub const NAME_MAX: usize = 63;
+/// Bytes of an interface's name at most (`IFNAMSIZ` of if.h, less the zero).
+pub const INTERFACE_MAX: usize = 15;
+
+/// A site.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Site {
+    /// How its engine runs; none of this changes while it does.
+    pub engine: Engine,
+    /// UDP port to listen on; 0: any that is free.
+    pub listen_port: u16,
+    /// Mark of outgoing packets (SO_MARK, socket(7)); 0 for none.
+    pub fwmark: u32,
+    /// WAN attachments. None: whatever the host's routes say.
+    pub links: Vec<Link>,
+    /// Whom it talks to.
+    pub peers: Vec<Peer>,
+    /// What is attached on the inside.
+    pub lans: Vec<Lan>,
+    /// Where packets go, beside what allowed-ips say. The last of equal prefixes counts.
+    pub routes: Vec<Route>,
+    /// What becomes of which flows; the first that matches decides.
+    pub policies: Vec<Policy>,
+}
+
+/// How an engine runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Engine {
+    /// Name of the TUN.
+    pub interface: String,
+    /// Packet threads, 1 to [`WORKERS_MAX`].
+    pub workers: u16,
+    /// Cores to pin them to, in turn. Empty: the scheduler decides.
+    pub cores: Vec<u16>,
+    /// How long a worker looks for work before it sleeps, milliseconds.
+    pub spin_ms: u32,
+    /// Cryptography backend. None: the default.
+    pub aead: Option<String>,
+    /// Segmentation and checksum offload.
+    pub offload: bool,
+    /// Flows that each worker remembers, where there is something to route by.
+    pub flows: u32,
+    /// Prefixes that there may be, those of the peers among them.
+    pub routes: u32,
+}
+
+/// How a link's datagrams are taken and given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinkPort {
+    /// UDP sockets.
+    Udp,
+    /// AF_XDP, and UDP sockets for the rest.
+    AfXdp,
+}
+
+/// One WAN attachment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// 1 to 15.
+    pub id: u8,
+    /// The network interface that it is.
+    pub interface: String,
+    /// How its datagrams are taken and given.
+    pub port: LinkPort,
+    /// Paths to remotes lead between links of the same group.
+    pub group: u8,
+    /// Traffic costs money.
+    pub metered: bool,
+    /// Nobody can call it.
+    pub behind_nat: bool,
+    /// Where remotes can call it. None: at its interface's own addresses.
+    pub endpoint: Option<SocketAddr>,
+}
+
+/// A peer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// What messages call it.
+    pub name: Option<String>,
+    /// Its public key.
+    pub public_key: [u8; 32],
+    /// A pre-shared key comes beside the blob.
+    pub has_psk: bool,
+    /// It is a site of our own.
+    pub is_remote: bool,
+    /// Where it is. None: it calls us.
+    pub endpoint: Option<SocketAddr>,
+    /// How often to send something, seconds. None: what is usual for such a peer.
+    pub keepalive: Option<u16>,
+    /// The networks behind it.
+    pub allowed_ips: Vec<Prefix>,
+}
+
+/// What stands behind a LAN.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LanPort {
+    /// The host, behind the TUN.
+    Tun,
+    /// An Ethernet interface, by AF_XDP where that can be had and packet sockets elsewhere.
+    Any,
+    /// An Ethernet interface, by AF_XDP.
+    AfXdp,
+    /// An Ethernet interface, by packet sockets.
+    AfPacket,
+}
+
+/// Something on the inside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lan {
+    /// What messages call it.
+    pub name: String,
+    /// How its packets are taken and given.
+    pub port: LanPort,
+    /// The Ethernet interface that it is; none for the TUN.
+    pub interface: Option<String>,
+    /// The networks that are there.
+    pub networks: Vec<Prefix>,
+    /// Who is known to be there, at which Ethernet address.
+    pub neighbours: Vec<(IpAddr, [u8; 6])>,
+}
+
+/// Where packets go next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hop {
+    /// To the peer in this place.
+    Peer(u32),
+    /// To the host, behind the TUN.
+    Host,
+    /// To the neighbour with this address on the LAN in this place, which is Ethernet.
+    Neighbour(u16, IpAddr),
+    /// Nowhere.
+    Discard,
+}
+
+/// A route.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// Where packets are going.
+    pub prefix: Prefix,
+    /// Where they go next: each flow by one of these, 1 to [`HOPS_MAX`].
+    pub hops: Vec<Hop>,
+}
+
+/// What becomes of a flow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// It goes where the routes say.
+    Route,
+    /// It goes nowhere.
+    Drop,
+    /// It goes by one of these, 1 to [`HOPS_MAX`], whatever the routes say.
+    Via(Vec<Hop>),
+}
+
+/// Which flows, and what becomes of them. What is none is not asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// What messages call it.
+    pub name: Option<String>,
+    /// Source addresses.
+    pub src: Option<Prefix>,
+    /// Destination addresses.
+    pub dst: Option<Prefix>,
+    /// IP protocol.
+    pub protocol: Option<u8>,
+    /// Source ports of UDP or TCP.
+    pub src_ports: Option<RangeInclusive<u16>>,
+    /// Destination ports of UDP or TCP.
+    pub dst_ports: Option<RangeInclusive<u16>>,
+    /// Bit n: DSCP n (RFC 2474).
+    pub dscps: Option<u64>,
+    /// What becomes of them.
+    pub action: Action,
+}
+
+impl Lan {
+    /// Whether it is an Ethernet interface; otherwise it is the TUN.
+    pub fn is_ethernet(&self) -> bool {
+        self.port != LanPort::Tun
+    }
+}
+
+impl Site {
+    /// Whether there is anything to route by, so that workers need a router.
+    pub fn routes_packets(&self) -> bool {
+        let mut lans = self.lans.iter();
+        lans.any(|lan| lan.is_ethernet() || !lan.networks.is_empty())
+            || !self.routes.is_empty()
+            || !self.policies.is_empty()
+    }
+
+    /// Whether some peers are sites of our own.
+    pub fn has_remotes(&self) -> bool {
+        self.peers.iter().any(|peer| peer.is_remote)
+    }
+
+    /// Secrets that go beside the blob: the private key, and those shared with peers.
+    pub fn secrets(&self) -> usize {
+        1 + self.peers.iter().filter(|peer| peer.has_psk).count()
+    }
+
+    /// Checks what no layout shows: limits, names, and that everything that is named is there. Holds for what is encoded and for what is
+    /// decoded.
+    pub(crate) fn check(&self) -> Result<(), BlobError> {
+        self.check_engine()
+            .map_err(|why| BlobError::value("engine", 0, why))?;
+        most("links", self.links.len(), LINKS_MAX)?;
+        most("LANs", self.lans.len(), LANS_MAX)?;
+        most("peers", self.peers.len(), PEERS_MAX)?;
+        most("routes", self.routes.len(), ROUTES_MAX)?;
+        most("policies", self.policies.len(), POLICIES_MAX)?;
+        let allowed_ips = self.peers.iter().map(|peer| peer.allowed_ips.len()).sum();
+        most("allowed-ips", allowed_ips, ALLOWED_IPS_MAX)?;
+        let networks = self.lans.iter().map(|lan| lan.networks.len()).sum();
+        most("networks of LANs", networks, LAN_ENTRIES_MAX)?;
+        let neighbours = self.lans.iter().map(|lan| lan.neighbours.len()).sum();
+        most("neighbours", neighbours, LAN_ENTRIES_MAX)?;
+        each("link", &self.links, Link::check)?;
+        once("link", self.links.iter().map(|link| link.id))?;
+        each("peer", &self.peers, Peer::check)?;
+        once("peer", self.peers.iter().map(|peer| peer.public_key))?;
+        each("LAN", &self.lans, Lan::check)?;
+        let tuns = self.lans.iter().filter(|lan| !lan.is_ethernet()).count();
+        most("TUNs among the LANs", tuns, 1)?;
+        each("route", &self.routes, |route| self.check_hops(&route.hops))?;
+        each("policy", &self.policies, |policy| self.check_policy(policy))
+    }
+
+    fn check_engine(&self) -> Result<(), &'static str> {
+        let engine = &self.engine;
+        check_interface(&engine.interface)?;
+        check_name(engine.aead.as_deref())?;
+        if !(1..=WORKERS_MAX).contains(&usize::from(engine.workers)) || engine.cores.len() > WORKERS_MAX {
+            return Err("the number of workers or cores");
+        }
+        Ok(())
+    }
+
+    fn check_policy(&self, policy: &Policy) -> Result<(), &'static str> {
+        check_name(policy.name.as_deref())?;
+        for ports in [&policy.src_ports, &policy.dst_ports] {
+            if ports.as_ref().is_some_and(RangeInclusive::is_empty) {
+                return Err("a range of UDP or TCP ports that ends before it begins");
+            }
+        }
+        if policy.dscps == Some(0) {
+            return Err("no DSCP at all");
+        }
+        match &policy.action {
+            Action::Via(hops) => self.check_hops(hops),
+            Action::Route | Action::Drop => Ok(()),
+        }
+    }
+
+    fn check_hops(&self, hops: &[Hop]) -> Result<(), &'static str> {
+        if hops.is_empty() || hops.len() > HOPS_MAX {
+            return Err("no next hop, or more than 64");
+        }
+        let is_there = |hop: &Hop| match hop {
+            Hop::Peer(peer) => (*peer as usize) < self.peers.len(),
+            Hop::Neighbour(lan, _) => {
+                let lan = self.lans.get(usize::from(*lan));
+                lan.is_some_and(Lan::is_ethernet)
+            }
+            Hop::Host | Hop::Discard => true,
+        };
+        if hops.iter().all(is_there) {
+            Ok(())
+        } else {
+            Err("a next hop that is not there")
+        }
+    }
+}
+
+impl Link {
+    fn check(&self) -> Result<(), &'static str> {
+        if !(1..=LINKS_MAX).contains(&usize::from(self.id)) {
+            return Err("an id that is not 1 to 15");
+        }
+        check_endpoint(self.endpoint)?;
+        check_interface(&self.interface)
+    }
+}
+
+impl Peer {
+    fn check(&self) -> Result<(), &'static str> {
+        if self.keepalive == Some(0) {
+            return Err("a keepalive every 0 seconds");
+        }
+        check_endpoint(self.endpoint)?;
+        check_name(self.name.as_deref())
+    }
+}
+
+impl Lan {
+    fn check(&self) -> Result<(), &'static str> {
+        check_name(Some(&self.name))?;
+        match &self.interface {
+            Some(interface) if self.is_ethernet() => check_interface(interface)?,
+            None if !self.is_ethernet() => {}
+            _ => return Err("an Ethernet LAN has an interface, the TUN has none of its own"),
+        }
+        if !self.is_ethernet() && !self.neighbours.is_empty() {
+            return Err("neighbours of the TUN");
+        }
+        // The lowest bit of the first octet says that it is of several stations.
+        let of_one = |mac: &[u8; 6]| mac[0] & 1 == 0 && *mac != [0; 6];
+        if self.neighbours.iter().all(|(_, mac)| of_one(mac)) {
+            Ok(())
+        } else {
+            Err("a neighbour with the Ethernet address of no single station")
+        }
+    }
+}
+
+fn each<T>(
+    what: &'static str,
+    all: &[T],
+    check: impl Fn(&T) -> Result<(), &'static str>,
+) -> Result<(), BlobError> {
+    let mut all = all.iter().enumerate();
+    all.try_for_each(|(at, one)| check(one).map_err(|why| BlobError::value(what, at, why)))
+}
+
+/// Refuses the second of two equal values.
+fn once<T: Ord>(what: &'static str, values: impl Iterator<Item = T>) -> Result<(), BlobError> {
+    let mut seen = BTreeSet::new();
+    for (at, value) in values.enumerate() {
+        if !seen.insert(value) {
+            return Err(BlobError::value(what, at, "stands there twice"));
+        }
+    }
+    Ok(())
+}
+
+fn most(what: &'static str, count: usize, limit: usize) -> Result<(), BlobError> {
+    if count > limit {
+        return Err(BlobError::TooMany { what, count, limit });
+    }
+    Ok(())
+}
+
+fn check_endpoint(endpoint: Option<SocketAddr>) -> Result<(), &'static str> {
+    match endpoint {
+        Some(at) if at.port() == 0 || at.ip().is_unspecified() || at.ip().is_multicast() => {
+            Err("an endpoint at which nobody can be")
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Names end up in messages, on terminals.
+fn check_name(name: Option<&str>) -> Result<(), &'static str> {
+    let Some(name) = name else { return Ok(()) };
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
+    if (1..=NAME_MAX).contains(&name.len()) && name.bytes().all(plain) {
+        Ok(())
+    } else {
+        Err("a name that is not 1 to 63 letters, digits, `-`, `_` and `.`")
+    }
+}
+
+fn check_interface(name: &str) -> Result<(), &'static str> {
+    let plain = |b: u8| b.is_ascii_graphic() && b != b'/' && b != b':';
+    let fits = (1..=INTERFACE_MAX).contains(&name.len()) && name != "." && name != "..";
+    if fits && name.bytes().all(plain) {
+        Ok(())
+    } else {
+        Err("a name that no interface has")
+    }
+}

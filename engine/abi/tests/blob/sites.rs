@@ -1,0 +1,300 @@
+//! Sites of every kind.
+
+use std::net::{IpAddr, SocketAddr, SocketAddrV6};
+
+use patronus_abi::Prefix;
+use patronus_abi::site::*;
+use proptest::collection::vec;
+use proptest::option;
+use proptest::prelude::*;
+
+/// The least that there can be.
+pub fn empty() -> Site {
+    Site {
+        engine: Engine {
+            interface: "wg0".into(),
+            workers: 1,
+            cores: vec![],
+            spin_ms: 0,
+            aead: None,
+            offload: true,
+            flows: 65_536,
+            routes: 4096,
+        },
+        listen_port: 0,
+        fwmark: 0,
+        links: vec![],
+        peers: vec![],
+        lans: vec![],
+        routes: vec![],
+        policies: vec![],
+    }
+}
+
+fn network(text: &str) -> Prefix {
+    let (addr, len) = text.split_once('/').unwrap();
+    Prefix::new(addr.parse().unwrap(), len.parse().unwrap()).unwrap()
+}
+
+/// One with something of everything.
+pub fn sample() -> Site {
+    let link = |id, interface: &str, port, endpoint: Option<&str>| Link {
+        id,
+        interface: interface.into(),
+        port,
+        group: id,
+        metered: id == 2,
+        behind_nat: id == 2,
+        endpoint: endpoint.map(|at| at.parse().unwrap()),
+    };
+    let peer = |n: u8, name: Option<&str>| Peer {
+        name: name.map(Into::into),
+        public_key: [n; 32],
+        has_psk: n == 1,
+        is_remote: n == 2,
+        endpoint: (n == 2).then(|| "[2001:db8::2]:51820".parse().unwrap()),
+        keepalive: (n == 1).then_some(25),
+        allowed_ips: vec![Prefix::new([10, n, 0, 0].into(), 16).unwrap()],
+    };
+    Site {
+        engine: Engine {
+            cores: vec![0, 1],
+            aead: Some("rustcrypto".into()),
+            workers: 2,
+            ..empty().engine
+        },
+        listen_port: 51820,
+        fwmark: 5,
+        links: vec![
+            link(1, "eth0", LinkPort::AfXdp, Some("198.51.100.1:51820")),
+            link(2, "wwan0", LinkPort::Udp, None),
+        ],
+        peers: vec![peer(1, Some("branch")), peer(2, None)],
+        lans: vec![
+            Lan {
+                name: "host".into(),
+                port: LanPort::Tun,
+                interface: None,
+                networks: vec![network("10.0.0.0/24")],
+                neighbours: vec![],
+            },
+            Lan {
+                name: "office".into(),
+                port: LanPort::AfPacket,
+                interface: Some("eth1".into()),
+                networks: vec![network("10.0.1.0/24"), network("2001:db8:1::/64")],
+                neighbours: vec![([10, 0, 1, 9].into(), [2, 0, 0, 0, 0, 9])],
+            },
+        ],
+        routes: vec![Route {
+            prefix: network("192.0.2.0/24"),
+            hops: vec![
+                Hop::Peer(0),
+                Hop::Neighbour(1, [10, 0, 1, 9].into()),
+                Hop::Host,
+                Hop::Discard,
+            ],
+        }],
+        policies: vec![Policy {
+            name: Some("no-telnet".into()),
+            src: Some(network("10.0.0.0/8")),
+            dst: None,
+            protocol: Some(6),
+            src_ports: None,
+            dst_ports: Some(23..=23),
+            dscps: Some(1 << 46),
+            action: Action::Drop,
+        }],
+    }
+}
+
+fn name() -> impl Strategy<Value = String> {
+    "[a-z0-9_.-]{1,63}"
+}
+
+fn interface() -> impl Strategy<Value = String> {
+    "[a-z][a-z0-9.-]{0,14}"
+}
+
+fn prefix() -> impl Strategy<Value = Prefix> {
+    (any::<IpAddr>(), 0u8..=128).prop_map(|(addr, len)| {
+        let most = if addr.is_ipv4() { 32 } else { 128 };
+        Prefix::new(addr, len.min(most)).unwrap()
+    })
+}
+
+fn endpoint() -> impl Strategy<Value = SocketAddr> {
+    let v4 = (any::<[u8; 4]>(), 1u16..).prop_map(|(ip, port)| (ip, port).into());
+    let v6 = (any::<[u8; 16]>(), 1u16.., any::<u32>())
+        .prop_map(|(ip, port, scope)| SocketAddrV6::new(ip.into(), port, 0, scope).into());
+    prop_oneof![v4, v6].prop_filter("somebody can be there", |at: &SocketAddr| {
+        !at.ip().is_unspecified() && !at.ip().is_multicast()
+    })
+}
+
+fn engine() -> impl Strategy<Value = Engine> {
+    (
+        interface(),
+        1u16..=64,
+        vec(any::<u16>(), 0..5),
+        any::<u32>(),
+        option::of(name()),
+        any::<bool>(),
+        any::<[u32; 2]>(),
+    )
+        .prop_map(
+            |(interface, workers, cores, spin_ms, aead, offload, [flows, routes])| Engine {
+                interface,
+                workers,
+                cores,
+                spin_ms,
+                aead,
+                offload,
+                flows,
+                routes,
+            },
+        )
+}
+
+fn links() -> impl Strategy<Value = Vec<Link>> {
+    let link = (
+        interface(),
+        any::<[bool; 3]>(),
+        any::<u8>(),
+        option::of(endpoint()),
+    );
+    vec(link, 0..4).prop_map(|links| {
+        let links = links.into_iter().zip(1..);
+        links
+            .map(
+                |((interface, [xdp, metered, behind_nat], group, endpoint), id)| Link {
+                    id,
+                    interface,
+                    port: if xdp { LinkPort::AfXdp } else { LinkPort::Udp },
+                    group,
+                    metered,
+                    behind_nat,
+                    endpoint,
+                },
+            )
+            .collect()
+    })
+}
+
+fn peers() -> impl Strategy<Value = Vec<Peer>> {
+    let peer = (
+        option::of(name()),
+        any::<[bool; 2]>(),
+        option::of(endpoint()),
+        option::of(1u16..),
+        vec(prefix(), 0..4),
+    );
+    vec(peer, 1..6).prop_map(|peers| {
+        let peers = peers.into_iter().zip(0..);
+        peers
+            .map(
+                |((name, [has_psk, is_remote], endpoint, keepalive, allowed_ips), n)| Peer {
+                    name,
+                    public_key: [n; 32],
+                    has_psk,
+                    is_remote,
+                    endpoint,
+                    keepalive,
+                    allowed_ips,
+                },
+            )
+            .collect()
+    })
+}
+
+fn lans() -> impl Strategy<Value = Vec<Lan>> {
+    let neighbour =
+        (any::<IpAddr>(), any::<[u8; 5]>()).prop_map(|(addr, [a, b, c, d, e])| (addr, [2, a, b, c, d, e]));
+    let port = prop_oneof![Just(LanPort::Any), Just(LanPort::AfXdp), Just(LanPort::AfPacket)];
+    let ethernet = (
+        name(),
+        port,
+        interface(),
+        vec(prefix(), 0..3),
+        vec(neighbour, 0..3),
+    )
+        .prop_map(|(name, port, interface, networks, neighbours)| Lan {
+            name,
+            port,
+            interface: Some(interface),
+            networks,
+            neighbours,
+        });
+    let tun = (name(), vec(prefix(), 0..3)).prop_map(|(name, networks)| Lan {
+        name,
+        port: LanPort::Tun,
+        interface: None,
+        networks,
+        neighbours: vec![],
+    });
+    (vec(ethernet, 1..4), option::of(tun)).prop_map(|(mut lans, tun)| {
+        lans.extend(tun);
+        lans
+    })
+}
+
+/// To what is there whatever else is: the first peer, the first LAN.
+fn hops() -> impl Strategy<Value = Vec<Hop>> {
+    let hop = prop_oneof![
+        Just(Hop::Discard),
+        Just(Hop::Host),
+        Just(Hop::Peer(0)),
+        any::<IpAddr>().prop_map(|addr| Hop::Neighbour(0, addr)),
+    ];
+    vec(hop, 1..5)
+}
+
+fn policy() -> impl Strategy<Value = Policy> {
+    let ports = || option::of(any::<[u16; 2]>().prop_map(|[a, b]| a.min(b)..=a.max(b)));
+    let action = prop_oneof![
+        Just(Action::Route),
+        Just(Action::Drop),
+        hops().prop_map(Action::Via)
+    ];
+    let dscps = option::of(1u64..);
+    let networks = (option::of(prefix()), option::of(prefix()));
+    (
+        option::of(name()),
+        networks,
+        any::<Option<u8>>(),
+        ports(),
+        ports(),
+        dscps,
+        action,
+    )
+        .prop_map(
+            |(name, (src, dst), protocol, src_ports, dst_ports, dscps, action)| Policy {
+                name,
+                src,
+                dst,
+                protocol,
+                src_ports,
+                dst_ports,
+                dscps,
+                action,
+            },
+        )
+}
+
+/// Any site.
+pub fn site() -> impl Strategy<Value = Site> {
+    let route = (prefix(), hops()).prop_map(|(prefix, hops)| Route { prefix, hops });
+    let rules = (vec(route, 0..4), vec(policy(), 0..4));
+    (engine(), any::<(u16, u32)>(), links(), peers(), lans(), rules).prop_map(
+        |(engine, (listen_port, fwmark), links, peers, lans, (routes, policies))| Site {
+            engine,
+            listen_port,
+            fwmark,
+            links,
+            peers,
+            lans,
+            routes,
+            policies,
+        },
+    )
+}
