@@ -16,6 +16,7 @@ mod search;
 mod soak;
 mod subject;
 mod tests_of;
+mod wire;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -39,6 +40,8 @@ enum Command {
     Soak(soak::Options),
     /// The engine's stages alone on one core, beside the AEAD alone.
     Engine(engine::Options),
+    /// Two sites with Ethernet LANs over veths: AF_XDP, packet sockets and UDP sockets side by side, by our own generator.
+    Wire(Box<wire::Options>),
     /// Instructions a packet, counted by callgrind (Debian's valgrind).
     Instructions(instructions::Options),
 }
@@ -51,6 +54,7 @@ fn main() -> ExitCode {
         Command::Demo(options) => sandboxed(&|| demo::run(options)),
         Command::Soak(options) => sandboxed(&|| soak::run(options)),
         Command::Engine(options) => sandboxed(&|| engine::run(options)),
+        Command::Wire(options) => sandboxed(&|| wire::run(options)),
         // Sends nothing anywhere, and is to be counted alone.
         Command::Instructions(options) => instructions::run(options),
     };
