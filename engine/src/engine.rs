@@ -23,6 +23,7 @@ use crate::channel::ToSlowPath;
 use crate::clock::{Clock, SystemClock, SystemRandom};
 use crate::crew::Crew;
 use crate::flow::HashKeys;
+use crate::lans::say_how;
 use crate::lans::{EthernetConfig, EthernetLan, LanError, Opener};
 use crate::log::{Level, Log};
 use crate::plan::{Builder, Frame, Lan};
@@ -306,13 +307,17 @@ fn open_wans(
     asked
         .filter_map(|(at, name)| {
             let opened = wans::open(name, config.workers, routes, addresses, arena);
-            opened
-                .map(|link| (at, link))
-                .map_err(|why| {
+            match opened {
+                Ok(link) => {
+                    say_how(&config.log, "link", name, link.mode(), link.queues.len());
+                    Some((at, link))
+                }
+                Err(why) => {
                     let said = format_args!("link {name} works by its UDP socket, not by AF_XDP: {why}");
                     config.log.error(said);
-                })
-                .ok()
+                    None
+                }
+            }
         })
         .collect()
 }

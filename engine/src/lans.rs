@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use patronus_io::Port;
 use patronus_io::afpacket::PacketTap;
 use patronus_io::netlink::{Addresses, Interface, RouteQuery, is_veth, receive_queues};
-use patronus_io::xdp::{Take, XdpProgram};
+use patronus_io::xdp::{Take, XdpMode, XdpProgram};
 use patronus_mem::{Arena, FrameCache};
 
 use crate::log::Log;
@@ -105,6 +105,18 @@ pub struct Opener<'a> {
     pub log: &'a Log,
 }
 
+/// Says which AF_XDP an interface got: a driver that cannot run the program costs the host a packet buffer for every frame, which somebody who
+/// chose the interface for speed has to know.
+pub fn say_how(log: &Log, what: &str, name: &str, mode: XdpMode, queues: usize) {
+    let said = format_args!(
+        "{what} {name} is used through AF_XDP: its program runs {mode}, the kernel copies packets (copy mode), receive queues: {queues}"
+    );
+    match mode {
+        XdpMode::Native => log.verbose(said),
+        XdpMode::Generic => log.notice(said),
+    }
+}
+
 impl Opener<'_> {
     /// Takes over what an interface brings for other hosts. What is for the host's own addresses stays the host's.
     pub fn open(&self, config: &EthernetConfig) -> Result<EthernetLan, LanError> {
@@ -169,6 +181,7 @@ impl Opener<'_> {
             let port = program.port(queue, &mut frames).map_err(system("open a queue"))?;
             ports.push(Box::new(port.with_unfinished_checksums(unfinished)));
         }
+        say_how(self.log, "LAN", name, program.mode(), ports.len());
         Ok((Guard::Xdp(program), ports))
     }
 

@@ -7,7 +7,7 @@ use std::fmt;
 use std::io;
 
 use patronus_io::netlink::{Addresses, RouteQuery, receive_queues};
-use patronus_io::xdp::{Names, QueuePlace, XdpProgram};
+use patronus_io::xdp::{Names, QueuePlace, XdpMode, XdpProgram};
 use patronus_mem::{Arena, FrameCache};
 
 /// Frames that each queue may hold, in both directions.
@@ -22,7 +22,14 @@ pub struct XdpLink {
     /// By worker.
     pub queues: Vec<QueuePlace>,
     /// Goes from the interface when this is dropped.
-    _program: XdpProgram,
+    program: XdpProgram,
+}
+
+impl XdpLink {
+    /// Where its program runs.
+    pub fn mode(&self) -> XdpMode {
+        self.program.mode()
+    }
 }
 
 /// Why a link cannot have AF_XDP.
@@ -89,6 +96,6 @@ pub fn open(
         ifindex,
         names,
         queues: ports.collect::<io::Result<_>>().map_err(system("open a queue"))?,
-        _program: program,
+        program,
     })
 }
