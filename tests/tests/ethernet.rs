@@ -254,14 +254,14 @@ struct Bench {
 }
 
 impl Bench {
-    /// An engine with two LANs, and a host on each.
-    fn new(port: &str) -> Bench {
+    /// An engine with two LANs, and a host on each. The left one's end takes packets of `mtu` bytes.
+    fn new(port: &str, mtu: u32) -> Bench {
         let site = Namespace::new("site").unwrap();
         let left = host_on(&site, "left", 1, 1).unwrap();
         let right = host_on(&site, "right", 2, 1).unwrap();
         // So that a frame may be too long for the other LAN, and for a queue's frames.
         site.ip("link set left mtu 3000").unwrap();
-        left.ip("link set eth0 mtu 3000").unwrap();
+        left.ip(&format!("link set eth0 mtu {mtu}")).unwrap();
         let lan = |name: &str| format!("[[lan]]\nname = '{name}'\nport = '{port}'\ninterface = '{name}'\n");
         let keys = Keys::generate().unwrap();
         let edge = Edge::start(&site, &keys, &format!("{}{}", lan("left"), lan("right"))).unwrap();
@@ -326,7 +326,7 @@ fn bad_frames(port: &str, which: usize) {
     if !may_run(&[Need::Root]) {
         return;
     }
-    let mut bench = Bench::new(port);
+    let mut bench = Bench::new(port, 3000);
     for (what, kind, packet, fates) in frames() {
         let changes = bench.changes(kind, &packet, fates[which]);
         let expected: Vec<&str> = match fates[which] {
@@ -351,6 +351,19 @@ fn bad_frames_are_counted_by_name_by_af_xdp() {
 #[test]
 fn bad_frames_are_counted_by_name_by_packet_sockets() {
     bad_frames("af_packet", 1);
+}
+
+/// A veth whose other end has long packets runs no program in its driver: the generic path does, and that is said.
+#[test]
+fn where_the_driver_cannot_it_is_said_and_works() {
+    if !may_run(&[Need::Root]) {
+        return;
+    }
+    let bench = Bench::new("af_xdp", 9000);
+    let said = bench.edge.log();
+    let generic = "LAN left is used through AF_XDP: its program runs in the kernel's generic path";
+    assert!(said.contains(generic) && !said.contains("LAN right"), "{said}");
+    assert!(bench.edge.stats().unwrap().sum("left.queue0.rx_packets") > 0);
 }
 
 /// A site with two workers, whose LAN and link have two queues each.
