@@ -15,7 +15,7 @@ use patronus_io::Port;
 use patronus_io::netlink::{Addresses, LinkWatch, RouteQuery};
 use patronus_io::tun::{Tun, TunConfig, TunDevice, TunPort};
 use patronus_io::udp::UdpConfig;
-use patronus_mem::{Arena, ArenaConfig, FrameCache};
+use patronus_mem::{Arena, ArenaConfig, FrameCache, lock_secrets_ahead, secrets_len};
 use rustix::fd::OwnedFd;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
@@ -47,6 +47,8 @@ const JUMBO_FRAMES: usize = FRAMES / JUMBO_SHARE;
 const SOCKET_BUFFER: usize = 8 << 20;
 /// Packets that the TUN holds for the engine. 500, the kernel's default, overflow in one time slice of a sender.
 pub const TUN_QUEUE: u32 = 4000;
+/// Keys that belong to no peer: the device's own, and those of a computation under way.
+const SECRETS_BESIDE: usize = 64;
 /// The MTU of a tunnel over a path of 1,500: 80 bytes for the largest outer headers.
 pub const DEFAULT_MTU: u32 = 1420;
 
@@ -243,6 +245,61 @@ struct Means {
     null: OwnedFd,
 }
 
+/// Keeps keys and packets from being swapped out, keys first: those that come later have their room before packets take what is left of the limit. What packets are
+/// in is said.
+fn lock_memory(config: &Config, arena: &Arena) {
+    let secrets = secrets(config.max_peers);
+    let locked = lock_secrets_ahead(secrets) && arena.lock();
+    let log = &config.log;
+    let none_spare = "the machine has no reserved huge pages to spare (vm.nr_hugepages)";
+    match (arena.is_huge(), locked) {
+        (true, true) => log.verbose(format_args!("packets are in reserved huge pages")),
+        (false, true) => log.verbose(format_args!("packets are in locked memory: {none_spare}")),
+        (huge, false) => {
+            let which = if huge { "jumbo packets" } else { "packets" };
+            let why = if huge { "" } else { none_spare };
+            let comma = if huge { "" } else { ", and " };
+            log.error(format_args!(
+                "{which} are in memory that may be swapped out: {why}{comma}{}",
+                Unlockable {
+                    arena: arena.lockable_len(),
+                    keys: secrets_len(secrets),
+                    peers: config.max_peers,
+                }
+            ));
+        }
+    }
+}
+
+/// Why memory is not locked: so many bytes are wanted.
+struct Unlockable {
+    arena: usize,
+    keys: usize,
+    peers: usize,
+}
+
+impl fmt::Display for Unlockable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mib = |bytes: usize| bytes.div_ceil(1 << 20);
+        let (arena, keys, peers) = (mib(self.arena), mib(self.keys), self.peers);
+        match sandbox::locked_memory_limit() {
+            Some(limit) => write!(
+                f,
+                "{arena} MiB cannot be locked beside {keys} MiB for the keys of {peers} peers: the limit is {} MiB; raise it with \
+                 `ulimit -l` or LimitMEMLOCK=, or give the process CAP_IPC_LOCK",
+                limit >> 20
+            ),
+            None => write!(f, "the system refuses to lock {arena} MiB: it is short of memory"),
+        }
+    }
+}
+
+/// Keys that so many peers, and lanes, may have at a time; three of each peer's are what a file says, once more when it is read again, and in
+/// the request that comes of that.
+const fn secrets(max_peers: usize) -> usize {
+    peer_numbers(max_peers) * patronus_crypto::SECRETS_PER_PEER + 3 * max_peers + SECRETS_BESIDE
+}
+
 fn acquire(config: &Config) -> Result<Means, StartError> {
     let signals = patronus_io::signal::termination().map_err(system("catch signals"))?;
     let (tun, tun_ports) = make_tun(config)?;
@@ -253,13 +310,7 @@ fn acquire(config: &Config) -> Result<Means, StartError> {
         jumbo_frames: JUMBO_FRAMES,
     });
     let arena = arena.map_err(system("reserve memory for packets"))?;
-    config.log.verbose(format_args!(
-        "packets are in {}",
-        match arena.is_huge() {
-            true => "reserved huge pages",
-            false => "ordinary memory: the machine has no reserved huge pages to spare (vm.nr_hugepages)",
-        }
-    ));
+    lock_memory(config, arena);
     let routes = RouteQuery::new().map_err(system("ask for routes"))?;
     let wanted = config.router.is_some() || config.remotes || !config.af_xdp.is_empty();
     let addresses = wanted.then(Addresses::new).transpose();

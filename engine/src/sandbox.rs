@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use rustix::io::Errno;
-use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
 use rustix::thread::{
     CapabilitySet, CapabilitySets, clear_ambient_capability_set, remove_capability_from_bounding_set,
     set_capabilities, set_no_new_privs,
@@ -34,14 +34,26 @@ impl std::fmt::Display for SandboxError {
 
 impl std::error::Error for SandboxError {}
 
-/// Room for locked key memory: all that is asked for, as long as we may still say so.
+/// Room for locked memory: without limit if we may still say so, otherwise as much as we may have without asking.
 pub fn allow_locked_memory() {
     let unlimited = Rlimit {
         current: None,
         maximum: None,
     };
-    // Refused without privileges. The engine then says so as soon as a page cannot be locked.
-    let _ = setrlimit(Resource::Memlock, unlimited);
+    if setrlimit(Resource::Memlock, unlimited).is_err() {
+        let maximum = getrlimit(Resource::Memlock).maximum;
+        let all = Rlimit {
+            current: maximum,
+            maximum,
+        };
+        // Lowered meanwhile by somebody else: what cannot be locked is said.
+        let _ = setrlimit(Resource::Memlock, all);
+    }
+}
+
+/// Bytes that may be locked without the right to exceed the limit (`CAP_IPC_LOCK`); `None`: all that is wanted.
+pub fn locked_memory_limit() -> Option<u64> {
+    getrlimit(Resource::Memlock).current
 }
 
 /// No core dumps, no reading of this process's memory by its equals. Called first of all, before a key can arrive.

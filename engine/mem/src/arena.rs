@@ -57,6 +57,7 @@ const _: () = assert!(size_of::<Header>() == size_of::<Line>());
 pub struct Arena {
     lines: NonNull<Line>,
     frames: NonNull<u8>,
+    jumbos: NonNull<u8>,
     small: u32,
     total: u32,
     huge: bool,
@@ -121,6 +122,7 @@ impl Arena {
         let arena: &'static Arena = Box::leak(Box::new(Arena {
             lines,
             frames,
+            jumbos,
             small,
             total,
             huge,
@@ -135,6 +137,32 @@ impl Arena {
     /// Whether the small frames are on huge pages that the machine has reserved. On other memory the kernel may still use huge pages.
     pub fn is_huge(&self) -> bool {
         self.huge
+    }
+
+    /// Has what is not on reserved huge pages stay in memory, within the limit on locked memory (RLIMIT_MEMLOCK) or by the right to exceed it
+    /// (CAP_IPC_LOCK). Jumbo frames still take memory only once they are used. False if that cannot be had.
+    pub fn lock(&self) -> bool {
+        let locked = self.lockable().map(|(start, len)| map::lock(start, len));
+        !locked.contains(&false)
+    }
+
+    /// Bytes that [`lock`](Arena::lock) locks.
+    pub fn lockable_len(&self) -> usize {
+        self.lockable().iter().map(|(_, len)| len).sum()
+    }
+
+    /// Lines, small frames and jumbo frames; nothing of what is on reserved huge pages, which stay anyway.
+    fn lockable(&self) -> [(NonNull<u8>, usize); 3] {
+        let small = self.small as usize;
+        let jumbo = self.total as usize - small;
+        // SAFETY: the lines' mapping begins one line earlier.
+        let lines = unsafe { self.lines.sub(1) }.cast();
+        let frames = if self.huge { 0 } else { small * STRIDE };
+        [
+            (lines, (self.total as usize + 1) * size_of::<Line>()),
+            (self.frames, frames),
+            (self.jumbos, jumbo * JUMBO_STRIDE),
+        ]
     }
 
     /// All frames of both sizes.
