@@ -1,7 +1,8 @@
 //! Sites from files: a hub and two branches, each an engine with a TOML file, and what SIGHUP changes.
 
 use patronus_netns::{
-    Keys, Namespace, PeerStatus, Process, RUNTIME_DIR, Site, prepare_runtime_dir, unique_name,
+    Config, Daemon, DaemonOptions, Keys, Kind, Namespace, Peer, PeerStatus, Process, RUNTIME_DIR, Site,
+    prepare_runtime_dir, unique_name,
 };
 use patronus_tests::{Flow, Need, engine_program, eventually, may_run, ping, tcp};
 use rustix::process::Signal;
@@ -84,8 +85,13 @@ impl Branch {
     }
 
     fn start(&mut self) {
+        self.start_with(&[]);
+    }
+
+    fn start_with(&mut self, more: &[&str]) {
         prepare_runtime_dir().unwrap();
         let mut command = Command::new(engine_program());
+        command.args(more);
         command.args(["--foreground", "--config"]).arg(self.folder.file());
         let process = self.process.insert(self.site.namespace.spawn(command).unwrap());
         let socket = Path::new(RUNTIME_DIR).join(format!("{}.sock", self.site.interface));
@@ -744,6 +750,93 @@ fn two_remotes_with_two_links_each() {
         tcp(&a.site, &b.site, v6, 2_000_000).unwrap();
     }
     assert!(a.answers("10.66.2.1"), "{}", a.log());
+}
+
+/// A remote that is really a stock peer: the base session works both ways, in spite of the hellos, which are few; people are told once.
+fn a_remote_that_is_a_stock_peer(kind: Kind) {
+    if !may_run(&[Need::Daemon(kind)]) {
+        return;
+    }
+    let mut a = Branch::new(1);
+    let namespace = Namespace::new("stock").unwrap();
+    a.site.namespace.veth("up1", &namespace, "far", 1500).unwrap();
+    a.site.namespace.address("up1", "198.18.1.1/24").unwrap();
+    namespace.address("far", "198.18.1.2/24").unwrap();
+    let interface = unique_name("pn");
+    let daemon = Daemon::start(&namespace, kind, &interface, &DaemonOptions::default()).unwrap();
+    let keys = Keys::generate().unwrap();
+    let b = Branch::new(2);
+    let mut b_site = Site {
+        daemon: Some(daemon),
+        namespace,
+        interface,
+        keys: Some(keys),
+        outer: "198.18.1.2:51820".parse().unwrap(),
+        inner_v4: b.site.inner_v4,
+        inner_v6: b.site.inner_v6,
+    };
+    let key = &b_site.keys.as_ref().unwrap().public;
+    a.write(&format!(
+        "[[link]]\nid = 1\ninterface = 'up1'\n[[remote]]\nname = 'other'\npublic_key = '{key}'\n\
+         allowed_ips = {B_NETS:?}\nendpoint = '198.18.1.2:51820'\n"
+    ));
+    a.start_with(&["--test-timer-divisor", "40"]);
+    b_site
+        .daemon
+        .as_ref()
+        .unwrap()
+        .setconf(&Config {
+            private: b_site.keys.as_ref().unwrap().private.clone(),
+            listen_port: Some(PORT),
+            fwmark: None,
+            peers: vec![Peer {
+                public: a.site.keys.as_ref().unwrap().public.clone(),
+                preshared: None,
+                endpoint: None,
+                allowed_ips: A_NETS.iter().map(|net| (*net).to_owned()).collect(),
+                keepalive: None,
+            }],
+        })
+        .unwrap();
+    let (inside, name) = (&b_site.namespace, &b_site.interface);
+    inside.ip(&format!("link set {name} mtu 1420 up")).unwrap();
+    inside.address(name, &format!("{}/32", b_site.inner_v4)).unwrap();
+    inside.ip(&format!("route add 10.66.0.0/16 dev {name}")).unwrap();
+    assert!(eventually(|| a.answers("10.66.2.1")), "{}", a.log());
+    let begun = std::time::Instant::now();
+    let flow = Flow::start(&a.site, &b_site, false, Duration::from_millis(5)).unwrap();
+    let warning = "answers no hello";
+    assert!(eventually(|| a.log().contains(warning)), "{}", a.log());
+    assert!(begun.elapsed() < Duration::from_secs(30));
+    // Sessions are renewed meanwhile, every three seconds here.
+    std::thread::sleep(Duration::from_secs(10));
+    let received = flow.finish();
+    assert!(
+        received.lost() <= received.sent / 100,
+        "{} of {}",
+        received.lost(),
+        received.sent
+    );
+    tcp(&a.site, &b_site, false, 2_000_000).unwrap();
+    tcp(&b_site, &a.site, false, 2_000_000).unwrap();
+    assert_eq!(a.log().matches(warning).count(), 1, "{}", a.log());
+    assert_eq!(lanes(&a), [], "the base session only");
+    assert_eq!(
+        counter(&a, "worker0.controls-sent"),
+        5,
+        "the next one after a minute"
+    );
+    b_site.daemon.take();
+}
+
+#[test]
+fn a_remote_that_is_wireguard_go() {
+    a_remote_that_is_a_stock_peer(Kind::WireguardGo);
+}
+
+#[test]
+fn a_remote_that_is_boringtun() {
+    a_remote_that_is_a_stock_peer(Kind::Boringtun);
 }
 
 #[test]
