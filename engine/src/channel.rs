@@ -20,6 +20,7 @@ use crate::allowedips::AllowedIps;
 use crate::neighbour::Place;
 use crate::remote::message;
 use crate::wg::PeerSlot;
+use crate::worker::LanPort;
 
 /// Handshake messages that may wait for the slow path. At an eighth of this it is under load and asks for cookies
 /// (as Linux does with its queue of 4,096).
@@ -99,6 +100,8 @@ pub enum Command {
     ExpireSending(PeerId),
     /// The port of a WAN link, none while there is none.
     Wan(usize, Option<WanPort>),
+    /// A LAN port, none while its interface is not there.
+    Lan(usize, Option<LanPort>),
     /// The TUN's MTU.
     Mtu(usize),
     /// More is known of neighbours: packets may wait for that.
@@ -127,6 +130,8 @@ pub enum Notice {
     Lanes(Box<[PeerId]>),
     /// A replaced WAN port, likewise.
     Wan(Box<dyn Port + Send>),
+    /// A replaced LAN port, likewise.
+    Lan(Box<dyn Port + Send>),
     /// A LAN port is gone, or cannot be used any more for this reason; the worker has let go of it.
     LanGone(usize, Option<std::io::Error>),
     /// The worker cannot wait for its ports, for this reason, and has ended.

@@ -23,21 +23,23 @@ use crate::channel::ToSlowPath;
 use crate::clock::{Clock, SystemClock, SystemRandom};
 use crate::crew::Crew;
 use crate::flow::HashKeys;
-use crate::lans::say_how;
-use crate::lans::{EthernetConfig, EthernetLan, LanError, Opener};
+use crate::keeper::{Keeper, Kept};
+use crate::lans::EthernetConfig;
 use crate::log::{Level, Log};
 use crate::plan::{Builder, Frame, Lan};
 use crate::reader::Reader;
 use crate::route::Router;
 use crate::sandbox::{self, SandboxError};
 use crate::site::{Own, Site};
-use crate::slowpath::{self, LanWatch, Neighbourhood, SlowPath, Workers, peer_numbers};
+use crate::slowpath::{self, EthernetLan, Neighbourhood, Opening, SlowPath, Workers, peer_numbers};
 use crate::stats::WorkerStats;
 use crate::uapi::UapiServer;
-use crate::wans::{self, XdpLink};
+use crate::wans;
 use crate::wg::{JUMBO_SHARE, Wg};
 use crate::worker::{IdleLadder, LanPort, PORTS_MAX, Parts, Worker};
 
+/// Workers that there may be: more have never been tried.
+pub const WORKERS_MAX: usize = 64;
 /// Small frames, of 2 KiB each, in memory from the start.
 const FRAMES: usize = 16384;
 /// Frames for packets beyond 1,856 bytes.
@@ -112,7 +114,7 @@ pub enum StartError {
     /// Privileges could not be given up.
     Sandbox(SandboxError),
     /// An interface cannot be a LAN.
-    Lan(LanError),
+    Lan(String),
     /// The site's file asks for what cannot be had.
     Site(String),
 }
@@ -140,7 +142,7 @@ impl fmt::Display for StartError {
             StartError::Option(what) => f.write_str(what),
             StartError::System(what, e) => write!(f, "cannot {what}: {e}"),
             StartError::Sandbox(e) => e.fmt(f),
-            StartError::Lan(e) => e.fmt(f),
+            StartError::Lan(e) => f.write_str(e),
             StartError::Site(e) => f.write_str(e),
         }
     }
@@ -164,8 +166,14 @@ pub fn start(config: &Config, site: Option<Box<Site>>) -> Result<SlowPath, Start
     let reader = reader
         .transpose()
         .map_err(system("start the process that reads the configuration"))?;
-    let means = acquire(config)?;
-    sandbox::drop_privileges().map_err(StartError::Sandbox)?;
+    let kept = kept(config);
+    let keeper = (!kept.lans.is_empty() || !kept.links.is_empty()).then(|| Keeper::start(&kept));
+    let keeper = keeper
+        .transpose()
+        .map_err(system("start the process that takes interfaces"))?;
+    let means = acquire(config, keeper)?;
+    let lock_later = means.opening.keeper.is_some() && sandbox::locked_memory_limit().is_some();
+    sandbox::drop_privileges(lock_later).map_err(StartError::Sandbox)?;
     sandbox::filter_system_calls().map_err(StartError::Sandbox)?;
     let mut slow_path = launch(config, aead, means, reader)?;
     if let Some(site) = site {
@@ -239,10 +247,18 @@ struct Means {
     addresses: Option<Addresses>,
     uapi: UapiServer,
     arena: &'static Arena,
-    ethernet: Vec<EthernetLan>,
-    /// Links by AF_XDP and their places.
-    wans: Vec<(usize, XdpLink)>,
+    opening: Opening,
     null: OwnedFd,
+}
+
+/// What the keeper is to take.
+fn kept(config: &Config) -> Kept {
+    let links = config.links.iter().filter(|link| config.af_xdp.contains(link));
+    Kept {
+        workers: config.workers,
+        lans: config.ethernet.clone(),
+        links: links.cloned().collect(),
+    }
 }
 
 /// Keeps keys and packets from being swapped out, keys first: those that come later have their room before packets take what is left of the limit. What packets are
@@ -300,7 +316,7 @@ const fn secrets(max_peers: usize) -> usize {
     peer_numbers(max_peers) * patronus_crypto::SECRETS_PER_PEER + 3 * max_peers + SECRETS_BESIDE
 }
 
-fn acquire(config: &Config) -> Result<Means, StartError> {
+fn acquire(config: &Config, keeper: Option<Keeper>) -> Result<Means, StartError> {
     let signals = patronus_io::signal::termination().map_err(system("catch signals"))?;
     let (tun, tun_ports) = make_tun(config)?;
     let uapi = UapiServer::bind(&config.uapi_dir, tun.name())
@@ -315,25 +331,17 @@ fn acquire(config: &Config) -> Result<Means, StartError> {
     let wanted = config.router.is_some() || config.remotes || !config.af_xdp.is_empty();
     let addresses = wanted.then(Addresses::new).transpose();
     let addresses = addresses.map_err(system("ask for addresses"))?;
-    // Without a router there is no Ethernet LAN either.
-    let opener = addresses.as_ref().map(|addresses| Opener {
-        workers: config.workers,
-        routes: &routes,
-        addresses,
+    let lans = config.ethernet.iter().map(|lan| EthernetLan::new(lan.clone()));
+    let mut opening = Opening {
+        keeper,
         arena,
-        log: &config.log,
-    });
-    let lans = config.ethernet.iter().zip(std::iter::repeat(opener.as_ref()));
-    let ethernet = lans.filter_map(|(lan, opener)| Some(opener?.open(lan)));
-    let ethernet = ethernet.collect::<Result<_, _>>().map_err(StartError::Lan)?;
-    let wans = addresses
-        .iter()
-        .flat_map(|addresses| open_wans(config, &routes, addresses, arena));
-    let wans = wans.collect();
+        lans: lans.collect(),
+        uplinks: slowpath::uplinks(&config.links, &config.af_xdp),
+    };
+    opening.open_all(&config.log).map_err(StartError::Lan)?;
     Ok(Means {
         signals,
-        ethernet,
-        wans,
+        opening,
         mtu: tun.mtu().map_err(system("read the MTU"))? as usize,
         watch: LinkWatch::new(tun.ifindex()).map_err(system("watch interfaces"))?,
         routes,
@@ -346,38 +354,11 @@ fn acquire(config: &Config) -> Result<Means, StartError> {
     })
 }
 
-/// The links that can have AF_XDP, and their places. The others work by their UDP sockets.
-fn open_wans(
-    config: &Config,
-    routes: &RouteQuery,
-    addresses: &Addresses,
-    arena: &'static Arena,
-) -> Vec<(usize, XdpLink)> {
-    let links = config.links.iter().enumerate();
-    let asked = links.filter(|(_, name)| config.af_xdp.contains(name));
-    asked
-        .filter_map(|(at, name)| {
-            let opened = wans::open(name, config.workers, routes, addresses, arena);
-            match opened {
-                Ok(link) => {
-                    say_how(&config.log, "link", name, link.mode(), link.queues.len());
-                    Some((at, link))
-                }
-                Err(why) => {
-                    let said = format_args!("link {name} works by its UDP socket, not by AF_XDP: {why}");
-                    config.log.error(said);
-                    None
-                }
-            }
-        })
-        .collect()
-}
-
 /// Starts the workers and puts the slow path together.
 fn launch(
     config: &Config,
     aead: &'static dyn Aead,
-    mut means: Means,
+    means: Means,
     reader: Option<Reader>,
 ) -> Result<SlowPath, StartError> {
     let (builder, mut routers) = match config.router {
@@ -389,26 +370,23 @@ fn launch(
     let inbox = Arc::new(inbox);
     let crews = Crew::assemble(config.workers).map_err(system("make a wake-up descriptor"))?;
     let inboxes = crews[0].inboxes().to_vec();
-    let uplinks = slowpath::uplinks(&config.links, std::mem::take(&mut means.wans));
+    let links = means.opening.uplinks.len();
     let (mut threads, mut stats, mut ports) = (Vec::new(), Vec::new(), Vec::new());
     for (crew, tun) in crews.into_iter().zip(means.tun_ports) {
         let me = crew.me();
         stats.push(Arc::<WorkerStats>::default());
         ports.push((format!("tun{me}"), Arc::clone(tun.counters())));
         let staged_limit = FRAMES / 4 / config.workers;
-        let mut lans = vec![LanPort {
+        let mut lans = vec![Some(LanPort {
             port: Box::new(tun),
             ethernet: false,
-        }];
-        for lan in &mut means.ethernet {
-            let port = lan.ports.remove(0);
-            ports.push((format!("{}.queue{me}", lan.name), Arc::clone(port.counters())));
-            lans.push(LanPort { port, ethernet: true });
-        }
+        })];
+        // The others come with the first commands.
+        lans.extend(means.opening.lans.iter().map(|_| None));
         let worker = Worker::new(Parts {
             wg: Wg::new(aead, peer_numbers(config.max_peers), means.mtu, staged_limit),
             lans,
-            wans: (0..uplinks.len()).map(|_| None).collect(),
+            wans: (0..links).map(|_| None).collect(),
             router: routers.pop(),
             frames: FrameCache::new(means.arena),
             crew,
@@ -420,8 +398,8 @@ fn launch(
         let core = config.cores.iter().cycle().nth(me).copied();
         threads.push(spawn(worker, me, core).map_err(system("start a worker"))?);
     }
-    let neighbourhood = (!means.ethernet.is_empty()).then(|| {
-        let interfaces = means.ethernet.iter().map(|lan| Some(lan.ifindex));
+    let neighbourhood = (!means.opening.lans.is_empty()).then(|| {
+        let interfaces = means.opening.lans.iter().map(EthernetLan::ifindex);
         Neighbourhood::new(std::iter::once(None).chain(interfaces).collect())
     });
     let neighbourhood = neighbourhood.transpose().map_err(system("ask for neighbours"))?;
@@ -455,17 +433,11 @@ fn launch(
             offload: config.offload && config.wan_offload,
         },
         null: means.null,
-        uplinks,
         builder,
         addresses: means.addresses,
         neighbourhood,
-        lans: means
-            .ethernet
-            .iter()
-            .map(|lan| LanWatch::new(lan.name.clone(), lan.ifindex))
-            .collect(),
+        opening: means.opening,
         reader,
-        guards: means.ethernet.into_iter().map(|lan| lan.guard).collect(),
     }))
 }
 
@@ -482,7 +454,7 @@ fn make_routers(
         *word = u64::from_ne_bytes(bytes.try_into().expect("chunks of eight"));
     }
     let keys = HashKeys::new(words);
-    let lans = std::iter::once(HOST).chain(means.ethernet.iter().map(|lan| lan.lan));
+    let lans = std::iter::once(HOST).chain(means.opening.lans.iter().map(EthernetLan::lan));
     let frame = Frame {
         lans: lans.collect(),
         routes: router.routes,

@@ -4,7 +4,8 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use patronus_crypto::Duration;
-use patronus_engine::engine::Config;
+use patronus_engine::engine::{Config, WORKERS_MAX};
+use patronus_engine::keeper::Kept;
 use patronus_engine::log::{Level, Log};
 use patronus_engine::site::Site;
 
@@ -12,8 +13,6 @@ use patronus_engine::site::Site;
 const UAPI_DIR: &str = "/var/run/wireguard";
 /// Where the system's log listens.
 const SYSTEM_LOG: &str = "/dev/log";
-/// More workers than this have never been tried.
-const WORKERS_MAX: usize = 64;
 /// Peers that an interface may have.
 const MAX_PEERS: usize = 1 << 16;
 
@@ -52,6 +51,8 @@ pub enum Action {
     Check(PathBuf),
     /// Read this file for the engine at the other end of standard input.
     Read(PathBuf),
+    /// Keep these interfaces for the engine at the other end of standard input.
+    Keep(Kept),
     /// Start again in the background with these arguments.
     Background(Vec<OsString>),
     /// Run here.
@@ -86,8 +87,13 @@ pub fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Action, String
         match argument {
             Long("config") => file = Some(path(&mut parser)?),
             Long("check-config") => return Ok(Action::Check(path(&mut parser)?)),
-            // Not in the help: the engine starts this itself.
+            // Not in the help: the engine starts these itself.
             Long("config-reader") => return Ok(Action::Read(path(&mut parser)?)),
+            Long("interface-keeper") => {
+                let rest = parser.raw_args().map_err(|e| e.to_string())?;
+                let kept = Kept::parse(rest).map(Action::Keep);
+                return kept.ok_or_else(|| "--interface-keeper is for the engine itself".to_owned());
+            }
             Short('h') | Long("help") => return Ok(Action::Print(HELP.to_owned())),
             Long("version") => return Ok(Action::Print(version())),
             Short('f') | Long("foreground") => foreground = true,

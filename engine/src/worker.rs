@@ -56,8 +56,8 @@ pub struct LanPort {
 pub struct Parts {
     /// Sessions, allowed-ips and what waits.
     pub wg: Wg,
-    /// At most [`PORTS_MAX`].
-    pub lans: Vec<LanPort>,
+    /// At most [`PORTS_MAX`]; none where an interface is not there yet.
+    pub lans: Vec<Option<LanPort>>,
     /// A place for each link, at most [`PORTS_MAX`].
     pub wans: Vec<Option<WanPort>>,
     /// Says where inner packets go. Without one there is one LAN port, and the allowed-ips say.
@@ -138,11 +138,12 @@ impl Worker {
     pub fn new(parts: Parts) -> Worker {
         let (lans, wans) = (parts.lans.len(), parts.wans.len());
         assert!(lans <= PORTS_MAX && wans <= PORTS_MAX);
-        assert!(parts.router.is_some() || lans == 1 && !parts.lans[0].ethernet);
+        let only_tun = matches!(&parts.lans[..], [Some(lan)] if !lan.ethernet);
+        assert!(parts.router.is_some() || only_tun);
         let bursts = |count: usize| (0..count).map(|_| Burst::new()).collect::<Vec<_>>();
         Worker {
             wg: parts.wg,
-            lans: parts.lans.into_iter().map(Some).collect(),
+            lans: parts.lans,
             wans: parts.wans,
             router: parts.router,
             exits: Exits {
@@ -521,12 +522,15 @@ impl Worker {
     /// Lets go of a LAN port that cannot be used any more.
     #[cold]
     fn lan_gone(&mut self, now: Time, lan: usize, error: PortError) {
-        self.lans[lan] = None;
+        let old = self.lans[lan].take();
         let why = match error {
             PortError::Gone => None,
             PortError::Io(error) => Some(error),
         };
-        self.with_context(now, |_, cx| cx.tell(Notice::LanGone(lan, why)));
+        self.with_context(now, |_, cx| {
+            old.into_iter().for_each(|old| cx.tell(Notice::Lan(old.port)));
+            cx.tell(Notice::LanGone(lan, why));
+        });
     }
 
     /// Sends what waited for a session with `peer`.
@@ -574,6 +578,7 @@ impl Worker {
             match command {
                 Command::Stop => return Err(Told),
                 Command::Wan(link, port) => self.replace_wan(now, link, port, poller.as_deref_mut()),
+                Command::Lan(lan, port) => self.replace_lan(now, lan, port, poller.as_deref_mut()),
                 Command::Install(keypair) => {
                     let peer = keypair.peer;
                     if self.with_context(now, |stages, cx| stages.wg.install(cx, keypair)) {
@@ -592,10 +597,21 @@ impl Worker {
 
     fn replace_wan(&mut self, now: Time, link: usize, port: Option<WanPort>, poller: Option<&mut Poller>) {
         if let Some(poller) = poller {
-            poller.replace_wan(link, self.wans[link].as_ref(), port.as_ref());
+            let [old, new] = [&self.wans[link], &port].map(|wan| wan.as_ref().map(|wan| &*wan.port));
+            poller.replace(wan_bit(link), old, new);
         }
         if let Some(old) = std::mem::replace(&mut self.wans[link], port) {
             self.with_context(now, |_, cx| cx.tell(Notice::Wan(old.port)));
+        }
+    }
+
+    fn replace_lan(&mut self, now: Time, lan: usize, port: Option<LanPort>, poller: Option<&mut Poller>) {
+        let [old, new] = [&self.lans[lan], &port].map(|lan| lan.as_ref().map(|lan| &*lan.port));
+        if let Some(poller) = poller {
+            poller.replace(lan_bit(lan), old, new);
+        }
+        if let Some(old) = std::mem::replace(&mut self.lans[lan], port) {
+            self.with_context(now, |_, cx| cx.tell(Notice::Lan(old.port)));
         }
     }
 
@@ -691,6 +707,7 @@ fn apply(wg: &mut Wg, cx: &mut Context<'_>, command: Command) {
         | Command::Place(..)
         | Command::Neighbours
         | Command::Wan(..)
+        | Command::Lan(..)
         | Command::Stop => unreachable!("obeyed by the worker itself"),
     }
 }
@@ -734,7 +751,7 @@ impl Poller {
             }
         }
         for (at, wan) in worker.wans.iter().enumerate() {
-            poller.replace_wan(at, None, wan.as_ref());
+            poller.replace(wan_bit(at), None, wan.as_ref().map(|wan| &*wan.port));
         }
         Ok(poller)
     }
@@ -748,13 +765,13 @@ impl Poller {
         )?)
     }
 
-    fn replace_wan(&self, link: usize, old: Option<&WanPort>, new: Option<&WanPort>) {
-        for fd in old.iter().flat_map(|wan| wan.port.wait_fds()) {
+    fn replace(&self, bit: u32, old: Option<&(dyn Port + Send)>, new: Option<&(dyn Port + Send)>) {
+        for fd in old.iter().flat_map(|port| port.wait_fds()) {
             let _ = epoll::delete(&self.epoll, fd);
         }
-        for fd in new.iter().flat_map(|wan| wan.port.wait_fds()) {
+        for fd in new.iter().flat_map(|port| port.wait_fds()) {
             // Out of memory for a watch: the port is still read whenever something else wakes the worker.
-            let _ = self.add(fd, wan_bit(link).into());
+            let _ = self.add(fd, bit.into());
         }
     }
 

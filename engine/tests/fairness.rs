@@ -75,10 +75,10 @@ fn other_port_is_looked_at(tun_endless: bool) {
     let (udp, udp_looks) = AlwaysReadable::new(!tun_endless);
     let worker = Worker::new(Parts {
         wg: Wg::new(aead::default(), 1, 1420, 16),
-        lans: vec![LanPort {
+        lans: vec![Some(LanPort {
             port: tun,
             ethernet: false,
-        }],
+        })],
         wans: vec![Some(WanPort {
             ifindex: 0,
             port: udp,

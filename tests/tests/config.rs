@@ -607,6 +607,128 @@ fn neighbours_are_found_by_the_hosts_kernels() {
     assert_eq!(hub.log().matches(gone).count(), 1, "said once");
 }
 
+/// Makes the LAN's interface of a branch, and its host's end, which [`host_behind`] made first and somebody has deleted.
+fn make_again(branch: &Branch, host: &Site, number: u8) {
+    let namespace = &branch.site.namespace;
+    namespace.veth("lan", &host.namespace, "eth0", 1500).unwrap();
+    namespace
+        .address("lan", &format!("192.168.{number}.1/24"))
+        .unwrap();
+    let inside = &host.namespace;
+    inside.address("eth0", &format!("192.168.{number}.2/24")).unwrap();
+    inside
+        .ip(&format!("route add default via 192.168.{number}.1"))
+        .unwrap();
+}
+
+/// A site with one or two LANs, the first of which comes and goes, and a branch that is always there.
+fn lans_come_and_go(port: &str, engine: &str) {
+    if !may_run(&[Need::Root]) {
+        return;
+    }
+    let (mut hub, mut a) = (Branch::new(3), Branch::new(1));
+    let namespace = &hub.site.namespace;
+    namespace.veth("to1", &a.site.namespace, "wan", 1500).unwrap();
+    namespace.address("to1", "192.0.1.254/24").unwrap();
+    a.site.namespace.address("wan", "192.0.1.1/24").unwrap();
+    let office = host_behind(&hub, 9);
+    namespace.ip("link del lan").unwrap();
+    let other = Namespace::new("other").unwrap();
+    namespace.veth("steady", &other, "eth0", 1500).unwrap();
+    namespace.address("steady", "192.168.7.1/24").unwrap();
+    other.address("eth0", "192.168.7.2/24").unwrap();
+    other.ip("route add default via 192.168.7.1").unwrap();
+    let lan = |name: &str, port: &str| format!("[[lan]]\nname = '{name}'\n{port}\ninterface = '{name}'\n");
+    hub.write(&format!(
+        "{engine}{}{}{}",
+        a.as_peer("a", None, A_NETS),
+        lan("lan", port),
+        lan("steady", port)
+    ));
+    let nets = ["10.66.3.0/24", "192.168.0.0/16"];
+    let at: SocketAddr = "192.0.1.254:51820".parse().unwrap();
+    a.write(&hub.as_peer("hub", Some(at), &nets));
+    hub.start();
+    a.start();
+    let way = format!("route add 192.168.0.0/16 dev {}", a.site.interface);
+    a.site.namespace.ip(&way).unwrap();
+
+    // At the start it is not there; the rest works.
+    assert!(eventually(|| a.answers("192.168.7.2")), "{}", hub.log());
+    let missing = "LAN lan does not run";
+    assert!(hub.log().contains(missing), "{}", hub.log());
+    assert!(!a.answers("192.168.9.2"));
+    let steady = Site {
+        daemon: None,
+        namespace: other,
+        interface: "eth0".to_owned(),
+        keys: None,
+        outer: SocketAddr::new(Ipv4Addr::new(192, 168, 7, 2).into(), PORT),
+        inner_v4: Ipv4Addr::new(192, 168, 7, 2),
+        inner_v6: Ipv6Addr::UNSPECIFIED,
+    };
+    let flow = Flow::start(&a.site, &steady, false, Duration::from_millis(2)).unwrap();
+    for round in 0..3 {
+        make_again(&hub, &office, 9);
+        assert!(eventually(|| a.answers("192.168.9.2")), "{round}: {}", hub.log());
+        assert!(reaches(&office, "-c 1 -W 2 10.66.1.1"), "{round}: {}", hub.log());
+        assert!(reaches(&office, "-c 1 -W 2 192.168.9.1"), "the host's own");
+        let there = || hub.log().matches("LAN lan is there").count() == round + 1;
+        assert!(eventually(there), "{round}: {}", hub.log());
+        // An address of the host's that came while the engine ran: the program leaves what is for it to the host.
+        namespace_of(&hub).address("lan", "192.168.9.100/24").unwrap();
+        let to_host = || reaches(&office, "-c 1 -W 1 192.168.9.100");
+        assert!(eventually(to_host), "{round}: {}", hub.log());
+        assert!(reaches(&office, "-c 3 -i 0.2 -W 1 192.168.9.100"));
+        let (count, own) = (hosts_pings(&hub), 5);
+        assert!(reaches(&office, &format!("-c {own} -i 0.2 -W 1 192.168.9.100")));
+        assert_eq!(hosts_pings(&hub) - count, own, "each is handled once");
+        namespace_of(&hub).ip("link del lan").unwrap();
+        let lost = || hub.log().matches("LAN lan cannot be used any more").count() == round + 1;
+        assert!(eventually(lost), "{round}: {}", hub.log());
+        assert!(a.answers("192.168.7.2"), "{round}: {}", hub.log());
+    }
+    assert_eq!(hub.log().matches(missing).count(), 1, "{}", hub.log());
+    let received = flow.finish();
+    assert_eq!(
+        (received.lost(), received.in_order()),
+        (0, true),
+        "the other port was not disturbed"
+    );
+    let workers = if engine.is_empty() { 1 } else { 2 };
+    let received = (0..workers).map(|at| counter(&hub, &format!("lan.queue{at}.rx_packets")));
+    // Three lives with some pings each.
+    let received: Vec<u64> = received.collect();
+    assert!(received.iter().sum::<u64>() >= 6, "counters go on: {received:?}");
+}
+
+fn namespace_of(branch: &Branch) -> &Namespace {
+    &branch.site.namespace
+}
+
+/// Echo requests that the host's kernel has answered.
+fn hosts_pings(branch: &Branch) -> u64 {
+    let said = branch.site.namespace.exec("cat", &["/proc/net/snmp"]).unwrap();
+    let mut lines = said.lines().filter_map(|line| line.strip_prefix("Icmp:"));
+    let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
+    let mut both = names.split_whitespace().zip(values.split_whitespace());
+    both.find(|(name, _)| *name == "InEchos")
+        .unwrap()
+        .1
+        .parse()
+        .unwrap()
+}
+
+#[test]
+fn lans_by_af_xdp_come_and_go() {
+    lans_come_and_go("port = 'af_xdp'", "");
+}
+
+#[test]
+fn lans_by_packet_sockets_come_and_go() {
+    lans_come_and_go("port = 'af_packet'", "workers = 2\n");
+}
+
 /// Runs the engine to its end.
 fn run(arguments: &[&str], file: &Path) -> Output {
     let mut command = Command::new(engine_program());

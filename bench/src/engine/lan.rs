@@ -263,7 +263,7 @@ impl Lan {
             let port = |port| LanPort { port, ethernet: true };
             lan.workers.push(Worker::new(Parts {
                 wg: Wg::new(aead::default(), 1, 1420, 0),
-                lans: vec![port(source), port(sink)],
+                lans: vec![Some(port(source)), Some(port(sink))],
                 wans: vec![None],
                 router: Some(
                     Router::new(flows.max(64) as usize, keys.clone(), rules).expect("memory for flows"),

@@ -139,6 +139,11 @@ impl<S: Sockets> Core<S> {
         self.workers.tell_all(command);
     }
 
+    /// Every worker is told something of its own.
+    pub fn tell_each(&mut self, command: impl FnMut(usize) -> Command) {
+        self.workers.each(command);
+    }
+
     /// Moves commands that wait into the workers' queues and wakes whom they concern. False if some still wait.
     pub fn flush(&mut self) -> bool {
         self.workers.flush()
@@ -186,7 +191,9 @@ impl<S: Sockets> Core<S> {
             }
             Notice::Routes(routes) => drop(routes),
             Notice::Lanes(lanes) => drop(lanes),
-            Notice::Wan(_) | Notice::LanGone(..) | Notice::Failed(_) => return Some(notice),
+            Notice::Wan(_) | Notice::Lan(_) | Notice::LanGone(..) | Notice::Failed(_) => {
+                return Some(notice);
+            }
         }
         None
     }
