@@ -4,6 +4,7 @@
 //! for neighbours to the slow path. (What workers share with each other is in [`crew`](crate::crew).) A worker never waits on any of them. The slow path may: what finds a command queue full stays with the
 //! slow path, in order, until there is room.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use arrayvec::ArrayVec;
@@ -60,6 +61,32 @@ impl WanPort {
     }
 }
 
+/// Families of outer addresses.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Families {
+    /// IPv4.
+    pub v4: bool,
+    /// IPv6.
+    pub v6: bool,
+}
+
+impl Families {
+    /// Both.
+    pub const BOTH: Families = Families { v4: true, v6: true };
+    /// Neither.
+    pub const NONE: Families = Families { v4: false, v6: false };
+
+    /// Whether the remote address of a datagram is of one of them.
+    #[inline]
+    pub fn has(self, outer: &Outer) -> bool {
+        match outer.remote() {
+            Some(SocketAddr::V4(_)) => self.v4,
+            Some(SocketAddr::V6(_)) => self.v6,
+            None => false,
+        }
+    }
+}
+
 /// From the slow path to a worker.
 pub enum Command {
     /// A peer of this worker.
@@ -100,6 +127,8 @@ pub enum Command {
     ExpireSending(PeerId),
     /// The port of a WAN link, none while there is none.
     Wan(usize, Option<WanPort>),
+    /// By this link the host has routes for these families.
+    Sends(usize, Families),
     /// A LAN port, none while its interface is not there.
     Lan(usize, Option<LanPort>),
     /// The TUN's MTU.

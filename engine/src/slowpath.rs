@@ -59,6 +59,8 @@ const SOURCE_GRACE: Duration = Duration::from_millis(200);
 /// the rest.
 const SOURCES_PER_TURN: usize = 256;
 const SOURCE_PAUSE: Duration = Duration::from_millis(8);
+/// How soon to look again at peers after one has left a link.
+const LINK_LEFT: Duration = Duration::from_secs(1);
 /// How soon to look again when a worker's command queue was full.
 const BACKLOG_RETRY: Duration = Duration::from_millis(1);
 
@@ -154,6 +156,8 @@ pub struct SlowPath {
     /// longer and does not begin it anew: under constant change the last peers would never have their turn.
     check_sources_from: usize,
     check_sources_left: usize,
+    /// A peer has left a link. What was on its way there may have brought it back.
+    check_sources_again: bool,
     bind_again_at: Option<Time>,
     told_unbound: bool,
     told_unlocked: bool,
@@ -209,6 +213,7 @@ impl SlowPath {
             check_sources_at: None,
             check_sources_from: 0,
             check_sources_left: 0,
+            check_sources_again: false,
             bind_again_at: None,
             told_unbound: false,
             told_unlocked: false,
@@ -326,6 +331,10 @@ impl SlowPath {
         let now = self.core.mono();
         if self.check_sources_at.is_some_and(|at| at <= now) {
             self.check_sources_at = self.check_sources().then(|| now.after(SOURCE_PAUSE));
+            if self.check_sources_at.is_none() && std::mem::take(&mut self.check_sources_again) {
+                self.check_sources_left = self.core.numbers();
+                self.check_sources_at = Some(now.after(LINK_LEFT));
+            }
         }
         if self.bind_again_at.is_some_and(|at| at <= now) {
             self.bind();
@@ -356,9 +365,12 @@ impl SlowPath {
             let Some(endpoint) = self.core.peer(id).map(|peer| peer.endpoint) else {
                 continue;
             };
-            let (Some(remote), Some(local)) = (endpoint.remote(), endpoint.local()) else {
+            let Some(remote) = endpoint.remote() else { continue };
+            if self.has_links() && self.leave_dead_end(id, endpoint.ifindex(), remote.ip()) {
+                self.check_sources_again = true;
                 continue;
-            };
+            }
+            let Some(local) = endpoint.local() else { continue };
             let bound = self.has_links().then_some(endpoint.ifindex());
             let egress = self.routes.egress(local, remote.ip(), self.udp.fwmark, bound);
             if !egress.is_ok_and(|interface| interface == Some(endpoint.ifindex())) {
@@ -392,6 +404,7 @@ impl SlowPath {
                 self.bind_again_at = Some(self.core.mono().after(BIND_RETRY));
             }
         }
+        self.follow_routes();
         self.describe_links();
         self.begin_if_open();
     }

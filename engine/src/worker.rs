@@ -10,13 +10,13 @@ use std::sync::Arc;
 use arrayvec::ArrayVec;
 use patronus_crypto::{Duration, PeerId, Time};
 use patronus_io::{PORT_FDS, Port, PortError};
-use patronus_mem::{BURST_MAX, Burst, FrameCache};
+use patronus_mem::{BURST_MAX, Burst, FrameCache, PktBuf};
 use rustix::buffer::spare_capacity;
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::fd::{AsFd, OwnedFd};
 
-use crate::channel::{Command, Notice, ToSlowPath, ToWorker, WanPort};
+use crate::channel::{Command, Families, Notice, ToSlowPath, ToWorker, WanPort};
 use crate::clock::Clock;
 use crate::courtesy::Courtesy;
 use crate::crew::{Crew, Taken};
@@ -82,6 +82,8 @@ pub struct Worker {
     /// None where a port is gone.
     lans: Vec<Option<LanPort>>,
     wans: Vec<Option<WanPort>>,
+    /// What each link has routes for.
+    sends: Vec<Families>,
     router: Option<Router>,
     /// What the router has sorted, until it leaves.
     exits: Exits,
@@ -145,6 +147,7 @@ impl Worker {
             wg: parts.wg,
             lans: parts.lans,
             wans: parts.wans,
+            sends: vec![Families::BOTH; wans],
             router: parts.router,
             exits: Exits {
                 tunnels: Bound::default(),
@@ -460,13 +463,10 @@ impl Worker {
             return self.send_on(0, wire);
         }
         for mut packet in wire.drain(..) {
-            let ifindex = packet.outer().ifindex();
-            let leads_there = |wan: &Option<WanPort>| wan.as_ref().is_some_and(|wan| wan.leads_to(ifindex));
-            let way = self.wans.iter().position(leads_there);
-            // Heard on a link that is gone: by another one, from an address of that one's.
-            let way = way.or_else(|| {
+            let way = self.own_way(&packet).or_else(|| {
+                // Heard on a link that is gone, or nowhere: by another one, from an address of that one's.
                 packet.outer_mut().leave_link();
-                self.wans.iter().position(Option::is_some)
+                self.any_way(&packet)
             });
             match way {
                 Some(wan) => self.by_wan[wan].push(packet),
@@ -482,6 +482,21 @@ impl Worker {
                 self.send_on(wan, &mut burst);
             }
         }
+    }
+
+    /// The link that a datagram's endpoint was heard on, if that is there.
+    fn own_way(&self, packet: &PktBuf) -> Option<usize> {
+        let ifindex = packet.outer().ifindex();
+        let is_it = |wan: &WanPort| wan.ifindex == 0 || ifindex != 0 && wan.ifindex == ifindex;
+        self.wans.iter().position(|wan| wan.as_ref().is_some_and(is_it))
+    }
+
+    /// The first link that has routes for it; if none has, the first.
+    fn any_way(&self, packet: &PktBuf) -> Option<usize> {
+        let open = |at: &usize| self.wans[*at].is_some();
+        let mut links = (0..self.wans.len()).filter(open);
+        let routed = links.clone().find(|at| self.sends[*at].has(packet.outer()));
+        routed.or_else(|| links.next())
     }
 
     /// Gives datagrams to the network. Nothing can be done about an error here but to count it, as the port does.
@@ -578,6 +593,7 @@ impl Worker {
             match command {
                 Command::Stop => return Err(Told),
                 Command::Wan(link, port) => self.replace_wan(now, link, port, poller.as_deref_mut()),
+                Command::Sends(link, families) => self.sends[link] = families,
                 Command::Lan(lan, port) => self.replace_lan(now, lan, port, poller.as_deref_mut()),
                 Command::Install(keypair) => {
                     let peer = keypair.peer;
@@ -707,6 +723,7 @@ fn apply(wg: &mut Wg, cx: &mut Context<'_>, command: Command) {
         | Command::Place(..)
         | Command::Neighbours
         | Command::Wan(..)
+        | Command::Sends(..)
         | Command::Lan(..)
         | Command::Stop => unreachable!("obeyed by the worker itself"),
     }

@@ -80,6 +80,8 @@ impl UapiDevice for SlowPath {
             _ => self.udp.port = request.listen_port.unwrap_or(self.udp.port),
         }
         self.core.apply(request);
+        // Other peers: they may be where a link leads.
+        self.follow_routes();
         Ok(())
     }
 }

@@ -28,7 +28,7 @@ use self::ways::Link;
 pub use self::ways::Sockets;
 use super::Workers;
 use crate::allowedips::AllowedIpsConfig;
-use crate::channel::{Command, HandshakeMessage, Notice, ToSlowPath};
+use crate::channel::{Command, Families, HandshakeMessage, Notice, ToSlowPath};
 use crate::clock::Clock;
 use crate::log::Log;
 
@@ -68,6 +68,8 @@ pub struct Core<S> {
     max_peers: usize,
     /// None where a link has no sockets.
     links: Vec<Option<Link<S>>>,
+    /// What each link has routes for, whether it has sockets or not.
+    sends: Vec<Families>,
     peers: Vec<Option<Peer>>,
     remotes: Remotes,
     allowed_ips: AllowedIpsConfig,
@@ -96,6 +98,7 @@ impl<S: Sockets> Core<S> {
             log: parts.log,
             max_peers: parts.max_peers,
             links: (0..parts.links).map(|_| None).collect(),
+            sends: vec![Families::BOTH; parts.links],
             peers: Vec::new(),
             remotes: Remotes::new(parts.links),
             allowed_ips: AllowedIpsConfig::new(),

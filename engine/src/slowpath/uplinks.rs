@@ -6,9 +6,10 @@
 //! What that means for peers and sessions is the core's ([`Core`](super::Core)).
 
 use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
-use patronus_crypto::Time;
+use patronus_crypto::{PeerId, Time};
 use patronus_io::netlink::Addresses;
 use patronus_io::udp::{UdpConfig, UdpSender, UdpSockets};
 use patronus_io::xdp::{BorrowedQueue, Link, QueuePlace, WayFinder, Ways, XdpUdpPort, ways};
@@ -19,11 +20,19 @@ use rustix::fd::BorrowedFd;
 use super::SlowPath;
 use super::core::Sockets;
 use super::opening::Retry;
+use crate::channel::Families;
 use crate::clock;
 use crate::keeper::{Place, Said, Taken};
 use crate::lans::say_how;
 use crate::log::Log;
 use crate::wans::XdpLink;
+
+/// Somebody on the internet: addresses of documentation (RFC 5737, RFC 3849), to which default routes lead.
+const ANYBODY_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+const ANYBODY_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
+
+/// Peers that are asked for where there is no default route.
+const PEERS_ASKED_FOR: usize = 64;
 
 /// One WAN link, or the place of the sockets that are on none.
 pub struct Uplink {
@@ -33,6 +42,8 @@ pub struct Uplink {
     taking: Option<Taking>,
     /// That the interface does not run has been said.
     told: bool,
+    /// It has no route to any peer, as was said.
+    is_dead_end: bool,
 }
 
 /// A link that is to have AF_XDP.
@@ -110,6 +121,7 @@ pub fn uplinks(interfaces: &[String], xdp: &[String]) -> Vec<Uplink> {
         interface,
         taking: None,
         told: false,
+        is_dead_end: false,
     };
     if interfaces.is_empty() {
         return vec![place(None)];
@@ -363,6 +375,57 @@ impl SlowPath {
         self.core
             .sockets()
             .try_for_each(|link| link.sockets.set_fwmark(mark))
+    }
+
+    /// Looks which links have routes to send by, and says once which have none for any peer that is known.
+    pub(super) fn follow_routes(&mut self) {
+        if !self.has_links() {
+            return;
+        }
+        let known = self.core.peers().filter_map(|(_, peer)| peer.endpoint.remote());
+        let known: Vec<IpAddr> = known.map(|remote| remote.ip()).take(PEERS_ASKED_FOR).collect();
+        for at in 0..self.uplinks.len() {
+            let Some(ifindex) = self.core.ifindex(at) else {
+                continue;
+            };
+            let leads = |v6: bool, default: IpAddr| {
+                let peers = known.iter().copied().filter(|ip| ip.is_ipv6() == v6);
+                let mut all = std::iter::once(default).chain(peers);
+                // Who cannot be asked has not said that there is none.
+                all.any(|ip| self.routes.leads_to(ip, ifindex, self.udp.fwmark).unwrap_or(true))
+            };
+            let families = Families {
+                v4: leads(false, ANYBODY_V4.into()),
+                v6: leads(true, ANYBODY_V6.into()),
+            };
+            self.core.set_sends(at, families);
+            let is_dead_end = families == Families::NONE && !known.is_empty();
+            self.tell_dead_end(at, is_dead_end);
+        }
+    }
+
+    fn tell_dead_end(&mut self, at: usize, is_dead_end: bool) {
+        let uplink = &mut self.uplinks[at];
+        let before = std::mem::replace(&mut uplink.is_dead_end, is_dead_end);
+        if let (Some(name), false, true) = (&uplink.interface, before, is_dead_end) {
+            self.core.log().error(format_args!(
+                "link {name} has a carrier and no route to any peer: nothing is sent there by choice until it has one"
+            ));
+        }
+    }
+
+    /// If a link has no route to a peer that was heard there, and another one has, the peer goes over to that. True if so.
+    pub(super) fn leave_dead_end(&mut self, id: PeerId, ifindex: u32, remote: IpAddr) -> bool {
+        let leads = |ifindex| self.routes.leads_to(remote, ifindex, self.udp.fwmark);
+        if ifindex == 0 || !matches!(leads(ifindex), Ok(false)) {
+            return false;
+        }
+        let mut others = (0..self.uplinks.len()).filter_map(|at| self.core.ifindex(at));
+        let another = others.any(|other| other != ifindex && matches!(leads(other), Ok(true)));
+        if another {
+            self.core.leave_link(id);
+        }
+        another
     }
 
     /// Keeps the counters of a link's new ports.

@@ -281,6 +281,11 @@ impl Daemon {
         Path::new(RUNTIME_DIR).join(format!("{}.sock", self.interface))
     }
 
+    /// What it has said.
+    pub fn log(&self) -> String {
+        self.process.log()
+    }
+
     /// The process: id, log, signals.
     pub fn process(&mut self) -> &mut Process {
         &mut self.process
