@@ -10,7 +10,7 @@ use toml::Spanned;
 
 use crate::error::{Error, nearest};
 use crate::matching::{OneOrMore, Via};
-use crate::schema::{Action, Config, Lan, Policy};
+use crate::schema::{Action, Config, Lan, Link, Policy};
 use crate::value::Network;
 
 /// Seconds between keepalives at most: 16 bits, as everywhere with WireGuard.
@@ -85,8 +85,17 @@ fn check_lans(text: &str, config: &Config) -> Result<(), Error> {
         return Err(Error::at(text, second.name.span(), said));
     }
     let own = config.engine.interface.as_str();
+    let is_own = |link: &&Link| link.interface.get_ref().as_str() == own;
+    if let Some(link) = config.links.iter().find(is_own) {
+        let said = "this is the name of the engine's TUN, which the link carries";
+        return Err(Error::at(text, link.interface.span(), said).with_hint("see [engine] interface"));
+    }
     for lan in &config.lans {
         match (lan.is_ethernet(), &lan.interface) {
+            (true, _) if lan.name.get_ref().as_str() == HOST => {
+                let said = format!("`{HOST}` is what routes call the host behind the TUN");
+                return Err(Error::at(text, lan.name.span(), said).with_hint("choose another name"));
+            }
             (true, None) => {
                 let said = "an Ethernet LAN needs to know its `interface`";
                 let at = lan.port.as_ref().map_or(lan.name.span(), Spanned::span);
