@@ -6,8 +6,10 @@
 
 use std::collections::BTreeMap;
 
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
+use rustix::stdio::dup2_stderr;
 use rustix::thread::{
     CapabilitySet, CapabilitySets, clear_ambient_capability_set, remove_capability_from_bounding_set,
     set_capabilities, set_no_new_privs,
@@ -77,6 +79,13 @@ pub fn drop_privileges(lock: bool) -> Result<(), SandboxError> {
         true => kept.union(CapabilitySet::IPC_LOCK),
         false => kept,
     })
+}
+
+/// For the processes beside the engine: nothing more is said to whoever started it, who may wait until everybody has closed his pipe.
+pub fn leave_standard_error() -> Result<(), SandboxError> {
+    let step = |e| SandboxError::Step("leave standard error", e);
+    let null = rustix::fs::open("/dev/null", OFlags::RDWR, Mode::empty()).map_err(step)?;
+    dup2_stderr(null).map_err(step)
 }
 
 /// For the process that reads files: keeps `CAP_DAC_READ_SEARCH`, without which it could not read what the engine could at its start.

@@ -4,7 +4,7 @@ use patronus_netns::{
     Config, Daemon, DaemonOptions, Keys, Kind, Namespace, Peer, PeerStatus, Process, RUNTIME_DIR, Site,
     prepare_runtime_dir, unique_name,
 };
-use patronus_tests::{Flow, Need, engine_program, eventually, may_run, ping, tcp};
+use patronus_tests::{Flow, LIMIT, Need, engine_program, eventually, may_run, ping, tcp};
 use rustix::process::Signal;
 use std::fmt::Write;
 use std::fs;
@@ -783,6 +783,37 @@ fn examples_are_right() {
         count += 1;
     }
     assert!(count >= 3, "{count} examples");
+}
+
+/// Whoever starts a site in the background waits for its output to end: no process of it may keep that open.
+#[test]
+fn a_site_in_the_background_lets_go_of_its_output() {
+    if !may_run(&[Need::Root]) {
+        return;
+    }
+    let branch = Branch::new(4);
+    branch.write("[[lan]]\nname = 'office'\ninterface = 'lan'\n");
+    prepare_runtime_dir().unwrap();
+    let mut command = Command::new(engine_program());
+    command.arg("--config").arg(branch.folder.file());
+    let namespace = &branch.site.namespace;
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let started = namespace.run(|| {
+        use std::process::Stdio;
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        std::thread::spawn(move || sender.send(child.wait_with_output()));
+        std::io::Result::Ok(())
+    });
+    started.unwrap().unwrap();
+    let output = receiver.recv_timeout(LIMIT);
+    // Ends the engine, whatever came of it.
+    let socket = Path::new(RUNTIME_DIR).join(format!("{}.sock", branch.site.interface));
+    let there = socket.exists();
+    let _ = fs::remove_file(&socket);
+    let output = output.expect("it has ended").unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && there, "{said}");
+    assert!(said.contains("LAN lan does not run"), "{said}");
 }
 
 /// What `--stats` says of the lanes of a site: by name, the data bytes sent and when the last handshake was.

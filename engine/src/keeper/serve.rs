@@ -26,8 +26,9 @@ pub fn serve(kept: Kept) -> Result<(), String> {
     // A terminal's signals are meant for the engine, which ends us by its own end.
     let _held = signal::termination().map_err(|error| error.to_string())?;
     sandbox::drop_keeper_privileges().map_err(|error| error.to_string())?;
-    sandbox::filter_keeper_system_calls().map_err(|error| error.to_string())?;
     let mut server = Server::new(kept).map_err(|error| error.to_string())?;
+    sandbox::leave_standard_error().map_err(|error| error.to_string())?;
+    sandbox::filter_keeper_system_calls().map_err(|error| error.to_string())?;
     match server.run() {
         // Nobody is there any more to hear it.
         Ok(()) | Err(Errno::PIPE | Errno::CONNRESET) => Ok(()),
