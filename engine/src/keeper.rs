@@ -8,7 +8,7 @@
 //! Between the two is a socket of packets: two bytes from the engine, which port and its number; back one kind of packet each, see [`Said`]. The keeper ends when the
 //! engine does.
 //!
-//! [`serve`] is that process. [`Keeper`] is the engine's end: on the main thread at the start, on the slow-path thread afterwards, which never waits for it.
+//! [`serve()`] is that process. [`Keeper`] is the engine's end: on the main thread at the start, on the slow-path thread afterwards, which never waits for it.
 
 mod serve;
 

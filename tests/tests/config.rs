@@ -695,6 +695,24 @@ fn lans_come_and_go(port: &str, engine: &str) {
         (0, true),
         "the other port was not disturbed"
     );
+    // Without the process that takes interfaces, what is taken stays so.
+    let pid = hub.process.as_ref().unwrap().pid();
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    let is_keeper = |pid: &&str| {
+        let line = fs::read_to_string(format!("/proc/{pid}/cmdline"));
+        line.is_ok_and(|line| line.contains("--interface-keeper"))
+    };
+    let keeper: i32 = children
+        .split_whitespace()
+        .find(is_keeper)
+        .unwrap()
+        .parse()
+        .unwrap();
+    rustix::process::kill_process(rustix::process::Pid::from_raw(keeper).unwrap(), Signal::KILL).unwrap();
+    let ended = "the process that takes interfaces has ended";
+    assert!(eventually(|| hub.log().contains(ended)), "{}", hub.log());
+    assert!(a.answers("192.168.7.2") && reaches(&steady, "-c 2 -i 0.2 -W 2 10.66.1.1"));
+    assert_eq!(hub.log().matches(ended).count(), 1, "{}", hub.log());
     let workers = if engine.is_empty() { 1 } else { 2 };
     let received = (0..workers).map(|at| counter(&hub, &format!("lan.queue{at}.rx_packets")));
     // Three lives with some pings each.
