@@ -12,7 +12,7 @@ use crossbeam_queue::ArrayQueue;
 
 use crate::map;
 use crate::pktbuf::Line;
-use crate::processor::prefetch_write_at;
+use crate::processor::{prefetch_at, prefetch_write_at};
 use crate::{FRAME, HEADROOM, JUMBO_MAX, Outer, PktBuf, SMALL_MAX, TAILROOM};
 
 /// Bytes from one small frame to the next. One cache line more than the frame: with a power of two the first lines of all packets would
@@ -24,6 +24,9 @@ const JUMBO_FRAME: usize = HEADROOM + JUMBO_MAX + TAILROOM;
 
 /// Bytes from one jumbo frame to the next: whole pages, and an odd number of them.
 const JUMBO_STRIDE: usize = 17 * 4096;
+
+/// Bytes of the longest header that is put before a packet right after it was handed over.
+const HEADER_MAX: usize = 16;
 
 /// Free frames of one size that a cache holds at most: four bursts that another worker was given and four that it gave back, so that a turn of
 /// a worker that hands over what it receives stays off the shared list. Jumbo frames are few.
@@ -110,8 +113,6 @@ impl Arena {
                 base,
                 index,
                 capacity: capacity as u32,
-                offset: 0,
-                len: 0,
                 outer: Outer::NONE,
             };
             // SAFETY: the mapping holds `total` lines, aligned to pages.
@@ -228,16 +229,21 @@ impl Arena {
         }
     }
 
-    /// Asks for a packet that another core had, before it is looked at: its metadata, and its first bytes where those of packets in small frames mostly
-    /// are. Nothing is looked at to find them, so that nothing is waited for.
+    /// Asks for a packet that another core had, before it is looked at: its first line, and what is before that if a header may begin there. Where they are is
+    /// worked out from the frame's number, so that nothing has to be waited for.
     #[inline]
     pub fn prefetch(&self, pkt: &PktBuf) {
         let line = pkt.line_ptr().as_ptr();
-        prefetch_write_at(line);
+        prefetch_at(line);
         let index = line.addr().wrapping_sub(self.lines.as_ptr().addr()) / size_of::<Line>();
-        let start = index.wrapping_mul(STRIDE).wrapping_add(HEADROOM);
-        prefetch_write_at(self.frames.as_ptr().wrapping_add(start));
-        prefetch_write_at(self.frames.as_ptr().wrapping_add(start + 64));
+        // In a jumbo frame this is beside the point, and as harmless as any address.
+        let first = index.wrapping_mul(STRIDE).wrapping_add(pkt.headroom());
+        let [first, before] =
+            [first, first.wrapping_sub(HEADER_MAX)].map(|at| self.frames.as_ptr().wrapping_add(at));
+        prefetch_write_at(first);
+        if before.addr() / 64 != first.addr() / 64 {
+            prefetch_write_at(before);
+        }
     }
 
     /// Puts a frame into its free list. The caller gives up the only handle to it.

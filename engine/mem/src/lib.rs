@@ -27,7 +27,7 @@ pub use burst::Burst;
 pub use lent::{FrameRegion, Lent};
 pub use outer::Outer;
 pub use pktbuf::PktBuf;
-pub use processor::{cycles, prefetch};
+pub use processor::{cycles, prefetch, prefetch_write};
 pub use secret::{Secret, lock_secrets_ahead, reserve_secrets, secrets_len, secrets_locked, wipe_stack};
 pub use table::Table;
 
