@@ -221,8 +221,21 @@ impl Waker {
     /// By anybody, after filling a queue of the sleeper's.
     pub fn wake(&self) {
         if self.bell.ring() {
-            let _ = rustix::io::write(&self.fd, &1u64.to_ne_bytes());
+            self.call();
         }
+    }
+
+    /// The same by who calls [`wake`](Waker::wake) a little later: cheaper, and it may miss a sleeper who has only just announced it.
+    #[inline]
+    pub fn wake_early(&self) {
+        if self.bell.ring_early() {
+            self.call();
+        }
+    }
+
+    #[cold]
+    fn call(&self) {
+        let _ = rustix::io::write(&self.fd, &1u64.to_ne_bytes());
     }
 }
 

@@ -21,7 +21,7 @@ use crate::clock::Clock;
 use crate::courtesy::Courtesy;
 use crate::crew::{Crew, Taken};
 use crate::ethernet;
-use crate::route::{Bound, Exits, Ingress, Router, Spread};
+use crate::route::{Bound, Exits, Ingress, Parsed, Router, Spread};
 use crate::stats::{DropReason, Lap, Stage, WorkerStats};
 use crate::wg::{Context, Wg};
 
@@ -91,8 +91,10 @@ pub struct Worker {
     by_wan: Vec<Burst>,
     frames: FrameCache,
     crew: Crew,
-    /// By worker, a burst of what it has handed over; from the start of a turn to its end, or until the slow path has room.
-    expected: Box<[Taken]>,
+    /// By worker, a burst of what it has handed over, on its way here until it is its turn. Boxed: they change places.
+    expected: Box<[Box<Taken>]>,
+    /// An empty one, to be filled while another is worked off.
+    spare: Option<Box<Taken>>,
     stats: Arc<WorkerStats>,
     slow: Arc<ToSlowPath>,
     clock: Box<dyn Clock>,
@@ -128,6 +130,9 @@ impl Ready {
     }
 }
 
+/// Peers whose session a burst has confirmed.
+type Confirmed = ArrayVec<PeerId, BURST_MAX>;
+
 /// The slow path has said that the loop is to end.
 struct Told;
 
@@ -155,7 +160,8 @@ impl Worker {
             },
             by_wan: bursts(wans),
             frames: parts.frames,
-            expected: (0..parts.crew.workers()).map(|_| Taken::default()).collect(),
+            expected: (0..parts.crew.workers()).map(|_| Box::default()).collect(),
+            spare: Some(Box::default()),
             crew: parts.crew,
             stats: parts.stats,
             slow: parts.slow,
@@ -245,7 +251,18 @@ impl Worker {
         self.turn(now, &mut ready, None).is_ok()
     }
 
-    fn turn(&mut self, now: Time, ready: &mut Ready, mut poller: Option<&mut Poller>) -> Result<(), Told> {
+    fn turn(&mut self, now: Time, ready: &mut Ready, poller: Option<&mut Poller>) -> Result<(), Told> {
+        let done = self.take_turn(now, ready, poller);
+        self.crew.wake();
+        done
+    }
+
+    fn take_turn(
+        &mut self,
+        now: Time,
+        ready: &mut Ready,
+        mut poller: Option<&mut Poller>,
+    ) -> Result<(), Told> {
         self.obey(now, poller.as_deref_mut())?;
         if let Some(router) = &mut self.router {
             router.tend(now);
@@ -319,6 +336,19 @@ impl Worker {
         self.send_errors(now);
     }
 
+    /// Sends packets to where the router says that another worker has parsed.
+    fn route_parsed(&mut self, now: Time, parsed: &mut Parsed, from: Ingress) {
+        if parsed.is_empty() {
+            return;
+        }
+        self.with_context(now, |stages, cx| {
+            let router = stages.router.expect("only a worker with a router routes");
+            router.route_parsed(cx, parsed, from, stages.exits);
+        });
+        self.send_exits(now);
+        self.send_errors(now);
+    }
+
     fn sort_and_send(&mut self, now: Time, inner: &mut Burst, from: Ingress, spread: Spread) {
         self.with_context(now, |stages, cx| {
             let router = stages.router.expect("only a worker with a router routes");
@@ -388,17 +418,22 @@ impl Worker {
             // A packet of a session that was installed after this turn began may be here already: its sender was faster
             // than the turn. The command came before the packet, so obeying now makes the session known.
             self.obey(now, poller)?;
-            self.open_and_deliver(now, &mut wire);
+            self.open_and_deliver(now, |wg, cx, inner, confirmed| {
+                wg.decap(cx, &mut wire, inner, confirmed);
+            });
         }
         Ok(more)
     }
 
-    fn open_and_deliver(&mut self, now: Time, wire: &mut Burst) {
+    /// Gives on what `open` makes of datagrams.
+    fn open_and_deliver(
+        &mut self,
+        now: Time,
+        open: impl FnOnce(&mut Wg, &mut Context<'_>, &mut Burst, &mut Confirmed),
+    ) {
         let mut inner = Burst::new();
-        let mut confirmed = ArrayVec::<PeerId, BURST_MAX>::new();
-        self.with_context(now, |stages, cx| {
-            stages.wg.decap(cx, wire, &mut inner, &mut confirmed);
-        });
+        let mut confirmed = Confirmed::new();
+        self.with_context(now, |stages, cx| open(stages.wg, cx, &mut inner, &mut confirmed));
         match self.router {
             None => self.deliver(now, 0, &mut inner),
             Some(_) => self.route(now, &mut inner, Ingress::Tunnel, Spread::No),
@@ -415,11 +450,15 @@ impl Worker {
                 if !self.has_room() {
                     return Ok(());
                 }
-                let mut taken = std::mem::take(&mut self.expected[number]);
-                if taken.is_empty() && !self.crew.take(number, &mut taken, self.frames.arena()) {
+                if self.expected[number].is_empty() && !self.take(number) {
                     break;
                 }
+                let spare = self.spare.take().unwrap_or_default();
+                let mut taken = std::mem::replace(&mut self.expected[number], spare);
+                // The next ones come while these are worked off.
+                self.take(number);
                 self.work_off(now, &mut taken, poller.as_deref_mut())?;
+                self.spare = Some(taken);
             }
         }
         Ok(())
@@ -427,16 +466,21 @@ impl Worker {
 
     /// Takes a burst from each of the other workers. The packets come out of those workers' caches while this one's own are worked on.
     fn expect(&mut self) {
-        for (number, taken) in self.expected.iter_mut().enumerate() {
-            if taken.is_empty() {
-                self.crew.take(number, taken, self.frames.arena());
+        for number in 0..self.expected.len() {
+            if self.expected[number].is_empty() {
+                self.take(number);
             }
         }
     }
 
+    fn take(&mut self, number: usize) -> bool {
+        self.crew
+            .take(number, &mut self.expected[number], self.frames.arena())
+    }
+
     fn work_off(&mut self, now: Time, taken: &mut Taken, poller: Option<&mut Poller>) -> Result<(), Told> {
-        self.route(now, &mut taken.from_tun, Ingress::Tun, Spread::No);
-        self.route(now, &mut taken.from_ethernet, Ingress::Ethernet, Spread::No);
+        self.route_parsed(now, &mut taken.from_tun, Ingress::Tun);
+        self.route_parsed(now, &mut taken.from_ethernet, Ingress::Ethernet);
         if !taken.encap.is_empty() {
             self.seal_and_send(now, &mut taken.encap);
         }
@@ -452,7 +496,9 @@ impl Worker {
         if !taken.decap.is_empty() {
             // As in `inbound`: the session may be newer than this turn.
             self.obey(now, poller)?;
-            self.open_and_deliver(now, &mut taken.decap);
+            self.open_and_deliver(now, |wg, cx, inner, confirmed| {
+                wg.decap_claimed(cx, &mut taken.decap, inner, confirmed);
+            });
         }
         Ok(())
     }
@@ -650,7 +696,7 @@ impl Worker {
         if cx.wake_slow {
             self.slow.waker.wake();
         }
-        self.crew.flush(&self.stats, &mut self.frames);
+        self.crew.flush(&self.stats);
         result
     }
 
