@@ -25,20 +25,17 @@ struct Outcome {
 
 /// Offers one worker a packet each `gap` nanoseconds for `length` of its time.
 fn offer_one(pair: &mut Pair, way: Way, size: Size, gap: f64, length: f64) -> Outcome {
-    let (mut now, mut next, mut lost) = (0.0, 0, 0);
+    let (mut now, mut next, mut lost) = (0.0f64, 0, 0);
     let mut times = histogram();
     let arrival = |number: u64| number as f64 * gap;
     while now < length {
-        // Packet 0 arrives at 0.
-        let arrived = (now / gap) as u64 + 1;
+        // Idle until the next one comes; packet 0 arrives at 0.
+        now = now.max(arrival(next));
+        let arrived = ((now / gap) as u64 + 1).max(next + 1);
         let overflow = (arrived - next).saturating_sub(QUEUE);
         lost += overflow;
         next += overflow;
         let count = (arrived - next).min(BURST_MAX as u64);
-        if count == 0 {
-            now = arrival(next);
-            continue;
-        }
         now += pair.serve(way, size, count as usize).as_nanos() as f64;
         for number in next..next + count {
             times.saturating_record(((now - arrival(number)) as u64).max(1));
