@@ -4,9 +4,24 @@
 //! here allocates, nothing is shared between threads, and no branch or address depends on a key, a text or a tag: only on lengths and counts.
 //! docs/adr/0022-vector-aead.md says why it is as it is, and what it costs.
 
+#[cfg(target_arch = "x86_64")]
+mod burst;
+#[cfg(target_arch = "x86_64")]
+mod chacha;
+#[cfg(target_arch = "x86_64")]
+mod field;
 mod poly1305;
 mod portable;
+#[cfg(target_arch = "x86_64")]
+mod tags;
+#[cfg(target_arch = "x86_64")]
+mod vector;
 mod wipe;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+#[cfg(target_arch = "x86_64")]
+use x86::{avx2::Avx2, avx512::Avx512};
 
 /// Length of the authentication tag behind a sealed text, bytes.
 pub const TAG: usize = 16;
@@ -55,7 +70,18 @@ impl<'a> Packet<'a> {
 /// Code for one kind of processor. A value exists only for what this machine can run; get it once and keep it, because looking at the
 /// processor is slow in a virtual machine.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Kernel(Isa);
+pub struct Kernel(Code);
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Code {
+    #[cfg(target_arch = "x86_64")]
+    Avx512Ifma(Avx512<true>),
+    #[cfg(target_arch = "x86_64")]
+    Avx512(Avx512<false>),
+    #[cfg(target_arch = "x86_64")]
+    Avx2(Avx2),
+    Portable,
+}
 
 /// What a kernel is written for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -88,27 +114,60 @@ impl Isa {
 impl Kernel {
     /// The kernel for `isa`, if this machine can run it.
     pub fn new(isa: Isa) -> Option<Kernel> {
-        (isa == Isa::Portable).then_some(Kernel(isa))
+        let code = match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Ifma => Code::Avx512Ifma(Avx512::detect()?),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => Code::Avx512(Avx512::detect()?),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => Code::Avx2(Avx2::detect()?),
+            Isa::Portable => Code::Portable,
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => return None,
+        };
+        Some(Kernel(code))
     }
 
     /// What it is written for.
     pub fn isa(self) -> Isa {
-        self.0
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Code::Avx512Ifma(_) => Isa::Avx512Ifma,
+            #[cfg(target_arch = "x86_64")]
+            Code::Avx512(_) => Isa::Avx512,
+            #[cfg(target_arch = "x86_64")]
+            Code::Avx2(_) => Isa::Avx2,
+            Code::Portable => Isa::Portable,
+        }
     }
 
     /// Encrypts each packet in place and writes its tag behind it.
     pub fn seal(self, packets: &mut [Packet<'_>]) {
-        for burst in packets.chunks_mut(BURST) {
-            portable::seal(burst);
-            wipe::below::<{ portable::STACK }>();
+        for packets in packets.chunks_mut(BURST) {
+            match self.0 {
+                #[cfg(target_arch = "x86_64")]
+                Code::Avx512Ifma(s) => burst::seal(s, packets),
+                #[cfg(target_arch = "x86_64")]
+                Code::Avx512(s) => burst::seal(s, packets),
+                #[cfg(target_arch = "x86_64")]
+                Code::Avx2(s) => burst::seal(s, packets),
+                Code::Portable => portable::seal(packets),
+            }
         }
     }
 
     /// Checks each packet's tag, and decrypts it in place if that is right. Where it is wrong, the cipher text is left as it was.
     pub fn open(self, packets: &mut [Packet<'_>]) {
-        for burst in packets.chunks_mut(BURST) {
-            portable::open(burst);
-            wipe::below::<{ portable::STACK }>();
+        for packets in packets.chunks_mut(BURST) {
+            match self.0 {
+                #[cfg(target_arch = "x86_64")]
+                Code::Avx512Ifma(s) => burst::open(s, packets),
+                #[cfg(target_arch = "x86_64")]
+                Code::Avx512(s) => burst::open(s, packets),
+                #[cfg(target_arch = "x86_64")]
+                Code::Avx2(s) => burst::open(s, packets),
+                Code::Portable => portable::open(packets),
+            }
         }
     }
 }

@@ -7,12 +7,15 @@ const M44: u64 = (1 << 44) - 1;
 /// The low 42 bits.
 const M42: u64 = (1 << 42) - 1;
 
+/// What of the two words of `r` is used (RFC 8439, section 2.5.1).
+pub(crate) const CLAMP: [u64; 2] = [0x0fff_fffc_0fff_ffff, 0x0fff_fffc_0fff_fffc];
+
 /// A one-time key: the two halves as RFC 8439 takes them from the key stream, `r` clamped, and the state.
 pub(crate) struct Poly1305 {
     r: [u64; 3],
     /// 20 times the upper two limbs of `r`: what they count as when a product has gone round past 2^130.
     s: [u64; 2],
-    h: [u64; 3],
+    pub(crate) h: [u64; 3],
     pad: [u64; 2],
 }
 
@@ -20,7 +23,7 @@ impl Poly1305 {
     /// A state before the first block, from the first 32 bytes of the key stream as four little-endian words.
     #[inline(always)]
     pub(crate) fn new(key: [u64; 4]) -> Self {
-        let r = limbs([key[0] & 0x0fff_fffc_0fff_ffff, key[1] & 0x0fff_fffc_0fff_fffc]);
+        let r = limbs([key[0] & CLAMP[0], key[1] & CLAMP[1]]);
         Poly1305 {
             r,
             s: [r[1] * 20, r[2] * 20],
@@ -61,29 +64,43 @@ impl Poly1305 {
     /// The tag of what was taken in.
     #[inline(always)]
     pub(crate) fn tag(&self) -> [u8; 16] {
-        let mut h = self.h;
-        // Twice round: what is carried out of the top comes back in at the bottom.
-        for _ in 0..2 {
-            h[1] += h[0] >> 44;
-            h[0] &= M44;
-            h[2] += h[1] >> 44;
-            h[1] &= M44;
-            h[0] += (h[2] >> 42) * 5;
-            h[2] &= M42;
-        }
+        finish(self.h, self.pad)
+    }
+}
+
+/// Carries what loose limbs have too many bits into the next ones, and round from the last to the first. Limbs may have up to 63 bits, the
+/// last one 60.
+#[inline(always)]
+pub(crate) fn carry(mut h: [u64; 3]) -> [u64; 3] {
+    // Twice round: what is carried out of the top comes back in at the bottom.
+    for _ in 0..2 {
         h[1] += h[0] >> 44;
         h[0] &= M44;
-        // Less 2^130 - 5, if that leaves something: plus 5, and the carry out of the top says which.
-        let g0 = h[0] + 5;
-        let g1 = h[1] + (g0 >> 44);
-        let g2 = h[2] + (g1 >> 44);
-        let reduced = 0u64.wrapping_sub(g2 >> 42);
-        let pick = |h: u64, g: u64| (h & !reduced) | (g & reduced);
-        let [h0, h1, h2] = [pick(h[0], g0 & M44), pick(h[1], g1 & M44), pick(h[2], g2 & M42)];
-        let h = u128::from(h0) | u128::from(h1) << 44 | u128::from(h2) << 88;
-        let pad = u128::from(self.pad[0]) | u128::from(self.pad[1]) << 64;
-        h.wrapping_add(pad).to_le_bytes()
+        h[2] += h[1] >> 44;
+        h[1] &= M44;
+        h[0] += (h[2] >> 42) * 5;
+        h[2] &= M42;
     }
+    h[1] += h[0] >> 44;
+    h[0] &= M44;
+    h
+}
+
+/// The tag that follows from a state.
+#[inline(always)]
+pub(crate) fn finish(h: [u64; 3], pad: [u64; 2]) -> [u8; 16] {
+    let h = carry(h);
+    // Less 2^130 - 5, if that leaves something: plus 5, and the carry out of the top says which.
+    let g0 = h[0] + 5;
+    let g1 = h[1] + (g0 >> 44);
+    let g2 = h[2] + (g1 >> 44);
+    let reduced = 0u64.wrapping_sub(g2 >> 42);
+    let pick = |h: u64, g: u64| (h & !reduced) | (g & reduced);
+    let [h0, h1, h2] = [pick(h[0], g0 & M44), pick(h[1], g1 & M44), pick(h[2], g2 & M42)];
+    // What is above 2^128 does not count.
+    let h = u128::from(h0) | u128::from(h1) << 44 | u128::from(h2) << 88;
+    let pad = u128::from(pad[0]) | u128::from(pad[1]) << 64;
+    h.wrapping_add(pad).to_le_bytes()
 }
 
 #[inline(always)]

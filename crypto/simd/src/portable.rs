@@ -1,11 +1,11 @@
 //! For any processor, one packet after another: safe code, and what the vector kernels are read against.
 
 use crate::poly1305::Poly1305;
-use crate::{Packet, TAG};
+use crate::{Packet, TAG, wipe};
 use subtle::ConstantTimeEq;
 
 /// Stack that a burst uses, bytes, with room to spare.
-pub(crate) const STACK: usize = 2048;
+const STACK: usize = 2048;
 
 /// Key stream blocks that are made together.
 const LANES: usize = 4;
@@ -13,8 +13,18 @@ const LANES: usize = 4;
 /// One word of each of the blocks.
 type Words = [u32; LANES];
 
-#[inline(never)]
 pub(crate) fn seal(burst: &mut [Packet<'_>]) {
+    seal_all(burst);
+    wipe::below::<STACK>();
+}
+
+pub(crate) fn open(burst: &mut [Packet<'_>]) {
+    open_all(burst);
+    wipe::below::<STACK>();
+}
+
+#[inline(never)]
+fn seal_all(burst: &mut [Packet<'_>]) {
     for packet in burst {
         packet.ok = false;
         let Some(len) = packet.text_len() else { continue };
@@ -26,7 +36,7 @@ pub(crate) fn seal(burst: &mut [Packet<'_>]) {
 }
 
 #[inline(never)]
-pub(crate) fn open(burst: &mut [Packet<'_>]) {
+fn open_all(burst: &mut [Packet<'_>]) {
     for packet in burst {
         packet.ok = false;
         let Some(len) = packet.text_len() else { continue };
@@ -55,7 +65,9 @@ fn crypt(key: &[u8; 32], nonce: &[u8; 12], text: &mut [u8]) -> [u64; 4] {
     let (first, text) = text.split_at_mut(text.len().min(64 * (LANES - 1)));
     xor(first, &stream[1..]);
     for part in text.chunks_mut(64 * LANES) {
-        state[12].iter_mut().for_each(|counter| *counter += LANES as u32);
+        state[12]
+            .iter_mut()
+            .for_each(|counter| *counter = counter.wrapping_add(LANES as u32));
         xor(part, &blocks(&state));
     }
     let word = |n| u64::from(stream[0][n]) | u64::from(stream[0][n + 1]) << 32;

@@ -1,0 +1,443 @@
+//! A burst on its way through a kernel: in which order its packets go, and which of their blocks share a pass.
+
+use crate::vector::{Entries, WIDE};
+use crate::{BURST, Packet, TAG, wipe};
+use arrayvec::ArrayVec;
+use std::marker::PhantomData;
+use subtle::ConstantTimeEq;
+
+/// Packets that there is room for among the [`Keys`].
+pub(crate) const KEYS: usize = BURST;
+/// Blocks that are listed before they are worked on.
+pub(crate) const LANES_MAX: usize = 32;
+/// Fewer packets than this have their Poly1305 keys made in the same passes as the rest.
+const MANY: usize = 13;
+/// Blocks of key stream that are kept until the tags are known, where few packets are opened.
+const KEPT: usize = 16;
+/// Stack below the caller that a burst uses, bytes: many packets, or few.
+const STACK_MANY: usize = 12 << 10;
+const STACK_FEW: usize = 8 << 10;
+
+/// A packet as the kernels see it.
+#[repr(align(16))]
+pub(crate) struct Work<'a> {
+    /// The last row of the state with a counter of zero: the nonce behind it.
+    pub(crate) row: [u32; 4],
+    /// 32 bytes.
+    pub(crate) key: *const u8,
+    /// `len` bytes of text, with the tag behind.
+    text: *mut u8,
+    pub(crate) len: usize,
+    aad: &'a [u8],
+    /// Its place in the caller's burst.
+    at: u8,
+    /// The packet stays borrowed.
+    packet: PhantomData<&'a mut [u8]>,
+}
+
+impl<'a> Work<'a> {
+    #[inline(always)]
+    fn new(at: usize, packet: &'a mut Packet<'_>) -> Option<Work<'a>> {
+        let len = packet.text_len()?;
+        let word = |n| {
+            u32::from_le_bytes([
+                packet.nonce[n],
+                packet.nonce[n + 1],
+                packet.nonce[n + 2],
+                packet.nonce[n + 3],
+            ])
+        };
+        Some(Work {
+            row: [0, word(0), word(4), word(8)],
+            key: packet.key.as_ptr(),
+            text: packet.buf.as_mut_ptr(),
+            len,
+            aad: packet.aad,
+            at: at as u8,
+            packet: PhantomData,
+        })
+    }
+
+    pub(crate) fn text(&self) -> &[u8] {
+        // SAFETY: the text belongs to a packet that is exclusively borrowed for as long as this lives, and nobody has a reference to it
+        // while tags are made.
+        unsafe { std::slice::from_raw_parts(self.text, self.len) }
+    }
+
+    pub(crate) fn aad(&self) -> &[u8] {
+        self.aad
+    }
+
+    fn blocks(&self) -> usize {
+        self.len.div_ceil(64)
+    }
+
+    /// The place of a block of text.
+    fn block(&self, block: usize) -> (*mut u8, u8) {
+        (
+            self.text.wrapping_add(block * 64),
+            (self.len - block * 64).min(64) as u8,
+        )
+    }
+
+    fn set_tag(&mut self, tag: [u8; TAG]) {
+        // SAFETY: the tag's room is behind the text, in the same packet.
+        unsafe { self.text.add(self.len).cast::<[u8; TAG]>().write(tag) };
+    }
+
+    fn has_tag(&self, tag: &[u8; TAG]) -> bool {
+        // SAFETY: as in `set_tag`.
+        let there = unsafe { self.text.add(self.len).cast::<[u8; TAG]>().read() };
+        there.ct_eq(tag).into()
+    }
+}
+
+/// The packets of a burst, the longest first.
+pub(crate) struct Works<'a>(ArrayVec<Work<'a>, BURST>);
+
+impl<'a> Works<'a> {
+    /// Those of the packets that can be worked on at all.
+    #[inline(always)]
+    fn new<E: Entries>(e: E, packets: &'a mut [Packet<'_>]) -> Works<'a> {
+        let mut works = ArrayVec::new();
+        let lens = packets.iter().map(|packet| packet.buf.len());
+        if packets.len() == 1 || lens.clone().max() == lens.min() {
+            for (at, packet) in packets.iter_mut().enumerate() {
+                works.extend(Work::new(at, packet));
+            }
+        } else {
+            let mut order = [0; BURST];
+            let mut lens = [0; BURST];
+            for (len, packet) in lens.iter_mut().zip(&*packets) {
+                *len = packet.buf.len().min(u32::MAX as usize >> 8) as u32;
+            }
+            e.sort(&lens[..packets.len()], &mut order);
+            let mut packets = packets.iter_mut().map(Some).collect::<ArrayVec<_, BURST>>();
+            for at in &order[..packets.len()] {
+                let at = usize::from(*at);
+                works.extend(packets[at].take().and_then(|packet| Work::new(at, packet)));
+            }
+        }
+        Works(works)
+    }
+
+    #[inline(always)]
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    #[inline(always)]
+    pub(crate) fn get(&self, at: u8) -> &Work<'a> {
+        &self.0[usize::from(at)]
+    }
+
+    #[inline(always)]
+    pub(crate) fn from(&self, first: usize) -> &[Work<'a>] {
+        &self.0[first..]
+    }
+
+    /// A bit for each packet's place in the caller's burst.
+    fn all(&self) -> u64 {
+        self.0.iter().fold(0, |all, work| all | 1 << work.at)
+    }
+}
+
+/// The first half of each packet's key stream block 0: the words upright, packets in the order of [`Works`].
+#[repr(align(64))]
+pub(crate) struct Keys {
+    pub(crate) words: [[u32; KEYS]; 8],
+}
+
+impl Keys {
+    fn new() -> Keys {
+        Keys {
+            words: [[0; KEYS]; 8],
+        }
+    }
+
+    /// One packet's, as four words of 64 bits.
+    #[inline(always)]
+    pub(crate) fn get(&self, at: usize) -> [u64; 4] {
+        let word = |n: usize| u64::from(self.words[n][at]) | u64::from(self.words[n + 1][at]) << 32;
+        [word(0), word(2), word(4), word(6)]
+    }
+
+    fn set(&mut self, at: usize, block: &[u8; 64]) {
+        for (words, bytes) in self.words.iter_mut().zip(block.as_chunks::<4>().0) {
+            words[at] = u32::from_le_bytes(*bytes);
+        }
+    }
+}
+
+/// Blocks whose key stream is to be made and XORed onto something.
+pub(crate) struct Lanes {
+    pub(crate) to: [*mut u8; LANES_MAX],
+    pub(crate) len: [u8; LANES_MAX],
+    /// Whose they are.
+    pub(crate) of: [u8; LANES_MAX],
+    pub(crate) counter: [u32; LANES_MAX],
+    pub(crate) count: usize,
+    /// Blocks in a row of the same packet: which, and where they begin.
+    pub(crate) run_of: [u8; LANES_MAX],
+    pub(crate) run_at: [u8; LANES_MAX],
+    pub(crate) runs: usize,
+}
+
+impl Lanes {
+    #[inline(always)]
+    fn new() -> Lanes {
+        Lanes {
+            to: [std::ptr::null_mut(); LANES_MAX],
+            len: [0; LANES_MAX],
+            of: [0; LANES_MAX],
+            counter: [0; LANES_MAX],
+            count: 0,
+            run_of: [0; LANES_MAX],
+            run_at: [0; LANES_MAX],
+            runs: 0,
+        }
+    }
+
+    /// Lanes behind the last one do what that does, and its result goes nowhere.
+    #[inline(always)]
+    pub(crate) fn fill(&mut self) {
+        if self.count > 0 {
+            let last = self.of[self.count - 1];
+            self.of[self.count..].fill(last);
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) fn clear(&mut self) {
+        self.count = 0;
+        self.runs = 0;
+    }
+
+    #[inline(always)]
+    fn push(&mut self, of: usize, counter: u32, to: *mut u8, len: u8) {
+        let at = self.count;
+        self.to[at] = to;
+        self.len[at] = len;
+        self.of[at] = of as u8;
+        self.counter[at] = counter;
+        self.count += 1;
+    }
+
+    #[inline(always)]
+    fn begin_run(&mut self, of: usize) {
+        self.run_of[self.runs] = of as u8;
+        self.run_at[self.runs] = self.count as u8;
+        self.runs += 1;
+    }
+
+    /// Lists a packet's blocks from number `block` on. Works on the list when it is full, and says whether that was so.
+    #[inline(always)]
+    fn push_text<E: Entries>(&mut self, e: E, works: &Works<'_>, of: usize, mut block: usize) -> bool {
+        let work = &works.0[of];
+        let blocks = work.blocks();
+        let mut flushed = false;
+        while block < blocks {
+            self.begin_run(of);
+            let end = blocks.min(block + LANES_MAX - self.count);
+            for block in block..end {
+                let (to, len) = work.block(block);
+                // The text has at most 2^32 - 1 blocks, and 0 is that of the Poly1305 key.
+                self.push(of, block as u32 + 1, to, len);
+            }
+            block = end;
+            if self.count == LANES_MAX {
+                e.flush(works, self);
+                flushed = true;
+            }
+        }
+        flushed
+    }
+}
+
+/// Encrypts the packets and writes their tags: a bit for each one that was.
+#[inline(always)]
+pub(crate) fn seal<E: Entries>(e: E, packets: &mut [Packet<'_>]) {
+    let mut works = Works::new(e, packets);
+    let done = works.all();
+    if works.len() >= MANY {
+        seal_many(e, &mut works);
+        wipe::below::<STACK_MANY>();
+    } else if works.len() > 0 {
+        seal_few(e, &mut works);
+        wipe::below::<STACK_FEW>();
+    }
+    drop(works);
+    set_ok(packets, done);
+}
+
+/// Checks the packets' tags, and decrypts those that are right.
+#[inline(always)]
+pub(crate) fn open<E: Entries>(e: E, packets: &mut [Packet<'_>]) {
+    let mut works = Works::new(e, packets);
+    let mut done = 0;
+    if works.len() >= MANY {
+        done = open_many(e, &mut works);
+        wipe::below::<STACK_MANY>();
+    } else if works.len() > 0 {
+        done = open_few(e, &mut works);
+        wipe::below::<STACK_FEW>();
+    }
+    drop(works);
+    set_ok(packets, done);
+}
+
+#[inline(always)]
+fn set_ok(packets: &mut [Packet<'_>], done: u64) {
+    for (at, packet) in packets.iter_mut().enumerate() {
+        packet.ok = done >> at & 1 == 1;
+    }
+}
+
+#[inline(never)]
+fn seal_many<E: Entries>(e: E, works: &mut Works<'_>) {
+    let mut keys = Keys::new();
+    e.keys(works, &mut keys);
+    let mut lanes = Lanes::new();
+    // Packets whose text is in the registers' past are authenticated while it is near.
+    let mut tagged = 0;
+    for of in 0..=works.len() {
+        let end = if of < works.len() {
+            let flushed = lanes.push_text(e, works, of, 0);
+            if flushed { of } else { 0 }
+        } else {
+            e.flush(works, &mut lanes);
+            works.len() + E::GROUP - 1
+        };
+        while tagged + E::GROUP <= end {
+            write_tags(e, works, &keys, tagged);
+            tagged += E::GROUP;
+        }
+    }
+}
+
+#[inline(never)]
+fn seal_few<E: Entries>(e: E, works: &mut Works<'_>) {
+    let mut kept = [[0; 64]; KEPT];
+    let mut lanes = Lanes::new();
+    push_keys(&mut lanes, works, &mut kept);
+    for of in 0..works.len() {
+        lanes.push_text(e, works, of, 0);
+    }
+    e.flush(works, &mut lanes);
+    let mut keys = Keys::new();
+    for (at, block) in kept[..works.len()].iter().enumerate() {
+        keys.set(at, block);
+    }
+    for first in (0..works.len()).step_by(E::GROUP) {
+        write_tags(e, works, &keys, first);
+    }
+}
+
+#[inline(never)]
+fn open_many<E: Entries>(e: E, works: &mut Works<'_>) -> u64 {
+    let mut keys = Keys::new();
+    e.keys(works, &mut keys);
+    let mut lanes = Lanes::new();
+    let mut done = 0;
+    for first in (0..works.len()).step_by(E::GROUP) {
+        let good = check_tags(e, works, &keys, first);
+        for of in first..works.len().min(first + E::GROUP) {
+            let bit = 1 << works.0[of].at;
+            if good & bit != 0 {
+                lanes.push_text(e, works, of, 0);
+            }
+        }
+        done |= good;
+    }
+    e.flush(works, &mut lanes);
+    done
+}
+
+#[inline(never)]
+fn open_few<E: Entries>(e: E, works: &mut Works<'_>) -> u64 {
+    // The lanes that the keys leave are for the first blocks of texts, whose key stream is kept until the tags are known.
+    let mut kept = [[0; 64]; KEPT];
+    let mut lanes = Lanes::new();
+    push_keys(&mut lanes, works, &mut kept);
+    let (for_keys, for_texts) = kept.split_at_mut(works.len());
+    let mut free = for_texts.iter_mut();
+    for (of, work) in works.0.iter().enumerate() {
+        for (block, kept) in (0..work.blocks()).zip(&mut free) {
+            if block == 0 {
+                lanes.begin_run(of);
+            }
+            lanes.push(of, block as u32 + 1, kept.as_mut_ptr(), 64);
+        }
+    }
+    e.flush(works, &mut lanes);
+    let mut keys = Keys::new();
+    for (at, block) in for_keys.iter().enumerate() {
+        keys.set(at, block);
+    }
+    let mut done = 0;
+    for first in (0..works.len()).step_by(E::GROUP) {
+        done |= check_tags(e, works, &keys, first);
+    }
+    let mut next = 0;
+    for of in 0..works.len() {
+        let work = &works.0[of];
+        let first = &for_texts[next..for_texts.len().min(next + work.blocks())];
+        next += first.len();
+        if done >> work.at & 1 == 1 {
+            for (block, stream) in first.iter().enumerate() {
+                let (to, len) = work.block(block);
+                // SAFETY: the text belongs to a packet that is exclusively borrowed, and this is the only reference to it.
+                let text = unsafe { std::slice::from_raw_parts_mut(to, len.into()) };
+                text.iter_mut().zip(stream).for_each(|(byte, key)| *byte ^= key);
+            }
+            let first = first.len();
+            lanes.push_text(e, works, of, first);
+        }
+    }
+    e.flush(works, &mut lanes);
+    done
+}
+
+/// Lists block 0 of every packet, for zeros of ours.
+#[inline(always)]
+fn push_keys(lanes: &mut Lanes, works: &Works<'_>, kept: &mut [[u8; 64]; KEPT]) {
+    for (of, kept) in kept[..works.len()].iter_mut().enumerate() {
+        lanes.begin_run(of);
+        lanes.push(of, 0, kept.as_mut_ptr(), 64);
+    }
+}
+
+#[inline(always)]
+fn write_tags<E: Entries>(e: E, works: &mut Works<'_>, keys: &Keys, first: usize) {
+    let mut tags = [[0; TAG]; WIDE];
+    e.tags(works, keys, first, &mut tags);
+    for (work, tag) in works.0[first..].iter_mut().zip(tags).take(E::GROUP) {
+        work.set_tag(tag);
+    }
+}
+
+/// A bit for the place of each packet whose tag is right.
+#[inline(always)]
+fn check_tags<E: Entries>(e: E, works: &Works<'_>, keys: &Keys, first: usize) -> u64 {
+    let mut tags = [[0; TAG]; WIDE];
+    e.tags(works, keys, first, &mut tags);
+    let group = works.0[first..].iter().zip(&tags).take(E::GROUP);
+    group.fold(0, |good, (work, tag)| {
+        good | u64::from(work.has_tag(tag)) << work.at
+    })
+}
+
+/// The places of `lens` with the longest first: each one's rank is counted, which needs no branch that depends on them.
+#[inline(always)]
+pub(crate) fn sort(lens: &[u32], order: &mut [u8; BURST]) {
+    // All different: the place is part of it, the first of like ones first.
+    let mut ranked = [0; BURST];
+    for (n, (ranked, len)) in ranked.iter_mut().zip(lens).enumerate() {
+        *ranked = len << 8 | (BURST - 1 - n) as u32;
+    }
+    for (n, own) in ranked[..lens.len()].iter().enumerate() {
+        // What is behind `lens` is zero, and never longer.
+        let rank: u32 = ranked.iter().map(|other| u32::from(other > own)).sum();
+        order[rank as usize] = n as u8;
+    }
+}

@@ -1,0 +1,301 @@
+//! Poly1305 tags of a group of packets (RFC 8439, section 2.8): one packet in each place of a register, or the blocks of one packet.
+
+use crate::TAG;
+use crate::burst::{Keys, Work, Works};
+use crate::field::{Field, WideOf};
+use crate::poly1305::{self, Poly1305};
+use crate::vector::{WIDE, Wide, Window};
+
+/// Chunks of one packet from which on four at a time are worth their powers.
+const FOUR_CHUNKS: usize = 13;
+
+/// The tags of the packets from number `first` on: of as many as a register has places, or those that are left.
+#[inline(always)]
+pub(crate) fn tags<F: Field>(
+    f: F,
+    works: &Works<'_>,
+    keys: &Keys,
+    first: usize,
+    tags: &mut [[u8; TAG]; WIDE],
+) {
+    let group = works.from(first);
+    let group = &group[..group.len().min(<F::Wide as Wide>::LANES)];
+    if side_by_side_is_better::<F>(group) {
+        side_by_side(f, group, keys, first, tags);
+    } else {
+        for (n, (work, tag)) in group.iter().zip(tags).enumerate() {
+            *tag = alone(f, work, keys.get(first + n));
+        }
+    }
+}
+
+#[inline(always)]
+fn side_by_side_is_better<F: Field>(group: &[Work<'_>]) -> bool {
+    let all = group.len() == <F::Wide as Wide>::LANES;
+    (all || group.len() > 2) && group.iter().all(|work| work.aad().is_empty())
+}
+
+/// Clears what is not part of an `r`.
+#[inline(always)]
+fn clamp<F: Field>(f: F, low: WideOf<F>, high: WideOf<F>) -> F::Number {
+    let s = f.wide();
+    let low = s.and(low, s.wide(poly1305::CLAMP[0]));
+    let high = s.and(high, s.wide(poly1305::CLAMP[1]));
+    f.number(low, high, s.wide(0))
+}
+
+/// `(h + m[0]) r^4 + m[1] r^3 + m[2] r^2 + m[3] r`: what depends on `h` comes last.
+#[inline(always)]
+fn absorb_four<F: Field>(f: F, h: F::Number, m: [F::Number; 4], powers: &[F::Factor; 4]) -> F::Number {
+    let mut sum = f.nothing();
+    for n in 1..4 {
+        sum = f.add_product(sum, m[n], &powers[n]);
+    }
+    f.reduce(f.add_product(sum, f.add(h, m[0]), &powers[0]))
+}
+
+/// One packet in each place. Texts end together, so that all of them are multiplied by the same powers; what a shorter one has in front
+/// of its first block counts as zero.
+#[inline(always)]
+fn side_by_side<F: Field>(f: F, group: &[Work<'_>], keys: &Keys, first: usize, tags: &mut [[u8; TAG]; WIDE]) {
+    let s = f.wide();
+    let word = |n: usize| s.zip(&keys.words[n][first..], &keys.words[n + 1][first..]);
+    let r = clamp(f, word(0), word(2));
+    let one = f.factor(r);
+    // The longest is the first.
+    let steps = group[0].len.div_ceil(64);
+    let mut windows = Windows::new(group, steps);
+    let mut h = f.zero();
+    if steps > 0 {
+        let squared = f.multiply(r, &one);
+        let two = f.factor(squared);
+        let three = f.factor(f.multiply(squared, &one));
+        let four = f.factor(f.multiply(squared, &two));
+        let powers = [four, three, two, one];
+        for step in 0..steps {
+            let m = if windows.ragged(step) {
+                windows.take::<F, true>(f)
+            } else {
+                windows.take::<F, false>(f)
+            };
+            h = absorb_four(f, h, m, &powers);
+        }
+    }
+    let lens = windows.lens.map(|len| len as u64);
+    let m = f.number(s.wide(0), s.wide_load(&lens), s.wide(1));
+    h = f.multiply(f.add(h, m), &one);
+    for (n, (tag, h)) in tags.iter_mut().zip(f.export(h)).enumerate().take(group.len()) {
+        let [_, _, low, high] = keys.get(first + n);
+        *tag = poly1305::finish(h, [low, high]);
+    }
+}
+
+/// Where each packet of a group is in its text. A step takes 64 bytes of each, four blocks.
+struct Windows {
+    /// Of the next step.
+    at: [*const u8; WIDE],
+    lens: [usize; WIDE],
+    /// Steps to go when a packet's text begins.
+    steps: [usize; WIDE],
+    left: usize,
+    /// Steps before this one have packets that have not begun.
+    begun: usize,
+    /// Whether the last step has packets that end in the middle of a block.
+    ends_inside: bool,
+}
+
+impl Windows {
+    #[inline(always)]
+    fn new(group: &[Work<'_>], steps: usize) -> Windows {
+        let mut windows = Windows {
+            at: [std::ptr::null(); WIDE],
+            lens: [0; WIDE],
+            steps: [0; WIDE],
+            left: steps,
+            begun: 0,
+            ends_inside: false,
+        };
+        for (n, work) in group.iter().enumerate() {
+            let len = work.len;
+            windows.lens[n] = len;
+            windows.steps[n] = len.div_ceil(64);
+            // The last window ends with the last block.
+            windows.at[n] = work
+                .text()
+                .as_ptr()
+                .wrapping_add(len.next_multiple_of(16))
+                .wrapping_sub(64 * steps);
+        }
+        for n in 0..WIDE {
+            let len = windows.lens[n];
+            let whole = len % 64 == 0 && len > 0;
+            let begun = steps - windows.steps[n] + usize::from(!whole);
+            windows.begun = windows.begun.max(begun);
+            windows.ends_inside |= len % 16 != 0 || len == 0;
+        }
+        windows
+    }
+
+    #[inline(always)]
+    fn ragged(&self, step: usize) -> bool {
+        step < self.begun || self.left == 1 && self.ends_inside
+    }
+
+    /// The four blocks of each packet in the next step.
+    #[inline(always)]
+    fn take<F: Field, const RAGGED: bool>(&mut self, f: F) -> [F::Number; 4] {
+        let s = f.wide();
+        let mut windows = [Window {
+            at: std::ptr::null(),
+            from: 0,
+            to: 64,
+        }; WIDE];
+        let mut tops = [[1; WIDE]; 4];
+        for n in 0..WIDE {
+            windows[n].at = self.at[n];
+            if RAGGED {
+                let (from, to) = self.part(n);
+                windows[n].from = from;
+                windows[n].to = to;
+                for (block, top) in tops.iter_mut().enumerate() {
+                    top[n] = u64::from(16 * block as u8 >= from);
+                }
+            }
+            self.at[n] = self.at[n].wrapping_add(64);
+        }
+        self.left -= 1;
+        // SAFETY: windows lie in texts that stay borrowed, or say that they do not.
+        let blocks = unsafe { s.windows::<RAGGED>(&windows) };
+        let mut numbers = [f.zero(); 4];
+        for n in 0..4 {
+            let top = if RAGGED { s.wide_load(&tops[n]) } else { s.wide(1) };
+            numbers[n] = f.number(blocks[n][0], blocks[n][1], top);
+        }
+        numbers
+    }
+
+    /// What of the next window is a packet's own: from where to where.
+    #[inline(always)]
+    fn part(&self, n: usize) -> (u8, u8) {
+        let len = self.lens[n];
+        let end = if self.left == 1 {
+            64 - (len.wrapping_neg() % 16) as u8
+        } else {
+            64
+        };
+        let begin = if self.left > self.steps[n] {
+            64
+        } else if self.left == self.steps[n] {
+            64 * self.steps[n] - len.next_multiple_of(16)
+        } else {
+            0
+        };
+        (begin as u8, end)
+    }
+}
+
+/// One packet: as many blocks of it side by side as there are places.
+#[inline(always)]
+fn alone<F: Field>(f: F, work: &Work<'_>, key: [u64; 4]) -> [u8; TAG] {
+    let mut poly = Poly1305::new(key);
+    poly.padded(work.aad());
+    let text = work.text();
+    let chunk = 16 * <F::Wide as Wide>::LANES;
+    let chunks = text.len() / chunk;
+    let rest = if chunks >= 2 {
+        // Whole blocks that are too few for a chunk come first: meanwhile the powers are made.
+        let before = text.len() % chunk / 16 * 16;
+        let (first, rest) = text.split_at(before);
+        let (whole, rest) = rest.split_at(chunks * chunk);
+        poly.padded(first);
+        poly.h = blocks_side_by_side(f, poly.h, key, whole);
+        rest
+    } else {
+        text
+    };
+    poly.padded(rest);
+    poly.block([work.aad().len() as u64, work.len as u64]);
+    poly.tag()
+}
+
+/// The state after whole chunks of as many blocks as there are places.
+#[inline(always)]
+fn blocks_side_by_side<F: Field>(f: F, h: [u64; 3], key: [u64; 4], text: &[u8]) -> [u64; 3] {
+    let s = f.wide();
+    let lanes = <F::Wide as Wide>::LANES;
+    let chunk = 16 * lanes;
+    let r1 = clamp(f, s.wide(key[0]), s.wide(key[1]));
+    let one = f.factor(r1);
+    let r2 = f.multiply(r1, &one);
+    let two = f.factor(r2);
+    let r4 = f.multiply(r2, &two);
+    let mut last = f.select(exponent_bit::<F>(0), r1, r2);
+    last = f.select(exponent_bit::<F>(1), last, f.multiply(last, &two));
+    let mut power = r4;
+    if lanes == 8 {
+        let four = f.factor(r4);
+        last = f.select(exponent_bit::<F>(2), last, f.multiply(last, &four));
+        power = f.multiply(r4, &four);
+    }
+    let step = f.factor(power);
+    let load = |n: usize| {
+        // SAFETY: a chunk is in the text.
+        let [low, high] = unsafe { s.blocks(text[n * chunk..][..chunk].as_ptr()) };
+        f.number(low, high, s.wide(1))
+    };
+    let chunks = text.len() / chunk;
+    let mut sum = f.add(first_place(f, h), load(0));
+    let mut next = 1;
+    if chunks >= FOUR_CHUNKS {
+        // Four chunks at a time: their products do not wait for each other.
+        let squared = f.multiply(power, &step);
+        let two = f.factor(squared);
+        let three = f.factor(f.multiply(squared, &step));
+        let four = f.factor(f.multiply(squared, &two));
+        let powers = [four, three, two, step];
+        while next + 4 <= chunks {
+            let m = [sum, load(next), load(next + 1), load(next + 2)];
+            sum = f.add(absorb_four(f, f.zero(), m, &powers), load(next + 3));
+            next += 4;
+        }
+    }
+    while next < chunks {
+        sum = f.add(f.multiply(sum, &step), load(next));
+        next += 1;
+    }
+    let lanes = f.export(f.multiply(sum, &f.factor(last)));
+    let mut h = [0; 3];
+    for lane in &lanes[..<F::Wide as Wide>::LANES] {
+        for n in 0..3 {
+            h[n] += lane[n];
+        }
+    }
+    poly1305::carry(h)
+}
+
+/// Which places have a block whose power of `r`, counted from 0 for the last block, has this bit set.
+#[inline(always)]
+fn exponent_bit<F: Field>(bit: u8) -> u8 {
+    let lanes = <F::Wide as Wide>::LANES as u8;
+    let mut mask = 0;
+    for n in 0..lanes {
+        let exponent = lanes - 1 - <F::Wide as Wide>::ORDER[usize::from(n)];
+        mask |= (exponent >> bit & 1) << n;
+    }
+    mask
+}
+
+/// A state in the first place, which has the first block, and zeros in the others.
+#[inline(always)]
+fn first_place<F: Field>(f: F, h: [u64; 3]) -> F::Number {
+    let s = f.wide();
+    let all = u128::from(h[0]) + (u128::from(h[1]) << 44) + (u128::from(h[2] & ((1 << 40) - 1)) << 88);
+    let word = |word: u64| s.wide_load(&[word, 0, 0, 0, 0, 0, 0, 0]);
+    let number = f.number(word(all as u64), word((all >> 64) as u64), word(0));
+    // What is at 2^128 and above: a few times the bit there.
+    let top = h[2] >> 40;
+    (0..3).fold(number, |number, bit| {
+        let once = f.number(s.wide(0), s.wide(0), word(u64::from(top > bit)));
+        f.add(number, once)
+    })
+}
