@@ -1,13 +1,14 @@
 //! A burst on its way through a kernel: in which order its packets go, and which of their blocks share a pass.
 
+use crate::chacha::are_many;
 use crate::vector::{Entries, WIDE};
 use crate::{BURST, Packet, TAG, wipe};
 use arrayvec::ArrayVec;
 use std::marker::PhantomData;
 use subtle::ConstantTimeEq;
 
-/// Packets that there is room for among the [`Keys`].
-pub(crate) const KEYS: usize = BURST;
+/// Packets whose [`Keys`] stand together.
+pub(crate) const KEYS: usize = 16;
 /// Blocks that are listed before they are worked on.
 pub(crate) const LANES_MAX: usize = 32;
 /// Fewer packets than this have their Poly1305 keys made in the same passes as the rest.
@@ -58,14 +59,26 @@ impl<'a> Work<'a> {
         })
     }
 
+    #[inline(always)]
     pub(crate) fn text(&self) -> &[u8] {
         // SAFETY: the text belongs to a packet that is exclusively borrowed for as long as this lives, and nobody has a reference to it
         // while tags are made.
         unsafe { std::slice::from_raw_parts(self.text, self.len) }
     }
 
+    #[inline(always)]
     pub(crate) fn aad(&self) -> &[u8] {
         self.aad
+    }
+
+    /// What is behind the last whole block of 16 bytes, filled up with zeros; none if there is nothing.
+    #[inline(always)]
+    pub(crate) fn rest(&self) -> Option<[u64; 2]> {
+        let rest = self.len % 16;
+        // SAFETY: behind the text there are the 16 bytes of the tag.
+        let all = unsafe { self.text.add(self.len - rest).cast::<u128>().read_unaligned() };
+        let all = u128::from_le(all) & ((1 << (8 * rest)) - 1);
+        (rest > 0).then_some([all as u64, (all >> 64) as u64])
     }
 
     fn blocks(&self) -> usize {
@@ -88,7 +101,9 @@ impl<'a> Work<'a> {
     fn has_tag(&self, tag: &[u8; TAG]) -> bool {
         // SAFETY: as in `set_tag`.
         let there = unsafe { self.text.add(self.len).cast::<[u8; TAG]>().read() };
-        there.ct_eq(tag).into()
+        u128::from_ne_bytes(there)
+            .ct_eq(&u128::from_ne_bytes(*tag))
+            .into()
     }
 }
 
@@ -142,24 +157,27 @@ impl<'a> Works<'a> {
     }
 }
 
-/// The first half of each packet's key stream block 0: the words upright, packets in the order of [`Works`].
+/// The first half of sixteen packets' key stream block 0: the words upright, packets in the order of [`Works`].
+#[derive(Clone, Copy)]
 #[repr(align(64))]
 pub(crate) struct Keys {
     pub(crate) words: [[u32; KEYS]; 8],
 }
 
 impl Keys {
-    fn new() -> Keys {
-        Keys {
-            words: [[0; KEYS]; 8],
-        }
-    }
+    const NONE: Keys = Keys {
+        words: [[0; KEYS]; 8],
+    };
 
     /// One packet's, as four words of 64 bits.
     #[inline(always)]
-    pub(crate) fn get(&self, at: usize) -> [u64; 4] {
-        let word = |n: usize| u64::from(self.words[n][at]) | u64::from(self.words[n + 1][at]) << 32;
-        [word(0), word(2), word(4), word(6)]
+    pub(crate) fn get(keys: &[Keys], at: usize) -> [u64; 4] {
+        let (words, at) = (&keys[at / KEYS].words, at % KEYS);
+        let mut key = [0; 4];
+        for (n, key) in key.iter_mut().enumerate() {
+            *key = u64::from(words[2 * n][at]) | u64::from(words[2 * n + 1][at]) << 32;
+        }
+        key
     }
 
     fn set(&mut self, at: usize, block: &[u8; 64]) {
@@ -200,15 +218,24 @@ impl Lanes {
 
     /// Lanes behind the last one do what that does, and its result goes nowhere.
     #[inline(always)]
-    pub(crate) fn fill(&mut self) {
+    fn fill(&mut self) {
         if self.count > 0 {
             let last = self.of[self.count - 1];
             self.of[self.count..].fill(last);
         }
     }
 
+    /// XORs the key stream onto what is listed, and empties the list.
     #[inline(always)]
-    pub(crate) fn clear(&mut self) {
+    fn flush<E: Entries>(&mut self, e: E, works: &Works<'_>) {
+        self.fill();
+        let mut at = 0;
+        if are_many::<E>(self.count) {
+            at = e.many(works, self);
+        }
+        if at < self.count {
+            e.few(works, self, at);
+        }
         self.count = 0;
         self.runs = 0;
     }
@@ -246,7 +273,7 @@ impl Lanes {
             }
             block = end;
             if self.count == LANES_MAX {
-                e.flush(works, self);
+                self.flush(e, works);
                 flushed = true;
             }
         }
@@ -255,7 +282,7 @@ impl Lanes {
 }
 
 /// Encrypts the packets and writes their tags: a bit for each one that was.
-#[inline(always)]
+#[inline(never)]
 pub(crate) fn seal<E: Entries>(e: E, packets: &mut [Packet<'_>]) {
     let mut works = Works::new(e, packets);
     let done = works.all();
@@ -271,7 +298,7 @@ pub(crate) fn seal<E: Entries>(e: E, packets: &mut [Packet<'_>]) {
 }
 
 /// Checks the packets' tags, and decrypts those that are right.
-#[inline(always)]
+#[inline(never)]
 pub(crate) fn open<E: Entries>(e: E, packets: &mut [Packet<'_>]) {
     let mut works = Works::new(e, packets);
     let mut done = 0;
@@ -295,7 +322,7 @@ fn set_ok(packets: &mut [Packet<'_>], done: u64) {
 
 #[inline(never)]
 fn seal_many<E: Entries>(e: E, works: &mut Works<'_>) {
-    let mut keys = Keys::new();
+    let mut keys = [Keys::NONE; BURST / KEYS];
     e.keys(works, &mut keys);
     let mut lanes = Lanes::new();
     // Packets whose text is in the registers' past are authenticated while it is near.
@@ -305,7 +332,7 @@ fn seal_many<E: Entries>(e: E, works: &mut Works<'_>) {
             let flushed = lanes.push_text(e, works, of, 0);
             if flushed { of } else { 0 }
         } else {
-            e.flush(works, &mut lanes);
+            lanes.flush(e, works);
             works.len() + E::GROUP - 1
         };
         while tagged + E::GROUP <= end {
@@ -323,10 +350,10 @@ fn seal_few<E: Entries>(e: E, works: &mut Works<'_>) {
     for of in 0..works.len() {
         lanes.push_text(e, works, of, 0);
     }
-    e.flush(works, &mut lanes);
-    let mut keys = Keys::new();
+    lanes.flush(e, works);
+    let mut keys = [Keys::NONE];
     for (at, block) in kept[..works.len()].iter().enumerate() {
-        keys.set(at, block);
+        keys[0].set(at, block);
     }
     for first in (0..works.len()).step_by(E::GROUP) {
         write_tags(e, works, &keys, first);
@@ -335,7 +362,7 @@ fn seal_few<E: Entries>(e: E, works: &mut Works<'_>) {
 
 #[inline(never)]
 fn open_many<E: Entries>(e: E, works: &mut Works<'_>) -> u64 {
-    let mut keys = Keys::new();
+    let mut keys = [Keys::NONE; BURST / KEYS];
     e.keys(works, &mut keys);
     let mut lanes = Lanes::new();
     let mut done = 0;
@@ -349,7 +376,7 @@ fn open_many<E: Entries>(e: E, works: &mut Works<'_>) -> u64 {
         }
         done |= good;
     }
-    e.flush(works, &mut lanes);
+    lanes.flush(e, works);
     done
 }
 
@@ -369,10 +396,10 @@ fn open_few<E: Entries>(e: E, works: &mut Works<'_>) -> u64 {
             lanes.push(of, block as u32 + 1, kept.as_mut_ptr(), 64);
         }
     }
-    e.flush(works, &mut lanes);
-    let mut keys = Keys::new();
+    lanes.flush(e, works);
+    let mut keys = [Keys::NONE];
     for (at, block) in for_keys.iter().enumerate() {
-        keys.set(at, block);
+        keys[0].set(at, block);
     }
     let mut done = 0;
     for first in (0..works.len()).step_by(E::GROUP) {
@@ -394,7 +421,7 @@ fn open_few<E: Entries>(e: E, works: &mut Works<'_>) -> u64 {
             lanes.push_text(e, works, of, first);
         }
     }
-    e.flush(works, &mut lanes);
+    lanes.flush(e, works);
     done
 }
 
@@ -407,10 +434,29 @@ fn push_keys(lanes: &mut Lanes, works: &Works<'_>, kept: &mut [[u8; 64]; KEPT]) 
     }
 }
 
+/// The tags of the packets from number `first` on: of a group, or those that are left.
 #[inline(always)]
-fn write_tags<E: Entries>(e: E, works: &mut Works<'_>, keys: &Keys, first: usize) {
+fn make_tags<E: Entries>(e: E, works: &Works<'_>, keys: &[Keys], first: usize, tags: &mut [[u8; TAG]; WIDE]) {
+    let group = &works.0[first..works.len().min(first + E::GROUP)];
+    if side_by_side_is_better(group, E::GROUP) {
+        e.side_by_side(group, keys, first, tags);
+    } else {
+        for (n, (work, tag)) in group.iter().zip(tags).enumerate() {
+            e.alone(work, Keys::get(keys, first + n), tag);
+        }
+    }
+}
+
+/// Whether a group is worked on faster one packet in each place than one packet after another.
+#[inline(always)]
+fn side_by_side_is_better(group: &[Work<'_>], places: usize) -> bool {
+    (group.len() == places || group.len() > 2) && group.iter().all(|work| work.aad.is_empty())
+}
+
+#[inline(always)]
+fn write_tags<E: Entries>(e: E, works: &mut Works<'_>, keys: &[Keys], first: usize) {
     let mut tags = [[0; TAG]; WIDE];
-    e.tags(works, keys, first, &mut tags);
+    make_tags(e, works, keys, first, &mut tags);
     for (work, tag) in works.0[first..].iter_mut().zip(tags).take(E::GROUP) {
         work.set_tag(tag);
     }
@@ -418,9 +464,9 @@ fn write_tags<E: Entries>(e: E, works: &mut Works<'_>, keys: &Keys, first: usize
 
 /// A bit for the place of each packet whose tag is right.
 #[inline(always)]
-fn check_tags<E: Entries>(e: E, works: &Works<'_>, keys: &Keys, first: usize) -> u64 {
+fn check_tags<E: Entries>(e: E, works: &Works<'_>, keys: &[Keys], first: usize) -> u64 {
     let mut tags = [[0; TAG]; WIDE];
-    e.tags(works, keys, first, &mut tags);
+    make_tags(e, works, keys, first, &mut tags);
     let group = works.0[first..].iter().zip(&tags).take(E::GROUP);
     group.fold(0, |good, (work, tag)| {
         good | u64::from(work.has_tag(tag)) << work.at

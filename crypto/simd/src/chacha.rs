@@ -4,8 +4,9 @@
 //! so this is for many blocks. *In rows*, it holds four words of each of a quarter as many blocks: a few blocks fill few registers, and
 //! take no longer than what the rounds wait for each other.
 
-use crate::burst::{Keys, LANES_MAX, Lanes, Works};
+use crate::burst::{KEYS, Keys, LANES_MAX, Lanes, Works};
 use crate::vector::Words;
+use std::mem::MaybeUninit;
 
 const CONSTANTS: [u32; 4] = [0x6170_7865, 0x3320_646e, 0x7962_2d32, 0x6b20_6574];
 
@@ -19,7 +20,7 @@ const FEW_RUNS: usize = 6;
 
 /// The Poly1305 keys of all packets: upright, their words are already as Poly1305 wants them.
 #[inline(always)]
-pub(crate) fn keys<S: Words>(s: S, works: &Works<'_>, keys: &mut Keys) {
+pub(crate) fn keys<S: Words>(s: S, works: &Works<'_>, keys: &mut [Keys]) {
     let mut first = 0;
     while first < works.len() {
         let left = works.len() - first;
@@ -34,67 +35,85 @@ pub(crate) fn keys<S: Words>(s: S, works: &Works<'_>, keys: &mut Keys) {
 }
 
 #[inline(always)]
-fn upright_keys<S: Words, const K: usize>(s: S, works: &Works<'_>, keys: &mut Keys, first: usize) {
-    let mut begin = [[s.splat(0); 16]; K];
-    for (k, begin) in begin.iter_mut().enumerate() {
+fn upright_keys<S: Words, const K: usize>(s: S, works: &Works<'_>, keys: &mut [Keys], first: usize) {
+    let mut begin = MaybeUninit::<[[S::V; 16]; K]>::uninit();
+    for k in 0..K {
         let mut of = [0; 16];
         for (n, of) in of.iter_mut().enumerate() {
             *of = (first + k * S::LANES + n).min(works.len() - 1) as u8;
         }
-        *begin = transposed(s, works, &of, s.splat(0));
+        // SAFETY: the array has `K` parts.
+        unsafe {
+            begin
+                .as_mut_ptr()
+                .cast::<[S::V; 16]>()
+                .add(k)
+                .write(transposed(s, works, &of, s.splat(0)))
+        };
     }
-    let x = rounds(s, &begin);
+    // SAFETY: all of its parts have been written.
+    let begin = unsafe { begin.assume_init_ref() };
+    let x = rounds(s, begin);
     for (k, x) in x.iter().enumerate() {
         let at = first + k * S::LANES;
-        for (words, x) in keys.words.iter_mut().zip(x) {
-            s.store(&mut words[at..], *x);
+        for (words, x) in keys[at / KEYS].words.iter_mut().zip(x) {
+            s.store(&mut words[at % KEYS..], *x);
         }
     }
 }
 
-/// XORs the key stream onto what `lanes` lists, and empties it.
+/// Whether so many blocks are too many for [`rows`].
 #[inline(always)]
-pub(crate) fn flush<S: Words>(s: S, works: &Works<'_>, lanes: &mut Lanes) {
-    let rows = S::LANES / 4;
-    let mut at = 0;
-    lanes.fill();
-    while at < lanes.count {
-        let left = lanes.count - at;
-        if S::PASSES == 2 && left > S::LANES + 3 * rows {
-            upright::<S, 2>(s, works, lanes, at);
-            at += 2 * S::LANES;
-        } else if left > 3 * rows {
-            upright::<S, 1>(s, works, lanes, at);
-            at += S::LANES;
-        } else if left > 2 * rows {
-            in_rows::<S, 3>(s, works, lanes, at);
-            at += 3 * rows;
-        } else if left > rows {
-            in_rows::<S, 2>(s, works, lanes, at);
-            at += 2 * rows;
-        } else {
-            in_rows::<S, 1>(s, works, lanes, at);
-            at += rows;
+pub(crate) fn are_many<S: Words>(blocks: usize) -> bool {
+    blocks > 3 * (S::LANES / 4)
+}
+
+/// XORs the key stream onto what `lanes` lists from `at` on, for many. Returns how far it came.
+#[inline(always)]
+pub(crate) fn many<S: Words>(s: S, works: &Works<'_>, lanes: &Lanes, mut at: usize) -> usize {
+    while S::PASSES == 2 && lanes.count - at > S::LANES && are_many::<S>(lanes.count - at - S::LANES) {
+        upright::<S, 2>(s, works, lanes, at);
+        at += 2 * S::LANES;
+        if at >= lanes.count {
+            return at;
         }
     }
-    lanes.clear();
+    while are_many::<S>(lanes.count.saturating_sub(at)) {
+        upright::<S, 1>(s, works, lanes, at);
+        at += S::LANES;
+    }
+    at
+}
+
+/// The same for those that are left then.
+#[inline(always)]
+pub(crate) fn few<S: Words>(s: S, works: &Works<'_>, lanes: &Lanes, at: usize) {
+    match (lanes.count - at).div_ceil(S::LANES / 4) {
+        1 => in_rows::<S, 1>(s, works, lanes, at),
+        2 => in_rows::<S, 2>(s, works, lanes, at),
+        _ => in_rows::<S, 3>(s, works, lanes, at),
+    }
 }
 
 #[inline(always)]
 fn upright<S: Words, const K: usize>(s: S, works: &Works<'_>, lanes: &Lanes, at: usize) {
-    let mut begin = [[s.splat(0); 16]; K];
-    for (k, begin) in begin.iter_mut().enumerate() {
+    let mut begin = MaybeUninit::<[[S::V; 16]; K]>::uninit();
+    for k in 0..K {
         let at = at + k * S::LANES;
         let counters = s.load(&lanes.counter[at..]);
-        *begin = if lanes.runs <= FEW_RUNS {
+        let state = if lanes.runs <= FEW_RUNS {
             repeated(s, works, lanes, at, counters)
         } else {
             let mut of = [0; 16];
             of[..S::LANES].copy_from_slice(&lanes.of[at..at + S::LANES]);
             transposed(s, works, &of, counters)
         };
+        // SAFETY: the array has `K` parts.
+        unsafe { begin.as_mut_ptr().cast::<[S::V; 16]>().add(k).write(state) };
     }
-    let x = rounds(s, &begin);
+    // SAFETY: all of its parts have been written.
+    let begin = unsafe { begin.assume_init_ref() };
+    let x = rounds(s, begin);
     for (k, x) in x.into_iter().enumerate() {
         let at = at + k * S::LANES;
         let end = (at + S::LANES).min(lanes.count);

@@ -39,6 +39,26 @@ pub(crate) trait Field: Copy {
 /// A register of a field.
 pub(crate) type WideOf<F> = <<F as Field>::Wide as Wide>::W;
 
+#[inline(always)]
+fn times5<S: Wide>(s: S, limb: S::W) -> S::W {
+    s.plus(limb, s.left::<2>(limb))
+}
+
+#[inline(always)]
+fn times20<S: Wide>(s: S, limb: S::W) -> S::W {
+    s.plus(s.left::<4>(limb), s.left::<2>(limb))
+}
+
+/// Carries what a limb of 26 bits has too much into another one.
+#[inline(always)]
+fn carry26<S: Wide>(s: S, h: &mut [S::W; 5], from: usize, to: usize) {
+    let over = s.right::<26>(h[from]);
+    h[from] = s.and(h[from], s.wide((1 << 26) - 1));
+    // From the top it comes back in at the bottom, five times.
+    let over = if to == 0 { times5(s, over) } else { over };
+    h[to] = s.plus(h[to], over);
+}
+
 /// Three limbs of 44 bits.
 #[derive(Clone, Copy)]
 pub(crate) struct Limbs44<S>(pub(crate) S);
@@ -104,10 +124,9 @@ impl<S: Multiply52> Field for Limbs44<S> {
     #[inline(always)]
     fn factor(self, number: [S::W; 3]) -> Factor44<S::W> {
         let s = self.0;
-        let times20 = |limb| s.plus(s.left::<4>(limb), s.left::<2>(limb));
         Factor44 {
             limbs: number,
-            round: [times20(number[1]), times20(number[2])],
+            round: [times20(s, number[1]), times20(s, number[2])],
         }
     }
 
@@ -227,14 +246,13 @@ impl<S: Wide> Field for Limbs26<S> {
     #[inline(always)]
     fn factor(self, number: [S::W; 5]) -> Factor26<S::W> {
         let s = self.0;
-        let times5 = |limb| s.plus(limb, s.left::<2>(limb));
         Factor26 {
             limbs: number,
             round: [
-                times5(number[1]),
-                times5(number[2]),
-                times5(number[3]),
-                times5(number[4]),
+                times5(s, number[1]),
+                times5(s, number[2]),
+                times5(s, number[3]),
+                times5(s, number[4]),
             ],
         }
     }
@@ -264,27 +282,15 @@ impl<S: Wide> Field for Limbs26<S> {
     #[inline(always)]
     fn reduce(self, sum: [S::W; 5]) -> [S::W; 5] {
         let s = self.0;
-        let mask = s.wide((1 << 26) - 1);
         let mut h = sum;
-        let mut carry = |from: usize, to: usize| {
-            let over = s.right::<26>(h[from]);
-            h[from] = s.and(h[from], mask);
-            // From the top it comes back in at the bottom, five times.
-            let over = if to == 0 {
-                s.plus(over, s.left::<2>(over))
-            } else {
-                over
-            };
-            h[to] = s.plus(h[to], over);
-        };
         // Two chains side by side.
-        carry(0, 1);
-        carry(3, 4);
-        carry(1, 2);
-        carry(4, 0);
-        carry(2, 3);
-        carry(0, 1);
-        carry(3, 4);
+        carry26(s, &mut h, 0, 1);
+        carry26(s, &mut h, 3, 4);
+        carry26(s, &mut h, 1, 2);
+        carry26(s, &mut h, 4, 0);
+        carry26(s, &mut h, 2, 3);
+        carry26(s, &mut h, 0, 1);
+        carry26(s, &mut h, 3, 4);
         h
     }
 

@@ -47,13 +47,19 @@ impl Poly1305 {
         self.h = [h0 & M44, (d1 as u64 & M44) + (h0 >> 44), d2 as u64 & M42];
     }
 
+    /// Takes in blocks.
+    #[inline(always)]
+    pub(crate) fn whole(&mut self, blocks: &[u8]) {
+        for block in blocks.as_chunks::<16>().0 {
+            self.block(words(block));
+        }
+    }
+
     /// Takes in `bytes`, the last block filled up with zeros (RFC 8439, section 2.8).
     #[inline(always)]
     pub(crate) fn padded(&mut self, bytes: &[u8]) {
-        let (blocks, rest) = bytes.as_chunks::<16>();
-        for block in blocks {
-            self.block(words(block));
-        }
+        let (_, rest) = bytes.as_chunks::<16>();
+        self.whole(bytes);
         if !rest.is_empty() {
             let mut block = [0; 16];
             block[..rest.len()].copy_from_slice(rest);

@@ -1,39 +1,15 @@
 //! Poly1305 tags of a group of packets (RFC 8439, section 2.8): one packet in each place of a register, or the blocks of one packet.
 
 use crate::TAG;
-use crate::burst::{Keys, Work, Works};
+use crate::burst::{KEYS, Keys, Work};
 use crate::field::{Field, WideOf};
 use crate::poly1305::{self, Poly1305};
 use crate::vector::{WIDE, Wide, Window};
 
+/// Chunks of one packet from which on blocks are worked on side by side.
+const CHUNKS: usize = 2;
 /// Chunks of one packet from which on four at a time are worth their powers.
 const FOUR_CHUNKS: usize = 13;
-
-/// The tags of the packets from number `first` on: of as many as a register has places, or those that are left.
-#[inline(always)]
-pub(crate) fn tags<F: Field>(
-    f: F,
-    works: &Works<'_>,
-    keys: &Keys,
-    first: usize,
-    tags: &mut [[u8; TAG]; WIDE],
-) {
-    let group = works.from(first);
-    let group = &group[..group.len().min(<F::Wide as Wide>::LANES)];
-    if side_by_side_is_better::<F>(group) {
-        side_by_side(f, group, keys, first, tags);
-    } else {
-        for (n, (work, tag)) in group.iter().zip(tags).enumerate() {
-            *tag = alone(f, work, keys.get(first + n));
-        }
-    }
-}
-
-#[inline(always)]
-fn side_by_side_is_better<F: Field>(group: &[Work<'_>]) -> bool {
-    let all = group.len() == <F::Wide as Wide>::LANES;
-    (all || group.len() > 2) && group.iter().all(|work| work.aad().is_empty())
-}
 
 /// Clears what is not part of an `r`.
 #[inline(always)]
@@ -57,10 +33,15 @@ fn absorb_four<F: Field>(f: F, h: F::Number, m: [F::Number; 4], powers: &[F::Fac
 /// One packet in each place. Texts end together, so that all of them are multiplied by the same powers; what a shorter one has in front
 /// of its first block counts as zero.
 #[inline(always)]
-fn side_by_side<F: Field>(f: F, group: &[Work<'_>], keys: &Keys, first: usize, tags: &mut [[u8; TAG]; WIDE]) {
+pub(crate) fn side_by_side<F: Field>(
+    f: F,
+    group: &[Work<'_>],
+    keys: &[Keys],
+    first: usize,
+    tags: &mut [[u8; TAG]; WIDE],
+) {
     let s = f.wide();
-    let word = |n: usize| s.zip(&keys.words[n][first..], &keys.words[n + 1][first..]);
-    let r = clamp(f, word(0), word(2));
+    let r = clamp(f, upright(s, keys, 0, first), upright(s, keys, 2, first));
     let one = f.factor(r);
     // The longest is the first.
     let steps = group[0].len.div_ceil(64);
@@ -85,7 +66,7 @@ fn side_by_side<F: Field>(f: F, group: &[Work<'_>], keys: &Keys, first: usize, t
     let m = f.number(s.wide(0), s.wide_load(&lens), s.wide(1));
     h = f.multiply(f.add(h, m), &one);
     for (n, (tag, h)) in tags.iter_mut().zip(f.export(h)).enumerate().take(group.len()) {
-        let [_, _, low, high] = keys.get(first + n);
+        let [_, _, low, high] = Keys::get(keys, first + n);
         *tag = poly1305::finish(h, [low, high]);
     }
 }
@@ -115,7 +96,9 @@ impl Windows {
             begun: 0,
             ends_inside: false,
         };
-        for (n, work) in group.iter().enumerate() {
+        for n in 0..WIDE {
+            // Places without a packet do what the first one does.
+            let work = group.get(n).unwrap_or(&group[0]);
             let len = work.len;
             windows.lens[n] = len;
             windows.steps[n] = len.div_ceil(64);
@@ -196,24 +179,24 @@ impl Windows {
 
 /// One packet: as many blocks of it side by side as there are places.
 #[inline(always)]
-fn alone<F: Field>(f: F, work: &Work<'_>, key: [u64; 4]) -> [u8; TAG] {
+pub(crate) fn alone<F: Field>(f: F, work: &Work<'_>, key: [u64; 4]) -> [u8; TAG] {
     let mut poly = Poly1305::new(key);
     poly.padded(work.aad());
     let text = work.text();
     let chunk = 16 * <F::Wide as Wide>::LANES;
     let chunks = text.len() / chunk;
-    let rest = if chunks >= 2 {
-        // Whole blocks that are too few for a chunk come first: meanwhile the powers are made.
-        let before = text.len() % chunk / 16 * 16;
-        let (first, rest) = text.split_at(before);
-        let (whole, rest) = rest.split_at(chunks * chunk);
-        poly.padded(first);
-        poly.h = blocks_side_by_side(f, poly.h, key, whole);
-        rest
-    } else {
-        text
-    };
-    poly.padded(rest);
+    let (mut whole, _) = text.split_at(text.len() / 16 * 16);
+    if chunks >= CHUNKS {
+        // Blocks that are too few for a chunk come first: meanwhile the powers are made.
+        let (first, chunks) = whole.split_at(whole.len() % chunk);
+        poly.whole(first);
+        poly.h = blocks_side_by_side(f, poly.h, key, chunks);
+        whole = &[];
+    }
+    poly.whole(whole);
+    if let Some(block) = work.rest() {
+        poly.block(block);
+    }
     poly.block([work.aad().len() as u64, work.len as u64]);
     poly.tag()
 }
@@ -238,13 +221,8 @@ fn blocks_side_by_side<F: Field>(f: F, h: [u64; 3], key: [u64; 4], text: &[u8]) 
         power = f.multiply(r4, &four);
     }
     let step = f.factor(power);
-    let load = |n: usize| {
-        // SAFETY: a chunk is in the text.
-        let [low, high] = unsafe { s.blocks(text[n * chunk..][..chunk].as_ptr()) };
-        f.number(low, high, s.wide(1))
-    };
     let chunks = text.len() / chunk;
-    let mut sum = f.add(first_place(f, h), load(0));
+    let mut sum = f.add(first_place(f, h), chunk_at(f, text, 0));
     let mut next = 1;
     if chunks >= FOUR_CHUNKS {
         // Four chunks at a time: their products do not wait for each other.
@@ -254,13 +232,18 @@ fn blocks_side_by_side<F: Field>(f: F, h: [u64; 3], key: [u64; 4], text: &[u8]) 
         let four = f.factor(f.multiply(squared, &two));
         let powers = [four, three, two, step];
         while next + 4 <= chunks {
-            let m = [sum, load(next), load(next + 1), load(next + 2)];
-            sum = f.add(absorb_four(f, f.zero(), m, &powers), load(next + 3));
+            let m = [
+                sum,
+                chunk_at(f, text, next),
+                chunk_at(f, text, next + 1),
+                chunk_at(f, text, next + 2),
+            ];
+            sum = f.add(absorb_four(f, f.zero(), m, &powers), chunk_at(f, text, next + 3));
             next += 4;
         }
     }
     while next < chunks {
-        sum = f.add(f.multiply(sum, &step), load(next));
+        sum = f.add(f.multiply(sum, &step), chunk_at(f, text, next));
         next += 1;
     }
     let lanes = f.export(f.multiply(sum, &f.factor(last)));
@@ -290,12 +273,32 @@ fn exponent_bit<F: Field>(bit: u8) -> u8 {
 fn first_place<F: Field>(f: F, h: [u64; 3]) -> F::Number {
     let s = f.wide();
     let all = u128::from(h[0]) + (u128::from(h[1]) << 44) + (u128::from(h[2] & ((1 << 40) - 1)) << 88);
-    let word = |word: u64| s.wide_load(&[word, 0, 0, 0, 0, 0, 0, 0]);
-    let number = f.number(word(all as u64), word((all >> 64) as u64), word(0));
+    let words = [
+        [all as u64, 0, 0, 0, 0, 0, 0, 0],
+        [(all >> 64) as u64, 0, 0, 0, 0, 0, 0, 0],
+    ];
+    let mut number = f.number(s.wide_load(&words[0]), s.wide_load(&words[1]), s.wide(0));
     // What is at 2^128 and above: a few times the bit there.
-    let top = h[2] >> 40;
-    (0..3).fold(number, |number, bit| {
-        let once = f.number(s.wide(0), s.wide(0), word(u64::from(top > bit)));
-        f.add(number, once)
-    })
+    for bit in 0..3 {
+        let top = [u64::from(h[2] >> 40 > bit), 0, 0, 0, 0, 0, 0, 0];
+        number = f.add(number, f.number(s.wide(0), s.wide(0), s.wide_load(&top)));
+    }
+    number
+}
+
+/// Two words of each packet's key, as one.
+#[inline(always)]
+fn upright<S: Wide>(s: S, keys: &[Keys], word: usize, first: usize) -> S::W {
+    let (words, at) = (&keys[first / KEYS].words, first % KEYS);
+    s.zip(&words[word][at..], &words[word + 1][at..])
+}
+
+/// The blocks of a text's chunk.
+#[inline(always)]
+fn chunk_at<F: Field>(f: F, text: &[u8], number: usize) -> F::Number {
+    let s = f.wide();
+    let chunk = 16 * <F::Wide as Wide>::LANES;
+    // SAFETY: a chunk is in the text.
+    let [low, high] = unsafe { s.blocks(text[number * chunk..][..chunk].as_ptr()) };
+    f.number(low, high, s.wide(1))
 }

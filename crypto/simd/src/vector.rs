@@ -5,7 +5,7 @@
 
 use crate::BURST;
 use crate::TAG;
-use crate::burst::{Keys, Lanes, Works};
+use crate::burst::{Keys, Lanes, Work, Works};
 
 /// Registers of 32-bit words, as ChaCha20 uses them: one word of several blocks (*upright*), or four words of each of several blocks (*rows*).
 pub(crate) trait Words: Copy {
@@ -99,7 +99,7 @@ pub(crate) trait Wide: Copy {
     /// The four blocks of each packet's window: low and high words of the first blocks, of the second ones, and so on.
     ///
     /// # Safety
-    /// Each window can be read where it is its packet's own; where not `RAGGED`, that is all 64 bytes.
+    /// Each window can be read where it is its packet's own, and on to the end of that block of 16 bytes; where not `RAGGED`, that is all 64 bytes.
     unsafe fn windows<const RAGGED: bool>(self, windows: &[Window; WIDE]) -> [[Self::W; 2]; 4];
     /// As many blocks of one text as there are lanes, low and high words; lane `n` has block [`ORDER`](Self::ORDER)`[n]`.
     ///
@@ -124,11 +124,15 @@ pub(crate) trait Entries: Words + Wide {
     const GROUP: usize = <Self as Wide>::LANES;
 
     /// Makes the Poly1305 keys of all packets.
-    fn keys(self, works: &Works<'_>, keys: &mut Keys);
-    /// XORs the key stream onto what `lanes` lists, and empties it.
-    fn flush(self, works: &Works<'_>, lanes: &mut Lanes);
-    /// The tags of the packets from number `first` on: of [`GROUP`](Self::GROUP) of them, or those that are left.
-    fn tags(self, works: &Works<'_>, keys: &Keys, first: usize, tags: &mut [[u8; TAG]; WIDE]);
+    fn keys(self, works: &Works<'_>, keys: &mut [Keys]);
+    /// XORs the key stream onto what `lanes` lists, as long as that is many blocks. Returns how far it came.
+    fn many(self, works: &Works<'_>, lanes: &Lanes) -> usize;
+    /// XORs the key stream onto what `lanes` lists from `at` on, which is few blocks.
+    fn few(self, works: &Works<'_>, lanes: &Lanes, at: usize);
+    /// The tags of a group of packets without additional data, up to [`GROUP`](Self::GROUP), the first of which has number `first` among the keys.
+    fn side_by_side(self, group: &[Work<'_>], keys: &[Keys], first: usize, tags: &mut [[u8; TAG]; WIDE]);
+    /// The tag of one packet.
+    fn alone(self, work: &Work<'_>, key: [u64; 4], tag: &mut [u8; TAG]);
     /// Puts `lens` in order: `order[n]` is the place in `lens` of the `n`-th longest.
     fn sort(self, lens: &[u32], order: &mut [u8; BURST]);
 }

@@ -7,53 +7,32 @@ pub(crate) mod avx512;
 macro_rules! entries {
     ($token:ty, $field:ident, $features:literal) => {
         impl crate::vector::Entries for $token {
-            fn keys(self, works: &Works<'_>, keys: &mut Keys) {
-                #[target_feature(enable = $features)]
-                #[inline(never)]
-                fn run(s: $token, works: &Works<'_>, keys: &mut Keys) {
-                    crate::chacha::keys(s, works, keys);
-                }
-                // SAFETY: a token is proof of the features.
-                unsafe { run(self, works, keys) }
-            }
-
-            fn flush(self, works: &Works<'_>, lanes: &mut Lanes) {
-                #[target_feature(enable = $features)]
-                #[inline(never)]
-                fn run(s: $token, works: &Works<'_>, lanes: &mut Lanes) {
-                    crate::chacha::flush(s, works, lanes);
-                }
-                // SAFETY: a token is proof of the features.
-                unsafe { run(self, works, lanes) }
-            }
-
-            fn tags(self, works: &Works<'_>, keys: &Keys, first: usize, tags: &mut [[u8; TAG]; WIDE]) {
-                #[target_feature(enable = $features)]
-                #[inline(never)]
-                fn run(
-                    s: $token,
-                    works: &Works<'_>,
-                    keys: &Keys,
-                    first: usize,
-                    tags: &mut [[u8; TAG]; WIDE],
-                ) {
-                    crate::tags::tags($field(s), works, keys, first, tags);
-                }
-                // SAFETY: a token is proof of the features.
-                unsafe { run(self, works, keys, first, tags) }
-            }
-
-            fn sort(self, lens: &[u32], order: &mut [u8; BURST]) {
-                #[target_feature(enable = $features)]
-                #[inline(never)]
-                fn run(lens: &[u32], order: &mut [u8; BURST]) {
-                    crate::burst::sort(lens, order);
-                }
-                // SAFETY: a token is proof of the features.
-                unsafe { run(lens, order) }
+            crate::x86::entries! { @ $token, $features,
+                fn keys(works: &Works<'_>, keys: &mut [Keys]) -> () = |s| crate::chacha::keys(s, works, keys);
+                fn many(works: &Works<'_>, lanes: &Lanes) -> usize = |s| crate::chacha::many(s, works, lanes, 0);
+                fn few(works: &Works<'_>, lanes: &Lanes, at: usize) -> () = |s| crate::chacha::few(s, works, lanes, at);
+                fn side_by_side(group: &[Work<'_>], keys: &[Keys], first: usize, tags: &mut [[u8; TAG]; WIDE]) -> ()
+                    = |s| crate::tags::side_by_side($field(s), group, keys, first, tags);
+                fn alone(work: &Work<'_>, key: [u64; 4], tag: &mut [u8; TAG]) -> ()
+                    = |s| *tag = crate::tags::alone($field(s), work, key);
+                fn sort(lens: &[u32], order: &mut [u8; BURST]) -> () = |_s| crate::burst::sort(lens, order);
             }
         }
     };
+    (@ $token:ty, $features:literal, $(
+        fn $name:ident($($arg:ident: $type:ty),*) -> $result:ty = |$s:ident| $body:expr;
+    )*) => {$(
+        #[inline(always)]
+        fn $name(self, $($arg: $type),*) -> $result {
+            #[target_feature(enable = $features)]
+            #[inline(never)]
+            fn run($s: $token, $($arg: $type),*) -> $result {
+                $body
+            }
+            // SAFETY: a token is proof of the features.
+            unsafe { run(self, $($arg),*) }
+        }
+    )*};
 }
 use entries;
 

@@ -1,7 +1,7 @@
 //! AVX2.
 
 use super::{entries, instructions};
-use crate::burst::{Keys, Lanes, Works};
+use crate::burst::{Keys, Lanes, Work, Works};
 use crate::field::Limbs26;
 use crate::vector::{WIDE, Wide, Window, Words};
 use crate::{BURST, TAG};
@@ -59,8 +59,7 @@ impl Avx2 {
                 let at = at.add(1);
                 _mm256_storeu_si256(at, _mm256_xor_si256(_mm256_loadu_si256(at), block[1]));
             } else {
-                let mut whole = [block[0], block[1]];
-                let stream = std::slice::from_raw_parts(whole.as_mut_ptr().cast::<u8>(), len.into());
+                let stream = std::slice::from_raw_parts(block.as_ptr().cast::<u8>(), len.into());
                 let text = std::slice::from_raw_parts_mut(to, len.into());
                 text.iter_mut().zip(stream).for_each(|(byte, key)| *byte ^= key);
             }
@@ -76,6 +75,16 @@ impl Avx2 {
             let low = _mm256_castsi128_si256(_mm_loadu_si128(a.cast()));
             _mm256_inserti128_si256::<1>(low, _mm_loadu_si128(b.cast()))
         }
+    }
+
+    /// Half a key of each of two lanes.
+    ///
+    /// # Safety
+    /// Both keys have 32 bytes.
+    #[inline(always)]
+    unsafe fn half(self, keys: &[*const u8; 16], lane: usize, at: usize) -> __m256i {
+        // SAFETY: as the caller promises.
+        unsafe { self.two_rows(keys[lane].wrapping_add(at), keys[lane + 4].wrapping_add(at)) }
     }
 
     /// Two blocks of each packet, of a whole window.
@@ -157,11 +166,18 @@ impl Words for Avx2 {
     unsafe fn upright8(self, from: &[*const u8; 16]) -> [__m256i; 8] {
         // SAFETY: 32 bytes of each, as the caller promises.
         unsafe {
-            let pair = |n: usize, half: usize| {
-                self.two_rows(from[n].wrapping_add(half), from[n + 4].wrapping_add(half))
-            };
-            let low = self.words([pair(0, 0), pair(1, 0), pair(2, 0), pair(3, 0)]);
-            let high = self.words([pair(0, 16), pair(1, 16), pair(2, 16), pair(3, 16)]);
+            let low = self.words([
+                self.half(from, 0, 0),
+                self.half(from, 1, 0),
+                self.half(from, 2, 0),
+                self.half(from, 3, 0),
+            ]);
+            let high = self.words([
+                self.half(from, 0, 16),
+                self.half(from, 1, 16),
+                self.half(from, 2, 16),
+                self.half(from, 3, 16),
+            ]);
             [low[0], low[1], low[2], low[3], high[0], high[1], high[2], high[3]]
         }
     }
@@ -248,16 +264,21 @@ impl Wide for Avx2 {
 
     #[inline(always)]
     unsafe fn windows<const RAGGED: bool>(self, windows: &[Window; WIDE]) -> [[__m256i; 2]; 4] {
-        let mut whole = [[0; 64]; 4];
+        let mut whole = [[0u128; 4]; 4];
         let mut from = [std::ptr::null(); 4];
         for ((from, whole), window) in from.iter_mut().zip(&mut whole).zip(windows) {
             *from = window.at;
             if RAGGED && (window.from, window.to) != (0, 64) {
-                for at in window.from..window.to {
-                    // SAFETY: what is the packet's own can be read, as the caller promises.
-                    whole[usize::from(at)] = unsafe { *window.at.wrapping_add(at.into()) };
+                // Blocks are there or not; only the last one can end inside.
+                for block in usize::from(window.from / 16)..4 {
+                    // SAFETY: behind a text there is room for a tag.
+                    whole[block] =
+                        unsafe { window.at.wrapping_add(16 * block).cast::<u128>().read_unaligned() };
                 }
-                *from = whole.as_ptr();
+                if window.from < 64 {
+                    whole[3] &= !0 >> (8 * (64 - u32::from(window.to)));
+                }
+                *from = whole.as_ptr().cast();
             }
         }
         // SAFETY: each of them is a whole window now.

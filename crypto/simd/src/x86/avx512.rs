@@ -1,7 +1,7 @@
 //! AVX-512, with and without the 52-bit multiplier.
 
 use super::{entries, instructions};
-use crate::burst::{Keys, Lanes, Works};
+use crate::burst::{Keys, Lanes, Work, Works};
 use crate::field::{Limbs26, Limbs44};
 use crate::vector::{Multiply52, WIDE, Wide, Window, Words};
 use crate::{BURST, TAG};
@@ -55,6 +55,17 @@ impl<const IFMA: bool> Avx512<IFMA> {
                 _mm512_unpacklo_epi64(ab_high, cd_high),
                 _mm512_unpackhi_epi64(ab_high, cd_high),
             ]
+        }
+    }
+
+    /// # Safety
+    /// Both can be read for 32 bytes.
+    #[inline(always)]
+    unsafe fn pair(self, a: *const u8, b: *const u8) -> __m512i {
+        // SAFETY: as the caller promises.
+        unsafe {
+            let low = _mm512_castsi256_si512(_mm256_loadu_si256(a.cast()));
+            _mm512_inserti64x4::<1>(low, _mm256_loadu_si256(b.cast()))
         }
     }
 
@@ -122,12 +133,18 @@ impl<const IFMA: bool> Words for Avx512<IFMA> {
     unsafe fn upright8(self, from: &[*const u8; 16]) -> [__m512i; 8] {
         // SAFETY: 32 bytes of each, as the caller promises.
         unsafe {
-            let pair = |a: usize, b: usize| {
-                let low = _mm512_castsi256_si512(_mm256_loadu_si256(from[a].cast()));
-                _mm512_inserti64x4::<1>(low, _mm256_loadu_si256(from[b].cast()))
-            };
-            let a = self.words([pair(0, 4), pair(1, 5), pair(2, 6), pair(3, 7)]);
-            let b = self.words([pair(8, 12), pair(9, 13), pair(10, 14), pair(11, 15)]);
+            let a = self.words([
+                self.pair(from[0], from[4]),
+                self.pair(from[1], from[5]),
+                self.pair(from[2], from[6]),
+                self.pair(from[3], from[7]),
+            ]);
+            let b = self.words([
+                self.pair(from[8], from[12]),
+                self.pair(from[9], from[13]),
+                self.pair(from[10], from[14]),
+                self.pair(from[11], from[15]),
+            ]);
             [
                 _mm512_shuffle_i64x2::<0x88>(a[0], b[0]),
                 _mm512_shuffle_i64x2::<0x88>(a[1], b[1]),
