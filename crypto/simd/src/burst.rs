@@ -1,6 +1,7 @@
 //! A burst on its way through a kernel: in which order its packets go, and which of their blocks share a pass.
 
 use crate::chacha::are_many;
+use crate::one::blocks_max;
 use crate::vector::{Entries, WIDE};
 use crate::{BURST, Packet, TAG, wipe};
 use arrayvec::ArrayVec;
@@ -18,6 +19,7 @@ const KEPT: usize = 16;
 /// Stack below the caller that a burst uses, bytes: many packets, or few.
 const STACK_MANY: usize = 12 << 10;
 const STACK_FEW: usize = 8 << 10;
+const STACK_ONE: usize = 4 << 10;
 
 /// A packet as the kernels see it.
 #[repr(align(16))]
@@ -81,24 +83,28 @@ impl<'a> Work<'a> {
         (rest > 0).then_some([all as u64, (all >> 64) as u64])
     }
 
-    fn blocks(&self) -> usize {
+    #[inline(always)]
+    pub(crate) fn blocks(&self) -> usize {
         self.len.div_ceil(64)
     }
 
     /// The place of a block of text.
-    fn block(&self, block: usize) -> (*mut u8, u8) {
+    #[inline(always)]
+    pub(crate) fn block(&self, block: usize) -> (*mut u8, u8) {
         (
             self.text.wrapping_add(block * 64),
             (self.len - block * 64).min(64) as u8,
         )
     }
 
-    fn set_tag(&mut self, tag: [u8; TAG]) {
+    #[inline(always)]
+    pub(crate) fn set_tag(&mut self, tag: [u8; TAG]) {
         // SAFETY: the tag's room is behind the text, in the same packet.
         unsafe { self.text.add(self.len).cast::<[u8; TAG]>().write(tag) };
     }
 
-    fn has_tag(&self, tag: &[u8; TAG]) -> bool {
+    #[inline(always)]
+    pub(crate) fn has_tag(&self, tag: &[u8; TAG]) -> bool {
         // SAFETY: as in `set_tag`.
         let there = unsafe { self.text.add(self.len).cast::<[u8; TAG]>().read() };
         u128::from_ne_bytes(there)
@@ -144,11 +150,6 @@ impl<'a> Works<'a> {
     #[inline(always)]
     pub(crate) fn get(&self, at: u8) -> &Work<'a> {
         &self.0[usize::from(at)]
-    }
-
-    #[inline(always)]
-    pub(crate) fn from(&self, first: usize) -> &[Work<'a>] {
-        &self.0[first..]
     }
 
     /// A bit for each packet's place in the caller's burst.
@@ -284,6 +285,17 @@ impl Lanes {
 /// Encrypts the packets and writes their tags: a bit for each one that was.
 #[inline(never)]
 pub(crate) fn seal<E: Entries>(e: E, packets: &mut [Packet<'_>]) {
+    if let [packet] = packets
+        && let Some(ok) = one(packet, |work| e.seal_one(work), blocks_max::<E>())
+    {
+        packet.ok = ok;
+        return;
+    }
+    seal_burst(e, packets);
+}
+
+#[inline(never)]
+fn seal_burst<E: Entries>(e: E, packets: &mut [Packet<'_>]) {
     let mut works = Works::new(e, packets);
     let done = works.all();
     if works.len() >= MANY {
@@ -300,6 +312,17 @@ pub(crate) fn seal<E: Entries>(e: E, packets: &mut [Packet<'_>]) {
 /// Checks the packets' tags, and decrypts those that are right.
 #[inline(never)]
 pub(crate) fn open<E: Entries>(e: E, packets: &mut [Packet<'_>]) {
+    if let [packet] = packets
+        && let Some(ok) = one(packet, |work| e.open_one(work), blocks_max::<E>())
+    {
+        packet.ok = ok;
+        return;
+    }
+    open_burst(e, packets);
+}
+
+#[inline(never)]
+fn open_burst<E: Entries>(e: E, packets: &mut [Packet<'_>]) {
     let mut works = Works::new(e, packets);
     let mut done = 0;
     if works.len() >= MANY {
@@ -311,6 +334,18 @@ pub(crate) fn open<E: Entries>(e: E, packets: &mut [Packet<'_>]) {
     }
     drop(works);
     set_ok(packets, done);
+}
+
+/// What `work` says of a packet, if it is one that a single pass is enough for.
+#[inline(always)]
+fn one(packet: &mut Packet<'_>, work: impl Fn(&mut Work<'_>) -> bool, blocks_max: usize) -> Option<bool> {
+    let mut only = Work::new(0, packet)?;
+    if only.blocks() > blocks_max {
+        return None;
+    }
+    let ok = work(&mut only);
+    wipe::below::<STACK_ONE>();
+    Some(ok)
 }
 
 #[inline(always)]

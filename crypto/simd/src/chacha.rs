@@ -4,7 +4,7 @@
 //! so this is for many blocks. *In rows*, it holds four words of each of a quarter as many blocks: a few blocks fill few registers, and
 //! take no longer than what the rounds wait for each other.
 
-use crate::burst::{KEYS, Keys, LANES_MAX, Lanes, Works};
+use crate::burst::{KEYS, Keys, LANES_MAX, Lanes, Work, Works};
 use crate::vector::Words;
 use std::mem::MaybeUninit;
 
@@ -248,22 +248,44 @@ fn in_rows<S: Words, const Q: usize>(s: S, works: &Works<'_>, lanes: &Lanes, at:
         let (b, c, d) = unsafe { (s.rows(&low), s.rows(&high), s.rows(&row)) };
         *begin = [s.row(CONSTANTS), b, c, s.add(d, s.counters(&lanes.counter[at..]))];
     }
-    let mut x = begin;
+    let x = row_rounds(s, &begin);
+    for (q, x) in x.into_iter().enumerate() {
+        let at = (at + q * rows).min(lanes.count);
+        let end = (at + rows).min(lanes.count);
+        // SAFETY: as in `upright`.
+        unsafe { s.xor_rows(x, &lanes.to[at..end], &lanes.len[at..end]) };
+    }
+}
+
+/// The first blocks of one packet, from block 0 on, in rows.
+#[inline(always)]
+pub(crate) fn first_rows<S: Words, const Q: usize>(s: S, work: &Work<'_>) -> [[S::V; 4]; Q] {
+    const FIRST: [u32; 16] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
+    // SAFETY: a key has 32 bytes.
+    let [low, high] = unsafe { work.key.cast::<[[u32; 4]; 2]>().read_unaligned() };
+    let row = s.row(work.row);
+    let mut begin = [[s.row(CONSTANTS), s.row(low), s.row(high), row]; Q];
+    for (q, begin) in begin.iter_mut().enumerate() {
+        begin[3] = s.add(row, s.counters(&FIRST[q * (S::LANES / 4)..]));
+    }
+    row_rounds(s, &begin)
+}
+
+#[inline(always)]
+fn row_rounds<S: Words, const Q: usize>(s: S, begin: &[[S::V; 4]; Q]) -> [[S::V; 4]; Q] {
+    let mut x = *begin;
     for _ in 0..10 {
         quarter(s, &mut x);
         turn::<S, Q, 1, 3>(s, &mut x);
         quarter(s, &mut x);
         turn::<S, Q, 3, 1>(s, &mut x);
     }
-    for (q, (mut x, begin)) in x.into_iter().zip(begin).enumerate() {
+    for q in 0..Q {
         for n in 0..4 {
-            x[n] = s.add(x[n], begin[n]);
+            x[q][n] = s.add(x[q][n], begin[q][n]);
         }
-        let at = (at + q * rows).min(lanes.count);
-        let end = (at + rows).min(lanes.count);
-        // SAFETY: as in `upright`.
-        unsafe { s.xor_rows(x, &lanes.to[at..end], &lanes.len[at..end]) };
     }
+    x
 }
 
 #[inline(always)]

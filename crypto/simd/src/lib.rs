@@ -10,6 +10,8 @@ mod burst;
 mod chacha;
 #[cfg(target_arch = "x86_64")]
 mod field;
+#[cfg(target_arch = "x86_64")]
+mod one;
 mod poly1305;
 mod portable;
 #[cfg(target_arch = "x86_64")]

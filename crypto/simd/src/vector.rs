@@ -28,6 +28,9 @@ pub(crate) trait Words: Copy {
     /// The words of `counters`, one at the start of each row, with zeros behind.
     fn counters(self, counters: &[u32]) -> Self::V;
 
+    /// The first row.
+    fn first_row(self, v: Self::V) -> [u64; 2];
+
     /// The first [`LANES`](Self::LANES) words of `words`.
     fn load(self, words: &[u32]) -> Self::V;
     /// The reverse.
@@ -131,6 +134,9 @@ pub(crate) trait Entries: Words + Wide {
     fn few(self, works: &Works<'_>, lanes: &Lanes, at: usize);
     /// The tags of a group of packets without additional data, up to [`GROUP`](Self::GROUP), the first of which has number `first` among the keys.
     fn side_by_side(self, group: &[Work<'_>], keys: &[Keys], first: usize, tags: &mut [[u8; TAG]; WIDE]);
+    /// The whole of one packet, if it is short enough ([`chacha::ONE`](crate::chacha::ONE)): encrypted and its tag, or decrypted if its tag is right. Whether it was.
+    fn seal_one(self, work: &mut Work<'_>) -> bool;
+    fn open_one(self, work: &mut Work<'_>) -> bool;
     /// The tag of one packet.
     fn alone(self, work: &Work<'_>, key: [u64; 4], tag: &mut [u8; TAG]);
     /// Puts `lens` in order: `order[n]` is the place in `lens` of the `n`-th longest.

@@ -13,6 +13,8 @@ macro_rules! entries {
                 fn few(works: &Works<'_>, lanes: &Lanes, at: usize) -> () = |s| crate::chacha::few(s, works, lanes, at);
                 fn side_by_side(group: &[Work<'_>], keys: &[Keys], first: usize, tags: &mut [[u8; TAG]; WIDE]) -> ()
                     = |s| crate::tags::side_by_side($field(s), group, keys, first, tags);
+                fn seal_one(work: &mut Work<'_>) -> bool = |s| crate::one::one::<_, true>(s, work);
+                fn open_one(work: &mut Work<'_>) -> bool = |s| crate::one::one::<_, false>(s, work);
                 fn alone(work: &Work<'_>, key: [u64; 4], tag: &mut [u8; TAG]) -> ()
                     = |s| *tag = crate::tags::alone($field(s), work, key);
                 fn sort(lens: &[u32], order: &mut [u8; BURST]) -> () = |_s| crate::burst::sort(lens, order);

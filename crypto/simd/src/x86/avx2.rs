@@ -140,6 +140,12 @@ impl Words for Avx2 {
         fn counters(counters: &[u32]) -> __m256i {
             _mm256_setr_epi32(counters[0] as i32, 0, 0, 0, counters[1] as i32, 0, 0, 0)
         }
+        fn first_row(v: __m256i) -> [u64; 2] {
+            {
+                let row = _mm256_castsi256_si128(v);
+                [_mm_cvtsi128_si64(row) as u64, _mm_extract_epi64::<1>(row) as u64]
+            }
+        }
         fn load(words: &[u32]) -> __m256i { _mm256_loadu_si256(words[..8].as_ptr().cast()) }
         fn splat_some(v: __m256i, mask: u16, word: u32) -> __m256i {
             {

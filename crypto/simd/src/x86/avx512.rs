@@ -108,6 +108,12 @@ impl<const IFMA: bool> Words for Avx512<IFMA> {
         fn counters(counters: &[u32]) -> __m512i {
             _mm512_maskz_expand_epi32(0x1111, _mm512_castsi128_si512(_mm_loadu_si128(counters[..4].as_ptr().cast())))
         }
+        fn first_row(v: __m512i) -> [u64; 2] {
+            {
+                let row = _mm512_castsi512_si128(v);
+                [_mm_cvtsi128_si64(row) as u64, _mm_extract_epi64::<1>(row) as u64]
+            }
+        }
         fn load(words: &[u32]) -> __m512i { _mm512_loadu_si512(words[..16].as_ptr().cast()) }
         fn splat_some(v: __m512i, mask: u16, word: u32) -> __m512i { _mm512_mask_set1_epi32(v, mask, word as i32) }
     }
