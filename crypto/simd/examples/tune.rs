@@ -107,43 +107,39 @@ fn row(op: &str, burst: usize, rounds: usize, size: usize, kernels: &[Kernel]) {
     let mut times = vec![Vec::new(); kernels.len() + 1];
     for _ in 0..rounds {
         for who in 0..=kernels.len() {
-            let mut took = 0.0;
+            let sealed = bed.sealed.clone();
+            let mut packets = bed.packets();
+            let begun = Instant::now();
             for _ in 0..reps {
                 if opening {
-                    bed.bufs
+                    packets
                         .iter_mut()
-                        .zip(&bed.sealed)
-                        .for_each(|(b, s)| b.copy_from_slice(s));
+                        .zip(&sealed)
+                        .for_each(|(p, s)| p.buf.copy_from_slice(&s[16..]));
                 }
-                if who == 0 {
-                    let begun = Instant::now();
-                    for ((n, b), k) in bed.bufs.iter_mut().enumerate().zip(&rings) {
+                if who > 0 {
+                    let kernel = kernels[who - 1];
+                    if opening {
+                        kernel.open(&mut packets)
+                    } else {
+                        kernel.seal(&mut packets)
+                    }
+                } else {
+                    for ((n, p), k) in packets.iter_mut().enumerate().zip(&rings) {
                         let nonce = Nonce::assume_unique_for_key(nonce(n));
                         if opening {
-                            k.open_in_place(nonce, Aad::empty(), &mut b[16..]).unwrap();
+                            k.open_in_place(nonce, Aad::empty(), p.buf).unwrap();
                         } else {
-                            let len = b.len() - TAG;
-                            let (text, tag) = b[16..].split_at_mut(len - 16);
+                            let len = p.buf.len() - TAG;
+                            let (text, tag) = p.buf.split_at_mut(len);
                             let t = k.seal_in_place_separate_tag(nonce, Aad::empty(), text).unwrap();
                             tag.copy_from_slice(t.as_ref());
                         }
                     }
-                    took += begun.elapsed().as_nanos() as f64;
-                } else {
-                    let begun;
-                    {
-                        let mut packets = bed.packets();
-                        begun = Instant::now();
-                        if opening {
-                            kernels[who - 1].open(&mut packets)
-                        } else {
-                            kernels[who - 1].seal(&mut packets)
-                        }
-                        black_box(&packets);
-                        took += begun.elapsed().as_nanos() as f64;
-                    }
                 }
+                black_box(&packets);
             }
+            let took = begun.elapsed().as_nanos() as f64;
             times[who].push(took / (reps * burst) as f64);
         }
     }

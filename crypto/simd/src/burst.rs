@@ -2,6 +2,7 @@
 
 use crate::chacha::are_many;
 use crate::one::blocks_max;
+use crate::tags::alone;
 use crate::vector::{Entries, WIDE};
 use crate::{BURST, Packet, TAG, wipe};
 use arrayvec::ArrayVec;
@@ -477,7 +478,7 @@ fn make_tags<E: Entries>(e: E, works: &Works<'_>, keys: &[Keys], first: usize, t
         e.side_by_side(group, keys, first, tags);
     } else {
         for (n, (work, tag)) in group.iter().zip(tags).enumerate() {
-            e.alone(work, Keys::get(keys, first + n), tag);
+            *tag = alone(e, work, Keys::get(keys, first + n));
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! *Upright*, a register holds one word of as many blocks as it has words: no instruction is spent on moving words about during the rounds,
 //! so this is for many blocks. *In rows*, it holds four words of each of a quarter as many blocks: a few blocks fill few registers, and
-//! take no longer than what the rounds wait for each other.
+//! take no longer than the rounds wait for each other.
 
 use crate::burst::{KEYS, Keys, LANES_MAX, Lanes, Work, Works};
 use crate::vector::Words;
@@ -53,7 +53,7 @@ fn upright_keys<S: Words, const K: usize>(s: S, works: &Works<'_>, keys: &mut [K
     }
     // SAFETY: all of its parts have been written.
     let begin = unsafe { begin.assume_init_ref() };
-    let x = rounds(s, begin);
+    let (x, _) = rounds::<S, K, 0>(s, begin, &[]);
     for (k, x) in x.iter().enumerate() {
         let at = first + k * S::LANES;
         for (words, x) in keys[at / KEYS].words.iter_mut().zip(x) {
@@ -68,19 +68,29 @@ pub(crate) fn are_many<S: Words>(blocks: usize) -> bool {
     blocks > 3 * (S::LANES / 4)
 }
 
-/// XORs the key stream onto what `lanes` lists from `at` on, for many. Returns how far it came.
+/// XORs the key stream onto what `lanes` lists, for many. Returns how far it came.
 #[inline(always)]
-pub(crate) fn many<S: Words>(s: S, works: &Works<'_>, lanes: &Lanes, mut at: usize) -> usize {
-    while S::PASSES == 2 && lanes.count - at > S::LANES && are_many::<S>(lanes.count - at - S::LANES) {
-        upright::<S, 2>(s, works, lanes, at);
+pub(crate) fn many<S: Words>(s: S, works: &Works<'_>, lanes: &Lanes) -> usize {
+    let rows = S::LANES / 4;
+    let mut at = 0;
+    while are_many::<S>(lanes.count - at) {
+        let left = lanes.count - at;
         at += 2 * S::LANES;
-        if at >= lanes.count {
-            return at;
+        if S::PASSES == 1 || left <= S::LANES {
+            at -= S::LANES;
+            mixed::<S, 1, 0>(s, works, lanes, at - S::LANES);
+        } else if left > S::LANES + 3 * rows {
+            mixed::<S, 2, 0>(s, works, lanes, at - 2 * S::LANES);
+        } else if left > S::LANES + 2 * rows {
+            mixed::<S, 1, 3>(s, works, lanes, at - 2 * S::LANES);
+        } else if left > S::LANES + rows {
+            mixed::<S, 1, 2>(s, works, lanes, at - 2 * S::LANES);
+        } else {
+            mixed::<S, 1, 1>(s, works, lanes, at - 2 * S::LANES);
         }
-    }
-    while are_many::<S>(lanes.count.saturating_sub(at)) {
-        upright::<S, 1>(s, works, lanes, at);
-        at += S::LANES;
+        if at >= lanes.count {
+            break;
+        }
     }
     at
 }
@@ -89,36 +99,53 @@ pub(crate) fn many<S: Words>(s: S, works: &Works<'_>, lanes: &Lanes, mut at: usi
 #[inline(always)]
 pub(crate) fn few<S: Words>(s: S, works: &Works<'_>, lanes: &Lanes, at: usize) {
     match (lanes.count - at).div_ceil(S::LANES / 4) {
-        1 => in_rows::<S, 1>(s, works, lanes, at),
-        2 => in_rows::<S, 2>(s, works, lanes, at),
-        _ => in_rows::<S, 3>(s, works, lanes, at),
+        1 => mixed::<S, 0, 1>(s, works, lanes, at),
+        2 => mixed::<S, 0, 2>(s, works, lanes, at),
+        _ => mixed::<S, 0, 3>(s, works, lanes, at),
     }
 }
 
+/// A pass of `K` times the lanes upright, and `Q` registers for each row behind: neither waits for the other.
 #[inline(always)]
-fn upright<S: Words, const K: usize>(s: S, works: &Works<'_>, lanes: &Lanes, at: usize) {
+fn mixed<S: Words, const K: usize, const Q: usize>(s: S, works: &Works<'_>, lanes: &Lanes, at: usize) {
     let mut begin = MaybeUninit::<[[S::V; 16]; K]>::uninit();
     for k in 0..K {
-        let at = at + k * S::LANES;
-        let counters = s.load(&lanes.counter[at..]);
-        let state = if lanes.runs <= FEW_RUNS {
-            repeated(s, works, lanes, at, counters)
-        } else {
-            let mut of = [0; 16];
-            of[..S::LANES].copy_from_slice(&lanes.of[at..at + S::LANES]);
-            transposed(s, works, &of, counters)
-        };
+        let state = upright(s, works, lanes, at + k * S::LANES);
         // SAFETY: the array has `K` parts.
         unsafe { begin.as_mut_ptr().cast::<[S::V; 16]>().add(k).write(state) };
     }
     // SAFETY: all of its parts have been written.
     let begin = unsafe { begin.assume_init_ref() };
-    let x = rounds(s, begin);
+    let rows = S::LANES / 4;
+    let mut begin_rows = [[s.splat(0); 4]; Q];
+    for (q, begin) in begin_rows.iter_mut().enumerate() {
+        *begin = in_rows(s, works, lanes, at + K * S::LANES + q * rows);
+    }
+    let (x, y) = rounds(s, begin, &begin_rows);
     for (k, x) in x.into_iter().enumerate() {
         let at = at + k * S::LANES;
         let end = (at + S::LANES).min(lanes.count);
         // SAFETY: the list's places belong to the packets of the burst, which is exclusively borrowed, or to its caller.
         unsafe { s.xor_upright(x, &lanes.to[at..end], &lanes.len[at..end]) };
+    }
+    for (q, y) in y.into_iter().enumerate() {
+        let at = (at + K * S::LANES + q * rows).min(lanes.count);
+        let end = (at + rows).min(lanes.count);
+        // SAFETY: as above.
+        unsafe { s.xor_rows(y, &lanes.to[at..end], &lanes.len[at..end]) };
+    }
+}
+
+/// The state before the rounds, upright, for the lanes from `at` on.
+#[inline(always)]
+fn upright<S: Words>(s: S, works: &Works<'_>, lanes: &Lanes, at: usize) -> [S::V; 16] {
+    let counters = s.load(&lanes.counter[at..]);
+    if lanes.runs <= FEW_RUNS {
+        repeated(s, works, lanes, at, counters)
+    } else {
+        let mut of = [0; 16];
+        of[..S::LANES].copy_from_slice(&lanes.of[at..at + S::LANES]);
+        transposed(s, works, &of, counters)
     }
 }
 
@@ -185,19 +212,35 @@ fn repeated<S: Words>(s: S, works: &Works<'_>, lanes: &Lanes, at: usize, counter
     x
 }
 
+/// The key stream blocks that follow from states upright and in rows.
 #[inline(always)]
-fn rounds<S: Words, const K: usize>(s: S, begin: &[[S::V; 16]; K]) -> [[S::V; 16]; K] {
+#[expect(clippy::type_complexity, reason = "the same as the arguments")]
+fn rounds<S: Words, const K: usize, const Q: usize>(
+    s: S,
+    begin: &[[S::V; 16]; K],
+    begin_rows: &[[S::V; 4]; Q],
+) -> ([[S::V; 16]; K], [[S::V; 4]; Q]) {
     let mut x = *begin;
+    let mut y = *begin_rows;
     for _ in 0..10 {
         quarters(s, &mut x, COLUMNS);
+        quarter(s, &mut y);
+        turn::<S, Q, 1, 3>(s, &mut y);
         quarters(s, &mut x, DIAGONALS);
+        quarter(s, &mut y);
+        turn::<S, Q, 3, 1>(s, &mut y);
     }
     for k in 0..K {
         for n in 0..16 {
             x[k][n] = s.add(x[k][n], begin[k][n]);
         }
     }
-    x
+    for q in 0..Q {
+        for n in 0..4 {
+            y[q][n] = s.add(y[q][n], begin_rows[q][n]);
+        }
+    }
+    (x, y)
 }
 
 /// Four quarter rounds (RFC 8439, section 2.1), side by side.
@@ -230,31 +273,19 @@ fn step<S: Words, const K: usize, const BY: i32>(
     }
 }
 
-/// `Q` registers for each of the four rows.
+/// The state before the rounds, in rows, for the lanes from `at` on.
 #[inline(always)]
-fn in_rows<S: Words, const Q: usize>(s: S, works: &Works<'_>, lanes: &Lanes, at: usize) {
-    let rows = S::LANES / 4;
-    let mut begin = [[s.splat(0); 4]; Q];
-    for (q, begin) in begin.iter_mut().enumerate() {
-        let at = at + q * rows;
-        let [mut low, mut high, mut row] = [[std::ptr::null::<u8>(); 4]; 3];
-        for n in 0..rows {
-            let work = works.get(lanes.of[at + n]);
-            low[n] = work.key;
-            high[n] = work.key.wrapping_add(16);
-            row[n] = work.row.as_ptr().cast();
-        }
-        // SAFETY: a key has 32 bytes and a row 16.
-        let (b, c, d) = unsafe { (s.rows(&low), s.rows(&high), s.rows(&row)) };
-        *begin = [s.row(CONSTANTS), b, c, s.add(d, s.counters(&lanes.counter[at..]))];
+fn in_rows<S: Words>(s: S, works: &Works<'_>, lanes: &Lanes, at: usize) -> [S::V; 4] {
+    let [mut low, mut high, mut row] = [[std::ptr::null::<u8>(); 4]; 3];
+    for n in 0..S::LANES / 4 {
+        let work = works.get(lanes.of[at + n]);
+        low[n] = work.key;
+        high[n] = work.key.wrapping_add(16);
+        row[n] = work.row.as_ptr().cast();
     }
-    let x = row_rounds(s, &begin);
-    for (q, x) in x.into_iter().enumerate() {
-        let at = (at + q * rows).min(lanes.count);
-        let end = (at + rows).min(lanes.count);
-        // SAFETY: as in `upright`.
-        unsafe { s.xor_rows(x, &lanes.to[at..end], &lanes.len[at..end]) };
-    }
+    // SAFETY: a key has 32 bytes and a row 16.
+    let (b, c, d) = unsafe { (s.rows(&low), s.rows(&high), s.rows(&row)) };
+    [s.row(CONSTANTS), b, c, s.add(d, s.counters(&lanes.counter[at..]))]
 }
 
 /// The first blocks of one packet, from block 0 on, in rows.
@@ -268,23 +299,7 @@ pub(crate) fn first_rows<S: Words, const Q: usize>(s: S, work: &Work<'_>) -> [[S
     for (q, begin) in begin.iter_mut().enumerate() {
         begin[3] = s.add(row, s.counters(&FIRST[q * (S::LANES / 4)..]));
     }
-    row_rounds(s, &begin)
-}
-
-#[inline(always)]
-fn row_rounds<S: Words, const Q: usize>(s: S, begin: &[[S::V; 4]; Q]) -> [[S::V; 4]; Q] {
-    let mut x = *begin;
-    for _ in 0..10 {
-        quarter(s, &mut x);
-        turn::<S, Q, 1, 3>(s, &mut x);
-        quarter(s, &mut x);
-        turn::<S, Q, 3, 1>(s, &mut x);
-    }
-    for q in 0..Q {
-        for n in 0..4 {
-            x[q][n] = s.add(x[q][n], begin[q][n]);
-        }
-    }
+    let (_, x) = rounds::<S, 0, Q>(s, &[], &begin);
     x
 }
 

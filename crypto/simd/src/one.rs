@@ -1,8 +1,8 @@
 //! A packet that comes alone: its Poly1305 key and all of its key stream from one pass in rows, if it is short enough for that.
 
-use crate::TAG;
 use crate::burst::Work;
 use crate::chacha::first_rows;
+use crate::tags::alone;
 use crate::vector::{Entries, Words};
 
 /// Rows in a register, times registers for each row of the state: blocks of a pass, the first of them the Poly1305 key.
@@ -27,15 +27,13 @@ fn pass<S: Entries, const SEAL: bool, const Q: usize>(s: S, work: &mut Work<'_>)
     let x = first_rows::<S, Q>(s, work);
     let [low, high] = [s.first_row(x[0][0]), s.first_row(x[0][1])];
     let key = [low[0], low[1], high[0], high[1]];
-    let mut tag = [0; TAG];
     if SEAL {
         xor(s, &x, work);
-        s.alone(work, key, &mut tag);
+        let tag = alone(s, work, key);
         work.set_tag(tag);
         return true;
     }
-    s.alone(work, key, &mut tag);
-    let right = work.has_tag(&tag);
+    let right = work.has_tag(&alone(s, work, key));
     if right {
         xor(s, &x, work);
     }

@@ -4,7 +4,7 @@ use crate::TAG;
 use crate::burst::{KEYS, Keys, Work};
 use crate::field::{Field, WideOf};
 use crate::poly1305::{self, Poly1305};
-use crate::vector::{WIDE, Wide, Window};
+use crate::vector::{Entries, WIDE, Wide, Window};
 
 /// Chunks of one packet from which on blocks are worked on side by side.
 const CHUNKS: usize = 2;
@@ -177,20 +177,19 @@ impl Windows {
     }
 }
 
-/// One packet: as many blocks of it side by side as there are places.
+/// One packet: as many blocks of it side by side as there are places, if it has enough of them.
 #[inline(always)]
-pub(crate) fn alone<F: Field>(f: F, work: &Work<'_>, key: [u64; 4]) -> [u8; TAG] {
+pub(crate) fn alone<E: Entries>(e: E, work: &Work<'_>, key: [u64; 4]) -> [u8; TAG] {
     let mut poly = Poly1305::new(key);
     poly.padded(work.aad());
     let text = work.text();
-    let chunk = 16 * <F::Wide as Wide>::LANES;
-    let chunks = text.len() / chunk;
+    let chunk = 16 * E::GROUP;
     let (mut whole, _) = text.split_at(text.len() / 16 * 16);
-    if chunks >= CHUNKS {
-        // Blocks that are too few for a chunk come first: meanwhile the powers are made.
+    if whole.len() >= CHUNKS * chunk {
+        // Blocks that are too few for a chunk come first.
         let (first, chunks) = whole.split_at(whole.len() % chunk);
         poly.whole(first);
-        poly.h = blocks_side_by_side(f, poly.h, key, chunks);
+        poly.h = e.chunks(poly.h, [key[0], key[1]], chunks);
         whole = &[];
     }
     poly.whole(whole);
@@ -203,7 +202,7 @@ pub(crate) fn alone<F: Field>(f: F, work: &Work<'_>, key: [u64; 4]) -> [u8; TAG]
 
 /// The state after whole chunks of as many blocks as there are places.
 #[inline(always)]
-fn blocks_side_by_side<F: Field>(f: F, h: [u64; 3], key: [u64; 4], text: &[u8]) -> [u64; 3] {
+pub(crate) fn chunks<F: Field>(f: F, h: [u64; 3], key: [u64; 2], text: &[u8]) -> [u64; 3] {
     let s = f.wide();
     let lanes = <F::Wide as Wide>::LANES;
     let chunk = 16 * lanes;

@@ -137,8 +137,8 @@ pub(crate) trait Entries: Words + Wide {
     /// The whole of one packet, if it is short enough ([`chacha::ONE`](crate::chacha::ONE)): encrypted and its tag, or decrypted if its tag is right. Whether it was.
     fn seal_one(self, work: &mut Work<'_>) -> bool;
     fn open_one(self, work: &mut Work<'_>) -> bool;
-    /// The tag of one packet.
-    fn alone(self, work: &Work<'_>, key: [u64; 4], tag: &mut [u8; TAG]);
+    /// The state of Poly1305 after a whole number of chunks, at least one: a chunk is 16 bytes for each of [`Wide::LANES`].
+    fn chunks(self, h: [u64; 3], key: [u64; 2], text: &[u8]) -> [u64; 3];
     /// Puts `lens` in order: `order[n]` is the place in `lens` of the `n`-th longest.
     fn sort(self, lens: &[u32], order: &mut [u8; BURST]);
 }

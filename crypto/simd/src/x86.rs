@@ -9,14 +9,14 @@ macro_rules! entries {
         impl crate::vector::Entries for $token {
             crate::x86::entries! { @ $token, $features,
                 fn keys(works: &Works<'_>, keys: &mut [Keys]) -> () = |s| crate::chacha::keys(s, works, keys);
-                fn many(works: &Works<'_>, lanes: &Lanes) -> usize = |s| crate::chacha::many(s, works, lanes, 0);
+                fn many(works: &Works<'_>, lanes: &Lanes) -> usize = |s| crate::chacha::many(s, works, lanes);
                 fn few(works: &Works<'_>, lanes: &Lanes, at: usize) -> () = |s| crate::chacha::few(s, works, lanes, at);
                 fn side_by_side(group: &[Work<'_>], keys: &[Keys], first: usize, tags: &mut [[u8; TAG]; WIDE]) -> ()
                     = |s| crate::tags::side_by_side($field(s), group, keys, first, tags);
                 fn seal_one(work: &mut Work<'_>) -> bool = |s| crate::one::one::<_, true>(s, work);
                 fn open_one(work: &mut Work<'_>) -> bool = |s| crate::one::one::<_, false>(s, work);
-                fn alone(work: &Work<'_>, key: [u64; 4], tag: &mut [u8; TAG]) -> ()
-                    = |s| *tag = crate::tags::alone($field(s), work, key);
+                fn chunks(h: [u64; 3], key: [u64; 2], text: &[u8]) -> [u64; 3]
+                    = |s| crate::tags::chunks($field(s), h, key, text);
                 fn sort(lens: &[u32], order: &mut [u8; BURST]) -> () = |_s| crate::burst::sort(lens, order);
             }
         }
