@@ -1,12 +1,13 @@
 //! A burst on its way through a kernel: in which order its packets go, and which of their blocks share a pass.
 
-use crate::chacha::are_many;
+use crate::chacha::flush;
 use crate::one::blocks_max;
-use crate::tags::alone;
+use crate::tags::{alone, has_chunks};
 use crate::vector::{Entries, WIDE};
 use crate::{BURST, Packet, TAG, wipe};
 use arrayvec::ArrayVec;
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 use subtle::ConstantTimeEq;
 
 /// Packets whose [`Keys`] stand together.
@@ -16,11 +17,11 @@ pub(crate) const LANES_MAX: usize = 32;
 /// Fewer packets than this have their Poly1305 keys made in the same passes as the rest.
 const MANY: usize = 13;
 /// Blocks of key stream that are kept until the tags are known, where few packets are opened.
-const KEPT: usize = 16;
-/// Stack below the caller that a burst uses, bytes: many packets, or few.
-const STACK_MANY: usize = 12 << 10;
-const STACK_FEW: usize = 8 << 10;
-const STACK_ONE: usize = 4 << 10;
+const KEPT: usize = 28;
+/// Stack that functions of this file use for what is secret, bytes, besides that of [`Entries`].
+const STACK: usize = 3584;
+/// Stack for one packet, bytes, besides [`Entries::STACK_CHUNKS`].
+const STACK_ONE: usize = 2560;
 
 /// A packet as the kernels see it.
 #[repr(align(16))]
@@ -231,13 +232,7 @@ impl Lanes {
     #[inline(always)]
     fn flush<E: Entries>(&mut self, e: E, works: &Works<'_>) {
         self.fill();
-        let mut at = 0;
-        if are_many::<E>(self.count) {
-            at = e.many(works, self);
-        }
-        if at < self.count {
-            e.few(works, self, at);
-        }
+        flush(e, works, self);
         self.count = 0;
         self.runs = 0;
     }
@@ -287,7 +282,7 @@ impl Lanes {
 #[inline(never)]
 pub(crate) fn seal<E: Entries>(e: E, packets: &mut [Packet<'_>]) {
     if let [packet] = packets
-        && let Some(ok) = one(packet, |work| e.seal_one(work), blocks_max::<E>())
+        && let Some(ok) = one(e, packet, |work| e.seal_one(work))
     {
         packet.ok = ok;
         return;
@@ -301,10 +296,10 @@ fn seal_burst<E: Entries>(e: E, packets: &mut [Packet<'_>]) {
     let done = works.all();
     if works.len() >= MANY {
         seal_many(e, &mut works);
-        wipe::below::<STACK_MANY>();
+        wipe::below(STACK + E::STACK);
     } else if works.len() > 0 {
         seal_few(e, &mut works);
-        wipe::below::<STACK_FEW>();
+        wipe::below(STACK + E::STACK);
     }
     drop(works);
     set_ok(packets, done);
@@ -314,7 +309,7 @@ fn seal_burst<E: Entries>(e: E, packets: &mut [Packet<'_>]) {
 #[inline(never)]
 pub(crate) fn open<E: Entries>(e: E, packets: &mut [Packet<'_>]) {
     if let [packet] = packets
-        && let Some(ok) = one(packet, |work| e.open_one(work), blocks_max::<E>())
+        && let Some(ok) = one(e, packet, |work| e.open_one(work))
     {
         packet.ok = ok;
         return;
@@ -328,10 +323,10 @@ fn open_burst<E: Entries>(e: E, packets: &mut [Packet<'_>]) {
     let mut done = 0;
     if works.len() >= MANY {
         done = open_many(e, &mut works);
-        wipe::below::<STACK_MANY>();
+        wipe::below(STACK + E::STACK);
     } else if works.len() > 0 {
         done = open_few(e, &mut works);
-        wipe::below::<STACK_FEW>();
+        wipe::below(STACK + E::STACK);
     }
     drop(works);
     set_ok(packets, done);
@@ -339,13 +334,20 @@ fn open_burst<E: Entries>(e: E, packets: &mut [Packet<'_>]) {
 
 /// What `work` says of a packet, if it is one that a single pass is enough for.
 #[inline(always)]
-fn one(packet: &mut Packet<'_>, work: impl Fn(&mut Work<'_>) -> bool, blocks_max: usize) -> Option<bool> {
+fn one<E: Entries>(_e: E, packet: &mut Packet<'_>, work: impl Fn(&mut Work<'_>) -> bool) -> Option<bool> {
     let mut only = Work::new(0, packet)?;
-    if only.blocks() > blocks_max {
+    if only.blocks() > blocks_max::<E>() {
         return None;
     }
     let ok = work(&mut only);
-    wipe::below::<STACK_ONE>();
+    wipe::below(
+        STACK_ONE
+            + if has_chunks::<E>(&only) {
+                E::STACK_CHUNKS
+            } else {
+                0
+            },
+    );
     Some(ok)
 }
 
@@ -380,7 +382,7 @@ fn seal_many<E: Entries>(e: E, works: &mut Works<'_>) {
 
 #[inline(never)]
 fn seal_few<E: Entries>(e: E, works: &mut Works<'_>) {
-    let mut kept = [[0; 64]; KEPT];
+    let mut kept = Kept::new();
     let mut lanes = Lanes::new();
     push_keys(&mut lanes, works, &mut kept);
     for of in 0..works.len() {
@@ -388,8 +390,8 @@ fn seal_few<E: Entries>(e: E, works: &mut Works<'_>) {
     }
     lanes.flush(e, works);
     let mut keys = [Keys::NONE];
-    for (at, block) in kept[..works.len()].iter().enumerate() {
-        keys[0].set(at, block);
+    for at in 0..works.len() {
+        keys[0].set(at, kept.get(at));
     }
     for first in (0..works.len()).step_by(E::GROUP) {
         write_tags(e, works, &keys, first);
@@ -419,54 +421,90 @@ fn open_many<E: Entries>(e: E, works: &mut Works<'_>) -> u64 {
 #[inline(never)]
 fn open_few<E: Entries>(e: E, works: &mut Works<'_>) -> u64 {
     // The lanes that the keys leave are for the first blocks of texts, whose key stream is kept until the tags are known.
-    let mut kept = [[0; 64]; KEPT];
+    let mut kept = Kept::new();
     let mut lanes = Lanes::new();
     push_keys(&mut lanes, works, &mut kept);
-    let (for_keys, for_texts) = kept.split_at_mut(works.len());
-    let mut free = for_texts.iter_mut();
     for (of, work) in works.0.iter().enumerate() {
-        for (block, kept) in (0..work.blocks()).zip(&mut free) {
+        for block in 0..work.blocks().min(KEPT - lanes.count) {
             if block == 0 {
                 lanes.begin_run(of);
             }
-            lanes.push(of, block as u32 + 1, kept.as_mut_ptr(), 64);
+            lanes.push(of, block as u32 + 1, kept.add(), 64);
         }
     }
     lanes.flush(e, works);
     let mut keys = [Keys::NONE];
-    for (at, block) in for_keys.iter().enumerate() {
-        keys[0].set(at, block);
+    for at in 0..works.len() {
+        keys[0].set(at, kept.get(at));
     }
     let mut done = 0;
     for first in (0..works.len()).step_by(E::GROUP) {
         done |= check_tags(e, works, &keys, first);
     }
-    let mut next = 0;
+    let mut next = works.len();
     for of in 0..works.len() {
         let work = &works.0[of];
-        let first = &for_texts[next..for_texts.len().min(next + work.blocks())];
-        next += first.len();
+        let first = work.blocks().min(kept.count - next);
         if done >> work.at & 1 == 1 {
-            for (block, stream) in first.iter().enumerate() {
+            for block in 0..first {
                 let (to, len) = work.block(block);
                 // SAFETY: the text belongs to a packet that is exclusively borrowed, and this is the only reference to it.
                 let text = unsafe { std::slice::from_raw_parts_mut(to, len.into()) };
-                text.iter_mut().zip(stream).for_each(|(byte, key)| *byte ^= key);
+                xor(text, kept.get(next + block));
             }
-            let first = first.len();
             lanes.push_text(e, works, of, first);
         }
+        next += first;
     }
     lanes.flush(e, works);
     done
 }
 
-/// Lists block 0 of every packet, for zeros of ours.
+/// Blocks of key stream: zeros at first, onto which it is XORed.
+struct Kept {
+    blocks: [MaybeUninit<[u8; 64]>; KEPT],
+    count: usize,
+}
+
+impl Kept {
+    #[inline(always)]
+    fn new() -> Kept {
+        Kept {
+            blocks: [const { MaybeUninit::uninit() }; KEPT],
+            count: 0,
+        }
+    }
+
+    #[inline(always)]
+    fn add(&mut self) -> *mut u8 {
+        let block = self.blocks[self.count].write([0; 64]);
+        self.count += 1;
+        block.as_mut_ptr()
+    }
+
+    #[inline(always)]
+    fn get(&self, at: usize) -> &[u8; 64] {
+        assert!(at < self.count);
+        // SAFETY: `add` has written it.
+        unsafe { self.blocks[at].assume_init_ref() }
+    }
+}
+
 #[inline(always)]
-fn push_keys(lanes: &mut Lanes, works: &Works<'_>, kept: &mut [[u8; 64]; KEPT]) {
-    for (of, kept) in kept[..works.len()].iter_mut().enumerate() {
+fn xor(text: &mut [u8], stream: &[u8; 64]) {
+    if let Ok(text) = <&mut [u8; 64]>::try_from(&mut *text) {
+        text.iter_mut().zip(stream).for_each(|(byte, key)| *byte ^= key);
+    } else {
+        text.iter_mut().zip(stream).for_each(|(byte, key)| *byte ^= key);
+    }
+}
+
+/// Lists block 0 of every packet, to be kept.
+#[inline(always)]
+fn push_keys(lanes: &mut Lanes, works: &Works<'_>, kept: &mut Kept) {
+    for of in 0..works.len() {
         lanes.begin_run(of);
-        lanes.push(of, 0, kept.as_mut_ptr(), 64);
+        lanes.push(of, 0, kept.add(), 64);
     }
 }
 

@@ -5,7 +5,7 @@
 //! take no longer than the rounds wait for each other.
 
 use crate::burst::{KEYS, Keys, LANES_MAX, Lanes, Work, Works};
-use crate::vector::Words;
+use crate::vector::{Entries, Words};
 use std::mem::MaybeUninit;
 
 const CONSTANTS: [u32; 4] = [0x6170_7865, 0x3320_646e, 0x7962_2d32, 0x6b20_6574];
@@ -62,42 +62,32 @@ fn upright_keys<S: Words, const K: usize>(s: S, works: &Works<'_>, keys: &mut [K
     }
 }
 
-/// Whether so many blocks are too many for [`rows`].
+/// XORs the key stream onto what `lanes` lists.
 #[inline(always)]
-pub(crate) fn are_many<S: Words>(blocks: usize) -> bool {
-    blocks > 3 * (S::LANES / 4)
-}
-
-/// XORs the key stream onto what `lanes` lists, for many. Returns how far it came.
-#[inline(always)]
-pub(crate) fn many<S: Words>(s: S, works: &Works<'_>, lanes: &Lanes) -> usize {
-    let rows = S::LANES / 4;
+pub(crate) fn flush<E: Entries>(e: E, works: &Works<'_>, lanes: &Lanes) {
+    let (upright, rows) = (<E as Words>::LANES, <E as Words>::LANES / 4);
     let mut at = 0;
-    while are_many::<S>(lanes.count - at) {
+    while at < lanes.count {
         let left = lanes.count - at;
-        at += 2 * S::LANES;
-        if S::PASSES == 1 || left <= S::LANES {
-            at -= S::LANES;
-            mixed::<S, 1, 0>(s, works, lanes, at - S::LANES);
-        } else if left > S::LANES + 3 * rows {
-            mixed::<S, 2, 0>(s, works, lanes, at - 2 * S::LANES);
-        } else if left > S::LANES + 2 * rows {
-            mixed::<S, 1, 3>(s, works, lanes, at - 2 * S::LANES);
-        } else if left > S::LANES + rows {
-            mixed::<S, 1, 2>(s, works, lanes, at - 2 * S::LANES);
+        if left <= 3 * rows {
+            e.rows_only(works, lanes, at);
+            at += 3 * rows;
+        } else if E::PASSES == 1 || left <= upright {
+            e.upright(works, lanes, at);
+            at += upright;
+        } else if left <= upright + 3 * rows {
+            e.upright_and_rows(works, lanes, at);
+            at += upright + 3 * rows;
         } else {
-            mixed::<S, 1, 1>(s, works, lanes, at - 2 * S::LANES);
-        }
-        if at >= lanes.count {
-            break;
+            e.two_upright(works, lanes, at);
+            at += 2 * upright;
         }
     }
-    at
 }
 
-/// The same for those that are left then.
+/// A pass of up to three registers for each row.
 #[inline(always)]
-pub(crate) fn few<S: Words>(s: S, works: &Works<'_>, lanes: &Lanes, at: usize) {
+pub(crate) fn rows_only<S: Words>(s: S, works: &Works<'_>, lanes: &Lanes, at: usize) {
     match (lanes.count - at).div_ceil(S::LANES / 4) {
         1 => mixed::<S, 0, 1>(s, works, lanes, at),
         2 => mixed::<S, 0, 2>(s, works, lanes, at),
@@ -107,15 +97,18 @@ pub(crate) fn few<S: Words>(s: S, works: &Works<'_>, lanes: &Lanes, at: usize) {
 
 /// A pass of `K` times the lanes upright, and `Q` registers for each row behind: neither waits for the other.
 #[inline(always)]
-fn mixed<S: Words, const K: usize, const Q: usize>(s: S, works: &Works<'_>, lanes: &Lanes, at: usize) {
-    let mut begin = MaybeUninit::<[[S::V; 16]; K]>::uninit();
-    for k in 0..K {
-        let state = upright(s, works, lanes, at + k * S::LANES);
-        // SAFETY: the array has `K` parts.
-        unsafe { begin.as_mut_ptr().cast::<[S::V; 16]>().add(k).write(state) };
+pub(crate) fn mixed<S: Words, const K: usize, const Q: usize>(
+    s: S,
+    works: &Works<'_>,
+    lanes: &Lanes,
+    at: usize,
+) {
+    let mut room = [const { MaybeUninit::uninit() }; K];
+    for (k, begin) in room.iter_mut().enumerate() {
+        upright(s, works, lanes, at + k * S::LANES, begin);
     }
-    // SAFETY: all of its parts have been written.
-    let begin = unsafe { begin.assume_init_ref() };
+    // SAFETY: these have just been written.
+    let begin = unsafe { &*room.as_ptr().cast::<[[S::V; 16]; K]>() };
     let rows = S::LANES / 4;
     let mut begin_rows = [[s.splat(0); 4]; Q];
     for (q, begin) in begin_rows.iter_mut().enumerate() {
@@ -136,16 +129,16 @@ fn mixed<S: Words, const K: usize, const Q: usize>(s: S, works: &Works<'_>, lane
     }
 }
 
-/// The state before the rounds, upright, for the lanes from `at` on.
+/// Writes the state before the rounds, upright, for the lanes from `at` on.
 #[inline(always)]
-fn upright<S: Words>(s: S, works: &Works<'_>, lanes: &Lanes, at: usize) -> [S::V; 16] {
+fn upright<S: Words>(s: S, works: &Works<'_>, lanes: &Lanes, at: usize, to: &mut MaybeUninit<[S::V; 16]>) {
     let counters = s.load(&lanes.counter[at..]);
     if lanes.runs <= FEW_RUNS {
-        repeated(s, works, lanes, at, counters)
+        repeated(s, works, lanes, at, to.write([counters; 16]));
     } else {
         let mut of = [0; 16];
         of[..S::LANES].copy_from_slice(&lanes.of[at..at + S::LANES]);
-        transposed(s, works, &of, counters)
+        to.write(transposed(s, works, &of, counters));
     }
 }
 
@@ -170,10 +163,9 @@ fn transposed<S: Words>(s: S, works: &Works<'_>, of: &[u8; 16], counters: S::V) 
     x
 }
 
-/// The same for lanes of a few packets, one after another.
+/// The same for lanes of a few packets, one after another. The counters are there.
 #[inline(always)]
-fn repeated<S: Words>(s: S, works: &Works<'_>, lanes: &Lanes, at: usize, counters: S::V) -> [S::V; 16] {
-    let mut x = [counters; 16];
+fn repeated<S: Words>(s: S, works: &Works<'_>, lanes: &Lanes, at: usize, x: &mut [S::V; 16]) {
     for n in 0..4 {
         x[n] = s.splat(CONSTANTS[n]);
     }
@@ -209,7 +201,6 @@ fn repeated<S: Words>(s: S, works: &Works<'_>, lanes: &Lanes, at: usize, counter
         }
         begun = true;
     }
-    x
 }
 
 /// The key stream blocks that follow from states upright and in rows.

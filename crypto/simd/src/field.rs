@@ -15,6 +15,8 @@ pub(crate) trait Field: Copy {
     type Factor: Copy;
     /// A sum of products, not yet reduced.
     type Sum: Copy;
+    /// Whether four factors and all else fit into few enough registers for a long text to gain by them.
+    const FOUR: bool;
 
     fn wide(self) -> Self::Wide;
     fn zero(self) -> Self::Number;
@@ -83,6 +85,7 @@ impl<S: Multiply52> Field for Limbs44<S> {
     type Number = [S::W; 3];
     type Factor = Factor44<S::W>;
     type Sum = Sum44<S::W>;
+    const FOUR: bool = true;
 
     #[inline(always)]
     fn wide(self) -> S {
@@ -201,6 +204,7 @@ impl<S: Wide> Field for Limbs26<S> {
     type Number = [S::W; 5];
     type Factor = Factor26<S::W>;
     type Sum = [S::W; 5];
+    const FOUR: bool = false;
 
     #[inline(always)]
     fn wide(self) -> S {

@@ -4,6 +4,8 @@
 
 /// The low 44 bits.
 const M44: u64 = (1 << 44) - 1;
+/// Blocks from which on two at a time are worth their power.
+const PAIRS: usize = 4;
 /// The low 42 bits.
 const M42: u64 = (1 << 42) - 1;
 
@@ -35,23 +37,40 @@ impl Poly1305 {
     /// Takes in one block of 16 bytes, as two little-endian words.
     #[inline(always)]
     pub(crate) fn block(&mut self, block: [u64; 2]) {
-        let m = limbs(block);
-        let (r, s) = (self.r, self.s);
-        let h = [self.h[0] + m[0], self.h[1] + m[1], self.h[2] + m[2] + (1 << 40)];
-        let d0 = mul(h[0], r[0]) + mul(h[1], s[1]) + mul(h[2], s[0]);
-        let d1 = mul(h[0], r[1]) + mul(h[1], r[0]) + mul(h[2], s[1]);
-        let d2 = mul(h[0], r[2]) + mul(h[1], r[1]) + mul(h[2], r[0]);
-        let d1 = d1 + (d0 >> 44);
-        let d2 = d2 + (d1 >> 44);
-        let h0 = (d0 as u64 & M44) + (d2 >> 42) as u64 * 5;
-        self.h = [h0 & M44, (d1 as u64 & M44) + (h0 >> 44), d2 as u64 & M42];
+        let h = self.with(block);
+        self.h = reduce(product(h, self.r, self.s));
+    }
+
+    /// The state and a block.
+    #[inline(always)]
+    fn with(&self, block: [u64; 2]) -> [u64; 3] {
+        let m = numbered(block);
+        [self.h[0] + m[0], self.h[1] + m[1], self.h[2] + m[2]]
     }
 
     /// Takes in blocks.
     #[inline(always)]
     pub(crate) fn whole(&mut self, blocks: &[u8]) {
-        for block in blocks.as_chunks::<16>().0 {
+        let mut blocks = blocks.as_chunks::<16>().0;
+        if blocks.len() >= PAIRS {
+            let (pairs, rest) = blocks.as_chunks::<2>();
+            self.pairs(pairs);
+            blocks = rest;
+        }
+        for block in blocks {
             self.block(words(block));
+        }
+    }
+
+    /// Takes in blocks by two: `(h + first) r^2 + second r`, of which the second product does not wait for `h`.
+    #[inline(always)]
+    fn pairs(&mut self, pairs: &[[[u8; 16]; 2]]) {
+        let r2 = carry(reduce(product(self.r, self.r, self.s)));
+        let s2 = [r2[1] * 20, r2[2] * 20];
+        for [first, second] in pairs {
+            let late = product(self.with(words(first)), r2, s2);
+            let early = product(numbered(words(second)), self.r, self.s);
+            self.h = reduce([late[0] + early[0], late[1] + early[1], late[2] + early[2]]);
         }
     }
 
@@ -107,6 +126,32 @@ pub(crate) fn finish(h: [u64; 3], pad: [u64; 2]) -> [u8; 16] {
     let h = u128::from(h0) | u128::from(h1) << 44 | u128::from(h2) << 88;
     let pad = u128::from(pad[0]) | u128::from(pad[1]) << 64;
     h.wrapping_add(pad).to_le_bytes()
+}
+
+/// `a b`, not reduced: `s` is 20 times the upper two limbs of `b`.
+#[inline(always)]
+fn product(a: [u64; 3], b: [u64; 3], s: [u64; 2]) -> [u128; 3] {
+    [
+        mul(a[0], b[0]) + mul(a[1], s[1]) + mul(a[2], s[0]),
+        mul(a[0], b[1]) + mul(a[1], b[0]) + mul(a[2], s[1]),
+        mul(a[0], b[2]) + mul(a[1], b[1]) + mul(a[2], b[0]),
+    ]
+}
+
+/// Loose limbs of the same number modulo 2^130 - 5.
+#[inline(always)]
+fn reduce([d0, d1, d2]: [u128; 3]) -> [u64; 3] {
+    let d1 = d1 + (d0 >> 44);
+    let d2 = d2 + (d1 >> 44);
+    let h0 = (d0 as u64 & M44) + (d2 >> 42) as u64 * 5;
+    [h0 & M44, (d1 as u64 & M44) + (h0 >> 44), d2 as u64 & M42]
+}
+
+/// A block with the bit behind it set.
+#[inline(always)]
+fn numbered(block: [u64; 2]) -> [u64; 3] {
+    let m = limbs(block);
+    [m[0], m[1], m[2] | 1 << 40]
 }
 
 #[inline(always)]

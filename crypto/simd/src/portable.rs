@@ -15,12 +15,12 @@ type Words = [u32; LANES];
 
 pub(crate) fn seal(burst: &mut [Packet<'_>]) {
     seal_all(burst);
-    wipe::below::<STACK>();
+    wipe::below(STACK);
 }
 
 pub(crate) fn open(burst: &mut [Packet<'_>]) {
     open_all(burst);
-    wipe::below::<STACK>();
+    wipe::below(STACK);
 }
 
 #[inline(never)]

@@ -6,8 +6,8 @@ use crate::field::{Field, WideOf};
 use crate::poly1305::{self, Poly1305};
 use crate::vector::{Entries, WIDE, Wide, Window};
 
-/// Chunks of one packet from which on blocks are worked on side by side.
-const CHUNKS: usize = 2;
+/// Bytes of one packet, times the places of a register, from which on its blocks are worked on side by side.
+const SIDE_BY_SIDE: usize = 4096;
 /// Chunks of one packet from which on four at a time are worth their powers.
 const FOUR_CHUNKS: usize = 13;
 
@@ -178,14 +178,14 @@ impl Windows {
 }
 
 /// One packet: as many blocks of it side by side as there are places, if it has enough of them.
-#[inline(always)]
+#[inline(never)]
 pub(crate) fn alone<E: Entries>(e: E, work: &Work<'_>, key: [u64; 4]) -> [u8; TAG] {
     let mut poly = Poly1305::new(key);
     poly.padded(work.aad());
     let text = work.text();
     let chunk = 16 * E::GROUP;
     let (mut whole, _) = text.split_at(text.len() / 16 * 16);
-    if whole.len() >= CHUNKS * chunk {
+    if has_chunks::<E>(work) {
         // Blocks that are too few for a chunk come first.
         let (first, chunks) = whole.split_at(whole.len() % chunk);
         poly.whole(first);
@@ -198,6 +198,12 @@ pub(crate) fn alone<E: Entries>(e: E, work: &Work<'_>, key: [u64; 4]) -> [u8; TA
     }
     poly.block([work.aad().len() as u64, work.len as u64]);
     poly.tag()
+}
+
+/// Whether blocks of the packet are worked on side by side.
+#[inline(always)]
+pub(crate) fn has_chunks<E: Entries>(work: &Work<'_>) -> bool {
+    work.len >= SIDE_BY_SIDE / E::GROUP
 }
 
 /// The state after whole chunks of as many blocks as there are places.
@@ -223,7 +229,7 @@ pub(crate) fn chunks<F: Field>(f: F, h: [u64; 3], key: [u64; 2], text: &[u8]) ->
     let chunks = text.len() / chunk;
     let mut sum = f.add(first_place(f, h), chunk_at(f, text, 0));
     let mut next = 1;
-    if chunks >= FOUR_CHUNKS {
+    if F::FOUR && chunks >= FOUR_CHUNKS {
         // Four chunks at a time: their products do not wait for each other.
         let squared = f.multiply(power, &step);
         let two = f.factor(squared);

@@ -126,12 +126,21 @@ pub(crate) trait Entries: Words + Wide {
     /// Packets that are authenticated side by side.
     const GROUP: usize = <Self as Wide>::LANES;
 
+    /// Stack that any of the functions uses, bytes.
+    const STACK: usize;
+    /// Stack that [`chunks`](Self::chunks) uses, bytes.
+    const STACK_CHUNKS: usize;
+
     /// Makes the Poly1305 keys of all packets.
     fn keys(self, works: &Works<'_>, keys: &mut [Keys]);
-    /// XORs the key stream onto what `lanes` lists, as long as that is many blocks. Returns how far it came.
-    fn many(self, works: &Works<'_>, lanes: &Lanes) -> usize;
-    /// XORs the key stream onto what `lanes` lists from `at` on, which is few blocks.
-    fn few(self, works: &Works<'_>, lanes: &Lanes, at: usize);
+    /// XORs the key stream onto what `lanes` lists from `at` on: a pass of twice [`Words::LANES`] blocks.
+    fn two_upright(self, works: &Works<'_>, lanes: &Lanes, at: usize);
+    /// The same for up to three quarters of the lanes more than once.
+    fn upright_and_rows(self, works: &Works<'_>, lanes: &Lanes, at: usize);
+    /// The same for once.
+    fn upright(self, works: &Works<'_>, lanes: &Lanes, at: usize);
+    /// The same for up to three quarters.
+    fn rows_only(self, works: &Works<'_>, lanes: &Lanes, at: usize);
     /// The tags of a group of packets without additional data, up to [`GROUP`](Self::GROUP), the first of which has number `first` among the keys.
     fn side_by_side(self, group: &[Work<'_>], keys: &[Keys], first: usize, tags: &mut [[u8; TAG]; WIDE]);
     /// The whole of one packet, if it is short enough ([`chacha::ONE`](crate::chacha::ONE)): encrypted and its tag, or decrypted if its tag is right. Whether it was.

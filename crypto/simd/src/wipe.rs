@@ -2,17 +2,15 @@
 
 use std::mem::MaybeUninit;
 
-/// Overwrites `N` bytes of dead stack below the caller's frame.
+/// Most that can be wiped, bytes.
+const MAX: usize = 16 << 10;
+
+/// Overwrites `len` bytes of dead stack below the caller's frame.
 #[inline(never)]
-pub(crate) fn below<const N: usize>() {
-    let mut below = MaybeUninit::<[u8; N]>::zeroed();
-    if cfg!(miri) {
-        // Nothing to see there, and no inline assembly.
-        std::hint::black_box(&mut below);
-        return;
-    }
-    // SAFETY: no instruction at all. That it might read what the pointer points to is why the zeros have to be stored.
-    unsafe {
-        std::arch::asm!("/* {} */", in(reg) below.as_mut_ptr(), options(readonly, nostack, preserves_flags));
-    }
+pub(crate) fn below(len: usize) {
+    let mut below = [const { MaybeUninit::<u8>::uninit() }; MAX];
+    // The end of the array is next to the caller's frame.
+    below[MAX - len..].fill(MaybeUninit::new(0));
+    // That these bytes might be looked at is why the zeros have to be stored.
+    std::hint::black_box(&mut below);
 }

@@ -5,12 +5,17 @@ pub(crate) mod avx512;
 
 /// Implements [`Entries`](crate::vector::Entries) for a processor: each function compiled for its instructions, once.
 macro_rules! entries {
-    ($token:ty, $field:ident, $features:literal) => {
+    ($token:ty, $field:ident, $features:literal, $stack:literal, $chunks:literal) => {
         impl crate::vector::Entries for $token {
+            const STACK: usize = $stack;
+            const STACK_CHUNKS: usize = $chunks;
+
             crate::x86::entries! { @ $token, $features,
                 fn keys(works: &Works<'_>, keys: &mut [Keys]) -> () = |s| crate::chacha::keys(s, works, keys);
-                fn many(works: &Works<'_>, lanes: &Lanes) -> usize = |s| crate::chacha::many(s, works, lanes);
-                fn few(works: &Works<'_>, lanes: &Lanes, at: usize) -> () = |s| crate::chacha::few(s, works, lanes, at);
+                fn two_upright(works: &Works<'_>, lanes: &Lanes, at: usize) -> () = |s| crate::chacha::mixed::<_, 2, 0>(s, works, lanes, at);
+                fn upright_and_rows(works: &Works<'_>, lanes: &Lanes, at: usize) -> () = |s| crate::chacha::mixed::<_, 1, 3>(s, works, lanes, at);
+                fn upright(works: &Works<'_>, lanes: &Lanes, at: usize) -> () = |s| crate::chacha::mixed::<_, 1, 0>(s, works, lanes, at);
+                fn rows_only(works: &Works<'_>, lanes: &Lanes, at: usize) -> () = |s| crate::chacha::rows_only(s, works, lanes, at);
                 fn side_by_side(group: &[Work<'_>], keys: &[Keys], first: usize, tags: &mut [[u8; TAG]; WIDE]) -> ()
                     = |s| crate::tags::side_by_side($field(s), group, keys, first, tags);
                 fn seal_one(work: &mut Work<'_>) -> bool = |s| crate::one::one::<_, true>(s, work);

@@ -311,4 +311,4 @@ impl Wide for Avx2 {
     }
 }
 
-entries!(Avx2, Limbs26, "avx2,bmi2");
+entries!(Avx2, Limbs26, "avx2,bmi2", 4096, 2048);

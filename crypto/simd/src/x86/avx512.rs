@@ -301,6 +301,14 @@ impl Multiply52 for Avx512<true> {
 entries!(
     Avx512<true>,
     Limbs44,
-    "avx512f,avx512bw,avx512vl,avx512ifma,avx2,bmi2"
+    "avx512f,avx512bw,avx512vl,avx512ifma,avx2,bmi2",
+    4864,
+    1536
 );
-entries!(Avx512<false>, Limbs26, "avx512f,avx512bw,avx512vl,avx2,bmi2");
+entries!(
+    Avx512<false>,
+    Limbs26,
+    "avx512f,avx512bw,avx512vl,avx2,bmi2",
+    6656,
+    4352
+);
