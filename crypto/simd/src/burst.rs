@@ -168,7 +168,7 @@ pub(crate) struct Keys {
 }
 
 impl Keys {
-    const NONE: Keys = Keys {
+    pub(crate) const NONE: Keys = Keys {
         words: [[0; KEYS]; 8],
     };
 
@@ -183,7 +183,7 @@ impl Keys {
         key
     }
 
-    fn set(&mut self, at: usize, block: &[u8; 64]) {
+    pub(crate) fn set(&mut self, at: usize, block: &[u8; 64]) {
         for (words, bytes) in self.words.iter_mut().zip(block.as_chunks::<4>().0) {
             words[at] = u32::from_le_bytes(*bytes);
         }
@@ -559,5 +559,44 @@ pub(crate) fn sort(lens: &[u32], order: &mut [u8; BURST]) {
         // What is behind `lens` is zero, and never longer.
         let rank: u32 = ranked.iter().map(|other| u32::from(other > own)).sum();
         order[rank as usize] = n as u8;
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// Calls `f` with the buffers as packets, the longest first, and with the place in `bufs` of each.
+    pub(crate) fn works(bufs: &mut [Vec<u8>], f: impl FnOnce(&[Work<'_>], &[usize])) {
+        let mut order: Vec<usize> = (0..bufs.len()).collect();
+        order.sort_by_key(|at| std::cmp::Reverse(bufs[*at].len()));
+        let mut packets: Vec<Packet<'_>> = bufs
+            .iter_mut()
+            .map(|buf| Packet::new(&[0; 32], [0; 12], &[], buf))
+            .collect();
+        let mut works: Vec<Work<'_>> = packets
+            .iter_mut()
+            .enumerate()
+            .filter_map(|(at, packet)| Work::new(at, packet))
+            .collect();
+        works.sort_by_key(|work| std::cmp::Reverse(work.len));
+        f(&works, &order);
+    }
+
+    #[test]
+    fn the_longest_come_first_and_like_ones_in_their_order() {
+        for lens in [
+            vec![],
+            vec![5],
+            vec![1, 2, 3],
+            vec![3, 3, 1, 9, 3, 0, 9],
+            (0..64).map(|n| n * 37 % 11).collect(),
+        ] {
+            let mut order = [0; BURST];
+            sort(&lens, &mut order);
+            let mut expected: Vec<u8> = (0..lens.len() as u8).collect();
+            expected.sort_by_key(|at| std::cmp::Reverse(lens[usize::from(*at)]));
+            assert_eq!(order[..lens.len()], expected);
+        }
     }
 }

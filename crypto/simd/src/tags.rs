@@ -178,7 +178,7 @@ impl Windows {
 }
 
 /// One packet: as many blocks of it side by side as there are places, if it has enough of them.
-#[inline(never)]
+#[inline(always)]
 pub(crate) fn alone<E: Entries>(e: E, work: &Work<'_>, key: [u64; 4]) -> [u8; TAG] {
     let mut poly = Poly1305::new(key);
     poly.padded(work.aad());
@@ -306,4 +306,183 @@ fn chunk_at<F: Field>(f: F, text: &[u8], number: usize) -> F::Number {
     // SAFETY: a chunk is in the text.
     let [low, high] = unsafe { s.blocks(text[number * chunk..][..chunk].as_ptr()) };
     f.number(low, high, s.wide(1))
+}
+
+#[cfg(test)]
+mod tests {
+    //! Poly1305 where its arithmetic is at its limits, with keys as they are wanted: no key stream gives those.
+
+    use super::*;
+    use crate::burst::tests::works;
+    use crate::x86::{avx2::Avx2, avx512::Avx512};
+
+    /// A number below 2^130 - 5, in two halves: from bit 0 and from bit 65.
+    type Plain = [u128; 2];
+    const HALF: u128 = (1 << 65) - 1;
+
+    fn reduced(mut n: Plain) -> Plain {
+        for _ in 0..2 {
+            n[1] += n[0] >> 65;
+            n[0] = (n[0] & HALF) + 5 * (n[1] >> 65);
+            n[1] &= HALF;
+        }
+        n[1] += n[0] >> 65;
+        n[0] &= HALF;
+        if n[1] == HALF && n[0] >= HALF - 4 {
+            [n[0] - (HALF - 4), 0]
+        } else {
+            n
+        }
+    }
+
+    /// RFC 8439, section 2.5, to the letter, by doubling and adding.
+    fn reference(key: [u64; 4], text: &[u8]) -> [u8; 16] {
+        let r = u128::from(key[0] & 0x0fff_fffc_0fff_ffff) | u128::from(key[1] & 0x0fff_fffc_0fff_fffc) << 64;
+        let mut h = [0, 0];
+        let lens = [[0; 8], (text.len() as u64).to_le_bytes()].concat();
+        for part in text.chunks(16).chain([&lens[..]]) {
+            let mut block = [0; 16];
+            block[..part.len()].copy_from_slice(part);
+            let block = u128::from_le_bytes(block);
+            let n = reduced([h[0] + (block & HALF), h[1] + (block >> 65) + (1 << 63)]);
+            h = [0, 0];
+            for bit in (0..128).rev() {
+                h = reduced([2 * h[0], 2 * h[1]]);
+                if r >> bit & 1 == 1 {
+                    h = reduced([h[0] + n[0], h[1] + n[1]]);
+                }
+            }
+        }
+        let s = u128::from(key[2]) | u128::from(key[3]) << 64;
+        (h[0] | h[1] << 65).wrapping_add(s).to_le_bytes()
+    }
+
+    /// The tags of texts, each with a key, in every way that a kernel has.
+    fn check<E: Entries>(e: E, cases: &[([u64; 4], Vec<u8>)]) {
+        for group in cases.chunks(E::GROUP) {
+            let mut bufs: Vec<Vec<u8>> = group
+                .iter()
+                .map(|(_, text)| [text, &[0x77; 16][..]].concat())
+                .collect();
+            let mut keys = [Keys::NONE];
+            works(&mut bufs, |works, order| {
+                for (at, from) in order.iter().enumerate() {
+                    let block: Vec<u8> = group[*from]
+                        .0
+                        .iter()
+                        .flat_map(|word| word.to_le_bytes())
+                        .collect();
+                    keys[0].set(at, &[&block[..], &[0; 32]].concat().try_into().unwrap());
+                }
+                let mut tags = [[0; TAG]; WIDE];
+                e.side_by_side(works, &keys, 0, &mut tags);
+                for (at, from) in order.iter().enumerate() {
+                    let (key, text) = &group[*from];
+                    let expected = reference(*key, text);
+                    assert_eq!(tags[at], expected, "side by side: {key:x?} {text:x?}");
+                    assert_eq!(alone(e, &works[at], *key), expected, "alone: {key:x?} {text:x?}");
+                    // However short: all of it in chunks that can be.
+                    let mut poly = Poly1305::new(*key);
+                    let whole = text.len() / (16 * E::GROUP) * 16 * E::GROUP;
+                    if whole > 0 {
+                        poly.h = e.chunks(poly.h, [key[0], key[1]], &text[..whole]);
+                    }
+                    poly.padded(&text[whole..]);
+                    poly.block([0, text.len() as u64]);
+                    assert_eq!(poly.tag(), expected, "in chunks: {key:x?} {text:x?}");
+                }
+            });
+        }
+    }
+
+    fn on_all(cases: &[([u64; 4], Vec<u8>)]) {
+        if let Some(e) = Avx512::<true>::detect() {
+            check(e, cases);
+        }
+        if let Some(e) = Avx512::<false>::detect() {
+            check(e, cases);
+        }
+        if let Some(e) = Avx2::detect() {
+            check(e, cases);
+        }
+    }
+
+    const R_MAX: [u64; 2] = poly1305::CLAMP;
+    /// Bits at and beside the borders of limbs of 26 and of 44 bits.
+    const BORDERS: [u32; 24] = [
+        0, 1, 24, 25, 26, 27, 42, 43, 44, 45, 51, 52, 63, 64, 77, 78, 86, 87, 88, 103, 104, 105, 126, 127,
+    ];
+
+    fn bytes(blocks: &[u128]) -> Vec<u8> {
+        blocks.iter().flat_map(|block| block.to_le_bytes()).collect()
+    }
+
+    /// RFC 8439, appendix A.3, vectors 7 to 9: sums and products just below, at and above 2^130 - 5. (The length block is ours.)
+    #[test]
+    fn the_accumulator_wraps_around_at_2_130_minus_5() {
+        let mut cases = Vec::new();
+        for r in [[1, 0], [2, 0], [4, 0], [5, 0]] {
+            for last in [0xf0u128, 0xfa, 0xfb, 0xfc, 0xfd, 0xfe, 0xff] {
+                let near = u128::MAX - 0xff + last;
+                for blocks in [
+                    vec![near],
+                    vec![u128::MAX, near],
+                    vec![u128::MAX, near, 0x11],
+                    vec![
+                        u128::MAX,
+                        u128::MAX - 0xfe,
+                        0x0101_0101_0101_0101_0101_0101_0101_0101,
+                        near,
+                    ],
+                ] {
+                    // In front of it, so that it also comes late: zeros count as 2^128.
+                    for before in [0, 7, 13, 40] {
+                        let blocks = [vec![0; before], blocks.clone()].concat();
+                        cases.push(([r[0], r[1], 0, 0], bytes(&blocks)));
+                    }
+                }
+            }
+        }
+        on_all(&cases);
+    }
+
+    #[test]
+    fn carries_cross_every_border_of_limbs() {
+        let mut cases = Vec::new();
+        for at in BORDERS {
+            for r in BORDERS {
+                let r = 1u128 << r;
+                for block in [1 << at, (1 << at) - 1, u128::MAX << at, !(1 << at)] {
+                    let count = 1 + (at as usize * 7 + r.trailing_zeros() as usize) % 37;
+                    cases.push(([r as u64, (r >> 64) as u64, 0, 0], bytes(&vec![block; count])));
+                    cases.push(([R_MAX[0], R_MAX[1], !0, 0], bytes(&vec![block; count])));
+                }
+            }
+        }
+        on_all(&cases);
+    }
+
+    #[test]
+    fn blocks_of_all_ones_with_the_largest_r() {
+        let cases: Vec<_> = (0..300).map(|len| ([!0, !0, !0, !0], vec![0xff; len])).collect();
+        on_all(&cases);
+        let long: Vec<_> = (0..24)
+            .map(|n| ([!0, !0, 0, 0], vec![0xff; 8000 + 37 * n]))
+            .collect();
+        on_all(&long);
+    }
+
+    #[test]
+    fn the_extremes_of_r_and_s() {
+        let mut cases = Vec::new();
+        for r in [[0, 0], [1, 0], [!0, !0], [0, !0], [!0, 0], [R_MAX[0], R_MAX[1]]] {
+            for s in [[0, 0], [!0, !0], [1, 0], [0, 1 << 63], [!0, 0]] {
+                for len in [0, 1, 15, 16, 17, 63, 64, 65, 127, 128, 129, 511, 512, 513, 1420] {
+                    let text = (0..len).map(|n| (n * 73 + len) as u8).collect();
+                    cases.push(([r[0], r[1], s[0], s[1]], text));
+                }
+            }
+        }
+        on_all(&cases);
+    }
 }

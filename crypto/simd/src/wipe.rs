@@ -2,15 +2,22 @@
 
 use std::mem::MaybeUninit;
 
-/// Most that can be wiped, bytes.
-const MAX: usize = 16 << 10;
-
-/// Overwrites `len` bytes of dead stack below the caller's frame.
-#[inline(never)]
+/// Overwrites at least `len` bytes, up to 11 KiB, of dead stack below the caller's frame.
+#[inline(always)]
 pub(crate) fn below(len: usize) {
-    let mut below = [const { MaybeUninit::<u8>::uninit() }; MAX];
-    // The end of the array is next to the caller's frame.
-    below[MAX - len..].fill(MaybeUninit::new(0));
+    match len {
+        0..=2560 => exactly::<2560>(),
+        2561..=4096 => exactly::<4096>(),
+        4097..=7168 => exactly::<7168>(),
+        7169..=9216 => exactly::<9216>(),
+        _ => exactly::<11264>(),
+    }
+}
+
+/// Overwrites `N` bytes.
+#[inline(never)]
+fn exactly<const N: usize>() {
+    let mut below = MaybeUninit::<[u8; N]>::zeroed();
     // That these bytes might be looked at is why the zeros have to be stored.
     std::hint::black_box(&mut below);
 }
