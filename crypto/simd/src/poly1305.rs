@@ -93,8 +93,8 @@ impl Poly1305 {
     }
 }
 
-/// Carries what loose limbs have too many bits into the next ones, and round from the last to the first. Limbs may have up to 63 bits, the
-/// last one 60.
+/// Carries what loose limbs have too many bits into the next ones, and round from the last to the first: the last one may still be 2^42.
+/// Limbs may have up to 62 bits.
 #[inline(always)]
 pub(crate) fn carry(mut h: [u64; 3]) -> [u64; 3] {
     // Twice round: what is carried out of the top comes back in at the bottom.
@@ -108,6 +108,8 @@ pub(crate) fn carry(mut h: [u64; 3]) -> [u64; 3] {
     }
     h[1] += h[0] >> 44;
     h[0] &= M44;
+    h[2] += h[1] >> 44;
+    h[1] &= M44;
     h
 }
 

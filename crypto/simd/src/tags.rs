@@ -277,6 +277,8 @@ fn exponent_bit<F: Field>(bit: u8) -> u8 {
 #[inline(always)]
 fn first_place<F: Field>(f: F, h: [u64; 3]) -> F::Number {
     let s = f.wide();
+    // Loose limbs may add up to more than they have bits.
+    let h = poly1305::carry(h);
     let all = u128::from(h[0]) + (u128::from(h[1]) << 44) + (u128::from(h[2] & ((1 << 40) - 1)) << 88);
     let words = [
         [all as u64, 0, 0, 0, 0, 0, 0, 0],
@@ -284,7 +286,7 @@ fn first_place<F: Field>(f: F, h: [u64; 3]) -> F::Number {
     ];
     let mut number = f.number(s.wide_load(&words[0]), s.wide_load(&words[1]), s.wide(0));
     // What is at 2^128 and above: a few times the bit there.
-    for bit in 0..3 {
+    for bit in 0..4 {
         let top = [u64::from(h[2] >> 40 > bit), 0, 0, 0, 0, 0, 0, 0];
         number = f.add(number, f.number(s.wide(0), s.wide(0), s.wide_load(&top)));
     }
