@@ -97,7 +97,7 @@ fn row(op: &str, burst: usize, rounds: usize, size: usize, kernels: &[Kernel]) {
         k.open(&mut packets);
         assert!(packets.iter().all(|p| p.ok), "{:?} {size} open", k.isa());
         assert!(
-            bed.bufs.iter().zip(&plain).all(|(b, p)| &b[..p.len()] == &p[..]),
+            bed.bufs.iter().zip(&plain).all(|(b, p)| b[..p.len()] == p[..]),
             "{:?} open",
             k.isa()
         );

@@ -4,6 +4,11 @@
 //! here allocates, nothing is shared between threads, and no branch or address depends on a key, a text or a tag: only on lengths and counts.
 //! docs/adr/0022-vector-aead.md says why it is as it is, and what it costs.
 
+#![allow(
+    clippy::needless_range_loop,
+    reason = "indices that walk several arrays of registers at once read as the formulas do"
+)]
+
 #[cfg(target_arch = "x86_64")]
 mod burst;
 #[cfg(target_arch = "x86_64")]

@@ -111,10 +111,10 @@ impl Windows {
         }
         for n in 0..WIDE {
             let len = windows.lens[n];
-            let whole = len % 64 == 0 && len > 0;
+            let whole = len.is_multiple_of(64) && len > 0;
             let begun = steps - windows.steps[n] + usize::from(!whole);
             windows.begun = windows.begun.max(begun);
-            windows.ends_inside |= len % 16 != 0 || len == 0;
+            windows.ends_inside |= !len.is_multiple_of(16) || len == 0;
         }
         windows
     }

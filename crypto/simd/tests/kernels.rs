@@ -283,7 +283,7 @@ fn every_bit_of_a_tag_counts_and_every_place() {
                 true
             });
             check_forged(kernel, &cases, &|n, sealed| {
-                sealed[0] ^= (n % 3 == 0) as u8;
+                sealed[0] ^= u8::from(n.is_multiple_of(3));
                 n % 3 == 0
             });
         }
@@ -297,7 +297,7 @@ fn too_short_for_a_tag_is_left_alone() {
         for count in [1, 2, 20] {
             let cases: Vec<Case> = (0..count).map(|_| numbers.case(90)).collect();
             for len in 0..TAG {
-                let short = |n: usize| n % 3 == 0;
+                let short = |n: usize| n.is_multiple_of(3);
                 let contents = cases.iter().enumerate().map(|(n, case)| {
                     if short(n) {
                         vec![0x5a; len]
