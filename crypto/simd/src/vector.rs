@@ -11,7 +11,7 @@ use crate::burst::{Keys, Lanes, Work, Works};
 pub(crate) trait Words: Copy {
     /// Words in a register.
     const LANES: usize;
-    /// Blocks that [`upright`](crate::chacha::upright) works on at a time: once or twice the lanes.
+    /// Blocks that a pass works on upright: once or twice the lanes.
     const PASSES: usize;
     /// A register.
     type V: Copy;
@@ -143,7 +143,7 @@ pub(crate) trait Entries: Words + Wide {
     fn rows_only(self, works: &Works<'_>, lanes: &Lanes, at: usize);
     /// The tags of a group of packets without additional data, up to [`GROUP`](Self::GROUP), the first of which has number `first` among the keys.
     fn side_by_side(self, group: &[Work<'_>], keys: &[Keys], first: usize, tags: &mut [[u8; TAG]; WIDE]);
-    /// The whole of one packet, if it is short enough ([`chacha::ONE`](crate::chacha::ONE)): encrypted and its tag, or decrypted if its tag is right. Whether it was.
+    /// The whole of one packet, if it is short enough ([`blocks_max`](crate::one::blocks_max)): encrypted and its tag, or decrypted if its tag is right. Whether it was.
     fn seal_one(self, work: &mut Work<'_>) -> bool;
     fn open_one(self, work: &mut Work<'_>) -> bool;
     /// The state of Poly1305 after a whole number of chunks, at least one: a chunk is 16 bytes for each of [`Wide::LANES`].
