@@ -16,10 +16,12 @@ mod testpmd;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use patronus_crypto::aead::{self, Aead};
 use patronus_mem::BURST_MAX;
 use patronus_netns::{Error, Result};
 use serde::Serialize;
 
+use crate::goals::{Goal, Outcome};
 use crate::machine;
 use crate::report::median;
 use pair::Pair;
@@ -27,6 +29,9 @@ use size::Size;
 
 /// Bursts in a round of one pipeline.
 const BURSTS: usize = 1000;
+/// Size of the packets whose `encrypt` is judged, bytes, and the part of the AEAD's own rate that it has to reach.
+const LARGE: usize = 1420;
+const AEAD_SHARE: f64 = 0.85;
 
 /// Options of `patronus-bench engine`.
 #[derive(clap::Args)]
@@ -46,6 +51,9 @@ pub struct Options {
     /// Peers that the packets are spread over, one after the other.
     #[arg(long, value_name = "PEERS", value_delimiter = ',', default_values_t = [1, 1000])]
     peers: Vec<usize>,
+    /// The AEAD of `crypto`'s pipelines, in them and alone [default: the engine's].
+    #[arg(long, value_name = "NAME")]
+    aead: Option<String>,
     /// Rounds; figures are medians over them.
     #[arg(long, default_value_t = 11)]
     rounds: usize,
@@ -93,6 +101,8 @@ struct Row {
     gbps: f64,
     /// Of each worker's time; at a load, the time between packets.
     ns_per_packet: f64,
+    /// The AEAD, where packets are encrypted.
+    aead: Option<&'static str>,
     /// The same packets' AEAD alone.
     aead_ns_per_packet: Option<f64>,
     /// Part of the highest rate without loss that was offered; `None`: as much as goes, and rate and costs are of that.
@@ -104,7 +114,8 @@ struct Row {
 }
 
 impl Row {
-    fn new(pipeline: &'static str, size: Size, peers: usize, ns: f64, aead: f64) -> Row {
+    fn new(pipeline: &'static str, setup: Setup, ns: f64, alone: f64) -> Row {
+        let Setup { aead, size, peers } = setup;
         Row {
             pipeline,
             size,
@@ -115,13 +126,22 @@ impl Row {
             mpps: 1e3 / ns,
             gbps: 8.0 * size.sum(BURST_MAX) as f64 / BURST_MAX as f64 / ns,
             ns_per_packet: ns,
-            aead_ns_per_packet: Some(aead),
+            aead: Some(aead.name()),
+            aead_ns_per_packet: Some(alone),
             load: None,
             lat_p50_us: None,
             lat_p99_us: None,
             lat_p999_us: None,
         }
     }
+}
+
+/// What the pipelines are measured with.
+#[derive(Clone, Copy)]
+struct Setup {
+    aead: &'static dyn Aead,
+    size: Size,
+    peers: usize,
 }
 
 /// Times of one round, nanoseconds a packet.
@@ -143,7 +163,7 @@ pub fn run(options: &Options) -> Result<()> {
     }
     let mut rows = Vec::new();
     if options.pipelines.contains(&Pipelines::Crypto) {
-        crypto(options, &mut rows);
+        crypto(options, aead(options.aead.as_deref())?, &mut rows);
     }
     if options.pipelines.contains(&Pipelines::Route) {
         route::run(options, &mut rows)?;
@@ -155,17 +175,26 @@ pub fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-fn crypto(options: &Options, rows: &mut Vec<Row>) {
+/// The AEAD of this name.
+fn aead(name: Option<&str>) -> Result<&'static dyn Aead> {
+    name.map_or(Ok(aead::default()), |name| {
+        aead::by_name(name).map_err(|e| Error::new(format!("--aead: {e}")))
+    })
+}
+
+fn crypto(options: &Options, aead: &'static dyn Aead, rows: &mut Vec<Row>) {
     println!(
-        "\nbursts of {BURST_MAX}, {} rounds of {BURSTS} bursts, medians\n",
+        "\n{}, bursts of {BURST_MAX}, {} rounds of {BURSTS} bursts, medians\n",
+        aead.name(),
         options.rounds
     );
+    let begun = rows.len();
     println!("pipeline  size  peers    Mpps    Gb/s  ns/packet  AEAD alone  of its rate  beyond it, ns");
     for &size in &options.sizes {
         let mut pairs: Vec<(usize, Pair)> = options
             .peers
             .iter()
-            .map(|&peers| (peers, Pair::new(peers)))
+            .map(|&peers| (peers, Pair::new(aead, peers)))
             .collect();
         let mut rounds = vec![Vec::new(); pairs.len()];
         for _ in 0..options.rounds.max(1) {
@@ -174,11 +203,15 @@ fn crypto(options: &Options, rows: &mut Vec<Row>) {
             }
         }
         for ((peers, _), rounds) in pairs.iter().zip(&rounds) {
-            for row in summarize(size, *peers, rounds) {
+            let peers = *peers;
+            for row in summarize(Setup { aead, size, peers }, rounds) {
                 print(&row);
                 rows.push(row);
             }
         }
+    }
+    if let Some(outcome) = judge(&rows[begun..]) {
+        println!("\n{}", outcome.line());
     }
 }
 
@@ -209,19 +242,33 @@ fn round(pair: &mut Pair, size: Size) -> Round {
     }
 }
 
-fn summarize(size: Size, peers: usize, rounds: &[Round]) -> [Row; 3] {
+fn summarize(setup: Setup, rounds: &[Round]) -> [Row; 3] {
     let of = |figure: fn(&Round) -> f64| median(rounds.iter().map(figure)).unwrap_or(f64::NAN);
     [
-        Row::new("encrypt", size, peers, of(|r| r.encrypt), of(|r| r.seal)),
-        Row::new("decrypt", size, peers, of(|r| r.decrypt), of(|r| r.open)),
+        Row::new("encrypt", setup, of(|r| r.encrypt), of(|r| r.seal)),
+        Row::new("decrypt", setup, of(|r| r.decrypt), of(|r| r.open)),
         Row::new(
             "both",
-            size,
-            peers,
+            setup,
             of(|r| r.encrypt + r.decrypt),
             of(|r| r.seal + r.open),
         ),
     ]
+}
+
+/// Whether large packets leave the AEAD enough of the time, with the fewest peers.
+fn judge(rows: &[Row]) -> Option<Outcome> {
+    let of_large = rows
+        .iter()
+        .filter(|row| row.pipeline == "encrypt" && row.size == Size::Bytes(LARGE));
+    let row = of_large.min_by_key(|row| row.peers)?;
+    let alone = row.aead_ns_per_packet?;
+    Some(Outcome {
+        what: format!("encrypt, {LARGE} B: of the AEAD's rate"),
+        detail: format!("{:.0} ns, {} {alone:.0} ns", row.ns_per_packet, row.aead?),
+        value: alone / row.ns_per_packet,
+        goal: Goal::AtLeast(AEAD_SHARE),
+    })
 }
 
 fn print(row: &Row) {

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-const KEYS: [&str; 14] = [
+const KEYS: [&str; 15] = [
     "pipeline",
     "size",
     "flows",
@@ -12,6 +12,7 @@ const KEYS: [&str; 14] = [
     "mpps",
     "gbps",
     "ns_per_packet",
+    "aead",
     "aead_ns_per_packet",
     "load",
     "lat_p50_us",

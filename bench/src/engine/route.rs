@@ -153,6 +153,7 @@ impl Setup {
             mpps: rate / 1e6,
             gbps: 8.0 * size.mean() * rate / 1e9,
             ns_per_packet: 1e9 * self.workers as f64 / rate,
+            aead: None,
             aead_ns_per_packet: None,
             load: None,
             lat_p50_us: None,
