@@ -2,6 +2,7 @@
 //! docs/performance.md for what the figures mean.
 #![forbid(unsafe_code)]
 
+mod aead;
 mod demo;
 mod engine;
 mod goals;
@@ -39,6 +40,8 @@ enum Command {
     Soak(soak::Options),
     /// The engine's stages alone on one core, beside the AEAD alone.
     Engine(engine::Options),
+    /// Every ChaCha20-Poly1305 side by side: ours, and those of libraries.
+    Aead(aead::Options),
     /// Instructions a packet, counted by callgrind (Debian's valgrind).
     Instructions(instructions::Options),
 }
@@ -51,7 +54,8 @@ fn main() -> ExitCode {
         Command::Demo(options) => sandboxed(&|| demo::run(options)),
         Command::Soak(options) => sandboxed(&|| soak::run(options)),
         Command::Engine(options) => sandboxed(&|| engine::run(options)),
-        // Sends nothing anywhere, and is to be counted alone.
+        // These send nothing anywhere. The second is to be counted alone.
+        Command::Aead(options) => aead::run(options),
         Command::Instructions(options) => instructions::run(options),
     };
     match result {
