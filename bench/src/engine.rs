@@ -19,11 +19,13 @@ use std::path::PathBuf;
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
+use patronus_crypto::aead::{self, Aead};
 use patronus_mem::BURST_MAX;
 use patronus_netns::{Error, Result};
 use rustix::thread::{CpuSet, sched_setaffinity};
 use serde::Serialize;
 
+use crate::goals::{Goal, Outcome};
 use crate::machine;
 use crate::report::median;
 use latency::Latency;
@@ -33,6 +35,9 @@ use stages::Stages;
 
 /// Bursts in a round of one pipeline.
 const BURSTS: usize = 1000;
+/// Size of the packets whose `encrypt` is judged, bytes, and the part of the AEAD's own rate that it has to reach.
+const LARGE: usize = 1420;
+const AEAD_SHARE: f64 = 0.85;
 
 /// Parts of the highest rate without loss at which latency is measured.
 const LOADS: [f64; 3] = [0.5, 0.8, 0.95];
@@ -55,6 +60,9 @@ pub struct Options {
     /// Peers that the packets are spread over, one after the other.
     #[arg(long, value_name = "PEERS", value_delimiter = ',', default_values_t = [1, 1000])]
     peers: Vec<usize>,
+    /// The AEAD of `crypto`'s pipelines, in them and alone [default: the engine's].
+    #[arg(long, value_name = "NAME")]
+    aead: Option<String>,
     /// Rounds; figures are medians over them.
     #[arg(long, default_value_t = 11)]
     rounds: usize,
@@ -102,6 +110,8 @@ struct Row {
     gbps: f64,
     /// Of each worker's time; at a load, the time between packets.
     ns_per_packet: f64,
+    /// The AEAD, where packets are encrypted.
+    aead: Option<&'static str>,
     /// The same packets' AEAD alone.
     aead_ns_per_packet: Option<f64>,
     /// Nanoseconds of each stage by its name, for a packet that it takes in; empty at a load, and where there are no stages.
@@ -128,6 +138,7 @@ impl Row {
             mpps,
             gbps: 8e-3 * size.mean() * mpps,
             ns_per_packet: ns,
+            aead: None,
             aead_ns_per_packet: None,
             stages: Stages::new(),
             load: None,
@@ -144,6 +155,7 @@ impl Row {
             flows: self.flows,
             peers: self.peers,
             handoff: self.handoff,
+            aead: self.aead,
             load: Some(load),
             lat_p50_us: Some(latency.p50_us),
             lat_p99_us: Some(latency.p99_us),
@@ -196,7 +208,7 @@ pub fn run(options: &Options) -> Result<()> {
     }
     let mut rows = Vec::new();
     if options.pipelines.contains(&Pipelines::Crypto) {
-        crypto(options, &mut rows);
+        crypto(options, aead(options.aead.as_deref())?, &mut rows);
     }
     if options.pipelines.contains(&Pipelines::Route) {
         route::run(options, &mut rows)?;
@@ -210,6 +222,7 @@ pub fn run(options: &Options) -> Result<()> {
 
 /// Workers that share the peers, and what was measured of them.
 struct Crypto {
+    aead: &'static dyn Aead,
     peers: usize,
     pairs: Vec<Pair>,
     rounds: Vec<Round>,
@@ -217,11 +230,12 @@ struct Crypto {
 
 impl Crypto {
     /// Each worker has the same number of peers, one at least.
-    fn new(peers: usize, workers: usize) -> Crypto {
+    fn new(aead: &'static dyn Aead, peers: usize, workers: usize) -> Crypto {
         let each = peers.div_ceil(workers);
         Crypto {
+            aead,
             peers: each * workers,
-            pairs: (0..workers).map(|_| Pair::new(each)).collect(),
+            pairs: (0..workers).map(|_| Pair::new(aead, each)).collect(),
             rounds: Vec::new(),
         }
     }
@@ -254,6 +268,7 @@ impl Crypto {
             let row = Row {
                 flows: self.peers,
                 peers: self.peers,
+                aead: Some(self.aead.name()),
                 aead_ns_per_packet: Some(of(&|round| round.aead(way))),
                 stages: way
                     .stages()
@@ -273,17 +288,26 @@ impl Crypto {
     }
 }
 
-fn crypto(options: &Options, rows: &mut Vec<Row>) {
+/// The AEAD of this name.
+fn aead(name: Option<&str>) -> Result<&'static dyn Aead> {
+    name.map_or(Ok(aead::default()), |name| {
+        aead::by_name(name).map_err(|e| Error::new(format!("--aead: {e}")))
+    })
+}
+
+fn crypto(options: &Options, aead: &'static dyn Aead, rows: &mut Vec<Row>) {
     println!(
-        "\nbursts of {BURST_MAX}, {} rounds of {BURSTS} bursts, medians\n",
+        "\n{}, bursts of {BURST_MAX}, {} rounds of {BURSTS} bursts, medians\n",
+        aead.name(),
         options.rounds
     );
+    let begun = rows.len();
     println!(
         "pipeline  size  peers  workers    Mpps    Gb/s  ns/packet  AEAD alone  of its rate  beyond it, ns  p50 p99 p99.9 at a load, us"
     );
     let mut subjects = Vec::new();
     for &peers in &options.peers {
-        subjects.extend(worker_counts().map(|workers| Crypto::new(peers, workers)));
+        subjects.extend(worker_counts().map(|workers| Crypto::new(aead, peers, workers)));
     }
     for &size in &options.sizes {
         for _ in 0..options.rounds.max(1) {
@@ -293,6 +317,9 @@ fn crypto(options: &Options, rows: &mut Vec<Row>) {
             print(&row);
             rows.push(row);
         }
+    }
+    if let Some(outcome) = judge(&rows[begun..]) {
+        println!("\n{}", outcome.line());
     }
 }
 
@@ -323,6 +350,21 @@ fn round(pair: &mut Pair, size: Size) -> Round {
         open,
         stages: pair.counted().since(&before),
     }
+}
+
+/// Whether large packets leave the AEAD enough of the time, with the fewest peers.
+fn judge(rows: &[Row]) -> Option<Outcome> {
+    let of_large = rows
+        .iter()
+        .filter(|row| row.pipeline == "encrypt" && row.size == Size::Bytes(LARGE) && row.load.is_none());
+    let row = of_large.min_by_key(|row| (row.workers, row.peers))?;
+    let alone = row.aead_ns_per_packet?;
+    Some(Outcome {
+        what: format!("encrypt, {LARGE} B: of the AEAD's rate"),
+        detail: format!("{:.0} ns, {} {alone:.0} ns", row.ns_per_packet, row.aead?),
+        value: alone / row.ns_per_packet,
+        goal: Goal::AtLeast(AEAD_SHARE),
+    })
 }
 
 fn print(row: &Row) {

@@ -2,6 +2,7 @@
 //! docs/performance.md for what the figures mean.
 #![forbid(unsafe_code)]
 
+mod aead;
 mod demo;
 mod engine;
 mod goals;
@@ -42,6 +43,8 @@ enum Command {
     Engine(engine::Options),
     /// Two sites with Ethernet LANs over veths: AF_XDP, packet sockets and UDP sockets side by side, by our own generator.
     Wire(Box<wire::Options>),
+    /// Every ChaCha20-Poly1305 side by side: ours, and those of libraries.
+    Aead(aead::Options),
     /// Instructions a packet, counted by callgrind (Debian's valgrind).
     Instructions(instructions::Options),
 }
@@ -55,7 +58,8 @@ fn main() -> ExitCode {
         Command::Soak(options) => sandboxed(&|| soak::run(options)),
         Command::Engine(options) => sandboxed(&|| engine::run(options)),
         Command::Wire(options) => sandboxed(&|| wire::run(options)),
-        // Sends nothing anywhere, and is to be counted alone.
+        // These send nothing anywhere. The second is to be counted alone.
+        Command::Aead(options) => aead::run(options),
         Command::Instructions(options) => instructions::run(options),
     };
     match result {

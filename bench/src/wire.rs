@@ -481,10 +481,10 @@ fn judge(rows: &[Row]) -> Vec<Outcome> {
     let machine: Figure = |row| row.machine_cpu_us_per_packet;
     let alone = figure_of("direct", machine);
     let beyond = |subject| Some(figure_of(subject, machine)? - alone?);
-    let outcome = |what, queue: Option<f64>, socket: Option<f64>| {
+    let outcome = |what: &str, queue: Option<f64>, socket: Option<f64>| {
         let (queue, socket) = queue.zip(socket.filter(|value| *value > 0.0))?;
         Some(Outcome {
-            what,
+            what: what.to_owned(),
             detail: format!("AF_XDP {queue:.2}, socket {socket:.2} \u{b5}s a packet"),
             value: queue / socket,
             goal: Goal::AtMost(0.7),

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-const KEYS: [&str; 15] = [
+const KEYS: [&str; 16] = [
     "pipeline",
     "size",
     "flows",
@@ -12,6 +12,7 @@ const KEYS: [&str; 15] = [
     "mpps",
     "gbps",
     "ns_per_packet",
+    "aead",
     "aead_ns_per_packet",
     "stages",
     "load",

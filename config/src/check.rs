@@ -17,8 +17,15 @@ use crate::value::Network;
 const KEEPALIVE_MAX: u64 = u16::MAX as u64;
 /// Longer than this a worker never looks for work.
 const SPIN_MAX: Duration = Duration::from_secs(1);
-/// The cryptography backends that an engine may be built with.
-pub const AEADS: [&str; 2] = ["aws-lc", "rustcrypto"];
+/// The cryptography backends of the engine. Whether the processor has what one of them needs is the engine's to say.
+pub const AEADS: [&str; 6] = [
+    "ours-avx512",
+    "ours-avx512-noifma",
+    "ours-avx2",
+    "ours-portable",
+    "aws-lc",
+    "rustcrypto",
+];
 /// What the host behind the TUN is called, if the file says nothing else.
 pub const HOST: &str = "host";
 /// Next hops that flows are spread over at most.

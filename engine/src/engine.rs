@@ -157,7 +157,7 @@ pub fn start(config: &Config, site: Option<Box<Site>>) -> Result<SlowPath, Start
     sandbox::allow_locked_memory();
     let aead = match &config.aead {
         None => aead::default(),
-        Some(name) => aead::by_name(name).ok_or_else(|| unknown_aead(name))?,
+        Some(name) => aead::by_name(name).map_err(|e| StartError::Option(e.to_string()))?,
     };
     check_cores(&config.cores)?;
     check_links(&config.links)?;
@@ -531,14 +531,6 @@ fn make_tun(config: &Config) -> Result<(TunDevice, Vec<TunPort>), StartError> {
 fn open_null() -> io::Result<OwnedFd> {
     use rustix::fs::{Mode, OFlags, open};
     Ok(open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?)
-}
-
-fn unknown_aead(name: &str) -> StartError {
-    let known: Vec<_> = aead::all().iter().map(|a| a.name()).collect();
-    StartError::Option(format!(
-        "there is no AEAD backend `{name}`: choose one of {}",
-        known.join(", ")
-    ))
 }
 
 fn spawn(worker: Worker, number: usize, core: Option<usize>) -> io::Result<JoinHandle<()>> {

@@ -29,7 +29,8 @@ patronus-engine --stats NAME    print the counters of a running engine
                           wherever the host's routes lead). INTERFACE,af_xdp: past the kernel's network stack
       --spin MICROSECONDS look for packets this long before going to sleep (default 0); lowers the round-trip
                           time of a quiet tunnel, costs the CPU time of as much waiting; try 3000
-      --aead NAME         cryptography backend: aws-lc (default) or rustcrypto
+      --aead NAME         cryptography backend: ours-avx512, ours-avx512-noifma, ours-avx2, aws-lc, rustcrypto or
+                          ours-portable (default: the first of them that the processor can run)
       --no-offload        neither segmentation nor checksum offload
       --no-wan-offload    no segmentation offload on the UDP sockets
       --version           print the version

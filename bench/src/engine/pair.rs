@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arrayvec::ArrayVec;
-use patronus_crypto::aead::{self, Aead, Job, TAG};
+use patronus_crypto::aead::{Aead, Job, TAG};
 use patronus_crypto::keypair::{Keypair, Session};
 use patronus_crypto::timeouts::Timeouts;
 use patronus_crypto::timers::Traffic;
@@ -59,6 +59,7 @@ impl Side {
 
 /// What to seal and open with nothing around it.
 struct Bare {
+    aead: &'static dyn Aead,
     keypairs: Box<[Keypair]>,
     counter: u64,
     bufs: Vec<Vec<u8>>,
@@ -153,12 +154,7 @@ fn keypair(peer: usize, near: bool) -> Box<Keypair> {
 
 impl Pair {
     /// Sides with sessions between `peers` peers each.
-    pub fn new(peers: usize) -> Pair {
-        Pair::with_aead(aead::default(), peers)
-    }
-
-    /// The same over another AEAD.
-    pub fn with_aead(aead: &'static dyn Aead, peers: usize) -> Pair {
+    pub fn new(aead: &'static dyn Aead, peers: usize) -> Pair {
         let arena = Arena::new(&ArenaConfig {
             frames: 16384,
             jumbo_frames: 0,
@@ -186,6 +182,7 @@ impl Pair {
             inner: Burst::new(),
             wire: Burst::new(),
             bare: Bare {
+                aead,
                 keypairs: (0..peers).map(|peer| *keypair(peer, true)).collect(),
                 counter: 0,
                 bufs: vec![Vec::new(); BURST_MAX],
@@ -300,7 +297,7 @@ impl Bare {
             let keypair = &self.keypairs[number as usize % peers];
             jobs.push(Job::new(keypair.send_key(), number, buf));
         }
-        call(aead::default(), &mut jobs);
+        call(self.aead, &mut jobs);
         assert!(jobs.iter().all(|job| job.ok));
     }
 }
