@@ -18,7 +18,7 @@ mod writer;
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use patronus_mem::Table;
+use patronus_mem::{Table, prefetch};
 use patronus_sync::{DomainId, Reader};
 
 pub use writer::{FibWriter, FibWriterV4, FibWriterV6, Limits, RouteError};
@@ -121,7 +121,7 @@ impl<const N: usize, const SLOTS: usize> Fib<N, SLOTS> {
             if entry & NODE == 0 {
                 break;
             }
-            entry = self.nodes[(entry & !NODE) as usize].0[Self::slot(addr, level)].load(Ordering::Acquire);
+            entry = self.place(entry, addr, level).load(Ordering::Acquire);
         }
         Group::of_entry(entry)
     }
@@ -152,13 +152,25 @@ impl<const N: usize, const SLOTS: usize> Fib<N, SLOTS> {
     ) {
         assert!(reader.is_awake_in(&self.domain));
         for (some, groups) in all.chunks(LANES).zip(groups.chunks_mut(LANES)) {
+            // Where the second level's answers stand, or the root's own if it leads no further. They are asked for at once, and the processor goes
+            // on to the next address whatever it takes.
+            let mut places = [&self.root[0]; LANES];
+            for (place, one) in places.iter_mut().zip(some) {
+                let addr = addr(one);
+                *place = &self.root[root_slot(&addr)];
+                let entry = place.load(Ordering::Acquire);
+                if entry & NODE != 0 {
+                    *place = self.place(entry, &addr, 0);
+                    prefetch(*place);
+                }
+            }
             let mut entries = [0; LANES];
             let mut deeper = 0;
-            for (entry, one) in entries.iter_mut().zip(some) {
-                *entry = self.root[root_slot(&addr(one))].load(Ordering::Acquire);
+            for (entry, place) in entries.iter_mut().zip(&places[..some.len()]) {
+                *entry = place.load(Ordering::Acquire);
                 deeper |= *entry;
             }
-            for level in 0..Self::LEVELS {
+            for level in 1..Self::LEVELS {
                 if deeper & NODE == 0 {
                     break;
                 }
@@ -168,6 +180,12 @@ impl<const N: usize, const SLOTS: usize> Fib<N, SLOTS> {
                 *group = Group::of_entry(*entry);
             }
         }
+    }
+
+    /// Where in the node that an entry leads to the next entry for an address stands.
+    #[inline(always)]
+    fn place(&self, entry: u32, addr: &[u8; N], level: usize) -> &AtomicU32 {
+        &self.nodes[(entry & !NODE) as usize].0[Self::slot(addr, level)]
     }
 
     /// One level for all addresses of a chunk. Returns the union of the entries, to tell whether any leads further.
@@ -183,8 +201,7 @@ impl<const N: usize, const SLOTS: usize> Fib<N, SLOTS> {
         for (entry, one) in entries.iter_mut().zip(some) {
             // A branch and not masks: on one level nearly all addresses go the same way, and the processor does not wait for the entry.
             if *entry & NODE != 0 {
-                let node = (*entry & !NODE) as usize;
-                *entry = self.nodes[node].0[Self::slot(&addr(one), level)].load(Ordering::Acquire);
+                *entry = self.place(*entry, &addr(one), level).load(Ordering::Acquire);
             }
             deeper |= *entry;
         }
