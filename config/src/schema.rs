@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use patronus_abi::site::{FLOWS_MAX, FLOWS_MIN, ROUTES_MAX, ROUTES_MIN};
 use serde::Deserialize;
 use toml::Spanned;
 
@@ -57,9 +58,9 @@ pub type Workers = Number<1, 64>;
 /// The number of a core.
 pub type Core = Number<0, 1023>;
 /// Flows that a worker remembers.
-pub type Flows = Number<1024, 4_194_304>;
+pub type Flows = Number<{ FLOWS_MIN as u64 }, { FLOWS_MAX as u64 }>;
 /// Prefixes that are routed by.
-pub type Routes = Number<64, 1_048_576>;
+pub type Routes = Number<{ ROUTES_MIN as u64 }, { ROUTES_MAX as u64 }>;
 /// A link's number.
 pub type LinkId = Number<1, 15>;
 

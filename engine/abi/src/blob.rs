@@ -327,6 +327,8 @@ pub fn decode(blob: &[u8]) -> Result<(Site, u64), BlobError> {
         return Err(BlobError::Crc);
     }
     let counts = header.counts.map(|count| count.get() as usize);
+    // Before anything is made of records: that takes up to ten times their length.
+    check_counts(&counts)?;
     let mut from = Sections::of(&mut rest, counts).ok_or_else(length)?;
     if !rest.is_empty() {
         return Err(length());

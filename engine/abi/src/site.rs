@@ -13,7 +13,7 @@ use crate::prefix::Prefix;
 
 /// Links at most: their numbers have four bits on the wire, and 0 is none.
 pub const LINKS_MAX: usize = 15;
-/// LANs at most, the TUN among them.
+/// LANs at most, the TUN among them: it has its place whether it stands there or not.
 pub const LANS_MAX: usize = 16;
 /// Peers at most.
 pub const PEERS_MAX: usize = 1 << 16;
@@ -21,8 +21,14 @@ pub const PEERS_MAX: usize = 1 << 16;
 pub const ALLOWED_IPS_MAX: usize = 1 << 20;
 /// Networks, and neighbours, of all LANs together at most.
 pub const LAN_ENTRIES_MAX: usize = 1 << 16;
-/// Routes at most.
+/// Routes, and prefixes that there may be room for, at most.
 pub const ROUTES_MAX: usize = 1 << 20;
+/// Prefixes that there is room for at least.
+pub const ROUTES_MIN: usize = 64;
+/// Flows that a worker remembers at least.
+pub const FLOWS_MIN: usize = 1 << 10;
+/// And at most.
+pub const FLOWS_MAX: usize = 1 << 22;
 /// Policies at most.
 pub const POLICIES_MAX: usize = 1 << 16;
 /// Next hops of a route or a policy at most.
@@ -70,9 +76,9 @@ pub struct Engine {
     pub aead: Option<String>,
     /// Segmentation and checksum offload.
     pub offload: bool,
-    /// Flows that each worker remembers, where there is something to route by.
+    /// Flows that each worker remembers, where there is something to route by: [`FLOWS_MIN`] to [`FLOWS_MAX`].
     pub flows: u32,
-    /// Prefixes that there may be, those of the peers among them.
+    /// Prefixes that there may be, those of the peers among them: [`ROUTES_MIN`] to [`ROUTES_MAX`].
     pub routes: u32,
 }
 
@@ -231,22 +237,28 @@ impl Site {
         1 + self.peers.iter().filter(|peer| peer.has_psk).count()
     }
 
+    /// How many there are of what has a limit.
+    fn counts(&self) -> [usize; LIMITS.len()] {
+        let (peers, lans) = (self.peers.iter(), self.lans.iter());
+        [
+            self.engine.cores.len(),
+            self.links.len(),
+            self.peers.len(),
+            peers.map(|peer| peer.allowed_ips.len()).sum(),
+            self.lans.len(),
+            lans.clone().map(|lan| lan.networks.len()).sum(),
+            lans.map(|lan| lan.neighbours.len()).sum(),
+            self.routes.len(),
+            self.policies.len(),
+        ]
+    }
+
     /// Checks what no layout shows: limits, names, and that everything that is named is there. Holds for what is encoded and for what is
     /// decoded.
     pub(crate) fn check(&self) -> Result<(), BlobError> {
         self.check_engine()
             .map_err(|why| BlobError::value("engine", 0, why))?;
-        most("links", self.links.len(), LINKS_MAX)?;
-        most("LANs", self.lans.len(), LANS_MAX)?;
-        most("peers", self.peers.len(), PEERS_MAX)?;
-        most("routes", self.routes.len(), ROUTES_MAX)?;
-        most("policies", self.policies.len(), POLICIES_MAX)?;
-        let allowed_ips = self.peers.iter().map(|peer| peer.allowed_ips.len()).sum();
-        most("allowed-ips", allowed_ips, ALLOWED_IPS_MAX)?;
-        let networks = self.lans.iter().map(|lan| lan.networks.len()).sum();
-        most("networks of LANs", networks, LAN_ENTRIES_MAX)?;
-        let neighbours = self.lans.iter().map(|lan| lan.neighbours.len()).sum();
-        most("neighbours", neighbours, LAN_ENTRIES_MAX)?;
+        check_counts(&self.counts())?;
         each("link", &self.links, Link::check)?;
         once("link", self.links.iter().map(|link| link.id))?;
         each("peer", &self.peers, Peer::check)?;
@@ -254,6 +266,7 @@ impl Site {
         each("LAN", &self.lans, Lan::check)?;
         let tuns = self.lans.iter().filter(|lan| !lan.is_ethernet()).count();
         most("TUNs among the LANs", tuns, 1)?;
+        most("LANs beside the TUN", self.lans.len() - tuns, LANS_MAX - 1)?;
         each("route", &self.routes, |route| self.check_hops(&route.hops))?;
         each("policy", &self.policies, |policy| self.check_policy(policy))
     }
@@ -262,8 +275,14 @@ impl Site {
         let engine = &self.engine;
         check_interface(&engine.interface)?;
         check_name(engine.aead.as_deref())?;
-        if !(1..=WORKERS_MAX).contains(&usize::from(engine.workers)) || engine.cores.len() > WORKERS_MAX {
-            return Err("the number of workers or cores");
+        if !(1..=WORKERS_MAX).contains(&usize::from(engine.workers)) {
+            return Err("the number of workers");
+        }
+        if !(FLOWS_MIN..=FLOWS_MAX).contains(&(engine.flows as usize)) {
+            return Err("the number of flows");
+        }
+        if !(ROUTES_MIN..=ROUTES_MAX).contains(&(engine.routes as usize)) {
+            return Err("the number of prefixes");
         }
         Ok(())
     }
@@ -363,6 +382,25 @@ fn once<T: Ord>(what: &'static str, values: impl Iterator<Item = T>) -> Result<(
         }
     }
     Ok(())
+}
+
+/// What has a limit, in the order of the blob's sections.
+pub(crate) const LIMITS: [(&str, usize); 9] = [
+    ("cores", WORKERS_MAX),
+    ("links", LINKS_MAX),
+    ("peers", PEERS_MAX),
+    ("allowed-ips", ALLOWED_IPS_MAX),
+    ("LANs", LANS_MAX),
+    ("networks of LANs", LAN_ENTRIES_MAX),
+    ("neighbours", LAN_ENTRIES_MAX),
+    ("routes", ROUTES_MAX),
+    ("policies", POLICIES_MAX),
+];
+
+/// Refuses more than there may be of anything.
+pub(crate) fn check_counts(counts: &[usize]) -> Result<(), BlobError> {
+    let mut all = counts.iter().zip(LIMITS);
+    all.try_for_each(|(count, (what, limit))| most(what, *count, limit))
 }
 
 fn most(what: &'static str, count: usize, limit: usize) -> Result<(), BlobError> {

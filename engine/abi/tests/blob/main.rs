@@ -114,7 +114,21 @@ fn nothing_is_no_site() {
     assert_eq!(decode(&[]), Err(BlobError::Length(0)));
 }
 
-/// Changes the sample, and wants both ways to refuse it for this.
+/// Records that mean nothing, 17 LANs: their number is looked at first, or they would take many times their length.
+#[test]
+fn too_many_are_refused_before_anything_is_made_of_them() {
+    let mut blob = encode(&empty(), 1).unwrap();
+    let (header, lans) = (COUNTS + 4 * 11, [0xff; 12 * 17]);
+    blob.splice(header..header, lans);
+    let len = blob.len() as u64;
+    blob[16..24].copy_from_slice(&len.to_le_bytes());
+    blob[COUNTS + 4 * 4] = 17;
+    seal(&mut blob);
+    let (what, count, limit) = ("LANs", 17, 16);
+    assert_eq!(decode(&blob), Err(BlobError::TooMany { what, count, limit }));
+}
+
+/// Changes the sample, and wants it to be refused for this.
 fn refuses(change: impl Fn(&mut Site), why: &str) {
     let mut site = sample();
     change(&mut site);
@@ -146,6 +160,10 @@ fn what_has_no_meaning_is_not_made() {
     refuses(|site| site.lans[1].interface = None, "LAN 1: an Ethernet LAN");
     refuses(|site| site.lans[1].neighbours[0].1 = [1; 6], "no single station");
     refuses(|site| site.lans.push(site.lans[0].clone()), "TUNs");
+    refuses(
+        |site| site.lans = vec![site.lans[1].clone(); 16],
+        "16 LANs beside the TUN, at most 15",
+    );
     refuses(|site| site.routes[0].hops.clear(), "route 0: no next hop");
     refuses(|site| site.routes[0].hops[0] = Hop::Peer(99), "not there");
     refuses(
@@ -159,6 +177,10 @@ fn what_has_no_meaning_is_not_made() {
         "ends before it begins",
     );
     refuses(|site| site.engine.workers = 0, "engine 0: the number of workers");
+    refuses(|site| site.engine.flows = 0, "the number of flows");
+    refuses(|site| site.engine.flows = u32::MAX, "the number of flows");
+    refuses(|site| site.engine.routes = u32::MAX, "the number of prefixes");
+    refuses(|site| site.engine.cores = vec![0; 65], "65 cores, at most 64");
     refuses(
         |site| site.links = vec![site.links[0].clone(); 16],
         "16 links, at most 15",

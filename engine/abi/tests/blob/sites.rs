@@ -140,10 +140,10 @@ fn engine() -> impl Strategy<Value = Engine> {
         any::<u32>(),
         option::of(name()),
         any::<bool>(),
-        any::<[u32; 2]>(),
+        (1u32 << 10..=1 << 22, 64u32..=1 << 20),
     )
         .prop_map(
-            |(interface, workers, cores, spin_ms, aead, offload, [flows, routes])| Engine {
+            |(interface, workers, cores, spin_ms, aead, offload, (flows, routes))| Engine {
                 interface,
                 workers,
                 cores,
