@@ -15,7 +15,6 @@ mod serve;
 use std::ffi::OsString;
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::process::{Command, Stdio};
 
 use patronus_io::Port;
 use patronus_io::afpacket::PacketPort;
@@ -24,10 +23,9 @@ use patronus_mem::{Arena, FrameCache};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, SocketFlags, SocketType,
-};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags};
 
+use crate::beside;
 use crate::engine::WORKERS_MAX;
 use crate::lans::{EthernetConfig, PortChoice};
 use crate::plan::Lan;
@@ -233,16 +231,8 @@ pub struct Keeper {
 impl Keeper {
     /// Starts the process. It takes the rights of this one, so this is called before they are given up.
     pub fn start(kept: &Kept) -> io::Result<Keeper> {
-        let flags = SocketFlags::CLOEXEC;
-        let (socket, theirs) =
-            rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
-        Command::new(std::env::current_exe()?)
-            .args(kept.arguments())
-            .stdin(Stdio::from(theirs))
-            .stdout(Stdio::null())
-            .spawn()?;
         Ok(Keeper {
-            socket,
+            socket: beside::start(kept.arguments())?,
             has_ended: false,
         })
     }

@@ -49,6 +49,7 @@
 #![forbid(unsafe_code)]
 
 pub mod allowedips;
+mod beside;
 pub mod channel;
 pub mod classify;
 pub mod clock;

@@ -16,19 +16,18 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use patronus_abi::{BLOB_MAX, encode};
 use patronus_config::{Config, key_file};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags,
 };
 
-use crate::sandbox;
 use crate::site::{Keys, Site};
+use crate::{beside, sandbox};
 
 /// The option that makes a process of this program a reader. Its value is the file.
 pub const OPTION: &str = "--config-reader";
@@ -64,16 +63,8 @@ struct Answer {
 impl Reader {
     /// Starts the process. It takes the descriptors and rights of this one, so this is called before they are given up.
     pub fn start(path: &Path) -> io::Result<Reader> {
-        let flags = SocketFlags::CLOEXEC;
-        let (ours, theirs) =
-            rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
-        Command::new(std::env::current_exe()?)
-            .args([OsStr::new(OPTION), path.as_os_str()])
-            .stdin(Stdio::from(theirs))
-            .stdout(Stdio::null())
-            .spawn()?;
         Ok(Reader {
-            socket: ours,
+            socket: beside::start([OsStr::new(OPTION), path.as_os_str()])?,
             path: path.to_owned(),
             answer: None,
             again: false,
