@@ -203,15 +203,16 @@ impl Crew {
         if !std::mem::take(&mut self.handing) {
             return;
         }
+        let (lap, mut all) = (Lap::start(), 0);
         for other in &mut self.others {
-            let lap = Lap::start();
             let handed = other.to.publish();
             if handed > 0 {
                 self.inboxes[other.number].waker.wake_early();
                 other.owed = true;
-                stats.burst(Stage::Handoff, handed, lap);
+                all += handed;
             }
         }
+        stats.burst(Stage::Handoff, all, lap);
     }
 
     /// Wakes all to whom something was handed over since this was last called. Before the worker may sleep itself, and at the end of each turn: the
