@@ -696,19 +696,7 @@ fn lans_come_and_go(port: &str, engine: &str) {
         "the other port was not disturbed"
     );
     // Without the process that takes interfaces, what is taken stays so.
-    let pid = hub.process.as_ref().unwrap().pid();
-    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
-    let is_keeper = |pid: &&str| {
-        let line = fs::read_to_string(format!("/proc/{pid}/cmdline"));
-        line.is_ok_and(|line| line.contains("--interface-keeper"))
-    };
-    let keeper: i32 = children
-        .split_whitespace()
-        .find(is_keeper)
-        .unwrap()
-        .parse()
-        .unwrap();
-    rustix::process::kill_process(rustix::process::Pid::from_raw(keeper).unwrap(), Signal::KILL).unwrap();
+    signal(keeper_of(&hub), Signal::KILL);
     let ended = "the process that takes interfaces has ended";
     assert!(eventually(|| hub.log().contains(ended)), "{}", hub.log());
     assert!(a.answers("192.168.7.2") && reaches(&steady, "-c 2 -i 0.2 -W 2 10.66.1.1"));
@@ -718,6 +706,23 @@ fn lans_come_and_go(port: &str, engine: &str) {
     // Three lives with some pings each.
     let received: Vec<u64> = received.collect();
     assert!(received.iter().sum::<u64>() >= 6, "counters go on: {received:?}");
+}
+
+/// The process beside the engine that takes interfaces.
+fn keeper_of(branch: &Branch) -> u32 {
+    let pid = branch.process.as_ref().unwrap().pid();
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    let is_keeper = |pid: &&str| {
+        let line = fs::read_to_string(format!("/proc/{pid}/cmdline"));
+        line.is_ok_and(|line| line.contains("--interface-keeper"))
+    };
+    let keeper = children.split_whitespace().find(is_keeper);
+    keeper.unwrap().parse().unwrap()
+}
+
+fn signal(pid: u32, signal: Signal) {
+    let pid = rustix::process::Pid::from_raw(pid as i32).unwrap();
+    rustix::process::kill_process(pid, signal).unwrap();
 }
 
 fn namespace_of(branch: &Branch) -> &Namespace {
@@ -740,6 +745,41 @@ fn hosts_pings(branch: &Branch) -> u64 {
 #[test]
 fn lans_by_af_xdp_come_and_go() {
     lans_come_and_go("port = 'af_xdp'", "");
+}
+
+/// What was taken is gone before the engine hears of it: it is no reason to take the next one in another way, or to wait.
+#[test]
+fn a_lan_that_is_another_one_by_the_time_it_is_taken() {
+    if !may_run(&[Need::Root]) {
+        return;
+    }
+    let mut hub = Branch::new(3);
+    let office = host_behind(&hub, 9);
+    namespace_of(&hub).ip("link del lan").unwrap();
+    hub.write("[[lan]]\nname = 'lan'\ninterface = 'lan'\n");
+    hub.start();
+    let is_missing = || hub.log().contains("LAN lan does not run");
+    assert!(eventually(is_missing), "{}", hub.log());
+    let (engine, keeper) = (hub.process.as_ref().unwrap().pid(), keeper_of(&hub));
+    signal(keeper, Signal::STOP);
+    make_again(&hub, &office, 9);
+    // The engine asks at the latest a second after the answer before.
+    std::thread::sleep(Duration::from_millis(1500));
+    signal(engine, Signal::STOP);
+    signal(keeper, Signal::CONT);
+    let has_program = || {
+        let shown = namespace_of(&hub).exec("ip", &["link", "show", "lan"]);
+        shown.unwrap().contains("prog/xdp")
+    };
+    assert!(eventually(has_program), "{}", hub.log());
+    namespace_of(&hub).ip("link del lan").unwrap();
+    make_again(&hub, &office, 9);
+    signal(engine, Signal::CONT);
+    let is_there = || hub.log().contains("LAN lan is there");
+    assert!(eventually(is_there), "{}", hub.log());
+    assert!(has_program() && !hub.log().contains("af_packet"), "{}", hub.log());
+    // What the keeper could not tell the program that was gone concerns nobody.
+    assert!(!hub.log().contains("may not reach"), "{}", hub.log());
 }
 
 #[test]

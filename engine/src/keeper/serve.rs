@@ -309,7 +309,13 @@ impl Server {
             };
             let result = match &read {
                 Ok(()) if now == standing.told => Ok(()),
-                Ok(()) => self.tell(at, now),
+                // Its interface is gone, which is heard next.
+                Ok(()) => self
+                    .tell(at, now)
+                    .or_else(|why| match Errno::from_io_error(&why) {
+                        Some(Errno::NOLINK) => Ok(()),
+                        _ => Err(why),
+                    }),
                 Err(error) => Err(io::Error::other(error.to_string())),
             };
             self.report(at, result)?;

@@ -3,11 +3,13 @@
 //! A port of an interface that is down goes on by itself when that is up again. One whose interface has been deleted is lost; what comes later under the same
 //! name is another interface, which the [keeper](crate::keeper) takes.
 
+use std::io;
 use std::sync::Arc;
 
 use patronus_crypto::Time;
 use patronus_io::netlink::{AddressEvent, Interface};
 use patronus_mem::Arena;
+use rustix::io::Errno;
 
 use super::SlowPath;
 use super::opening::Retry;
@@ -33,6 +35,16 @@ struct Open {
     /// That it does not run has been said.
     down: bool,
     _guard: Guard,
+}
+
+/// Why the ports of an interface that was taken cannot be opened.
+pub(super) enum Unusable {
+    /// It was deleted or put down meanwhile.
+    Gone,
+    /// For this reason; but this can be asked for.
+    Unless(Place, String),
+    /// For this reason.
+    Refused(String),
 }
 
 /// An Ethernet LAN.
@@ -66,26 +78,17 @@ impl EthernetLan {
         self.open.as_ref().map_or(ABSENT, |open| open.lan)
     }
 
-    /// Its interface was taken: opens the ports. An error is why that cannot be, and what to ask instead, if there is something.
+    /// Its interface was taken: opens the ports.
     pub(super) fn open(
         &mut self,
         place: Place,
         taken: Taken,
         arena: &'static Arena,
         log: &Log,
-    ) -> Result<(), (String, Option<Place>)> {
+    ) -> Result<(), Unusable> {
         let (ifindex, lan, mode) = (taken.ifindex, taken.lan, taken.mode());
-        let (guard, ports) = taken.into_lan(arena).map_err(|error| {
-            let instead = match (place, self.config.port) {
-                (Place::Lan(at), PortChoice::Any) => Some(Place::LanByPackets(at)),
-                _ => None,
-            };
-            let name = &self.config.interface;
-            (
-                format!("LAN interface {name}: cannot use a queue: {error}"),
-                instead,
-            )
-        })?;
+        let opened = taken.into_lan(arena);
+        let (guard, ports) = opened.map_err(|error| self.unusable(place, &error))?;
         if let Some(mode) = mode {
             say_how(log, "LAN", &self.config.interface, mode, ports.len());
         }
@@ -98,6 +101,18 @@ impl EthernetLan {
         });
         self.retry.done();
         Ok(())
+    }
+
+    fn unusable(&self, place: Place, error: &io::Error) -> Unusable {
+        if let Some(Errno::NODEV | Errno::NETDOWN) = Errno::from_io_error(error) {
+            return Unusable::Gone;
+        }
+        let name = &self.config.interface;
+        let why = format!("LAN interface {name}: cannot use a queue: {error}");
+        match (place, self.config.port) {
+            (Place::Lan(at), PortChoice::Any) => Unusable::Unless(Place::LanByPackets(at), why),
+            _ => Unusable::Refused(why),
+        }
     }
 
     /// Says why it is used in another way than first tried.

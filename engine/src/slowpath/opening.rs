@@ -3,7 +3,7 @@
 use patronus_crypto::{Duration, Time};
 use patronus_mem::Arena;
 
-use super::lans::EthernetLan;
+use super::lans::{EthernetLan, Unusable};
 use super::{SlowPath, Uplink};
 use crate::keeper::{Keeper, Place, Said};
 use crate::log::Log;
@@ -88,57 +88,70 @@ pub struct Opening {
 impl Opening {
     /// Takes everything that is there. An error is why something that is there cannot be a LAN.
     pub fn open_all(&mut self, log: &Log) -> Result<(), String> {
-        let Some(keeper) = &mut self.keeper else {
-            return Ok(());
-        };
-        for (lan, at) in self.lans.iter_mut().zip(0..) {
-            keeper.ask(Place::Lan(at));
-            open_lan(keeper, lan, self.arena, log)?;
+        for at in 0..self.lans.len() {
+            self.open_lan(at, log)?;
         }
-        for uplink in &mut self.uplinks {
-            let Some(place) = uplink.place() else { continue };
-            keeper.ask(place);
-            match keeper.wait() {
-                Some(Said::Taken(_, taken)) => uplink.take(taken, self.arena, log),
-                Some(Said::Refused(_, why)) => uplink.say_refused(&why, log),
-                Some(Said::Missing(_)) => {}
-                _ => return Err(no_keeper()),
+        for at in 0..self.uplinks.len() {
+            let Some(place) = self.uplinks[at].place() else {
+                continue;
+            };
+            self.ask(place);
+            match self.hear(log)? {
+                Said::Taken(_, taken) => self.uplinks[at].take(taken, self.arena, log),
+                Said::Refused(_, why) => self.uplinks[at].say_refused(&why, log),
+                _ => {}
             }
         }
         Ok(())
     }
-}
 
-fn open_lan(
-    keeper: &mut Keeper,
-    lan: &mut EthernetLan,
-    arena: &'static Arena,
-    log: &Log,
-) -> Result<(), String> {
-    loop {
-        match keeper.wait() {
-            Some(Said::Taken(place, taken)) => match lan.open(place, taken, arena, log) {
-                Ok(()) => return Ok(()),
-                Err((why, Some(instead))) => {
-                    lan.say_instead(&why, log);
-                    keeper.ask(instead);
+    fn open_lan(&mut self, at: usize, log: &Log) -> Result<(), String> {
+        self.ask(Place::Lan(at as u8));
+        loop {
+            let said = self.hear(log)?;
+            let lan = &mut self.lans[at];
+            match said {
+                Said::Taken(place, taken) => match lan.open(place, taken, self.arena, log) {
+                    Ok(()) => return Ok(()),
+                    Err(Unusable::Gone) => {
+                        lan.say_missing(log);
+                        return Ok(());
+                    }
+                    Err(Unusable::Unless(instead, why)) => {
+                        lan.say_instead(&why, log);
+                        self.ask(instead);
+                    }
+                    Err(Unusable::Refused(why)) => return Err(why),
+                },
+                Said::Instead(_, why) => lan.say_instead(&why, log),
+                Said::Refused(_, why) => return Err(why),
+                _ => {
+                    lan.say_missing(log);
+                    return Ok(());
                 }
-                Err((why, None)) => return Err(why),
-            },
-            Some(Said::Missing(_)) => {
-                lan.say_missing(log);
-                return Ok(());
             }
-            Some(Said::Refused(_, why)) => return Err(why),
-            Some(Said::Instead(_, why)) => lan.say_instead(&why, log),
-            Some(Said::Behind(..)) => {}
-            Some(Said::Ended) | None => return Err(no_keeper()),
         }
     }
-}
 
-fn no_keeper() -> String {
-    "the process that takes interfaces does not answer".to_owned()
+    fn ask(&self, place: Place) {
+        self.keeper.iter().for_each(|keeper| keeper.ask(place));
+    }
+
+    /// The keeper's next word about what was asked. What it says of its own accord is passed on.
+    fn hear(&mut self, log: &Log) -> Result<Said, String> {
+        loop {
+            match self.keeper.as_mut().and_then(Keeper::wait) {
+                Some(Said::Behind(Place::Lan(at), why)) => {
+                    let lan = self.lans.get(usize::from(at));
+                    lan.into_iter().for_each(|lan| lan.say_behind(&why, log));
+                }
+                Some(Said::Ended) | None => {
+                    return Err("the process that takes interfaces does not answer".to_owned());
+                }
+                Some(said) => return Ok(said),
+            }
+        }
+    }
 }
 
 impl SlowPath {
@@ -177,11 +190,12 @@ impl SlowPath {
         match said {
             Said::Taken(place, taken) => match lan.open(place, taken, self.arena, log) {
                 Ok(()) => self.begin_lan(at),
-                Err((why, Some(instead))) => {
+                Err(Unusable::Gone) => lan.retry.missing(now),
+                Err(Unusable::Unless(instead, why)) => {
                     lan.say_instead(&why, log);
                     self.keeper.iter().for_each(|keeper| keeper.ask(instead));
                 }
-                Err((why, None)) => {
+                Err(Unusable::Refused(why)) => {
                     lan.retry.refused(now);
                     lan.say_refused(&why, log);
                 }
