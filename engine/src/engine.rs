@@ -23,7 +23,7 @@ use crate::channel::ToSlowPath;
 use crate::clock::{Clock, SystemClock, SystemRandom};
 use crate::crew::Crew;
 use crate::flow::HashKeys;
-use crate::keeper::{Keeper, Kept};
+use crate::keeper::{Keeper, Kept, QUEUE_FRAMES};
 use crate::lans::EthernetConfig;
 use crate::log::{Level, Log};
 use crate::plan::{Builder, Frame, Lan};
@@ -34,7 +34,6 @@ use crate::site::{Own, Site};
 use crate::slowpath::{self, EthernetLan, Neighbourhood, Opening, SlowPath, Workers, peer_numbers};
 use crate::stats::WorkerStats;
 use crate::uapi::UapiServer;
-use crate::wans;
 use crate::wg::{JUMBO_SHARE, Wg};
 use crate::worker::{IdleLadder, LanPort, PORTS_MAX, Parts, Worker};
 
@@ -171,8 +170,8 @@ pub fn start(config: &Config, site: Option<Box<Site>>) -> Result<SlowPath, Start
     let keeper = keeper
         .transpose()
         .map_err(system("start the process that takes interfaces"))?;
-    let means = acquire(config, keeper)?;
-    let lock_later = means.opening.keeper.is_some() && sandbox::locked_memory_limit().is_some();
+    let means = acquire(config, &kept, keeper)?;
+    let lock_later = kept.queues() > 0 && sandbox::locked_memory_limit().is_some();
     sandbox::drop_privileges(lock_later).map_err(StartError::Sandbox)?;
     sandbox::filter_system_calls().map_err(StartError::Sandbox)?;
     let mut slow_path = launch(config, aead, means, reader)?;
@@ -316,13 +315,13 @@ const fn secrets(max_peers: usize) -> usize {
     peer_numbers(max_peers) * patronus_crypto::SECRETS_PER_PEER + 3 * max_peers + SECRETS_BESIDE
 }
 
-fn acquire(config: &Config, keeper: Option<Keeper>) -> Result<Means, StartError> {
+fn acquire(config: &Config, kept: &Kept, keeper: Option<Keeper>) -> Result<Means, StartError> {
     let signals = patronus_io::signal::termination().map_err(system("catch signals"))?;
     let (tun, tun_ports) = make_tun(config)?;
     let uapi = UapiServer::bind(&config.uapi_dir, tun.name())
         .map_err(|e| StartError::Uapi(config.uapi_dir.join(format!("{}.sock", config.name)), e))?;
     let arena = Arena::new(&ArenaConfig {
-        frames: FRAMES + wans::FRAMES * config.workers * config.af_xdp.len(),
+        frames: FRAMES + QUEUE_FRAMES * kept.queues(),
         jumbo_frames: JUMBO_FRAMES,
     });
     let arena = arena.map_err(system("reserve memory for packets"))?;

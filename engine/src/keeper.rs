@@ -40,6 +40,8 @@ pub const OPTION: &str = "--interface-keeper";
 const PACKET: usize = 4096;
 /// Descriptors that come with one: a program's link, a map, and two sockets for each worker.
 const FDS: usize = 2 + 2 * WORKERS_MAX;
+/// Frames that a queue of AF_XDP may hold, in both directions.
+pub const QUEUE_FRAMES: usize = 4096;
 /// How long the start of the engine waits for an interface.
 const START: Timespec = Timespec {
     tv_sec: 30,
@@ -88,6 +90,13 @@ pub struct Kept {
 }
 
 impl Kept {
+    /// How many queues AF_XDP may have: of every interface whose frames may come by it.
+    pub fn queues(&self) -> usize {
+        let lans = self.lans.iter();
+        let lans = lans.filter(|lan| lan.port != PortChoice::AfPacket).count();
+        self.workers * (lans + self.links.len())
+    }
+
     /// As arguments of a process.
     fn arguments(&self) -> Vec<OsString> {
         let mut all: Vec<OsString> = vec![OPTION.into(), self.workers.to_string().into()];
@@ -368,6 +377,23 @@ mod tests {
         fn what_is_said_is_understood_or_is_the_end(bytes in prop::collection::vec(any::<u8>(), 0..40)) {
             let _ = understand(&bytes, Vec::new());
         }
+    }
+
+    #[test]
+    fn every_interface_that_af_xdp_may_have_counts() {
+        let lan = |port| EthernetConfig {
+            interface: "a".to_owned(),
+            port,
+        };
+        let mut kept = Kept {
+            workers: 3,
+            lans: vec![lan(PortChoice::AfPacket)],
+            links: Vec::new(),
+        };
+        assert_eq!(kept.queues(), 0);
+        kept.lans.extend([lan(PortChoice::Any), lan(PortChoice::AfXdp)]);
+        kept.links.push("b".to_owned());
+        assert_eq!(kept.queues(), 9);
     }
 
     #[test]

@@ -10,9 +10,6 @@ use patronus_io::xdp::{Names, QueuePlace};
 
 use crate::keeper::Guard;
 
-/// Frames that each queue may hold, in both directions.
-pub const FRAMES: usize = 4096;
-
 /// The program and the queues of a link.
 pub struct XdpLink {
     /// The interface that they are on. One of the same name that comes later is another one.

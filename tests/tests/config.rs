@@ -782,6 +782,42 @@ fn a_lan_that_is_another_one_by_the_time_it_is_taken() {
     assert!(!hub.log().contains("may not reach"), "{}", hub.log());
 }
 
+/// Only AF_XDP needs the right to lock memory later.
+#[test]
+fn the_right_to_lock_memory_is_kept_for_af_xdp_alone() {
+    if !may_run(&[Need::Root]) {
+        return;
+    }
+    const IPC_LOCK: u64 = 1 << 14;
+    for (port, kept) in [("af_packet", 0), ("af_xdp", IPC_LOCK)] {
+        let mut branch = Branch::new(4);
+        branch.write(&format!(
+            "[[lan]]\nname = 'office'\ninterface = 'lan'\nport = '{port}'\n"
+        ));
+        prepare_runtime_dir().unwrap();
+        let mut command = Command::new("sh");
+        let program = engine_program().to_str().unwrap();
+        let limited = "ulimit -l 262144; exec setpriv --bounding-set -sys_resource --inh-caps -all";
+        let script = format!("{limited} {program} --foreground --config \"$0\"");
+        command.args(["-c", &script]).arg(branch.folder.file());
+        let process = branch
+            .process
+            .insert(branch.site.namespace.spawn(command).unwrap());
+        let socket = Path::new(RUNTIME_DIR).join(format!("{}.sock", branch.site.interface));
+        assert!(eventually(|| socket.exists()), "{}", process.log());
+        let filtered = || {
+            let status = fs::read_to_string(format!("/proc/{}/status", process.pid())).unwrap();
+            let field = |name: &str| {
+                let line = status.lines().find_map(|line| line.strip_prefix(name));
+                line.unwrap().trim().to_owned()
+            };
+            (field("Seccomp:") == "2").then(|| u64::from_str_radix(&field("CapPrm:"), 16).unwrap())
+        };
+        assert!(eventually(|| filtered().is_some()), "{}", process.log());
+        assert_eq!(filtered().unwrap() & IPC_LOCK, kept, "{port}");
+    }
+}
+
 #[test]
 fn lans_by_packet_sockets_come_and_go() {
     lans_come_and_go("port = 'af_packet'", "workers = 2\n");
