@@ -399,6 +399,14 @@ mod tests {
                         expected,
                         "alone: {key:x?} {text:x?}"
                     );
+                    let (blocks, rest) = text.split_at(text.len() / 64 * 64);
+                    let mut tail = [0; 64];
+                    tail[..rest.len()].copy_from_slice(rest);
+                    assert_eq!(
+                        short(&works[at], *key, &tail),
+                        expected,
+                        "short: {key:x?} {blocks:x?} {rest:x?}"
+                    );
                     // However short: all of it in chunks that can be.
                     let mut poly = Poly1305::new(*key);
                     let whole = text.len() / (16 * E::GROUP) * 16 * E::GROUP;
