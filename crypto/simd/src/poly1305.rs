@@ -95,7 +95,7 @@ impl Poly1305 {
         // Less 2^130 - 5, if that leaves something: plus 5, and the carry out of the top says which.
         let (g0, over) = sum(h0, 5, 0);
         let (g1, over) = sum(h1, 0, over);
-        let reduced = 0u64.wrapping_sub(h2 + over >> 2);
+        let reduced = 0u64.wrapping_sub((h2 + over) >> 2);
         let pick = |h: u64, g: u64| (h & !reduced) | (g & reduced);
         // What is above 2^128 does not count.
         padded([pick(h0, g0), pick(h1, g1)], self.pad)
