@@ -1,7 +1,7 @@
 //! A burst on its way through a kernel: in which order its packets go, and which of their blocks share a pass.
 
 use crate::chacha::flush;
-use crate::one::blocks_max;
+use crate::one::{blocks_max, is_short};
 use crate::tags::{alone, has_chunks};
 use crate::vector::{Entries, WIDE};
 use crate::{BURST, Packet, TAG, wipe};
@@ -20,6 +20,8 @@ const MANY: usize = 13;
 const KEPT: usize = 28;
 /// Stack that functions of this file use for what is secret, bytes, besides that of [`Entries`].
 const STACK: usize = 3584;
+/// Stack for sealing a short packet alone, bytes, and for opening it: the key stream lies there while the tag is made.
+const STACK_SHORT: [usize; 2] = [1024, 1792];
 /// Stack for one packet, bytes, besides [`Entries::STACK_CHUNKS`].
 const STACK_ONE: usize = 2560;
 
@@ -61,6 +63,12 @@ impl<'a> Work<'a> {
             at: at as u8,
             packet: PhantomData,
         })
+    }
+
+    /// Where the text is, and its length.
+    #[inline(always)]
+    pub(crate) fn place(&self) -> (*mut u8, usize) {
+        (self.text, self.len)
     }
 
     #[inline(always)]
@@ -282,7 +290,12 @@ impl Lanes {
 #[inline(never)]
 pub(crate) fn seal<E: Entries>(e: E, packets: &mut [Packet<'_>]) {
     if let [packet] = packets
-        && let Some(ok) = one(e, packet, |work| e.seal_one(work))
+        && let Some(ok) = one::<E, true>(
+            e,
+            packet,
+            |work, row| e.seal_short(work, row),
+            |work, row| e.seal_one(work, row),
+        )
     {
         packet.ok = ok;
         return;
@@ -309,7 +322,12 @@ fn seal_burst<E: Entries>(e: E, packets: &mut [Packet<'_>]) {
 #[inline(never)]
 pub(crate) fn open<E: Entries>(e: E, packets: &mut [Packet<'_>]) {
     if let [packet] = packets
-        && let Some(ok) = one(e, packet, |work| e.open_one(work))
+        && let Some(ok) = one::<E, false>(
+            e,
+            packet,
+            |work, row| e.open_short(work, row),
+            |work, row| e.open_one(work, row),
+        )
     {
         packet.ok = ok;
         return;
@@ -332,14 +350,25 @@ fn open_burst<E: Entries>(e: E, packets: &mut [Packet<'_>]) {
     set_ok(packets, done);
 }
 
-/// What `work` says of a packet, if it is one that a single pass is enough for.
+/// What `short` or `longer` says of a packet, if it is one that a single pass is enough for.
 #[inline(always)]
-fn one<E: Entries>(_e: E, packet: &mut Packet<'_>, work: impl Fn(&mut Work<'_>) -> bool) -> Option<bool> {
+fn one<E: Entries, const SEAL: bool>(
+    _e: E,
+    packet: &mut Packet<'_>,
+    short: impl Fn(&mut Work<'_>, u128) -> bool,
+    longer: impl Fn(&mut Work<'_>, u128) -> bool,
+) -> Option<bool> {
+    let row = row(&packet.nonce);
     let mut only = Work::new(0, packet)?;
+    if is_short::<E>(&only) {
+        let ok = short(&mut only, row);
+        wipe::below(STACK_SHORT[usize::from(!SEAL)]);
+        return Some(ok);
+    }
     if only.blocks() > blocks_max::<E>() {
         return None;
     }
-    let ok = work(&mut only);
+    let ok = longer(&mut only, row);
     wipe::below(
         STACK_ONE
             + if has_chunks::<E>(&only) {
@@ -349,6 +378,14 @@ fn one<E: Entries>(_e: E, packet: &mut Packet<'_>, work: impl Fn(&mut Work<'_>) 
             },
     );
     Some(ok)
+}
+
+/// The last row of the state with a counter of zero, from a nonce that was written as four and eight bytes: reading it in other parts
+/// would have to wait until it is in the cache.
+#[inline(always)]
+fn row(nonce: &[u8; 12]) -> u128 {
+    let [a, b, c, d, high @ ..] = *nonce;
+    u128::from(u32::from_le_bytes([a, b, c, d])) << 32 | u128::from(u64::from_le_bytes(high)) << 64
 }
 
 #[inline(always)]
@@ -516,7 +553,7 @@ fn make_tags<E: Entries>(e: E, works: &Works<'_>, keys: &[Keys], first: usize, t
         e.side_by_side(group, keys, first, tags);
     } else {
         for (n, (work, tag)) in group.iter().zip(tags).enumerate() {
-            *tag = alone(e, work, Keys::get(keys, first + n));
+            *tag = alone::<E, true>(e, work, Keys::get(keys, first + n));
         }
     }
 }

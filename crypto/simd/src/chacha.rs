@@ -279,13 +279,19 @@ fn in_rows<S: Words>(s: S, works: &Works<'_>, lanes: &Lanes, at: usize) -> [S::V
     [s.row(CONSTANTS), b, c, s.add(d, s.counters(&lanes.counter[at..]))]
 }
 
-/// The first blocks of one packet, from block 0 on, in rows.
+/// The first blocks of one packet, from block 0 on, in rows. `row` is the last row of the state with a counter of zero: in registers,
+/// because what has just been written in parts has to get to the cache before it can be read as a whole.
 #[inline(always)]
-pub(crate) fn first_rows<S: Words, const Q: usize>(s: S, work: &Work<'_>) -> [[S::V; 4]; Q] {
+pub(crate) fn first_rows<S: Words, const Q: usize>(s: S, work: &Work<'_>, row: u128) -> [[S::V; 4]; Q] {
     const FIRST: [u32; 16] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
     // SAFETY: a key has 32 bytes.
     let [low, high] = unsafe { work.key.cast::<[[u32; 4]; 2]>().read_unaligned() };
-    let row = s.row(work.row);
+    let row = s.row([
+        row as u32,
+        (row >> 32) as u32,
+        (row >> 64) as u32,
+        (row >> 96) as u32,
+    ]);
     let mut begin = [[s.row(CONSTANTS), s.row(low), s.row(high), row]; Q];
     for (q, begin) in begin.iter_mut().enumerate() {
         begin[3] = s.add(row, s.counters(&FIRST[q * (S::LANES / 4)..]));

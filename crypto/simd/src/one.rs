@@ -2,8 +2,11 @@
 
 use crate::burst::Work;
 use crate::chacha::first_rows;
-use crate::tags::alone;
+use crate::tags::{alone, has_chunks, short};
 use crate::vector::{Entries, Words};
+
+/// Registers for each row of the state that a short packet's pass has at most.
+const SHORT: usize = 2;
 
 /// Rows in a register, times registers for each row of the state: blocks of a pass, the first of them the Poly1305 key.
 pub(crate) const fn blocks_max<S: Words>() -> usize {
@@ -11,56 +14,64 @@ pub(crate) const fn blocks_max<S: Words>() -> usize {
     registers * (S::LANES / 4) - 1
 }
 
-/// Seals the packet, or opens it: whether it was.
+/// Whether a packet is so short that its registers are few: functions of their own, which use little stack, are for these.
 #[inline(always)]
-pub(crate) fn one<S: Entries, const SEAL: bool>(s: S, work: &mut Work<'_>) -> bool {
-    match (work.blocks() + 1).div_ceil(<S as Words>::LANES / 4) {
-        1 => pass::<S, SEAL, 1>(s, work),
-        2 => pass::<S, SEAL, 2>(s, work),
-        3 => pass::<S, SEAL, 3>(s, work),
-        _ => pass::<S, SEAL, 4>(s, work),
+pub(crate) fn is_short<S: Words>(work: &Work<'_>) -> bool {
+    work.blocks() < SHORT * (S::LANES / 4)
+}
+
+/// Seals the packet, or opens it: whether it was. `row` is the last row of the state with a counter of zero.
+#[inline(always)]
+pub(crate) fn one<S: Entries, const SEAL: bool>(s: S, work: &mut Work<'_>, row: u128) -> bool {
+    match registers::<S>(work) {
+        1 => pass::<S, SEAL, true, 1>(s, work, row),
+        2 => pass::<S, SEAL, true, 2>(s, work, row),
+        3 => pass::<S, SEAL, true, 3>(s, work, row),
+        _ => pass::<S, SEAL, true, 4>(s, work, row),
     }
 }
 
+/// The same for a short one.
 #[inline(always)]
-fn pass<S: Entries, const SEAL: bool, const Q: usize>(s: S, work: &mut Work<'_>) -> bool {
-    let x = first_rows::<S, Q>(s, work);
+pub(crate) fn short_one<S: Entries, const SEAL: bool>(s: S, work: &mut Work<'_>, row: u128) -> bool {
+    match registers::<S>(work) {
+        1 => pass::<S, SEAL, false, 1>(s, work, row),
+        _ => pass::<S, SEAL, false, SHORT>(s, work, row),
+    }
+}
+
+/// Registers that the packet's blocks and the one before them need for each row.
+#[inline(always)]
+fn registers<S: Words>(work: &Work<'_>) -> usize {
+    (work.blocks() + 1).div_ceil(S::LANES / 4)
+}
+
+#[inline(always)]
+fn pass<S: Entries, const SEAL: bool, const CHUNKS: bool, const Q: usize>(
+    s: S,
+    work: &mut Work<'_>,
+    row: u128,
+) -> bool {
+    let x = first_rows::<S, Q>(s, work, row);
     let [low, high] = [s.first_row(x[0][0]), s.first_row(x[0][1])];
     let key = [low[0], low[1], high[0], high[1]];
+    let mut tail = [0; 64];
+    let (text, len) = work.place();
     if SEAL {
-        xor(s, &x, work);
-        let tag = alone(s, work, key);
+        // SAFETY: the text belongs to a packet that is exclusively borrowed.
+        unsafe { s.xor_text(&x, text, len, &mut tail) };
+        let tag = if CHUNKS && has_chunks::<S>(work) {
+            alone::<S, CHUNKS>(s, work, key)
+        } else {
+            short(work, key, &tail)
+        };
         work.set_tag(tag);
         return true;
     }
-    let right = work.has_tag(&alone(s, work, key));
+    let right = work.has_tag(&alone::<S, CHUNKS>(s, work, key));
     if right {
-        xor(s, &x, work);
+        // SAFETY: as above.
+        unsafe { s.xor_text(&x, text, len, &mut tail) };
     }
     right
-}
-
-/// XORs the key stream behind block 0 onto the text.
-#[inline(always)]
-fn xor<S: Words, const Q: usize>(s: S, x: &[[S::V; 4]; Q], work: &Work<'_>) {
-    let rows = <S as Words>::LANES / 4;
-    let blocks = work.blocks();
-    for (q, x) in x.iter().enumerate() {
-        // Block 0 is XORed onto none of the first bytes.
-        let mut to = [work.block(0).0; 4];
-        let mut len = [0; 4];
-        let mut count = 0;
-        for n in 0..rows {
-            if let Some(block) = (q * rows + n).checked_sub(1)
-                && block < blocks
-            {
-                (to[n], len[n]) = work.block(block);
-            }
-            if q * rows + n <= blocks {
-                count = n + 1;
-            }
-        }
-        // SAFETY: the places belong to a packet that is exclusively borrowed.
-        unsafe { s.xor_rows(*x, &to[..count], &len[..count]) };
-    }
 }

@@ -1,11 +1,10 @@
-//! Poly1305 (RFC 8439, section 2.5), one block after another, on 64-bit words: three limbs of 44, 44 and 42 bits.
+//! Poly1305 (RFC 8439, section 2.5), one block after another, on 64-bit words; and what its state is in limbs of 44, 44 and 42 bits.
 //!
-//! For the portable kernel, for additional data and for short texts in the others.
+//! For the portable kernel, for additional data and for short texts in the others. The words are reduced as OpenSSL's assembly does it: a
+//! block is a chain of one multiplication and eight additions, and needs no power of `r` beforehand.
 
 /// The low 44 bits.
 const M44: u64 = (1 << 44) - 1;
-/// Blocks from which on two at a time are worth their power.
-const PAIRS: usize = 4;
 /// The low 42 bits.
 const M42: u64 = (1 << 42) - 1;
 
@@ -14,10 +13,11 @@ pub(crate) const CLAMP: [u64; 2] = [0x0fff_fffc_0fff_ffff, 0x0fff_fffc_0fff_fffc
 
 /// A one-time key: the two halves as RFC 8439 takes them from the key stream, `r` clamped, and the state.
 pub(crate) struct Poly1305 {
-    r: [u64; 3],
-    /// 20 times the upper two limbs of `r`: what they count as when a product has gone round past 2^130.
-    s: [u64; 2],
-    pub(crate) h: [u64; 3],
+    r: [u64; 2],
+    /// 5/4 of the upper word of `r`, whose last two bits are zero: what it counts as when a product has gone round past 2^130.
+    s: u64,
+    /// Below 2^130 and a little: the last word is at most 4.
+    h: [u64; 3],
     pad: [u64; 2],
 }
 
@@ -25,10 +25,10 @@ impl Poly1305 {
     /// A state before the first block, from the first 32 bytes of the key stream as four little-endian words.
     #[inline(always)]
     pub(crate) fn new(key: [u64; 4]) -> Self {
-        let r = limbs([key[0] & CLAMP[0], key[1] & CLAMP[1]]);
+        let r = [key[0] & CLAMP[0], key[1] & CLAMP[1]];
         Poly1305 {
             r,
-            s: [r[1] * 20, r[2] * 20],
+            s: r[1] + (r[1] >> 2),
             h: [0; 3],
             pad: [key[2], key[3]],
         }
@@ -37,40 +37,26 @@ impl Poly1305 {
     /// Takes in one block of 16 bytes, as two little-endian words.
     #[inline(always)]
     pub(crate) fn block(&mut self, block: [u64; 2]) {
-        let h = self.with(block);
-        self.h = reduce(product(h, self.r, self.s));
-    }
-
-    /// The state and a block.
-    #[inline(always)]
-    fn with(&self, block: [u64; 2]) -> [u64; 3] {
-        let m = numbered(block);
-        [self.h[0] + m[0], self.h[1] + m[1], self.h[2] + m[2]]
+        let [r0, r1] = self.r;
+        let (h0, over) = sum(self.h[0], block[0], 0);
+        let (h1, over) = sum(self.h[1], block[1], over);
+        let h2 = self.h[2] + 1 + over;
+        // `h2` is at most 6, and the words of `r` are below 2^60: no sum overflows.
+        let d0 = mul(h0, r0) + mul(h1, self.s);
+        let d1 = mul(h0, r1) + mul(h1, r0) + u128::from(h2 * self.s) + (d0 >> 64);
+        let d2 = h2 * r0 + (d1 >> 64) as u64;
+        // What is past 2^130 comes back in at the bottom, five times.
+        let round = (d2 & !3) + (d2 >> 2);
+        let (h0, over) = sum(d0 as u64, round, 0);
+        let (h1, over) = sum(d1 as u64, 0, over);
+        self.h = [h0, h1, (d2 & 3) + over];
     }
 
     /// Takes in blocks.
     #[inline(always)]
     pub(crate) fn whole(&mut self, blocks: &[u8]) {
-        let mut blocks = blocks.as_chunks::<16>().0;
-        if blocks.len() >= PAIRS {
-            let (pairs, rest) = blocks.as_chunks::<2>();
-            self.pairs(pairs);
-            blocks = rest;
-        }
-        for block in blocks {
+        for block in blocks.as_chunks::<16>().0 {
             self.block(words(block));
-        }
-    }
-
-    /// Takes in blocks by two: `(h + first) r^2 + second r`, of which the second product does not wait for `h`.
-    #[inline(always)]
-    fn pairs(&mut self, pairs: &[[[u8; 16]; 2]]) {
-        let r2 = carry(reduce(product(self.r, self.r, self.s)));
-        let s2 = [r2[1] * 20, r2[2] * 20];
-        for [first, second] in pairs {
-            let late = product(self.with(words(first)), r2, s2);
-            let early = product(numbered(words(second)), self.r, self.s);
-            self.h = reduce([late[0] + early[0], late[1] + early[1], late[2] + early[2]]);
         }
     }
 
@@ -86,11 +72,48 @@ impl Poly1305 {
         }
     }
 
+    /// The state in limbs of 44, 44 and 42 bits, of which the last may be a little longer.
+    #[inline(always)]
+    pub(crate) fn limbs(&self) -> [u64; 3] {
+        let [h0, h1, h2] = self.h;
+        let [low, middle, high] = limbs([h0, h1]);
+        [low, middle, high + (h2 << 40)]
+    }
+
+    /// The reverse, from loose limbs.
+    #[inline(always)]
+    pub(crate) fn set_limbs(&mut self, h: [u64; 3]) {
+        let [low, middle, high] = carry(h);
+        let h = u128::from(low) | u128::from(middle) << 44 | u128::from(high & ((1 << 40) - 1)) << 88;
+        self.h = [h as u64, (h >> 64) as u64, high >> 40];
+    }
+
     /// The tag of what was taken in.
     #[inline(always)]
     pub(crate) fn tag(&self) -> [u8; 16] {
-        finish(self.h, self.pad)
+        let [h0, h1, h2] = self.h;
+        // Less 2^130 - 5, if that leaves something: plus 5, and the carry out of the top says which.
+        let (g0, over) = sum(h0, 5, 0);
+        let (g1, over) = sum(h1, 0, over);
+        let reduced = 0u64.wrapping_sub((h2 + over) >> 2);
+        let pick = |h: u64, g: u64| (h & !reduced) | (g & reduced);
+        // What is above 2^128 does not count.
+        padded([pick(h0, g0), pick(h1, g1)], self.pad)
     }
+}
+
+/// The sum of two words and a carry, and the carry out of it.
+#[inline(always)]
+fn sum(a: u64, b: u64, over: u64) -> (u64, u64) {
+    let sum = u128::from(a) + u128::from(b) + u128::from(over);
+    (sum as u64, (sum >> 64) as u64)
+}
+
+/// The tag: a state and the second half of the key.
+#[inline(always)]
+fn padded(h: [u64; 2], pad: [u64; 2]) -> [u8; 16] {
+    let both = |words: [u64; 2]| u128::from(words[0]) | u128::from(words[1]) << 64;
+    both(h).wrapping_add(both(pad)).to_le_bytes()
 }
 
 /// Carries what loose limbs have too many bits into the next ones, and round from the last to the first: the last one may still be 2^42.
@@ -113,7 +136,7 @@ pub(crate) fn carry(mut h: [u64; 3]) -> [u64; 3] {
     h
 }
 
-/// The tag that follows from a state.
+/// The tag that follows from a state in loose limbs.
 #[inline(always)]
 pub(crate) fn finish(h: [u64; 3], pad: [u64; 2]) -> [u8; 16] {
     let h = carry(h);
@@ -126,34 +149,7 @@ pub(crate) fn finish(h: [u64; 3], pad: [u64; 2]) -> [u8; 16] {
     let [h0, h1, h2] = [pick(h[0], g0 & M44), pick(h[1], g1 & M44), pick(h[2], g2 & M42)];
     // What is above 2^128 does not count.
     let h = u128::from(h0) | u128::from(h1) << 44 | u128::from(h2) << 88;
-    let pad = u128::from(pad[0]) | u128::from(pad[1]) << 64;
-    h.wrapping_add(pad).to_le_bytes()
-}
-
-/// `a b`, not reduced: `s` is 20 times the upper two limbs of `b`.
-#[inline(always)]
-fn product(a: [u64; 3], b: [u64; 3], s: [u64; 2]) -> [u128; 3] {
-    [
-        mul(a[0], b[0]) + mul(a[1], s[1]) + mul(a[2], s[0]),
-        mul(a[0], b[1]) + mul(a[1], b[0]) + mul(a[2], s[1]),
-        mul(a[0], b[2]) + mul(a[1], b[1]) + mul(a[2], b[0]),
-    ]
-}
-
-/// Loose limbs of the same number modulo 2^130 - 5.
-#[inline(always)]
-fn reduce([d0, d1, d2]: [u128; 3]) -> [u64; 3] {
-    let d1 = d1 + (d0 >> 44);
-    let d2 = d2 + (d1 >> 44);
-    let h0 = (d0 as u64 & M44) + (d2 >> 42) as u64 * 5;
-    [h0 & M44, (d1 as u64 & M44) + (h0 >> 44), d2 as u64 & M42]
-}
-
-/// A block with the bit behind it set.
-#[inline(always)]
-fn numbered(block: [u64; 2]) -> [u64; 3] {
-    let m = limbs(block);
-    [m[0], m[1], m[2] | 1 << 40]
+    padded([h as u64, (h >> 64) as u64], pad)
 }
 
 #[inline(always)]

@@ -177,25 +177,37 @@ impl Windows {
     }
 }
 
-/// One packet: as many blocks of it side by side as there are places, if it has enough of them.
+/// One packet: as many blocks of it side by side as there are places, if it has enough of them and they are wanted so.
 #[inline(always)]
-pub(crate) fn alone<E: Entries>(e: E, work: &Work<'_>, key: [u64; 4]) -> [u8; TAG] {
+pub(crate) fn alone<E: Entries, const CHUNKS: bool>(e: E, work: &Work<'_>, key: [u64; 4]) -> [u8; TAG] {
     let mut poly = Poly1305::new(key);
     poly.padded(work.aad());
     let text = work.text();
     let chunk = 16 * E::GROUP;
     let (mut whole, _) = text.split_at(text.len() / 16 * 16);
-    if has_chunks::<E>(work) {
+    if CHUNKS && has_chunks::<E>(work) {
         // Blocks that are too few for a chunk come first.
         let (first, chunks) = whole.split_at(whole.len() % chunk);
         poly.whole(first);
-        poly.h = e.chunks(poly.h, [key[0], key[1]], chunks);
+        poly.set_limbs(e.chunks(poly.limbs(), [key[0], key[1]], chunks));
         whole = &[];
     }
     poly.whole(whole);
     if let Some(block) = work.rest() {
         poly.block(block);
     }
+    poly.block([work.aad().len() as u64, work.len as u64]);
+    poly.tag()
+}
+
+/// One packet that has no chunks. Its cipher text behind the last whole key stream block is in `tail`, with zeros behind.
+#[inline(always)]
+pub(crate) fn short(work: &Work<'_>, key: [u64; 4], tail: &[u8; 64]) -> [u8; TAG] {
+    let mut poly = Poly1305::new(key);
+    poly.padded(work.aad());
+    let rest = work.len % 64;
+    poly.whole(&work.text()[..work.len - rest]);
+    poly.whole(&tail[..rest.next_multiple_of(16)]);
     poly.block([work.aad().len() as u64, work.len as u64]);
     poly.tag()
 }
@@ -382,12 +394,24 @@ mod tests {
                     let (key, text) = &group[*from];
                     let expected = reference(*key, text);
                     assert_eq!(tags[at], expected, "side by side: {key:x?} {text:x?}");
-                    assert_eq!(alone(e, &works[at], *key), expected, "alone: {key:x?} {text:x?}");
+                    assert_eq!(
+                        alone::<E, true>(e, &works[at], *key),
+                        expected,
+                        "alone: {key:x?} {text:x?}"
+                    );
+                    let (blocks, rest) = text.split_at(text.len() / 64 * 64);
+                    let mut tail = [0; 64];
+                    tail[..rest.len()].copy_from_slice(rest);
+                    assert_eq!(
+                        short(&works[at], *key, &tail),
+                        expected,
+                        "short: {key:x?} {blocks:x?} {rest:x?}"
+                    );
                     // However short: all of it in chunks that can be.
                     let mut poly = Poly1305::new(*key);
                     let whole = text.len() / (16 * E::GROUP) * 16 * E::GROUP;
                     if whole > 0 {
-                        poly.h = e.chunks(poly.h, [key[0], key[1]], &text[..whole]);
+                        poly.set_limbs(e.chunks(poly.limbs(), [key[0], key[1]], &text[..whole]));
                     }
                     poly.padded(&text[whole..]);
                     poly.block([0, text.len() as u64]);

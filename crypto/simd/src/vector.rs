@@ -64,6 +64,18 @@ pub(crate) trait Words: Copy {
     /// # Safety
     /// As of [`xor_upright`](Self::xor_upright).
     unsafe fn xor_rows(self, x: [Self::V; 4], to: &[*mut u8], len: &[u8]);
+    /// XORs blocks that lie in rows, but for the very first, onto a text for which they are enough. What becomes of the text behind its last
+    /// whole 64 bytes is written to `tail` as well: there it can be read at once, which it cannot where it was written in parts.
+    ///
+    /// # Safety
+    /// The text can be read and written for `len` bytes.
+    unsafe fn xor_text<const Q: usize>(
+        self,
+        x: &[[Self::V; 4]; Q],
+        text: *mut u8,
+        len: usize,
+        tail: &mut [u8; 64],
+    );
 }
 
 /// What of a packet's 64 bytes at an address is its own, in bytes from there; the rest counts as zeros.
@@ -144,8 +156,11 @@ pub(crate) trait Entries: Words + Wide {
     /// The tags of a group of packets without additional data, up to [`GROUP`](Self::GROUP), the first of which has number `first` among the keys.
     fn side_by_side(self, group: &[Work<'_>], keys: &[Keys], first: usize, tags: &mut [[u8; TAG]; WIDE]);
     /// The whole of one packet, if it is short enough ([`blocks_max`](crate::one::blocks_max)): encrypted and its tag, or decrypted if its tag is right. Whether it was.
-    fn seal_one(self, work: &mut Work<'_>) -> bool;
-    fn open_one(self, work: &mut Work<'_>) -> bool;
+    fn seal_one(self, work: &mut Work<'_>, row: u128) -> bool;
+    fn open_one(self, work: &mut Work<'_>, row: u128) -> bool;
+    /// The same if it is [short](crate::one::is_short).
+    fn seal_short(self, work: &mut Work<'_>, row: u128) -> bool;
+    fn open_short(self, work: &mut Work<'_>, row: u128) -> bool;
     /// The state of Poly1305 after a whole number of chunks, at least one: a chunk is 16 bytes for each of [`Wide::LANES`].
     fn chunks(self, h: [u64; 3], key: [u64; 2], text: &[u8]) -> [u64; 3];
     /// Puts `lens` in order: `order[n]` is the place in `lens` of the `n`-th longest.

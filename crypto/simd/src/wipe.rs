@@ -9,7 +9,9 @@ const CHECKS: usize = if cfg!(debug_assertions) { 4096 } else { 0 };
 #[inline(always)]
 pub(crate) fn below(len: usize) {
     match len + CHECKS {
-        0..=2560 => exactly::<2560>(),
+        0..=1024 => exactly::<1024>(),
+        1025..=1792 => exactly::<1792>(),
+        1793..=2560 => exactly::<2560>(),
         2561..=4096 => exactly::<4096>(),
         4097..=7168 => exactly::<7168>(),
         7169..=9216 => exactly::<9216>(),

@@ -18,8 +18,10 @@ macro_rules! entries {
                 fn rows_only(works: &Works<'_>, lanes: &Lanes, at: usize) -> () = |s| crate::chacha::rows_only(s, works, lanes, at);
                 fn side_by_side(group: &[Work<'_>], keys: &[Keys], first: usize, tags: &mut [[u8; TAG]; WIDE]) -> ()
                     = |s| crate::tags::side_by_side($field(s), group, keys, first, tags);
-                fn seal_one(work: &mut Work<'_>) -> bool = |s| crate::one::one::<_, true>(s, work);
-                fn open_one(work: &mut Work<'_>) -> bool = |s| crate::one::one::<_, false>(s, work);
+                fn seal_one(work: &mut Work<'_>, row: u128) -> bool = |s| crate::one::one::<_, true>(s, work, row);
+                fn open_one(work: &mut Work<'_>, row: u128) -> bool = |s| crate::one::one::<_, false>(s, work, row);
+                fn seal_short(work: &mut Work<'_>, row: u128) -> bool = |s| crate::one::short_one::<_, true>(s, work, row);
+                fn open_short(work: &mut Work<'_>, row: u128) -> bool = |s| crate::one::short_one::<_, false>(s, work, row);
                 fn chunks(h: [u64; 3], key: [u64; 2], text: &[u8]) -> [u64; 3]
                     = |s| crate::tags::chunks($field(s), h, key, text);
                 fn sort(lens: &[u32], order: &mut [u8; BURST]) -> () = |_s| crate::burst::sort(lens, order);

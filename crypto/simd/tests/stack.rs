@@ -77,7 +77,9 @@ fn c75_no_word_of_a_key_or_of_the_key_stream_is_left() {
         for (round, (count, len)) in [
             (1, 0),
             (1, 64),
+            (1, 190),
             (1, 300),
+            (1, 447),
             (1, 959),
             (1, 1420),
             (1, 9000),

@@ -33,6 +33,14 @@ impl Ours {
         library: impl Fn(&mut [Job<'_>]),
     ) {
         if self.0.isa() != Isa::Avx2 {
+            // Without lists.
+            if let [job] = burst {
+                let mut packet = [packet(job)];
+                kernel(&mut packet);
+                let [Packet { ok, .. }] = packet;
+                job.ok = ok;
+                return;
+            }
             return over(burst, |_| true, kernel);
         }
         let short = |job: &Job<'_>| job.buf.len() <= AVX2_TEXT_MAX + TAG;
@@ -88,6 +96,12 @@ impl Aead for Ours {
     }
 }
 
+/// A packet as the kernel wants it.
+#[inline]
+fn packet<'a>(job: &'a mut Job<'_>) -> Packet<'a> {
+    Packet::new(job.key, nonce(job.counter), &[], job.buf)
+}
+
 /// Calls `work` with those of the burst that are `wanted`, as the kernel's own packets.
 #[inline]
 fn over(burst: &mut [Job<'_>], wanted: impl Fn(&Job<'_>) -> bool, work: impl Fn(&mut [Packet<'_>])) {
@@ -96,7 +110,7 @@ fn over(burst: &mut [Job<'_>], wanted: impl Fn(&Job<'_>) -> bool, work: impl Fn(
         let mut numbers = ArrayVec::<u8, BURST>::new();
         for (number, job) in (0..).zip(&mut *burst) {
             if wanted(job) {
-                packets.push(Packet::new(job.key, nonce(job.counter), &[], job.buf));
+                packets.push(packet(job));
                 numbers.push(number);
             }
         }

@@ -230,6 +230,37 @@ impl Words for Avx2 {
             unsafe { self.xor(*to, *len, [first[n], second[n]]) };
         }
     }
+
+    #[inline(always)]
+    unsafe fn xor_text<const Q: usize>(
+        self,
+        x: &[[__m256i; 4]; Q],
+        text: *mut u8,
+        len: usize,
+        tail: &mut [u8; 64],
+    ) {
+        for q in 0..Q {
+            let [a, b, c, d] = x[q];
+            let (first, second) = (self.halves(a, b), self.halves(c, d));
+            for n in 0..2 {
+                // Block 0 is the Poly1305 key.
+                let Some(at) = (128 * q + 64 * n).checked_sub(64) else {
+                    continue;
+                };
+                if len > at {
+                    let to = text.wrapping_add(at);
+                    let part = (len - at).min(64);
+                    // SAFETY: reads and writes no more of the text than there is.
+                    unsafe {
+                        self.xor(to, part as u8, [first[n], second[n]]);
+                        if part < 64 {
+                            tail[..part].copy_from_slice(std::slice::from_raw_parts(to, part));
+                        }
+                    }
+                }
+            }
+        }
+    }
 }
 
 impl Wide for Avx2 {

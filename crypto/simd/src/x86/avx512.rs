@@ -205,6 +205,37 @@ impl<const IFMA: bool> Words for Avx512<IFMA> {
             unsafe { self.xor(*to, *len, block) };
         }
     }
+
+    #[inline(always)]
+    unsafe fn xor_text<const Q: usize>(
+        self,
+        x: &[[__m512i; 4]; Q],
+        text: *mut u8,
+        len: usize,
+        tail: &mut [u8; 64],
+    ) {
+        for q in 0..Q {
+            let blocks = self.quarters(x[q]);
+            for n in 0..4 {
+                // Block 0 is the Poly1305 key.
+                let Some(at) = (256 * q + 64 * n).checked_sub(64) else {
+                    continue;
+                };
+                let to = text.wrapping_add(at);
+                // SAFETY: reads and writes no more of the text than there is, and the tail's 64 bytes.
+                unsafe {
+                    if len >= at + 64 {
+                        self.xor(to, 64, blocks[n]);
+                    } else if len > at {
+                        let mask = _bzhi_u64(!0, (len - at) as u32);
+                        let block = _mm512_xor_si512(_mm512_maskz_loadu_epi8(mask, to.cast()), blocks[n]);
+                        _mm512_mask_storeu_epi8(to.cast(), mask, block);
+                        _mm512_storeu_si512(tail.as_mut_ptr().cast(), _mm512_maskz_mov_epi8(mask, block));
+                    }
+                }
+            }
+        }
+    }
 }
 
 impl<const IFMA: bool> Wide for Avx512<IFMA> {
