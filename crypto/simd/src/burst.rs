@@ -6,6 +6,7 @@ use crate::tags::{alone, has_chunks};
 use crate::vector::{Entries, WIDE};
 use crate::{BURST, Packet, TAG, wipe};
 use arrayvec::ArrayVec;
+use std::cmp::Reverse;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use subtle::ConstantTimeEq;
@@ -124,17 +125,23 @@ impl<'a> Works<'a> {
     fn new<E: Entries>(e: E, packets: &'a mut [Packet<'_>]) -> Works<'a> {
         let mut works = ArrayVec::new();
         let lens = packets.iter().map(|packet| packet.buf.len());
-        if packets.len() == 1 || lens.clone().max() == lens.min() {
+        let (longest, shortest) = (lens.clone().max(), lens.min());
+        if packets.len() == 1 || longest == shortest {
             for (at, packet) in packets.iter_mut().enumerate() {
                 works.extend(Work::new(at, packet));
             }
         } else {
-            let mut order = [0; BURST];
-            let mut lens = [0; BURST];
-            for (len, packet) in lens.iter_mut().zip(&*packets) {
-                *len = packet.buf.len().min(u32::MAX as usize >> 8) as u32;
+            let mut order = std::array::from_fn(|n| n as u8);
+            if longest > Some(SORTED_MAX) {
+                order[..packets.len()]
+                    .sort_unstable_by_key(|at| Reverse(packets[usize::from(*at)].buf.len()));
+            } else {
+                let mut lens = [0; BURST];
+                for (len, packet) in lens.iter_mut().zip(&*packets) {
+                    *len = packet.buf.len() as u32;
+                }
+                e.sort(&lens[..packets.len()], &mut order);
             }
-            e.sort(&lens[..packets.len()], &mut order);
             let mut packets = packets.iter_mut().map(Some).collect::<ArrayVec<_, BURST>>();
             for at in &order[..packets.len()] {
                 let at = usize::from(*at);
@@ -546,6 +553,9 @@ fn check_tags<E: Entries>(e: E, works: &Works<'_>, keys: &[Keys], first: usize) 
         good | u64::from(work.has_tag(tag)) << work.at
     })
 }
+
+/// The longest that [`sort`] can tell from others, bytes.
+const SORTED_MAX: usize = u32::MAX as usize >> 8;
 
 /// The places of `lens` with the longest first: each one's rank is counted, which needs no branch that depends on them.
 #[inline(always)]

@@ -97,7 +97,7 @@ pub enum Isa {
     Avx512Ifma,
     /// AVX-512 without it: F, BW and VL.
     Avx512,
-    /// AVX2.
+    /// AVX2, with BMI2 as every processor that has it.
     Avx2,
     /// Any processor.
     Portable,
@@ -110,9 +110,9 @@ impl Isa {
     /// What a processor needs for it, in the words of `/proc/cpuinfo`.
     pub const fn needs(self) -> &'static str {
         match self {
-            Isa::Avx512Ifma => "avx512f, avx512bw, avx512vl and avx512ifma",
-            Isa::Avx512 => "avx512f, avx512bw and avx512vl",
-            Isa::Avx2 => "avx2",
+            Isa::Avx512Ifma => "avx512f, avx512bw, avx512vl, avx512ifma, avx2 and bmi2",
+            Isa::Avx512 => "avx512f, avx512bw, avx512vl, avx2 and bmi2",
+            Isa::Avx2 => "avx2 and bmi2",
             Isa::Portable => "nothing in particular",
         }
     }
