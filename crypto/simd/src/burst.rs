@@ -308,6 +308,7 @@ fn seal_burst<E: Entries>(e: E, packets: &mut [Packet<'_>]) {
         seal_few(e, &mut works);
         wipe::below(STACK + E::STACK);
     }
+    e.wipe_registers();
     drop(works);
     set_ok(packets, done);
 }
@@ -335,13 +336,14 @@ fn open_burst<E: Entries>(e: E, packets: &mut [Packet<'_>]) {
         done = open_few(e, &mut works);
         wipe::below(STACK + E::STACK);
     }
+    e.wipe_registers();
     drop(works);
     set_ok(packets, done);
 }
 
 /// What `work` says of a packet, if it is one that a single pass is enough for.
 #[inline(always)]
-fn one<E: Entries>(_e: E, packet: &mut Packet<'_>, work: impl Fn(&mut Work<'_>) -> bool) -> Option<bool> {
+fn one<E: Entries>(e: E, packet: &mut Packet<'_>, work: impl Fn(&mut Work<'_>) -> bool) -> Option<bool> {
     let mut only = Work::new(0, packet)?;
     if only.blocks() > blocks_max::<E>() {
         return None;
@@ -355,6 +357,7 @@ fn one<E: Entries>(_e: E, packet: &mut Packet<'_>, work: impl Fn(&mut Work<'_>) 
                 0
             },
     );
+    e.wipe_registers();
     Some(ok)
 }
 
