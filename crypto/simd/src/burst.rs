@@ -71,6 +71,12 @@ impl<'a> Work<'a> {
         unsafe { std::slice::from_raw_parts(self.text, self.len) }
     }
 
+    /// Where the text begins. Also good for what is behind it, the tag, which [`text`](Self::text) is not.
+    #[inline(always)]
+    pub(crate) fn start(&self) -> *const u8 {
+        self.text
+    }
+
     #[inline(always)]
     pub(crate) fn aad(&self) -> &[u8] {
         self.aad
@@ -349,6 +355,7 @@ fn one<E: Entries>(e: E, packet: &mut Packet<'_>, work: impl Fn(&mut Work<'_>) -
         return None;
     }
     let ok = work(&mut only);
+    e.wipe_registers();
     wipe::below(
         STACK_ONE
             + if has_chunks::<E>(&only) {
@@ -357,7 +364,6 @@ fn one<E: Entries>(e: E, packet: &mut Packet<'_>, work: impl Fn(&mut Work<'_>) -
                 0
             },
     );
-    e.wipe_registers();
     Some(ok)
 }
 
