@@ -157,99 +157,65 @@ impl Backend for Ours {
     }
 }
 
-/// ring, with its keys set up beforehand.
-struct Ring {
-    keys: Vec<ring::aead::LessSafeKey>,
-}
-
-impl Ring {
-    fn new() -> Ring {
-        use ring::aead::{CHACHA20_POLY1305, LessSafeKey, UnboundKey};
-        let key = |session| UnboundKey::new(&CHACHA20_POLY1305, &key(session)).expect("a key of 32 bytes");
-        Ring {
-            keys: (0..SESSIONS)
-                .map(|session| LessSafeKey::new(key(session)))
-                .collect(),
+/// A library with the interface of ring, its keys set up beforehand.
+macro_rules! library {
+    ($backend:ident, $library:ident, $name:literal, $what:literal) => {
+        struct $backend {
+            keys: Vec<$library::aead::LessSafeKey>,
         }
-    }
-}
 
-impl Backend for Ring {
-    fn name(&self) -> &'static str {
-        "ring"
-    }
-
-    fn describe(&self) -> String {
-        "packet after packet, keys set up beforehand".to_owned()
-    }
-
-    fn work(&mut self, op: Op, first: usize, burst: &mut [PktBuf]) -> usize {
-        use ring::aead::{Aad, Nonce};
-        let mut bad = 0;
-        for (number, packet) in (first..).zip(burst) {
-            let key = &self.keys[number % SESSIONS];
-            let nonce = Nonce::assume_unique_for_key(nonce(counter(number)));
-            let buf = sealed(packet);
-            let done = match op {
-                Op::Seal => {
-                    let (text, tag) = buf.split_last_chunk_mut::<TAG>().expect("a tag");
-                    key.seal_in_place_separate_tag(nonce, Aad::empty(), text)
-                        .map(|computed| tag.copy_from_slice(computed.as_ref()))
+        impl $backend {
+            fn new() -> $backend {
+                use $library::aead::{CHACHA20_POLY1305, LessSafeKey, UnboundKey};
+                let key =
+                    |session| UnboundKey::new(&CHACHA20_POLY1305, &key(session)).expect("a key of 32 bytes");
+                $backend {
+                    keys: (0..SESSIONS)
+                        .map(|session| LessSafeKey::new(key(session)))
+                        .collect(),
                 }
-                Op::Open => key.open_in_place(nonce, Aad::empty(), buf).map(drop),
-            };
-            bad += usize::from(done.is_err());
+            }
         }
-        bad
-    }
-}
 
-/// The safe wrapper of AWS-LC, with its keys set up beforehand.
-struct AwsLcRs {
-    keys: Vec<aws_lc_rs::aead::LessSafeKey>,
-}
+        impl Backend for $backend {
+            fn name(&self) -> &'static str {
+                $name
+            }
 
-impl AwsLcRs {
-    fn new() -> AwsLcRs {
-        use aws_lc_rs::aead::{CHACHA20_POLY1305, LessSafeKey, UnboundKey};
-        let key = |session| UnboundKey::new(&CHACHA20_POLY1305, &key(session)).expect("a key of 32 bytes");
-        AwsLcRs {
-            keys: (0..SESSIONS)
-                .map(|session| LessSafeKey::new(key(session)))
-                .collect(),
-        }
-    }
-}
+            fn describe(&self) -> String {
+                $what.to_owned()
+            }
 
-impl Backend for AwsLcRs {
-    fn name(&self) -> &'static str {
-        "aws-lc-rs"
-    }
-
-    fn describe(&self) -> String {
-        "AWS-LC by its safe wrapper, packet after packet, keys set up beforehand".to_owned()
-    }
-
-    fn work(&mut self, op: Op, first: usize, burst: &mut [PktBuf]) -> usize {
-        use aws_lc_rs::aead::{Aad, Nonce};
-        let mut bad = 0;
-        for (number, packet) in (first..).zip(burst) {
-            let key = &self.keys[number % SESSIONS];
-            let nonce = Nonce::assume_unique_for_key(nonce(counter(number)));
-            let buf = sealed(packet);
-            let done = match op {
-                Op::Seal => {
-                    let (text, tag) = buf.split_last_chunk_mut::<TAG>().expect("a tag");
-                    key.seal_in_place_separate_tag(nonce, Aad::empty(), text)
-                        .map(|computed| tag.copy_from_slice(computed.as_ref()))
+            fn work(&mut self, op: Op, first: usize, burst: &mut [PktBuf]) -> usize {
+                use $library::aead::{Aad, Nonce};
+                let mut bad = 0;
+                for (number, packet) in (first..).zip(burst) {
+                    let key = &self.keys[number % SESSIONS];
+                    let nonce = Nonce::assume_unique_for_key(nonce(counter(number)));
+                    let buf = sealed(packet);
+                    let done = match op {
+                        Op::Seal => {
+                            let (text, tag) = buf.split_last_chunk_mut::<TAG>().expect("a tag");
+                            key.seal_in_place_separate_tag(nonce, Aad::empty(), text)
+                                .map(|computed| tag.copy_from_slice(computed.as_ref()))
+                        }
+                        Op::Open => key.open_in_place(nonce, Aad::empty(), buf).map(drop),
+                    };
+                    bad += usize::from(done.is_err());
                 }
-                Op::Open => key.open_in_place(nonce, Aad::empty(), buf).map(drop),
-            };
-            bad += usize::from(done.is_err());
+                bad
+            }
         }
-        bad
-    }
+    };
 }
+
+library!(Ring, ring, "ring", "packet after packet, keys set up beforehand");
+library!(
+    AwsLcRs,
+    aws_lc_rs,
+    "aws-lc-rs",
+    "AWS-LC by its safe wrapper, packet after packet, keys set up beforehand"
+);
 
 /// Rows of ipsec-mb.
 const IPSEC_MB: [(&str, ipsec_mb::Api); 2] = [

@@ -1,7 +1,7 @@
 //! Many sizes: that there is none at which the engine's AEAD is slower than ring.
 
 use super::backend::Backend;
-use super::goals::NO_SLOWER;
+use super::goals::{NO_SLOWER, tolerance};
 use super::packets::Packets;
 use super::table::{YARDSTICK, ratio};
 use super::{Cell, Op, Options, Row, measure};
@@ -55,7 +55,13 @@ fn worst(rows: &[Row], ours: &str, burst: usize) -> Option<Outcome> {
     let (row, value) = ratios.min_by(|a, b| a.1.total_cmp(&b.1))?;
     Some(Outcome {
         what: format!("worst of {SIZES} sizes, bursts of {burst}"),
-        detail: format!("{} {} B: {:.1} ns", row.op.name(), row.size, row.ns_per_packet),
+        detail: format!(
+            "{} {} B: {:.1} ns; {}",
+            row.op.name(),
+            row.size,
+            row.ns_per_packet,
+            tolerance()
+        ),
         value,
         goal: Goal::AtLeast(NO_SLOWER),
     })

@@ -1,6 +1,7 @@
 //! For tuning: every kernel beside ring, nanoseconds a packet (least and median), and ring's median divided by the kernel's.
 //!
-//! `tune OP BURST ROUNDS SIZE...`, OP being seal or open; size 0 is IMIX (64, 576 and 1,420 in 7:4:1).
+//! `tune OP BURST ROUNDS SIZE...`, OP being seal or open; size 0 is IMIX (64, 576 and 1,420 in 7:4:1). Opening includes a copy of what was sealed,
+//! for ring as for the kernels; `patronus-bench aead` opens without one.
 
 use patronus_crypto_simd::{Isa, Kernel, Packet, TAG};
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};

@@ -6,6 +6,7 @@ use crate::tags::{alone, has_chunks};
 use crate::vector::{Entries, WIDE};
 use crate::{BURST, Packet, TAG, wipe};
 use arrayvec::ArrayVec;
+use std::cmp::Reverse;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use subtle::ConstantTimeEq;
@@ -78,6 +79,12 @@ impl<'a> Work<'a> {
         unsafe { std::slice::from_raw_parts(self.text, self.len) }
     }
 
+    /// Where the text begins. Also good for what is behind it, the tag, which [`text`](Self::text) is not.
+    #[inline(always)]
+    pub(crate) fn start(&self) -> *const u8 {
+        self.text
+    }
+
     #[inline(always)]
     pub(crate) fn aad(&self) -> &[u8] {
         self.aad
@@ -132,17 +139,23 @@ impl<'a> Works<'a> {
     fn new<E: Entries>(e: E, packets: &'a mut [Packet<'_>]) -> Works<'a> {
         let mut works = ArrayVec::new();
         let lens = packets.iter().map(|packet| packet.buf.len());
-        if packets.len() == 1 || lens.clone().max() == lens.min() {
+        let (longest, shortest) = (lens.clone().max(), lens.min());
+        if packets.len() == 1 || longest == shortest {
             for (at, packet) in packets.iter_mut().enumerate() {
                 works.extend(Work::new(at, packet));
             }
         } else {
-            let mut order = [0; BURST];
-            let mut lens = [0; BURST];
-            for (len, packet) in lens.iter_mut().zip(&*packets) {
-                *len = packet.buf.len().min(u32::MAX as usize >> 8) as u32;
+            let mut order = std::array::from_fn(|n| n as u8);
+            if longest > Some(SORTED_MAX) {
+                order[..packets.len()]
+                    .sort_unstable_by_key(|at| Reverse(packets[usize::from(*at)].buf.len()));
+            } else {
+                let mut lens = [0; BURST];
+                for (len, packet) in lens.iter_mut().zip(&*packets) {
+                    *len = packet.buf.len() as u32;
+                }
+                e.sort(&lens[..packets.len()], &mut order);
             }
-            e.sort(&lens[..packets.len()], &mut order);
             let mut packets = packets.iter_mut().map(Some).collect::<ArrayVec<_, BURST>>();
             for at in &order[..packets.len()] {
                 let at = usize::from(*at);
@@ -314,6 +327,7 @@ fn seal_burst<E: Entries>(e: E, packets: &mut [Packet<'_>]) {
         seal_few(e, &mut works);
         wipe::below(STACK + E::STACK);
     }
+    e.wipe_registers();
     drop(works);
     set_ok(packets, done);
 }
@@ -346,6 +360,7 @@ fn open_burst<E: Entries>(e: E, packets: &mut [Packet<'_>]) {
         done = open_few(e, &mut works);
         wipe::below(STACK + E::STACK);
     }
+    e.wipe_registers();
     drop(works);
     set_ok(packets, done);
 }
@@ -353,7 +368,7 @@ fn open_burst<E: Entries>(e: E, packets: &mut [Packet<'_>]) {
 /// What `short` or `longer` says of a packet, if it is one that a single pass is enough for.
 #[inline(always)]
 fn one<E: Entries, const SEAL: bool>(
-    _e: E,
+    e: E,
     packet: &mut Packet<'_>,
     short: impl Fn(&mut Work<'_>, u128) -> bool,
     longer: impl Fn(&mut Work<'_>, u128) -> bool,
@@ -362,6 +377,7 @@ fn one<E: Entries, const SEAL: bool>(
     let mut only = Work::new(0, packet)?;
     if is_short::<E>(&only) {
         let ok = short(&mut only, row);
+        e.wipe_registers();
         wipe::below(STACK_SHORT[usize::from(!SEAL)]);
         return Some(ok);
     }
@@ -369,6 +385,7 @@ fn one<E: Entries, const SEAL: bool>(
         return None;
     }
     let ok = longer(&mut only, row);
+    e.wipe_registers();
     wipe::below(
         STACK_ONE
             + if has_chunks::<E>(&only) {
@@ -583,6 +600,9 @@ fn check_tags<E: Entries>(e: E, works: &Works<'_>, keys: &[Keys], first: usize) 
         good | u64::from(work.has_tag(tag)) << work.at
     })
 }
+
+/// The longest that [`sort`] can tell from others, bytes.
+const SORTED_MAX: usize = u32::MAX as usize >> 8;
 
 /// The places of `lens` with the longest first: each one's rank is counted, which needs no branch that depends on them.
 #[inline(always)]

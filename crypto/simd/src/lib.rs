@@ -2,6 +2,13 @@
 //!
 //! `patronus-crypto` wraps each [`Kernel`] as one of its AEAD backends; workers and the slow path's thread come here through it. Nothing
 //! here allocates, nothing is shared between threads, and no branch or address depends on a key, a text or a tag: only on lengths and counts.
+//!
+//! The way of a burst: [`Kernel::seal`] and [`Kernel::open`] cut it into parts of [`BURST`] packets. `burst` puts the longest first and lists
+//! their blocks; `chacha` XORs key stream onto what is listed, `tags` makes the tags of several packets side by side; a short packet that comes
+//! alone goes through `one`. At the end `wipe` clears the stack, and the kernel its registers. All of it is written over the traits of `vector`
+//! (registers) and `field` (numbers modulo 2^130 - 5); `x86` implements them and compiles each function for a processor's instructions.
+//! `poly1305` is the arithmetic for one block after another, `portable` the whole cipher in safe code.
+//!
 //! docs/adr/0022-vector-aead.md says why it is as it is, and what it costs.
 
 #![allow(
@@ -97,7 +104,7 @@ pub enum Isa {
     Avx512Ifma,
     /// AVX-512 without it: F, BW and VL.
     Avx512,
-    /// AVX2.
+    /// AVX2, with BMI2 as every processor that has it.
     Avx2,
     /// Any processor.
     Portable,
@@ -110,9 +117,9 @@ impl Isa {
     /// What a processor needs for it, in the words of `/proc/cpuinfo`.
     pub const fn needs(self) -> &'static str {
         match self {
-            Isa::Avx512Ifma => "avx512f, avx512bw, avx512vl and avx512ifma",
-            Isa::Avx512 => "avx512f, avx512bw and avx512vl",
-            Isa::Avx2 => "avx2",
+            Isa::Avx512Ifma => "avx512f, avx512bw, avx512vl, avx512ifma, avx2 and bmi2",
+            Isa::Avx512 => "avx512f, avx512bw, avx512vl, avx2 and bmi2",
+            Isa::Avx2 => "avx2 and bmi2",
             Isa::Portable => "nothing in particular",
         }
     }

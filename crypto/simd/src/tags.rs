@@ -104,8 +104,7 @@ impl Windows {
             windows.steps[n] = len.div_ceil(64);
             // The last window ends with the last block.
             windows.at[n] = work
-                .text()
-                .as_ptr()
+                .start()
                 .wrapping_add(len.next_multiple_of(16))
                 .wrapping_sub(64 * steps);
         }

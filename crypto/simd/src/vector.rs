@@ -165,4 +165,6 @@ pub(crate) trait Entries: Words + Wide {
     fn chunks(self, h: [u64; 3], key: [u64; 2], text: &[u8]) -> [u64; 3];
     /// Puts `lens` in order: `order[n]` is the place in `lens` of the `n`-th longest.
     fn sort(self, lens: &[u32], order: &mut [u8; BURST]);
+    /// Zeroes all vector registers, which still have what a burst left in them.
+    fn wipe_registers(self);
 }

@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 /// Bytes more than what is asked for: code with checks in it takes more stack.
 const CHECKS: usize = if cfg!(debug_assertions) { 4096 } else { 0 };
 
-/// Overwrites at least `len` bytes, up to 12 KiB, of dead stack below the caller's frame.
+/// Overwrites at least `len` bytes, up to 16 KiB, of dead stack below the caller's frame.
 #[inline(always)]
 pub(crate) fn below(len: usize) {
     match len + CHECKS {

@@ -25,6 +25,7 @@ macro_rules! entries {
                 fn chunks(h: [u64; 3], key: [u64; 2], text: &[u8]) -> [u64; 3]
                     = |s| crate::tags::chunks($field(s), h, key, text);
                 fn sort(lens: &[u32], order: &mut [u8; BURST]) -> () = |_s| crate::burst::sort(lens, order);
+                fn wipe_registers() -> () = |_s| wipe_registers();
             }
         }
     };
@@ -44,6 +45,21 @@ macro_rules! entries {
     )*};
 }
 use entries;
+
+/// Zeroes registers. As assembly, because a compiler leaves out what nothing depends on.
+macro_rules! zero {
+    ($instruction:literal: $($register:tt)*) => {
+        // SAFETY: changes the registers that it names and nothing else.
+        unsafe {
+            std::arch::asm!(
+                $(concat!($instruction, " ", $register, ", ", $register, ", ", $register),)*
+                $(out($register) _,)*
+                options(nomem, nostack, preserves_flags),
+            )
+        }
+    };
+}
+use zero;
 
 /// Methods that are one intrinsic, or a few.
 macro_rules! instructions {

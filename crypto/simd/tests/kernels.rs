@@ -5,9 +5,21 @@ use chacha20poly1305::{AeadInOut, ChaCha20Poly1305, KeyInit};
 use patronus_crypto_aws_lc as aws_lc;
 use patronus_crypto_simd::{Isa, Kernel, Packet, TAG};
 use proptest::prelude::*;
+use std::sync::OnceLock;
 
 fn kernels() -> Vec<Kernel> {
-    Isa::ALL.into_iter().filter_map(Kernel::new).collect()
+    let here = |isa| {
+        let kernel = Kernel::new(isa);
+        if kernel.is_none() {
+            println!("skipped: {isa:?}, which needs {}", isa.needs());
+        }
+        kernel
+    };
+    // Told once.
+    static KERNELS: OnceLock<Vec<Kernel>> = OnceLock::new();
+    KERNELS
+        .get_or_init(|| Isa::ALL.into_iter().filter_map(here).collect())
+        .clone()
 }
 
 /// A packet as a test has it: text, and what it is when it is sealed.
@@ -252,6 +264,21 @@ fn bursts_of_every_size_and_longer_ones() {
         for kernel in kernels() {
             check(kernel, &all[..count]);
         }
+    }
+}
+
+/// Longer than what fits into 24 bits: three texts that are authenticated side by side, and not the longest first.
+#[test]
+fn texts_of_more_than_16_mib_in_a_burst() {
+    let mut numbers = Numbers(8);
+    let case = numbers.case((1 << 24) + 5000);
+    let shorter = |less: usize| {
+        let text = case.text[..case.text.len() - less].to_vec();
+        Case::new(case.key, case.nonce, vec![], text)
+    };
+    let cases = [shorter(4900), case.clone(), shorter(130)];
+    for kernel in kernels() {
+        check(kernel, &cases);
     }
 }
 

@@ -1,6 +1,6 @@
 //! AVX2.
 
-use super::{entries, instructions};
+use super::{entries, instructions, zero};
 use crate::burst::{Keys, Lanes, Work, Works};
 use crate::field::Limbs26;
 use crate::vector::{WIDE, Wide, Window, Words};
@@ -340,6 +340,14 @@ impl Wide for Avx2 {
             ]
         }
     }
+}
+
+/// All sixteen: what is written to the lower half of one zeroes the upper.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn wipe_registers() {
+    zero!("vpxor": "xmm0" "xmm1" "xmm2" "xmm3" "xmm4" "xmm5" "xmm6" "xmm7"
+        "xmm8" "xmm9" "xmm10" "xmm11" "xmm12" "xmm13" "xmm14" "xmm15");
 }
 
 entries!(Avx2, Limbs26, "avx2,bmi2", 4096, 2048);

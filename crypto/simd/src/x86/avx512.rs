@@ -1,6 +1,6 @@
 //! AVX-512, with and without the 52-bit multiplier.
 
-use super::{entries, instructions};
+use super::{entries, instructions, zero};
 use crate::burst::{Keys, Lanes, Work, Works};
 use crate::field::{Limbs26, Limbs44};
 use crate::vector::{Multiply52, WIDE, Wide, Window, Words};
@@ -327,6 +327,16 @@ impl Multiply52 for Avx512<true> {
         fn low52(sum: __m512i, a: __m512i, b: __m512i) -> __m512i { _mm512_madd52lo_epu64(sum, a, b) }
         fn high52(sum: __m512i, a: __m512i, b: __m512i) -> __m512i { _mm512_madd52hi_epu64(sum, a, b) }
     }
+}
+
+/// All 32: what is written to the lowest quarter of one zeroes the rest.
+#[target_feature(enable = "avx512f,avx512vl")]
+#[inline]
+fn wipe_registers() {
+    zero!("vpxor": "xmm0" "xmm1" "xmm2" "xmm3" "xmm4" "xmm5" "xmm6" "xmm7"
+        "xmm8" "xmm9" "xmm10" "xmm11" "xmm12" "xmm13" "xmm14" "xmm15");
+    zero!("vpxord": "xmm16" "xmm17" "xmm18" "xmm19" "xmm20" "xmm21" "xmm22" "xmm23"
+        "xmm24" "xmm25" "xmm26" "xmm27" "xmm28" "xmm29" "xmm30" "xmm31");
 }
 
 entries!(
