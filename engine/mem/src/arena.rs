@@ -157,6 +157,15 @@ impl Arena {
         self.small as usize
     }
 
+    /// Bytes of a page of the small frames.
+    pub(crate) fn page(&self) -> usize {
+        if self.huge {
+            map::HUGE_PAGE
+        } else {
+            map::page_size()
+        }
+    }
+
     /// Whether the packet is in a small frame of this arena.
     pub(crate) fn owns_small(&self, pkt: &PktBuf) -> bool {
         let line = pkt.line_ptr();
@@ -347,6 +356,19 @@ impl FrameCache {
         } else {
             self.jumbo.push(index, &self.arena.free_jumbo);
         }
+    }
+
+    /// The number of a free small frame, which is the caller's now.
+    #[inline]
+    pub(crate) fn pop_small(&mut self) -> Option<u32> {
+        self.small.pop(&self.arena.free)
+    }
+
+    /// Takes it back.
+    #[inline]
+    pub(crate) fn push_small(&mut self, frame: u32) {
+        assert!(frame < self.arena.small, "a small frame");
+        self.small.push(frame, &self.arena.free);
     }
 
     /// The arena that the frames come from.

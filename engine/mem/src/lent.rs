@@ -2,7 +2,7 @@
 
 use std::ptr::NonNull;
 
-use crate::{Arena, PktBuf};
+use crate::{Arena, FrameCache, PktBuf};
 
 /// Where the small frames lie, for those who get them by address.
 #[derive(Clone, Copy, Debug)]
@@ -13,6 +13,8 @@ pub struct FrameRegion {
     pub len: usize,
     /// Bytes from one frame to the next.
     pub stride: usize,
+    /// Bytes of the pages that they are on. The last page is all theirs.
+    pub page: usize,
 }
 
 /// A lent frame by its number. It belongs to nobody else until it is [taken back](Arena::take_back).
@@ -35,6 +37,7 @@ impl Arena {
             start,
             len: stride * self.small_count(),
             stride,
+            page: self.page(),
         }
     }
 
@@ -63,5 +66,31 @@ impl Arena {
         // SAFETY: the caller vouches for the frame.
         let mut pkt = unsafe { self.by_index(lent.frame) };
         pkt.place(lent.offset as usize, lent.len as usize).then_some(pkt)
+    }
+}
+
+impl FrameCache {
+    /// Lends free small frames, as many as `frames` has room for or none: their numbers. True if there were so many. Their metadata is not looked at.
+    #[inline]
+    pub fn lend_free(&mut self, frames: &mut [u32]) -> bool {
+        for at in 0..frames.len() {
+            match self.pop_small() {
+                Some(frame) => frames[at] = frame,
+                None => {
+                    frames[..at].iter().for_each(|frame| self.push_small(*frame));
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    /// Takes lent frames back that are free now.
+    ///
+    /// # Safety
+    /// As for [`Arena::take_back`], for each of them; they were lent by this cache's arena.
+    #[inline]
+    pub unsafe fn take_back_free(&mut self, frames: &[u32]) {
+        frames.iter().for_each(|frame| self.push_small(*frame));
     }
 }
