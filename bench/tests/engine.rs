@@ -2,9 +2,11 @@
 
 use std::process::Command;
 
-const KEYS: [&str; 14] = [
+const KEYS: [&str; 16] = [
     "pipeline",
     "size",
+    "port",
+    "reference_mpps",
     "flows",
     "peers",
     "workers",

@@ -60,7 +60,7 @@ pub fn run(options: &Options, rows: &mut Vec<Row>) -> Result<()> {
                 && options.testpmd
                 && round % options.rounds.div_ceil(3) == 0
             {
-                yardstick.push(testpmd::macswap(bytes)?);
+                yardstick.push(testpmd::macswap(&format!("net_null0,size={bytes}"))?);
             }
         }
         for setup in &mut setups {
@@ -108,15 +108,7 @@ impl Setup {
     /// Packets a second over a slice of time.
     fn measure(&mut self) -> f64 {
         match &mut self.subject {
-            Subject::Wire(wire) => {
-                let (start, mut packets) = (Instant::now(), 0);
-                while start.elapsed() < SLICE {
-                    for _ in 0..64 {
-                        packets += wire.burst();
-                    }
-                }
-                packets as f64 / start.elapsed().as_secs_f64()
-            }
+            Subject::Wire(wire) => measure_wire(wire),
             Subject::Lan(lan) => measure(lan),
         }
     }
@@ -146,6 +138,8 @@ impl Setup {
         Row {
             pipeline: self.pipeline,
             size,
+            port: "memory",
+            reference_mpps: None,
             flows: self.flows as usize,
             peers: 0,
             workers: self.workers,
@@ -162,8 +156,19 @@ impl Setup {
     }
 }
 
+/// Packets a second between two ports, over a slice of time.
+pub fn measure_wire(wire: &mut Wire) -> f64 {
+    let (start, mut packets) = (Instant::now(), 0);
+    while start.elapsed() < SLICE {
+        for _ in 0..64 {
+            packets += wire.burst();
+        }
+    }
+    packets as f64 / start.elapsed().as_secs_f64()
+}
+
 /// Lets the workers run, each on a core of its own, and counts what leaves while all of them do.
-fn measure(lan: &mut Lan) -> f64 {
+pub fn measure(lan: &mut Lan) -> f64 {
     let done = AtomicBool::new(false);
     let sinks = lan.sinks.clone();
     let sent = || sinks.iter().map(|sink| sink.tx_packets.get()).sum::<u64>();
