@@ -25,8 +25,11 @@
 
 #define OPS_NAME "patronus"
 
-/* Frames that a driver gives back while it sends one burst and that are passed on together. */
-#define STASH 512
+/* Frames that are asked for together at most. */
+#define SOME 512
+
+/* Bytes from one header to the next: DPDK's part before it, and the header. An odd number of cache lines, so that they share no set. */
+#define HEADER_STRIDE (3 * RTE_CACHE_LINE_SIZE)
 
 /* Who has a frame: the engine, somebody outside of a call of ours, or port n - 2. */
 #define OWNER_ENGINE 0u
@@ -45,18 +48,15 @@
 
 static struct rte_mempool *pool;
 static uintptr_t first_header;
-static size_t header_stride;
 static int owner_at;
 static struct pd_memory arena;
 static uint8_t removed[RTE_MAX_ETHPORTS];
 
-/* What the calling thread does at the moment. */
+/* What the calling thread does at the moment: for which port, and the worker's free frames, the last one freed on top. */
 static __thread struct {
-	void *cache;
+	const struct pd_cache *cache;
 	uint32_t owner;
-	uint32_t stashed;
-	uint32_t stash[STASH];
-} here;
+} here __attribute__((tls_model("initial-exec")));
 
 static inline uint32_t *owner_of(struct rte_mbuf *m)
 {
@@ -65,12 +65,13 @@ static inline uint32_t *owner_of(struct rte_mbuf *m)
 
 static inline uint32_t frame_of(const struct rte_mbuf *m)
 {
-	return ((uintptr_t)m - first_header) / header_stride;
+	/* Fewer than 2^32 cache lines. */
+	return (uint32_t)(((uintptr_t)m - first_header) / RTE_CACHE_LINE_SIZE) / (HEADER_STRIDE / RTE_CACHE_LINE_SIZE);
 }
 
 static inline struct rte_mbuf *header_of(uint32_t frame)
 {
-	return (struct rte_mbuf *)(first_header + frame * header_stride);
+	return (struct rte_mbuf *)(first_header + (uintptr_t)frame * HEADER_STRIDE);
 }
 
 static inline void own(struct rte_mbuf *m, uint32_t owner)
@@ -88,20 +89,27 @@ static inline uint32_t give_up(struct rte_mbuf *m)
 	return frame_of(m);
 }
 
-static void begin(uint16_t port, void *cache)
+static inline void begin(uint16_t port, const struct pd_cache *cache)
 {
 	here.cache = cache;
 	here.owner = OWNER_PORT + port;
 }
 
-static void end(void)
+static inline void end(void)
 {
-	if (here.stashed > 0) {
-		arena.give(here.cache, here.stash, here.stashed);
-		here.stashed = 0;
-	}
 	here.cache = NULL;
 	here.owner = OWNER_ENGINE;
+}
+
+/* The rare ways: the worker's stack is empty or full, or there is no worker. */
+static __rte_noinline unsigned int take(uint32_t *frames, unsigned int count)
+{
+	return arena.take(here.cache ? here.cache->cache : NULL, frames, count);
+}
+
+static __rte_noinline void give(uint32_t frame)
+{
+	arena.give(here.cache ? here.cache->cache : NULL, &frame, 1);
 }
 
 /* --- The pool's operations: called by drivers, mostly inside of a call of ours, sometimes by threads of DPDK's. --- */
@@ -117,48 +125,46 @@ static void ops_free(struct rte_mempool *mp)
 
 static int ops_enqueue(struct rte_mempool *mp, void *const *objects, unsigned int count)
 {
+	const struct pd_cache *cache = here.cache;
 	unsigned int i;
 
-	if (unlikely(here.owner == OWNER_ENGINE)) {
-		for (i = 0; i < count; i++) {
-			uint32_t frame = give_up(objects[i]);
-			arena.give(NULL, &frame, 1);
-		}
-		return 0;
-	}
 	for (i = 0; i < count; i++) {
-		if (here.stashed == STASH) {
-			arena.give(here.cache, here.stash, STASH);
-			here.stashed = 0;
-		}
-		here.stash[here.stashed++] = give_up(objects[i]);
+		uint32_t frame = give_up(objects[i]);
+
+		if (likely(cache != NULL && *cache->len < cache->limit))
+			cache->free[(*cache->len)++] = frame;
+		else
+			give(frame);
 	}
 	return 0;
 }
 
 static int ops_dequeue(struct rte_mempool *mp, void **objects, unsigned int count)
 {
+	const struct pd_cache *cache = here.cache;
 	uint32_t owner = here.owner == OWNER_ENGINE ? OWNER_UNKNOWN : here.owner;
-	uint32_t frames[STASH];
-	unsigned int done = 0;
+	uint32_t some[SOME];
+	unsigned int i, done, now;
 
-	while (done < count) {
-		unsigned int i, some = RTE_MIN(count - done, (unsigned int)STASH);
+	for (done = 0; done < count; done += now) {
+		const uint32_t *frames = some;
 
-		if (arena.take(here.cache, frames, some) != some)
-			break;
-		for (i = 0; i < some; i++) {
+		now = RTE_MIN(count - done, (unsigned int)SOME);
+		if (likely(cache != NULL && *cache->len >= now)) {
+			*cache->len -= now;
+			frames = cache->free + *cache->len;
+		} else if (take(some, now) != now) {
+			ops_enqueue(mp, objects, done);
+			return -ENOBUFS;
+		}
+		for (i = 0; i < now; i++) {
 			struct rte_mbuf *m = header_of(frames[i]);
 
 			own(m, owner);
 			objects[done + i] = m;
 		}
-		done += some;
 	}
-	if (likely(done == count))
-		return 0;
-	ops_enqueue(mp, objects, done);
-	return -ENOBUFS;
+	return 0;
 }
 
 static unsigned int ops_count(const struct rte_mempool *mp)
@@ -295,7 +301,8 @@ int pd_pool(const struct pd_memory *memory)
 	rc = make_pool();
 	if (rc < 0)
 		return rc;
-	header_stride = pool->header_size + pool->elt_size + pool->trailer_size;
+	if (pool->header_size + pool->elt_size + pool->trailer_size != HEADER_STRIDE)
+		return -EPROTO;
 	first_header = (uintptr_t)arena.headers + pool->header_size;
 	init_headers();
 	return 0;
@@ -530,7 +537,7 @@ int pd_set_mtu(uint16_t port, uint16_t mtu)
 
 #define BURST 64
 
-uint16_t pd_receive(uint16_t port, uint16_t queue, void *cache, struct pd_frame *frames, uint16_t count)
+uint16_t pd_receive(uint16_t port, uint16_t queue, const struct pd_cache *cache, struct pd_frame *frames, uint16_t count)
 {
 	struct rte_mbuf *found[BURST];
 	uint16_t i;
@@ -560,7 +567,7 @@ uint16_t pd_receive(uint16_t port, uint16_t queue, void *cache, struct pd_frame 
 	return count;
 }
 
-uint32_t pd_gather(uint32_t frame, void *cache, void *to, uint32_t room)
+uint32_t pd_gather(uint32_t frame, const struct pd_cache *cache, void *to, uint32_t room)
 {
 	struct rte_mbuf *head = header_of(frame), *m;
 	uint32_t owner = *owner_of(head), len = 0;
@@ -577,41 +584,50 @@ uint32_t pd_gather(uint32_t frame, void *cache, void *to, uint32_t room)
 	return len;
 }
 
-/* A packet of one or several frames, as an mbuf. Returns how many frames. */
-static inline uint16_t packet(uint16_t port, const struct pd_frame *frames, uint16_t count, struct rte_mbuf **packet)
+/*
+ * What the engine has is as DPDK leaves an mbuf that is free or was received: one segment, none behind it, one reference. So only what differs is
+ * written.
+ */
+static inline struct rte_mbuf *segment(uint16_t port, const struct pd_frame *frame)
 {
-	struct rte_mbuf *head = header_of(frames[0].frame), *last = head;
-	uint16_t i = 0;
+	struct rte_mbuf *m = header_of(frame->frame);
 
-	head->pkt_len = 0;
-	for (;;) {
-		struct rte_mbuf *m = header_of(frames[i].frame);
-
-		own(m, OWNER_PORT + port);
-		m->data_off = frames[i].offset;
-		m->data_len = frames[i].len;
-		head->pkt_len += frames[i].len;
-		if (i > 0)
-			last->next = m;
-		last = m;
-		if (likely(!(frames[i].flags & FRAME_MORE)) || ++i == count)
-			break;
-	}
-	last->next = NULL;
-	head->nb_segs = i + 1;
-	head->ol_flags = 0;
-	*packet = head;
-	return i + 1;
+	own(m, OWNER_PORT + port);
+	m->data_off = frame->offset;
+	m->data_len = frame->len;
+	m->pkt_len = frame->len;
+	m->ol_flags = 0;
+	return m;
 }
 
-uint16_t pd_send(uint16_t port, uint16_t queue, void *cache, const struct pd_frame *frames, uint16_t count)
+/* Puts the rest of a packet that is in several frames behind its first one. Returns how many frames. */
+static __rte_noinline uint16_t chain(uint16_t port, struct rte_mbuf *head, const struct pd_frame *frames, uint16_t count)
+{
+	struct rte_mbuf *last = head;
+	uint16_t i = 0;
+
+	while ((frames[i].flags & FRAME_MORE) && i + 1 < count) {
+		last->next = segment(port, &frames[++i]);
+		last = last->next;
+		head->pkt_len += last->data_len;
+		head->nb_segs++;
+	}
+	return i;
+}
+
+uint16_t pd_send(uint16_t port, uint16_t queue, const struct pd_cache *cache, const struct pd_frame *frames, uint16_t count)
 {
 	struct rte_mbuf *packets[BURST];
 	uint16_t made = 0, at = 0, sent;
 
 	begin(port, cache);
-	while (at < count && made < BURST)
-		at += packet(port, frames + at, count - at, &packets[made++]);
+	for (; at < count && made < BURST; at++) {
+		struct rte_mbuf *m = segment(port, frames + at);
+
+		if (unlikely(frames[at].flags & FRAME_MORE))
+			at += chain(port, m, frames + at, count - at);
+		packets[made++] = m;
+	}
 	sent = rte_eth_tx_burst(port, queue, packets, made);
 	if (unlikely(sent < made))
 		rte_pktmbuf_free_bulk(packets + sent, made - sent);

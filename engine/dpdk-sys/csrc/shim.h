@@ -52,6 +52,13 @@ struct pd_stats {
 	uint64_t tx_packets, tx_bytes, tx_errors;
 };
 
+struct pd_cache {
+	void *cache;
+	size_t *len;
+	size_t limit;
+	uint32_t *free;
+};
+
 struct pd_frame {
 	uint32_t frame;
 	uint32_t len;
@@ -75,8 +82,10 @@ int pd_link(uint16_t port, struct pd_link *link);
 int pd_stats(uint16_t port, struct pd_stats *stats);
 int pd_set_mtu(uint16_t port, uint16_t mtu);
 int pd_is_removed(uint16_t port);
-uint16_t pd_receive(uint16_t port, uint16_t queue, void *cache, struct pd_frame *frames, uint16_t count);
-uint16_t pd_send(uint16_t port, uint16_t queue, void *cache, const struct pd_frame *frames, uint16_t count);
-uint32_t pd_gather(uint32_t frame, void *cache, void *to, uint32_t room);
+uint16_t pd_receive(uint16_t port, uint16_t queue, const struct pd_cache *cache, struct pd_frame *frames,
+		    uint16_t count);
+uint16_t pd_send(uint16_t port, uint16_t queue, const struct pd_cache *cache, const struct pd_frame *frames,
+		 uint16_t count);
+uint32_t pd_gather(uint32_t frame, const struct pd_cache *cache, void *to, uint32_t room);
 
 #endif

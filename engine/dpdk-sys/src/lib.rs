@@ -23,7 +23,7 @@ pub const FRAME_BAD: u16 = 1;
 /// Of what is sent: the packet goes on in the next frame. Of what was received: it goes on elsewhere, [`pd_gather`] has it.
 pub const FRAME_MORE: u16 = 2;
 
-/// Takes `count` free frames, all or none; returns how many. The first argument is what the call of a worker was given, null for
+/// Takes `count` free frames, all or none; returns how many. The first argument is [`Cache::cache`] of the call of a worker, null for
 /// calls from elsewhere.
 pub type Take = unsafe extern "C" fn(cache: *mut c_void, frames: *mut u32, count: u32) -> u32;
 /// Gives frames back, which are free.
@@ -130,6 +130,19 @@ pub struct Stats {
     pub tx_errors: u64,
 }
 
+/// A worker's free frames, for drivers that it calls. [`Take`] and [`Give`] are called where they are too few or too many.
+#[repr(C)]
+pub struct Cache {
+    /// The first argument of these.
+    pub cache: *mut c_void,
+    /// How many there are.
+    pub len: *mut usize,
+    /// At most so many.
+    pub limit: usize,
+    /// Their numbers; the last one is taken first.
+    pub free: *mut u32,
+}
+
 /// A frame with a packet, or a part of one.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
@@ -177,11 +190,11 @@ unsafe extern "C" {
     pub fn pd_set_mtu(port: u16, mtu: u16) -> c_int;
     /// Not 0 once the device was taken out.
     pub fn pd_is_removed(port: u16) -> c_int;
-    /// Takes up to 64 packets from a queue. `cache` is for [`Take`] and [`Give`]. The frames are the engine's, but for those with [`FRAME_MORE`].
-    pub fn pd_receive(port: u16, queue: u16, cache: *mut c_void, frames: *mut Frame, count: u16) -> u16;
+    /// Takes up to 64 packets from a queue. The frames are the engine's, but for those with [`FRAME_MORE`].
+    pub fn pd_receive(port: u16, queue: u16, cache: *const Cache, frames: *mut Frame, count: u16) -> u16;
     /// Sends the packets (64 at most) in `count` frames of the engine's, which are given back sooner or later. Returns how many packets were taken; the
     /// frames of the others have been given back.
-    pub fn pd_send(port: u16, queue: u16, cache: *mut c_void, frames: *const Frame, count: u16) -> u16;
+    pub fn pd_send(port: u16, queue: u16, cache: *const Cache, frames: *const Frame, count: u16) -> u16;
     /// Copies a packet that was received in several frames, and gives them back. Returns its bytes; 0 if they do not fit.
-    pub fn pd_gather(frame: u32, cache: *mut c_void, to: *mut c_void, room: u32) -> u32;
+    pub fn pd_gather(frame: u32, cache: *const Cache, to: *mut c_void, room: u32) -> u32;
 }

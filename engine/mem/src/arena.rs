@@ -180,14 +180,19 @@ impl Arena {
         unsafe { pkt.into_line().as_ref().index }
     }
 
-    /// The packet in small frame `index`.
+    /// The packet in small frame `index`, which has no other owner. `None`, and the frame is free, if it has no such place.
     ///
     /// # Safety
     /// No other handle has it and it is in no free list.
-    pub(crate) unsafe fn by_index(&self, index: u32) -> PktBuf {
+    #[inline]
+    pub(crate) unsafe fn by_index(&self, index: u32, offset: u32, len: u32) -> Option<PktBuf> {
         assert!(index < self.small, "a small frame");
         // SAFETY: the index is one of the arena's lines; the caller vouches for the rest.
-        unsafe { PktBuf::from_line(self.line_at(index)) }
+        let pkt = unsafe { PktBuf::from_line_at(self.line_at(index), offset, len) };
+        if pkt.is_none() {
+            self.release(index);
+        }
+        pkt
     }
 
     #[inline]
@@ -234,6 +239,7 @@ impl Arena {
 }
 
 /// Indices of free frames, the last one freed on top because it is the warmest.
+#[repr(C)]
 struct Stack<const N: usize> {
     len: usize,
     /// It holds at most this many, 2 to `N`.
@@ -362,6 +368,22 @@ impl FrameCache {
     #[inline]
     pub(crate) fn pop_small(&mut self) -> Option<u32> {
         self.small.pop(&self.arena.free)
+    }
+
+    /// Its stack of free small frames by address: how many, at most how many, and their numbers.
+    ///
+    /// # Safety
+    /// `this` is a cache.
+    pub(crate) unsafe fn small_stack(this: *mut FrameCache) -> (*mut usize, usize, *mut u32) {
+        // SAFETY: the caller vouches for the pointer; no reference is made that others could contradict.
+        unsafe {
+            let stack = &raw mut (*this).small;
+            (
+                (&raw mut (*stack).len),
+                (*stack).limit,
+                (&raw mut (*stack).slots).cast(),
+            )
+        }
     }
 
     /// Takes it back.

@@ -17,6 +17,17 @@ pub struct FrameRegion {
     pub page: usize,
 }
 
+/// A cache's free small frames by address, for C code that takes the last ones and puts others behind them, and thereby lends and takes back.
+#[derive(Clone, Copy, Debug)]
+pub struct FreeStack {
+    /// How many there are, at most `limit`.
+    pub len: *mut usize,
+    /// At most so many.
+    pub limit: usize,
+    /// Their numbers, the last one freed at the end.
+    pub frames: *mut u32,
+}
+
 /// A lent frame by its number. It belongs to nobody else until it is [taken back](Arena::take_back).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "a lent frame is lost until it is taken back"]
@@ -48,6 +59,7 @@ impl Arena {
     }
 
     /// Lends a packet's frame; a jumbo frame, or one of another arena, is not for lending and comes back.
+    #[inline]
     pub fn lend(&self, pkt: PktBuf) -> Result<Lent, PktBuf> {
         if !self.owns_small(&pkt) {
             return Err(pkt);
@@ -62,10 +74,10 @@ impl Arena {
     ///
     /// # Safety
     /// The frame was lent by this arena and has not been taken back since, and nobody reads or writes it any more.
+    #[inline]
     pub unsafe fn take_back(&self, lent: Lent) -> Option<PktBuf> {
         // SAFETY: the caller vouches for the frame.
-        let mut pkt = unsafe { self.by_index(lent.frame) };
-        pkt.place(lent.offset as usize, lent.len as usize).then_some(pkt)
+        unsafe { self.by_index(lent.frame, lent.offset, lent.len) }
     }
 }
 
@@ -83,6 +95,18 @@ impl FrameCache {
             }
         }
         true
+    }
+
+    /// The cache's stack by address. Whoever has it uses it only while nobody uses the cache otherwise; a number that is taken is lent, and one that is
+    /// put there is taken back, with what [`take_back_free`](FrameCache::take_back_free) asks for.
+    ///
+    /// # Safety
+    /// `this` is a cache that stays where it is as long as the stack is used.
+    #[inline]
+    pub unsafe fn free_stack(this: *mut FrameCache) -> FreeStack {
+        // SAFETY: the caller vouches for the pointer.
+        let (len, limit, frames) = unsafe { FrameCache::small_stack(this) };
+        FreeStack { len, limit, frames }
     }
 
     /// Takes lent frames back that are free now.

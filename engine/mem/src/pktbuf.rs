@@ -52,6 +52,21 @@ impl PktBuf {
         pkt
     }
 
+    /// The same with a packet at `offset`; `None` if that is not in the frame, whose owner is still the caller.
+    ///
+    /// # Safety
+    /// As for [`from_line`](PktBuf::from_line).
+    #[inline]
+    pub(crate) unsafe fn from_line_at(line: NonNull<Line>, offset: u32, len: u32) -> Option<PktBuf> {
+        // SAFETY: the line is initialised and nobody else has it.
+        let it = unsafe { &mut *line.as_ptr() };
+        if offset.checked_add(len)? > it.capacity {
+            return None;
+        }
+        (it.offset, it.len, it.outer) = (offset, len, Outer::NONE);
+        Some(PktBuf { line })
+    }
+
     /// Gives up ownership without returning the frame to a free list.
     #[inline]
     pub(crate) fn into_line(self) -> NonNull<Line> {
@@ -60,19 +75,6 @@ impl PktBuf {
 
     pub(crate) fn line_ptr(&self) -> NonNull<Line> {
         self.line
-    }
-
-    /// Says where in the frame the packet is; false if that is not in the frame.
-    #[inline]
-    pub(crate) fn place(&mut self, offset: usize, len: usize) -> bool {
-        let line = self.line_mut();
-        let fits = offset
-            .checked_add(len)
-            .is_some_and(|end| end <= line.capacity as usize);
-        if fits {
-            (line.offset, line.len) = (offset as u32, len as u32);
-        }
-        fits
     }
 
     #[inline]

@@ -214,7 +214,7 @@ fn free_frames_are_lent_all_or_none_and_come_back() {
     drop((taken, cache));
     assert_eq!(arena.free_frames(), arena.frames());
     let region = arena.region();
-    assert!(region.page.is_power_of_two() && region.start.addr().get() % region.page == 0);
+    assert!(region.page.is_power_of_two() && region.start.addr().get().is_multiple_of(region.page));
 }
 
 #[test]

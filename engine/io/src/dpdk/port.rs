@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use patronus_dpdk_sys as sys;
-use patronus_mem::{Arena, BURST_MAX, Burst, FrameCache, PktBuf, SMALL_MAX, TAILROOM};
+use patronus_mem::{Arena, BURST_MAX, Burst, FrameCache, FreeStack, PktBuf, SMALL_MAX, TAILROOM};
 
 use super::{Device, lent};
 use crate::{Port, PortCounters, PortError};
@@ -27,6 +27,20 @@ pub struct DpdkPort {
     counters: Arc<PortCounters>,
 }
 
+/// A cache as the shim wants it, for one call.
+#[inline]
+fn cache(frames: &mut FrameCache) -> sys::Cache {
+    let cache = ptr::from_mut(frames);
+    // SAFETY: the cache is borrowed by the caller until after the call that this is for.
+    let FreeStack { len, limit, frames } = unsafe { FrameCache::free_stack(cache) };
+    sys::Cache {
+        cache: cache.cast(),
+        len,
+        limit,
+        free: frames,
+    }
+}
+
 /// Takes packets from a queue. The frames are the engine's then, but for those that go on.
 pub(super) fn receive<'a>(
     port: u16,
@@ -35,9 +49,9 @@ pub(super) fn receive<'a>(
     into: &'a mut [sys::Frame],
 ) -> &'a [sys::Frame] {
     let room = into.len().min(BURST_MAX) as u16;
+    let cache = cache(frames);
     // SAFETY: the queue exists and is the caller's; there is room for so many; the cache is not used before the call returns.
-    let count =
-        unsafe { sys::pd_receive(port, queue, ptr::from_mut(frames).cast(), into.as_mut_ptr(), room) };
+    let count = unsafe { sys::pd_receive(port, queue, &cache, into.as_mut_ptr(), room) };
     &into[..usize::from(count)]
 }
 
@@ -53,17 +67,10 @@ pub(super) fn discard(frame: &sys::Frame, frames: &mut FrameCache) {
 
 /// Copies a packet that came in several frames, which are free then; false if it does not fit.
 fn gather(frame: &sys::Frame, frames: &mut FrameCache, to: &mut [u8]) -> bool {
-    let room = to.len() as u32;
+    let (room, cache) = (to.len() as u32, cache(frames));
     // SAFETY: `frame` is from a call that said that it goes on, and this is the one place that ends that; there is so much room; the cache is not used
     // before the call returns.
-    let len = unsafe {
-        sys::pd_gather(
-            frame.frame,
-            ptr::from_mut(frames).cast(),
-            to.as_mut_ptr().cast(),
-            room,
-        )
-    };
+    let len = unsafe { sys::pd_gather(frame.frame, &cache, to.as_mut_ptr().cast(), room) };
     len > 0
 }
 
@@ -188,17 +195,10 @@ impl DpdkPort {
         if packets == 0 {
             return;
         }
-        let batch = &self.batch[..count];
+        let (batch, cache) = (&self.batch[..count], cache(frames));
         // SAFETY: the queue exists and is this port's; the frames are lent and nobody else's; the cache is not used before the call returns.
-        let sent = unsafe {
-            sys::pd_send(
-                self.device.port,
-                self.queue,
-                ptr::from_mut(frames).cast(),
-                batch.as_ptr(),
-                count as u16,
-            )
-        };
+        let sent =
+            unsafe { sys::pd_send(self.device.port, self.queue, &cache, batch.as_ptr(), count as u16) };
         let sent = usize::from(sent);
         if sent < packets {
             // Perhaps because there is no carrier any more.
