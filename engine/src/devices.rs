@@ -45,7 +45,11 @@ pub fn report(root: &Path) -> String {
         let _ = writeln!(text, "  the kernel has none");
     }
     for HugePages { kib, total, free } in &pages {
-        let _ = writeln!(text, "  {} MiB each: {total}, of which {free} are free", kib / 1024);
+        let _ = writeln!(
+            text,
+            "  {} MiB each: {total}, of which {free} are free",
+            kib / 1024
+        );
     }
     let _ = writeln!(text, "IOMMU: {}", if iommu { "on" } else { "off, or none" });
     let _ = writeln!(text, "network cards:");
@@ -151,7 +155,9 @@ fn nic(root: &Path, address: String) -> Option<Nic> {
 
 /// The host's interfaces of a card: below it, or below the virtio device that it is.
 fn interfaces(card: &Path) -> Vec<String> {
-    let below = entries(card).into_iter().filter(|name| name.starts_with("virtio"));
+    let below = entries(card)
+        .into_iter()
+        .filter(|name| name.starts_with("virtio"));
     let folders = below.map(|name| card.join(name).join("net"));
     let mut names: Vec<String> = std::iter::once(card.join("net"))
         .chain(folders)
@@ -168,7 +174,11 @@ fn huge_pages(root: &Path) -> Vec<HugePages> {
         .filter_map(|name| {
             let number = |file: &str| read(&folder.join(name).join(file))?.parse().ok();
             Some(HugePages {
-                kib: name.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse().ok()?,
+                kib: name
+                    .strip_prefix("hugepages-")?
+                    .strip_suffix("kB")?
+                    .parse()
+                    .ok()?,
                 total: number("nr_hugepages")?,
                 free: number("free_hugepages")?,
             })

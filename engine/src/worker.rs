@@ -633,6 +633,14 @@ impl Worker {
         every
     }
 
+    /// Whether there are ports that no descriptor tells of: then there is no sleep.
+    fn has_polled_ports(&self, poller: &mut Poller) -> bool {
+        for lan in (0..self.lans.len()).filter(|lan| self.lans[*lan].is_none()) {
+            poller.polled.set(lan_bit(lan), false);
+        }
+        poller.polled != Ready::NONE
+    }
+
     /// Looks which ports have something, and waits for one of them or another thread if `block`.
     fn look(&mut self, poller: &mut Poller, block: bool) -> Ready {
         if !self.has_room() {
@@ -640,7 +648,7 @@ impl Worker {
             std::thread::sleep(BACKOFF);
             return poller.every_port;
         }
-        if !block {
+        if !block || self.has_polled_ports(poller) {
             // Whoever else wants this core goes first: the packet that we look for may have to come from there.
             std::thread::yield_now();
             return poller.look(Some(&Timespec::default()));
@@ -700,6 +708,8 @@ struct Poller {
     epoll: OwnedFd,
     /// What a look finds that went wrong: as good as an event from everywhere.
     every_port: Ready,
+    /// Ports without descriptors, which nothing wakes us for.
+    polled: Ready,
     events: Vec<epoll::Event>,
     /// Whether the last look found a call of another thread.
     called: bool,
@@ -718,9 +728,10 @@ const TIMER: u64 = 33;
 impl Poller {
     fn new(worker: &Worker) -> io::Result<Self> {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
-        let poller = Poller {
+        let mut poller = Poller {
             events: Vec::with_capacity(2 * PORT_FDS),
             every_port: worker.every_port(),
+            polled: Ready::NONE,
             called: false,
             timer_fired: false,
             traffic: false,
@@ -732,6 +743,8 @@ impl Poller {
             for fd in lan.iter().flat_map(|lan| lan.port.wait_fds()) {
                 poller.add(fd, lan_bit(at).into())?;
             }
+            let is_polled = lan.as_ref().is_some_and(|lan| lan.port.wait_fds().is_empty());
+            poller.polled.set(lan_bit(at), is_polled);
         }
         for (at, wan) in worker.wans.iter().enumerate() {
             poller.replace_wan(at, None, wan.as_ref());
@@ -748,7 +761,7 @@ impl Poller {
         )?)
     }
 
-    fn replace_wan(&self, link: usize, old: Option<&WanPort>, new: Option<&WanPort>) {
+    fn replace_wan(&mut self, link: usize, old: Option<&WanPort>, new: Option<&WanPort>) {
         for fd in old.iter().flat_map(|wan| wan.port.wait_fds()) {
             let _ = epoll::delete(&self.epoll, fd);
         }
@@ -756,6 +769,8 @@ impl Poller {
             // Out of memory for a watch: the port is still read whenever something else wakes the worker.
             let _ = self.add(fd, wan_bit(link).into());
         }
+        let is_polled = new.is_some_and(|wan| wan.port.wait_fds().is_empty());
+        self.polled.set(wan_bit(link), is_polled);
     }
 
     /// Waits for something to do, and for the timer that tells how long waking takes.
@@ -782,7 +797,7 @@ impl Poller {
             // Interrupted.
             return self.every_port;
         }
-        let mut ready = Ready::NONE;
+        let mut ready = self.polled;
         for event in &self.events {
             match event.data.u64() {
                 INBOX => self.called = true,
