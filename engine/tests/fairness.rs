@@ -74,7 +74,7 @@ struct Rig {
     stats: Arc<WorkerStats>,
 }
 
-fn rig(lans: Vec<Box<AlwaysReadable>>, wan: Box<AlwaysReadable>) -> Rig {
+fn rig(lan: Box<AlwaysReadable>, wan: Box<AlwaysReadable>) -> Rig {
     let arena = Arena::new(&ArenaConfig {
         frames: 256,
         jumbo_frames: 0,
@@ -84,13 +84,12 @@ fn rig(lans: Vec<Box<AlwaysReadable>>, wan: Box<AlwaysReadable>) -> Rig {
     let crew = Crew::assemble(1).unwrap().pop().unwrap();
     let inbox = Arc::clone(crew.inbox());
     let stats = Arc::<WorkerStats>::default();
-    let lans = lans.into_iter().map(|port| LanPort {
-        port,
-        ethernet: false,
-    });
     let worker = Worker::new(Parts {
         wg: Wg::new(aead::default(), 1, 1420, 16),
-        lans: lans.collect(),
+        lans: vec![LanPort {
+            port: lan,
+            ethernet: false,
+        }],
         wans: vec![Some(WanPort {
             ifindex: 0,
             port: wan,
@@ -124,7 +123,7 @@ fn ports_without_descriptors_are_looked_at_all_the_time() {
     let ((mut lan, lan_looks), (mut wan, wan_looks)) =
         (AlwaysReadable::new(false), AlwaysReadable::new(false));
     (lan.fd, wan.fd) = (None, None);
-    let rig = rig(vec![lan], wan);
+    let rig = rig(lan, wan);
     run_until(rig.worker, &rig.inbox, || {
         lan_looks.load(Ordering::Relaxed) > 1000 && wan_looks.load(Ordering::Relaxed) > 1000
     });
@@ -138,7 +137,7 @@ fn a_port_without_descriptors_that_is_gone_keeps_nobody_awake() {
     (lan.fd, lan.gone) = (None, true);
     // Nothing comes here.
     wan.fd = Some(eventfd(0, EventfdFlags::CLOEXEC).unwrap());
-    let rig = rig(vec![lan], wan);
+    let rig = rig(lan, wan);
     run_until(rig.worker, &rig.inbox, || rig.stats.sleeps.get() > 0);
     assert_eq!(rig.stats.sleeps.get(), 1);
     assert_eq!(looks.load(Ordering::Relaxed), 1);
@@ -147,7 +146,7 @@ fn a_port_without_descriptors_that_is_gone_keeps_nobody_awake() {
 fn other_port_is_looked_at(tun_endless: bool) {
     let (tun, tun_looks) = AlwaysReadable::new(tun_endless);
     let (udp, udp_looks) = AlwaysReadable::new(!tun_endless);
-    let Rig { worker, inbox, .. } = rig(vec![tun], udp);
+    let Rig { worker, inbox, .. } = rig(tun, udp);
     let (busy, other) = if tun_endless {
         (tun_looks, udp_looks)
     } else {
