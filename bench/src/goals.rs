@@ -1,13 +1,13 @@
 //! What the engine has to show against the best of its peers, and whether it does. Ratios of medians within one run.
 
 use crate::report::Row;
-use crate::subject::{AF_XDP, NO_TUNNEL, OURS, SINGLE, SPIN};
+use crate::subject::{AF_XDP, LIBRARY, NO_TUNNEL, OURS, SINGLE, SPIN};
 
 /// One line of the summary.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Outcome {
     /// What is compared.
-    pub what: &'static str,
+    pub what: String,
     /// Our figure and whom it is compared with.
     pub detail: String,
     /// Ratio to the best peer's, or the figure itself where the goal is absolute.
@@ -58,7 +58,7 @@ enum Best {
 }
 
 /// Rows that are nobody's we have to be better than.
-const NOT_PEERS: [&str; 5] = [OURS, SPIN, AF_XDP, SINGLE, NO_TUNNEL];
+const NOT_PEERS: [&str; 6] = [OURS, SPIN, AF_XDP, SINGLE, LIBRARY, NO_TUNNEL];
 
 /// The row of the best peer: neither ours nor the run without a tunnel.
 fn best<'a>(rows: &'a [Row], test: &str, figure: Figure, which: Best) -> Option<&'a Row> {
@@ -86,7 +86,7 @@ fn against(
     let theirs = figure(peer)?;
     let detail = format!("{ours} {mine:.2}, {} {theirs:.2}", peer.peer);
     Some(Outcome {
-        what,
+        what: what.to_owned(),
         detail,
         value: mine / theirs,
         goal,
@@ -185,7 +185,28 @@ pub fn judge(rows: &[Row]) -> Vec<Outcome> {
         .flatten()
         .chain(idle(rows))
         .chain(af_xdp(rows))
+        .chain(own_aead(rows))
         .collect()
+}
+
+/// Our AEAD against a library's in the same engine.
+fn own_aead(rows: &[Row]) -> Vec<Outcome> {
+    let row = |peer: &str| rows.iter().find(|row| row.peer == peer && row.test == "tcp1");
+    let (Some(ours), Some(library)) = (row(OURS), row(LIBRARY)) else {
+        return Vec::new();
+    };
+    let outcome = |what: &str, figure: Figure, goal| {
+        let (ours, library) = (figure(ours)?, figure(library)?);
+        Some(Outcome {
+            what: format!("TCP, 1 stream, own AEAD: {what}"),
+            detail: format!("{OURS} {ours:.2}, {LIBRARY} {library:.2}"),
+            value: ours / library,
+            goal,
+        })
+    };
+    let rate = outcome("rate", |row| row.mbps, Goal::AtLeast(1.25));
+    let cpu = outcome("CPU per GB", |row| row.daemon_cpu_s_per_gb, Goal::AtMost(0.7));
+    rate.into_iter().chain(cpu).collect()
 }
 
 /// AF_XDP against our own socket, datagram by datagram. What the daemons are not charged with, because the kernel does it in another's
@@ -195,8 +216,8 @@ fn af_xdp(rows: &[Row]) -> Vec<Outcome> {
         let mut of_test = rows.iter().filter(|row| row.test == "udp64-80k");
         figure(of_test.find(|row| row.peer == peer)?)
     };
-    let outcome = |what, queue: f64, socket: f64| Outcome {
-        what,
+    let outcome = |what: &str, queue: f64, socket: f64| Outcome {
+        what: what.to_owned(),
         detail: format!("{AF_XDP} {queue:.2}, {SINGLE} {socket:.2}"),
         value: queue / socket,
         goal: Goal::AtMost(0.7),
@@ -221,7 +242,7 @@ fn idle(rows: &[Row]) -> Option<Outcome> {
         .find(|row| row.peer == OURS && row.test == "idle-cpu")?;
     let detail = "percent of a core, both daemons".to_owned();
     Some(Outcome {
-        what: "idle CPU",
+        what: "idle CPU".to_owned(),
         detail,
         value: row.idle_cpu_percent?,
         goal: Goal::AtMost(1.0),
@@ -286,6 +307,16 @@ mod tests {
             row(SINGLE, Some(6.0), 6.0),
         ]);
         assert_eq!(outcomes.iter().map(|o| o.value).collect::<Vec<_>>(), [0.5, 0.75]);
+        assert_eq!(
+            outcomes.iter().map(Outcome::reached).collect::<Vec<_>>(),
+            [true, false]
+        );
+    }
+
+    #[test]
+    fn own_aead_is_compared_with_the_library_in_the_same_engine() {
+        let outcomes = judge(&[tcp(OURS, 3000.0, 3.0), tcp(LIBRARY, 2000.0, 4.0)]);
+        assert_eq!(outcomes.iter().map(|o| o.value).collect::<Vec<_>>(), [1.5, 0.75]);
         assert_eq!(
             outcomes.iter().map(Outcome::reached).collect::<Vec<_>>(),
             [true, false]

@@ -15,9 +15,8 @@ fn read(path: &str) -> String {
         .join(" ")
 }
 
-/// Lines `name: value`.
-pub fn settings() -> Vec<(&'static str, String)> {
-    let sysctl = |key: &str| read(&format!("/proc/sys/net/{}", key.replace('.', "/")));
+/// Kernel, processor and load, as lines `name: value`.
+pub fn processor() -> Vec<(&'static str, String)> {
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let field = |name: &str| {
         let line = cpuinfo
@@ -39,6 +38,14 @@ pub fn settings() -> Vec<(&'static str, String)> {
             ),
         ),
         ("load before", read("/proc/loadavg")),
+    ]
+}
+
+/// The same and the network's settings.
+pub fn settings() -> Vec<(&'static str, String)> {
+    let sysctl = |key: &str| read(&format!("/proc/sys/net/{}", key.replace('.', "/")));
+    let mut settings = processor();
+    settings.extend([
         (
             "net.core.rmem_max wmem_max",
             format!("{} {}", sysctl("core.rmem_max"), sysctl("core.wmem_max")),
@@ -51,7 +58,8 @@ pub fn settings() -> Vec<(&'static str, String)> {
         ("net.ipv4.tcp_wmem", sysctl("ipv4.tcp_wmem")),
         ("congestion control", sysctl("ipv4.tcp_congestion_control")),
         ("net.core.default_qdisc", sysctl("core.default_qdisc")),
-    ]
+    ]);
+    settings
 }
 
 /// The machine in one line, for the picture.

@@ -2,6 +2,7 @@
 //! docs/performance.md for what the figures mean.
 #![forbid(unsafe_code)]
 
+mod aead;
 mod demo;
 mod engine;
 mod goals;
@@ -16,6 +17,7 @@ mod search;
 mod soak;
 mod subject;
 mod tests_of;
+mod wire;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -39,6 +41,10 @@ enum Command {
     Soak(soak::Options),
     /// The engine's stages alone on one core, beside the AEAD alone.
     Engine(engine::Options),
+    /// Two sites with Ethernet LANs over veths: AF_XDP, packet sockets and UDP sockets side by side, by our own generator.
+    Wire(Box<wire::Options>),
+    /// Every ChaCha20-Poly1305 side by side: ours, and those of libraries.
+    Aead(aead::Options),
     /// Instructions a packet, counted by callgrind (Debian's valgrind).
     Instructions(instructions::Options),
 }
@@ -51,7 +57,9 @@ fn main() -> ExitCode {
         Command::Demo(options) => sandboxed(&|| demo::run(options)),
         Command::Soak(options) => sandboxed(&|| soak::run(options)),
         Command::Engine(options) => sandboxed(&|| engine::run(options)),
-        // Sends nothing anywhere, and is to be counted alone.
+        Command::Wire(options) => sandboxed(&|| wire::run(options)),
+        // These send nothing anywhere. The second is to be counted alone.
+        Command::Aead(options) => aead::run(options),
         Command::Instructions(options) => instructions::run(options),
     };
     match result {

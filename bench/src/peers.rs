@@ -20,7 +20,7 @@ const BUSY: f64 = 0.7;
 /// Options of `patronus-bench peers`.
 #[derive(Args)]
 pub struct Options {
-    /// Subjects, with commas [default: all that are installed; also: patronus-af-xdp, patronus-single, boringtun-1t].
+    /// Subjects, with commas [default: all that are installed; also: patronus-af-xdp, patronus-single, patronus-aws-lc, boringtun-1t].
     #[arg(long, value_delimiter = ',')]
     subjects: Option<Vec<String>>,
     /// Tests, with commas: tcp1, tcp4, udp64, udp1400, udpmix, udp64-80k, rtt-idle, rtt-loaded, idle-cpu [default: all].

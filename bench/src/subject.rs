@@ -13,6 +13,8 @@ pub const SPIN: &str = "patronus-spin";
 pub const AF_XDP: &str = "patronus-af-xdp";
 /// Our engine with its own UDP socket and no segmentation offload on it: each datagram by itself, as AF_XDP sends them.
 pub const SINGLE: &str = "patronus-single";
+/// Our engine with a library's AEAD in place of our own.
+pub const LIBRARY: &str = "patronus-aws-lc";
 /// No tunnel: the veth itself.
 pub const NO_TUNNEL: &str = "no-tunnel";
 /// MTU of the tunnels, and of the path where there is none.
@@ -32,12 +34,13 @@ pub struct Subject {
 }
 
 /// Names and kinds, in the order of measurement; those marked `true` are in a run unless `--subjects` says otherwise.
-const KNOWN: [(&str, Kind, bool); 10] = [
+const KNOWN: [(&str, Kind, bool); 11] = [
     (NO_TUNNEL, Kind::Plain, true),
     (OURS, Kind::Engine, true),
     (SPIN, Kind::Engine, true),
     (AF_XDP, Kind::Engine, false),
     (SINGLE, Kind::Engine, false),
+    (LIBRARY, Kind::Engine, false),
     ("wireguard-go", Kind::WireguardGo, true),
     ("wireguard-go-new", Kind::WireguardGoNew, true),
     ("boringtun", Kind::Boringtun, true),
@@ -145,6 +148,7 @@ fn own_arguments(name: &str) -> &'static [&'static str] {
     match name {
         AF_XDP => &["--link", "path,af_xdp"],
         SINGLE => &["--no-wan-offload"],
+        LIBRARY => &["--aead", "aws-lc"],
         "boringtun-1t" => &["--threads", "1"],
         _ => &[],
     }
@@ -185,10 +189,13 @@ mod tests {
     #[test]
     fn variants_have_arguments_of_their_own() {
         let engine = Some(PathBuf::from("/bin/true"));
-        let wanted = [OURS, AF_XDP, SINGLE].map(str::to_owned);
+        let wanted = [OURS, AF_XDP, SINGLE, LIBRARY].map(str::to_owned);
         let (chosen, _) = Subject::choose(Some(&wanted), engine, None, None).unwrap();
         let args: Vec<String> = chosen.iter().map(|s| s.options.args.join(" ")).collect();
-        assert_eq!(args, ["", "--link path,af_xdp", "--no-wan-offload"]);
+        assert_eq!(
+            args,
+            ["", "--link path,af_xdp", "--no-wan-offload", "--aead aws-lc"]
+        );
         assert!(chosen.iter().all(Subject::is_ours));
     }
 

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-const KEYS: [&str; 16] = [
+const KEYS: [&str; 18] = [
     "pipeline",
     "size",
     "port",
@@ -14,7 +14,9 @@ const KEYS: [&str; 16] = [
     "mpps",
     "gbps",
     "ns_per_packet",
+    "aead",
     "aead_ns_per_packet",
+    "stages",
     "load",
     "lat_p50_us",
     "lat_p99_us",
@@ -49,17 +51,37 @@ fn a_short_run_writes_every_pipeline_and_key() {
     for pipeline in ["forward", "route", "encrypt", "decrypt", "both"] {
         assert!(rows.iter().any(|row| is(pipeline)(&row)), "no {pipeline}");
     }
-    let loads: Vec<f64> = rows
-        .iter()
-        .filter(is("route"))
-        .filter_map(|row| row["load"].as_f64())
-        .collect();
-    assert_eq!(loads, [0.5, 0.8, 0.95].repeat(2));
+    let counts = std::thread::available_parallelism().map_or(1, |cores| cores.get().min(2));
+    for workers in 1..=counts {
+        let of_workers = |row: &&serde_json::Value| row["workers"] == workers;
+        for pipeline in ["route", "encrypt", "decrypt", "both"] {
+            let of = rows.iter().filter(is(pipeline)).filter(of_workers);
+            let of: Vec<_> = of.filter(|row| row["handoff"] == 0.0).collect();
+            let loads: Vec<f64> = of.iter().filter_map(|row| row["load"].as_f64()).collect();
+            assert_eq!(loads, [0.5, 0.8, 0.95].repeat(2), "{pipeline}, {workers}");
+            // At a load there are latencies, in order; otherwise there are stages.
+            for row in of {
+                let latencies = ["lat_p50_us", "lat_p99_us", "lat_p999_us"].map(|key| row[key].as_f64());
+                assert_eq!(row["load"].is_null(), latencies[0].is_none(), "{row}");
+                assert!(latencies.is_sorted(), "{row}");
+                let stages = row["stages"].as_object().unwrap();
+                assert_eq!(row["load"].is_null(), !stages.is_empty(), "{row}");
+            }
+        }
+        let forward = rows.iter().filter(is("forward")).filter(of_workers);
+        assert_eq!(forward.count(), 2, "a row for each size");
+    }
+    let handed = rows.iter().filter(|row| row["handoff"] == 0.5);
+    assert_eq!(
+        handed.count(),
+        if counts == 2 { 8 } else { 0 },
+        "rates and loads of two sizes"
+    );
     assert!(rows.iter().any(|row| row["size"] == "imix"), "no mix");
     assert!(
         rows.iter()
             .filter(is("encrypt"))
-            .all(|row| row["aead_ns_per_packet"].is_number())
+            .all(|row| row["aead_ns_per_packet"].is_number() == row["load"].is_null())
     );
 }
 

@@ -10,15 +10,22 @@ use toml::Spanned;
 
 use crate::error::{Error, nearest};
 use crate::matching::{OneOrMore, Via};
-use crate::schema::{Action, Config, Lan, Policy};
+use crate::schema::{Action, Config, Lan, Link, Policy};
 use crate::value::Network;
 
 /// Seconds between keepalives at most: 16 bits, as everywhere with WireGuard.
 const KEEPALIVE_MAX: u64 = u16::MAX as u64;
 /// Longer than this a worker never looks for work.
 const SPIN_MAX: Duration = Duration::from_secs(1);
-/// The cryptography backends that an engine may be built with.
-pub const AEADS: [&str; 2] = ["aws-lc", "rustcrypto"];
+/// The cryptography backends of the engine. Whether the processor has what one of them needs is the engine's to say.
+pub const AEADS: [&str; 6] = [
+    "ours-avx512",
+    "ours-avx512-noifma",
+    "ours-avx2",
+    "ours-portable",
+    "aws-lc",
+    "rustcrypto",
+];
 /// What the host behind the TUN is called, if the file says nothing else.
 pub const HOST: &str = "host";
 /// Next hops that flows are spread over at most.
@@ -85,8 +92,17 @@ fn check_lans(text: &str, config: &Config) -> Result<(), Error> {
         return Err(Error::at(text, second.name.span(), said));
     }
     let own = config.engine.interface.as_str();
+    let is_own = |link: &&Link| link.interface.get_ref().as_str() == own;
+    if let Some(link) = config.links.iter().find(is_own) {
+        let said = "this is the name of the engine's TUN, which the link carries";
+        return Err(Error::at(text, link.interface.span(), said).with_hint("see [engine] interface"));
+    }
     for lan in &config.lans {
         match (lan.is_ethernet(), &lan.interface) {
+            (true, _) if lan.name.get_ref().as_str() == HOST => {
+                let said = format!("`{HOST}` is what routes call the host behind the TUN");
+                return Err(Error::at(text, lan.name.span(), said).with_hint("choose another name"));
+            }
             (true, None) => {
                 let said = "an Ethernet LAN needs to know its `interface`";
                 let at = lan.port.as_ref().map_or(lan.name.span(), Spanned::span);

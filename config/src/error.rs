@@ -49,8 +49,9 @@ impl Error {
     }
 
     pub(crate) fn of_toml(text: &str, error: &toml::de::Error) -> Error {
-        let (message, hint) = explained(error.message());
         let mut place = error.span().map(|span| Place::new(text, span));
+        let line = place.as_ref().map_or("", |place| place.text.trim());
+        let (message, hint) = explained(error.message(), line);
         if let Some(place) = &mut place
             && SECRETS
                 .iter()
@@ -152,9 +153,40 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// The parser's message in our words, and a hint if there is one: for a name that nobody knows the nearest one.
-fn explained(message: &str) -> (String, Option<String>) {
+/// What the parser says of a value that is not what it should be, and what it should be.
+const EXPECTED: [(&str, &str); 5] = [
+    (
+        "expected a sequence",
+        "expected a list: `[` values with commas between them `]`",
+    ),
+    ("expected a boolean", "expected true or false"),
+    (
+        "expected struct Neighbour",
+        "expected `{ address = \"10.1.0.2\", mac = \"02:00:5e:10:00:01\" }`",
+    ),
+    (
+        "invalid IP address syntax",
+        "expected an address without a prefix, such as 10.1.0.2 or 2001:db8:1::2",
+    ),
+    ("wanted string or table", "expected a word in quotation marks"),
+];
+
+/// The parser's message in our words, and a hint if there is one: for a name that nobody knows the nearest one. `line` is where it is.
+fn explained(message: &str, line: &str) -> (String, Option<String>) {
     let message = message.trim();
+    if message == "invalid type: map, expected a sequence" && line.starts_with('[') {
+        let said = "there may be several of these, each in double brackets";
+        return (said.to_owned(), Some(format!("[{line}]")));
+    }
+    if message == "missing field `site`" {
+        return ("the table [site] is missing".to_owned(), None);
+    }
+    if let Some(name) = message.strip_prefix("missing field ") {
+        return (format!("the key {name} is missing"), None);
+    }
+    if let Some((theirs, ours)) = EXPECTED.iter().find(|(theirs, _)| message.ends_with(theirs)) {
+        return (message.replace(theirs, ours), None);
+    }
     let mut names = message.split('`').skip(1).step_by(2);
     let kind = match message {
         _ if message.starts_with("unknown field ") => "key",
@@ -173,12 +205,13 @@ fn explained(message: &str) -> (String, Option<String>) {
     )
 }
 
-/// The known name that may have been meant, or all that there are.
+/// The known name that may have been meant, or all that there are. At least half of a short name has to be right.
 pub(crate) fn nearest(unknown: &str, known: &[&str]) -> String {
+    let misspelt = MISSPELT.min(unknown.chars().count() / 2);
     let near = known
         .iter()
         .map(|name| (strsim::damerau_levenshtein(name, unknown), name))
-        .filter(|(distance, _)| *distance <= MISSPELT)
+        .filter(|(distance, _)| *distance <= misspelt)
         .min();
     match near {
         Some((_, name)) => format!("did you mean `{name}`?"),

@@ -320,10 +320,10 @@ fn what_stands_twice_is_shown_with_the_first() {
 #[test]
 fn what_is_missing_is_named() {
     let said = parse("[engine]\nworkers = 1").unwrap_err().to_string();
-    assert!(said.contains("missing field `site`"), "{said}");
+    assert!(said.contains("the table [site] is missing"), "{said}");
     let said = parse("[site]\nlisten_port = 1").unwrap_err();
     assert!(
-        said.to_string().contains("missing field `private_key_file`"),
+        said.to_string().contains("the key `private_key_file` is missing"),
         "{said}"
     );
     assert_eq!(said.place(), Some((1, 1)));
@@ -356,4 +356,67 @@ fn a_file_that_cannot_be_read_is_named() {
         "/nowhere/site.toml: No such file or directory (os error 2)"
     );
     assert_eq!(error.place(), None);
+}
+
+/// Lists, tables and words as people write them.
+#[test]
+fn values_of_the_wrong_form_are_told_what_is_expected() {
+    let lan = "[[lan]]\nname = 'office'\ninterface = 'eth1'\n";
+    let link = "[[link]]\nid = 1\ninterface = 'eth0'\n";
+    let own = "[engine]\ninterface = 'wg7'\n";
+    for (text, place, expected) in [
+        (
+            format!("{lan}networks = '10.1.0.0/16'"),
+            "6:12",
+            "expected a list: `[` values",
+        ),
+        (
+            format!("{lan}neighbours = ['10.1.0.2']"),
+            "6:15",
+            "expected `{ address = ",
+        ),
+        (
+            format!("{lan}neighbours = [{{ address = '10.1.0.2/24', mac = '02:00:00:00:09:01' }}]"),
+            "6:27",
+            "expected an address without a prefix, such as 10.1.0.2",
+        ),
+        (
+            lan.replace("[[lan]]", "[lan]"),
+            "3:1",
+            "each in double brackets\n  |\n3 | [lan]\n  | ^^^^^ [[lan]]",
+        ),
+        (
+            lan.replace("name = 'office'\n", ""),
+            "3:1",
+            "the key `name` is missing",
+        ),
+        (
+            lan.replace("interface", "iface"),
+            "5:1",
+            "known here: name, port, interface, networks, neighbours",
+        ),
+        (
+            lan.replace("office", "host"),
+            "4:8",
+            "`host` is what routes call the host behind the TUN",
+        ),
+        (
+            format!("{link}port = 51820"),
+            "6:8",
+            "expected a word in quotation marks",
+        ),
+        (format!("{link}metered = 'yes'"), "6:11", "expected true or false"),
+        (link.replace("[[link]]", "[link]"), "3:1", "[[link]]"),
+        (
+            format!("{own}{}", link.replace("eth0", "wg7")),
+            "7:13",
+            "this is the name of the engine's TUN",
+        ),
+    ] {
+        let said = said(&text);
+        assert!(
+            said.starts_with(&format!("{place}: ")) && said.contains(expected),
+            "{text}\n{said}"
+        );
+    }
 }

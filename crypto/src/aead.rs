@@ -3,9 +3,14 @@
 //! Called by the workers, a whole burst at a time: packets of several sessions and lengths together, in place. Nothing
 //! here knows of ports or packet buffers. Which backend is the default and why is in docs/adr/0003-aead-backend.md.
 
+use arrayvec::ArrayVec;
+use ours::Ours;
+use patronus_crypto_simd::Isa;
 use patronus_mem::Secret;
+use std::sync::OnceLock;
 
 mod aws_lc;
+mod ours;
 mod rustcrypto;
 
 /// Length of the authentication tag behind a sealed text, bytes.
@@ -64,19 +69,61 @@ fn nonce(counter: u64) -> [u8; 12] {
     nonce
 }
 
-static ALL: [&dyn Aead; 2] = [&aws_lc::AwsLc, &rustcrypto::RustCrypto];
+/// The backends that this machine can run, the default first.
+static ALL: OnceLock<ArrayVec<&'static dyn Aead, 6>> = OnceLock::new();
+/// Those of our own kernels that it can run.
+static OURS: OnceLock<ArrayVec<Ours, 4>> = OnceLock::new();
 
 /// The backend to use where nothing else is asked for.
 pub fn default() -> &'static dyn Aead {
-    ALL[0]
+    all()[0]
 }
 
 /// The backend called `name`.
-pub fn by_name(name: &str) -> Option<&'static dyn Aead> {
-    ALL.iter().copied().find(|aead| aead.name() == name)
+pub fn by_name(name: &str) -> Result<&'static dyn Aead, NotThere> {
+    if let Some(aead) = all().iter().find(|aead| aead.name() == name) {
+        return Ok(*aead);
+    }
+    Err(match Isa::ALL.into_iter().find(|isa| ours::name(*isa) == name) {
+        Some(isa) => NotThere::Needs(ours::name(isa), isa.needs()),
+        None => NotThere::Unknown(name.to_owned()),
+    })
 }
 
-/// Every backend, the default first.
+/// Every backend that this machine can run, the default first. The first call looks at the processor.
 pub fn all() -> &'static [&'static dyn Aead] {
-    &ALL
+    ALL.get_or_init(|| {
+        let ours = OURS.get_or_init(|| Isa::ALL.into_iter().filter_map(Ours::new).collect());
+        let libraries: [&dyn Aead; 2] = [&aws_lc::AwsLc, &rustcrypto::RustCrypto];
+        // In the order of what they take for a burst of 32: the portable kernel is for where nothing else is, and no default.
+        let (portable, vector): (ArrayVec<&Ours, 4>, ArrayVec<&Ours, 4>) =
+            ours.iter().partition(|ours| ours.is_portable());
+        let vector = vector.into_iter().map(|ours| ours as &dyn Aead);
+        let portable = portable.into_iter().map(|ours| ours as &dyn Aead);
+        vector.chain(libraries).chain(portable).collect()
+    })
 }
+
+/// Why there is no backend of a name.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum NotThere {
+    /// No backend is called that.
+    Unknown(String),
+    /// The backend of this name is for processors with what is said.
+    Needs(&'static str, &'static str),
+}
+
+impl std::fmt::Display for NotThere {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            NotThere::Unknown(name) => write!(f, "there is no AEAD backend `{name}`")?,
+            NotThere::Needs(name, needs) => {
+                write!(f, "the AEAD backend `{name}` needs a processor with {needs}")?;
+            }
+        }
+        let here: Vec<_> = all().iter().map(|aead| aead.name()).collect();
+        write!(f, ": on this machine choose one of {}", here.join(", "))
+    }
+}
+
+impl std::error::Error for NotThere {}

@@ -48,6 +48,10 @@ use peer::Peer;
 /// Indices that a peer uses at most at a time: a handshake of ours, three sessions, and three on their way back.
 const INDICES_PER_PEER: usize = 7;
 
+/// Secrets ([`patronus_mem::Secret`]) that a peer or a lane has at most at a time: its own two (static-static and preshared), two of a handshake,
+/// and two of each session. For who reserves locked memory.
+pub const SECRETS_PER_PEER: usize = 2 + 2 + 2 * (INDICES_PER_PEER - 1);
+
 /// Places for them: twice as many, because a hash table that is less than half full cleans itself up without growing.
 const INDICES_RESERVED_PER_PEER: usize = 2 * INDICES_PER_PEER;
 

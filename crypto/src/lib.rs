@@ -32,7 +32,7 @@ pub mod timers;
 pub mod x25519;
 
 pub use clock::{Duration, Now, Random, Time, WallClock};
-pub use device::{AddLaneError, AddPeerError, Device, Limits, Output, Outputs, To};
+pub use device::{AddLaneError, AddPeerError, Device, Limits, Output, Outputs, SECRETS_PER_PEER, To};
 pub use refusal::{DropCounters, Refusal};
 pub use tag::{LinkId, Path, Tag};
 

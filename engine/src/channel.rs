@@ -4,6 +4,7 @@
 //! for neighbours to the slow path. (What workers share with each other is in [`crew`](crate::crew).) A worker never waits on any of them. The slow path may: what finds a command queue full stays with the
 //! slow path, in order, until there is room.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use arrayvec::ArrayVec;
@@ -20,6 +21,7 @@ use crate::allowedips::AllowedIps;
 use crate::neighbour::Place;
 use crate::remote::message;
 use crate::wg::PeerSlot;
+use crate::worker::LanPort;
 
 /// Handshake messages that may wait for the slow path. At an eighth of this it is under load and asks for cookies
 /// (as Linux does with its queue of 4,096).
@@ -56,6 +58,32 @@ impl WanPort {
     #[inline]
     pub fn leads_to(&self, ifindex: u32) -> bool {
         self.ifindex == 0 || ifindex == 0 || self.ifindex == ifindex
+    }
+}
+
+/// Families of outer addresses.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Families {
+    /// IPv4.
+    pub v4: bool,
+    /// IPv6.
+    pub v6: bool,
+}
+
+impl Families {
+    /// Both.
+    pub const BOTH: Families = Families { v4: true, v6: true };
+    /// Neither.
+    pub const NONE: Families = Families { v4: false, v6: false };
+
+    /// Whether the remote address of a datagram is of one of them.
+    #[inline]
+    pub fn has(self, outer: &Outer) -> bool {
+        match outer.remote() {
+            Some(SocketAddr::V4(_)) => self.v4,
+            Some(SocketAddr::V6(_)) => self.v6,
+            None => false,
+        }
     }
 }
 
@@ -99,6 +127,10 @@ pub enum Command {
     ExpireSending(PeerId),
     /// The port of a WAN link, none while there is none.
     Wan(usize, Option<WanPort>),
+    /// By this link the host has routes for these families.
+    Sends(usize, Families),
+    /// A LAN port, none while its interface is not there.
+    Lan(usize, Option<LanPort>),
     /// The TUN's MTU.
     Mtu(usize),
     /// More is known of neighbours: packets may wait for that.
@@ -127,6 +159,8 @@ pub enum Notice {
     Lanes(Box<[PeerId]>),
     /// A replaced WAN port, likewise.
     Wan(Box<dyn Port + Send>),
+    /// A replaced LAN port, likewise.
+    Lan(Box<dyn Port + Send>),
     /// A LAN port is gone, or cannot be used any more for this reason; the worker has let go of it.
     LanGone(usize, Option<std::io::Error>),
     /// The worker cannot wait for its ports, for this reason, and has ended.
@@ -187,8 +221,21 @@ impl Waker {
     /// By anybody, after filling a queue of the sleeper's.
     pub fn wake(&self) {
         if self.bell.ring() {
-            let _ = rustix::io::write(&self.fd, &1u64.to_ne_bytes());
+            self.call();
         }
+    }
+
+    /// The same by who calls [`wake`](Waker::wake) a little later: cheaper, and it may miss a sleeper who has only just announced it.
+    #[inline]
+    pub fn wake_early(&self) {
+        if self.bell.ring_early() {
+            self.call();
+        }
+    }
+
+    #[cold]
+    fn call(&self) {
+        let _ = rustix::io::write(&self.fd, &1u64.to_ne_bytes());
     }
 }
 

@@ -2,38 +2,42 @@
 //!
 //! Each worker owns one [`Crew`]. From any worker to any other leads a ring of its own, so each has one writer and one reader. A packet changes hands
 //! at most for two reasons: its flow belongs to another worker (a LAN port's queues do not spread flows as the workers do), or its
-//! session does. What is handed over in a burst is put into the rings at the burst's end and its worker woken once;
+//! session does. What is handed over in a burst its worker sees at the burst's end, and is woken once;
 //! a full ring is a counted drop and never a wait.
 
 use std::io;
 use std::sync::Arc;
 
-use arrayvec::ArrayVec;
 use patronus_crypto::PeerId;
-use patronus_mem::{Arena, BURST_MAX, Burst, FrameCache, PktBuf};
+use patronus_mem::{Arena, BURST_MAX, Burst, PktBuf};
 use patronus_sync::{Consumer, Producer, ring};
 
 use crate::channel::ToWorker;
-use crate::route::Bound;
-use crate::stats::{DropReason, Lap, Stage, WorkerStats};
+use crate::flow::HashedKey;
+use crate::route::{Bound, Parsed};
+use crate::stats::{Lap, Stage, WorkerStats};
+use crate::wg::{Claim, Claimed};
 
 /// Packets that may wait for one worker, in the rings from all others together.
 pub const HANDOFF_MAX: usize = 2048;
 
-/// What is left to do with a packet that changes hands.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// What is left to do with a packet that changes hands, and what the worker that hands it over has found out: the other one neither looks at
+/// the packet again for that, nor has to wait for it to come before it can begin.
+#[derive(Clone, Copy, Debug)]
 pub enum Handing {
     /// An inner packet whose flow is the receiver's, from an Ethernet port or from a TUN.
     Route {
         /// From an Ethernet port.
         ethernet: bool,
+        /// The flow.
+        flow: HashedKey,
     },
     /// An inner packet that the allowed-ips give to a peer of the receiver's.
     Encap,
     /// An inner packet that a router gives to this peer of the receiver's.
     Seal(PeerId),
     /// A datagram of a session of the receiver's.
-    Decap,
+    Decap(Claim),
 }
 
 /// Packets that another worker has handed over, by what is left to do. Order matters within a flow only, and the packets of a flow have the same
@@ -41,39 +45,25 @@ pub enum Handing {
 #[derive(Default)]
 pub struct Taken {
     /// To be routed; from a TUN.
-    pub from_tun: Burst,
+    pub from_tun: Parsed,
     /// To be routed; from an Ethernet port.
-    pub from_ethernet: Burst,
+    pub from_ethernet: Parsed,
     /// To be sealed for whom the allowed-ips say.
     pub encap: Burst,
     /// To be sealed for whom the router said.
     pub seal: Bound,
     /// To be opened.
-    pub decap: Burst,
+    pub decap: Claimed,
 }
 
 impl Taken {
-    fn bursts(&self) -> [&Burst; 5] {
-        [
-            &self.from_tun,
-            &self.from_ethernet,
-            &self.encap,
-            &self.seal.packets,
-            &self.decap,
-        ]
-    }
-
     /// Whether there is nothing in it.
     pub fn is_empty(&self) -> bool {
-        self.bursts().into_iter().all(Burst::is_empty)
-    }
-
-    /// Asks for all packets at once: they are in the other core's cache, and each would be waited for by itself.
-    fn fetch(&self, arena: &Arena) {
-        self.bursts()
-            .into_iter()
-            .flatten()
-            .for_each(|packet| arena.prefetch(packet));
+        self.from_tun.is_empty()
+            && self.from_ethernet.is_empty()
+            && self.encap.is_empty()
+            && self.seal.packets.is_empty()
+            && self.decap.is_empty()
     }
 }
 
@@ -87,8 +77,8 @@ struct Colleague {
     number: usize,
     to: Producer<Handed>,
     from: Consumer<Handed>,
-    /// Handed over in this burst.
-    outgoing: ArrayVec<Handed, BURST_MAX>,
+    /// Something was handed over, and it was not made sure yet that it is awake.
+    owed: bool,
 }
 
 /// One worker's place among all workers.
@@ -96,7 +86,7 @@ pub struct Crew {
     inboxes: Vec<Arc<ToWorker>>,
     me: usize,
     others: Vec<Colleague>,
-    /// Something has been put aside.
+    /// Something is in the rings that nobody sees yet.
     handing: bool,
     places: Places,
 }
@@ -146,7 +136,7 @@ impl Crew {
                 number,
                 to,
                 from,
-                outgoing: ArrayVec::new(),
+                owed: false,
             })
         };
         let place = |me| Crew {
@@ -192,36 +182,44 @@ impl Crew {
         self.places.set(peer, worker);
     }
 
-    /// Puts a packet aside for another worker; it goes out when the crew is [flushed](Crew::flush), before as many as make a burst are put
-    /// aside for one worker.
+    /// Hands a packet to another worker, which sees it once the crew is [flushed](Crew::flush). It comes back if the ring is full.
     ///
     /// # Panics
     ///
-    /// If `worker` is this one, there is no such worker, or a burst has been put aside for it already.
-    pub fn hand_over(&mut self, worker: usize, packet: PktBuf, left: Handing) {
+    /// If `worker` is this one, or there is no such worker.
+    #[inline(always)]
+    pub fn hand_over(&mut self, worker: usize, packet: PktBuf, left: Handing) -> Result<(), PktBuf> {
         let at = if worker < self.me { worker } else { worker - 1 };
         let colleague = &mut self.others[at];
         assert!(colleague.number == worker, "to another worker");
-        colleague.outgoing.push(Handed { packet, left });
         self.handing = true;
+        let put = colleague.to.put(Handed { packet, left });
+        put.map_err(|refused| refused.packet)
     }
 
-    /// Puts what was put aside into the rings and wakes those whom it is for.
-    pub fn flush(&mut self, stats: &WorkerStats, frames: &mut FrameCache) {
+    /// Lets the other workers see what was handed over, and wakes those who are surely asleep; at the end of the turn [`wake`](Crew::wake) follows.
+    #[inline]
+    pub fn flush(&mut self, stats: &WorkerStats) {
         if !std::mem::take(&mut self.handing) {
             return;
         }
         for other in &mut self.others {
-            if other.outgoing.is_empty() {
-                continue;
-            }
             let lap = Lap::start();
-            let mut outgoing = other.outgoing.drain(..);
-            let handed = other.to.push_some(&mut outgoing);
-            stats.burst(Stage::Handoff, handed, lap);
-            stats.drop_many(DropReason::HandoffFull, outgoing.len());
-            outgoing.for_each(|refused| frames.free(refused.packet));
+            let handed = other.to.publish();
             if handed > 0 {
+                self.inboxes[other.number].waker.wake_early();
+                other.owed = true;
+                stats.burst(Stage::Handoff, handed, lap);
+            }
+        }
+    }
+
+    /// Wakes all to whom something was handed over since this was last called. Before the worker may sleep itself, and at the end of each turn: the
+    /// fence in it is worth some packets.
+    #[inline]
+    pub fn wake(&mut self) {
+        for other in &mut self.others {
+            if std::mem::take(&mut other.owed) {
                 self.inboxes[other.number].waker.wake();
             }
         }
@@ -232,23 +230,32 @@ impl Crew {
         self.others.iter_mut().any(|other| other.from.ready(1) > 0)
     }
 
-    /// Takes up to a burst of what worker `number` has handed over. False if that was nothing.
+    /// Takes up to a burst of what worker `number` has handed over, and asks for all packets at once: they are in the other core's cache, and each
+    /// would be waited for by itself. False if that was nothing.
     pub fn take(&mut self, number: usize, taken: &mut Taken, arena: &Arena) -> bool {
-        let Some(other) = self.others.iter_mut().find(|other| other.number == number) else {
+        let at = if number < self.me {
+            number
+        } else {
+            number.wrapping_sub(1)
+        };
+        let Some(other) = self.others.get_mut(at).filter(|other| other.number == number) else {
             return false;
         };
         let handed = other.from.drain(BURST_MAX);
         let some = handed.len() > 0;
         for Handed { packet, left } in handed {
+            arena.prefetch(&packet);
             match left {
-                Handing::Route { ethernet: true } => taken.from_ethernet.push(packet),
-                Handing::Route { ethernet: false } => taken.from_tun.push(packet),
+                Handing::Route { ethernet: true, flow } => taken.from_ethernet.push(packet, flow),
+                Handing::Route {
+                    ethernet: false,
+                    flow,
+                } => taken.from_tun.push(packet, flow),
                 Handing::Encap => taken.encap.push(packet),
                 Handing::Seal(peer) => taken.seal.push(packet, peer),
-                Handing::Decap => taken.decap.push(packet),
+                Handing::Decap(claim) => taken.decap.push(packet, claim),
             }
         }
-        taken.fetch(arena);
         some
     }
 }

@@ -15,7 +15,7 @@ use patronus_io::Port;
 use patronus_io::netlink::{Addresses, LinkWatch, RouteQuery};
 use patronus_io::tun::{Tun, TunConfig, TunDevice, TunPort};
 use patronus_io::udp::UdpConfig;
-use patronus_mem::{Arena, ArenaConfig, FrameCache};
+use patronus_mem::{Arena, ArenaConfig, FrameCache, lock_secrets_ahead, secrets_len};
 use rustix::fd::OwnedFd;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
@@ -23,20 +23,23 @@ use crate::channel::ToSlowPath;
 use crate::clock::{Clock, SystemClock, SystemRandom};
 use crate::crew::Crew;
 use crate::flow::HashKeys;
-use crate::lans::{EthernetConfig, EthernetLan, LanError, Opener};
+use crate::keeper::{Keeper, Kept};
+use crate::lans::EthernetConfig;
 use crate::log::{Level, Log};
 use crate::plan::{Builder, Frame, Lan};
 use crate::reader::Reader;
 use crate::route::Router;
 use crate::sandbox::{self, SandboxError};
 use crate::site::{Own, Site};
-use crate::slowpath::{self, LanWatch, Neighbourhood, SlowPath, Workers, peer_numbers};
+use crate::slowpath::{self, EthernetLan, Neighbourhood, Opening, SlowPath, Workers, peer_numbers};
 use crate::stats::WorkerStats;
 use crate::uapi::UapiServer;
-use crate::wans::{self, XdpLink};
+use crate::wans;
 use crate::wg::{JUMBO_SHARE, Wg};
 use crate::worker::{IdleLadder, LanPort, PORTS_MAX, Parts, Worker};
 
+/// Workers that there may be: more have never been tried.
+pub const WORKERS_MAX: usize = 64;
 /// Small frames, of 2 KiB each, in memory from the start.
 const FRAMES: usize = 16384;
 /// Frames for packets beyond 1,856 bytes.
@@ -46,6 +49,8 @@ const JUMBO_FRAMES: usize = FRAMES / JUMBO_SHARE;
 const SOCKET_BUFFER: usize = 8 << 20;
 /// Packets that the TUN holds for the engine. 500, the kernel's default, overflow in one time slice of a sender.
 pub const TUN_QUEUE: u32 = 4000;
+/// Keys that belong to no peer: the device's own, and those of a computation under way.
+const SECRETS_BESIDE: usize = 64;
 /// The MTU of a tunnel over a path of 1,500: 80 bytes for the largest outer headers.
 pub const DEFAULT_MTU: u32 = 1420;
 
@@ -109,7 +114,7 @@ pub enum StartError {
     /// Privileges could not be given up.
     Sandbox(SandboxError),
     /// An interface cannot be a LAN.
-    Lan(LanError),
+    Lan(String),
     /// The site's file asks for what cannot be had.
     Site(String),
 }
@@ -137,7 +142,7 @@ impl fmt::Display for StartError {
             StartError::Option(what) => f.write_str(what),
             StartError::System(what, e) => write!(f, "cannot {what}: {e}"),
             StartError::Sandbox(e) => e.fmt(f),
-            StartError::Lan(e) => e.fmt(f),
+            StartError::Lan(e) => f.write_str(e),
             StartError::Site(e) => f.write_str(e),
         }
     }
@@ -152,7 +157,7 @@ pub fn start(config: &Config, site: Option<Box<Site>>) -> Result<SlowPath, Start
     sandbox::allow_locked_memory();
     let aead = match &config.aead {
         None => aead::default(),
-        Some(name) => aead::by_name(name).ok_or_else(|| unknown_aead(name))?,
+        Some(name) => aead::by_name(name).map_err(|e| StartError::Option(e.to_string()))?,
     };
     check_cores(&config.cores)?;
     check_links(&config.links)?;
@@ -161,8 +166,14 @@ pub fn start(config: &Config, site: Option<Box<Site>>) -> Result<SlowPath, Start
     let reader = reader
         .transpose()
         .map_err(system("start the process that reads the configuration"))?;
-    let means = acquire(config)?;
-    sandbox::drop_privileges().map_err(StartError::Sandbox)?;
+    let kept = kept(config);
+    let keeper = (!kept.lans.is_empty() || !kept.links.is_empty()).then(|| Keeper::start(&kept));
+    let keeper = keeper
+        .transpose()
+        .map_err(system("start the process that takes interfaces"))?;
+    let means = acquire(config, keeper)?;
+    let lock_later = means.opening.keeper.is_some() && sandbox::locked_memory_limit().is_some();
+    sandbox::drop_privileges(lock_later).map_err(StartError::Sandbox)?;
     sandbox::filter_system_calls().map_err(StartError::Sandbox)?;
     let mut slow_path = launch(config, aead, means, reader)?;
     if let Some(site) = site {
@@ -236,13 +247,76 @@ struct Means {
     addresses: Option<Addresses>,
     uapi: UapiServer,
     arena: &'static Arena,
-    ethernet: Vec<EthernetLan>,
-    /// Links by AF_XDP and their places.
-    wans: Vec<(usize, XdpLink)>,
+    opening: Opening,
     null: OwnedFd,
 }
 
-fn acquire(config: &Config) -> Result<Means, StartError> {
+/// What the keeper is to take.
+fn kept(config: &Config) -> Kept {
+    let links = config.links.iter().filter(|link| config.af_xdp.contains(link));
+    Kept {
+        workers: config.workers,
+        lans: config.ethernet.clone(),
+        links: links.cloned().collect(),
+    }
+}
+
+/// Keeps keys and packets from being swapped out, keys first: those that come later have their room before packets take what is left of the limit. What packets are
+/// in is said.
+fn lock_memory(config: &Config, arena: &Arena) {
+    let secrets = secrets(config.max_peers);
+    let locked = lock_secrets_ahead(secrets) && arena.lock();
+    let log = &config.log;
+    let none_spare = "the machine has no reserved huge pages to spare (vm.nr_hugepages)";
+    match (arena.is_huge(), locked) {
+        (true, true) => log.verbose(format_args!("packets are in reserved huge pages")),
+        (false, true) => log.verbose(format_args!("packets are in locked memory: {none_spare}")),
+        (huge, false) => {
+            let which = if huge { "jumbo packets" } else { "packets" };
+            let why = if huge { "" } else { none_spare };
+            let comma = if huge { "" } else { ", and " };
+            log.error(format_args!(
+                "{which} are in memory that may be swapped out: {why}{comma}{}",
+                Unlockable {
+                    arena: arena.lockable_len(),
+                    keys: secrets_len(secrets),
+                    peers: config.max_peers,
+                }
+            ));
+        }
+    }
+}
+
+/// Why memory is not locked: so many bytes are wanted.
+struct Unlockable {
+    arena: usize,
+    keys: usize,
+    peers: usize,
+}
+
+impl fmt::Display for Unlockable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mib = |bytes: usize| bytes.div_ceil(1 << 20);
+        let (arena, keys, peers) = (mib(self.arena), mib(self.keys), self.peers);
+        match sandbox::locked_memory_limit() {
+            Some(limit) => write!(
+                f,
+                "{arena} MiB cannot be locked beside {keys} MiB for the keys of {peers} peers: the limit is {} MiB; raise it with \
+                 `ulimit -l` or LimitMEMLOCK=, or give the process CAP_IPC_LOCK",
+                limit >> 20
+            ),
+            None => write!(f, "the system refuses to lock {arena} MiB: it is short of memory"),
+        }
+    }
+}
+
+/// Keys that so many peers, and lanes, may have at a time; three of each peer's are what a file says, once more when it is read again, and in
+/// the request that comes of that.
+const fn secrets(max_peers: usize) -> usize {
+    peer_numbers(max_peers) * patronus_crypto::SECRETS_PER_PEER + 3 * max_peers + SECRETS_BESIDE
+}
+
+fn acquire(config: &Config, keeper: Option<Keeper>) -> Result<Means, StartError> {
     let signals = patronus_io::signal::termination().map_err(system("catch signals"))?;
     let (tun, tun_ports) = make_tun(config)?;
     let uapi = UapiServer::bind(&config.uapi_dir, tun.name())
@@ -252,36 +326,22 @@ fn acquire(config: &Config) -> Result<Means, StartError> {
         jumbo_frames: JUMBO_FRAMES,
     });
     let arena = arena.map_err(system("reserve memory for packets"))?;
-    config.log.verbose(format_args!(
-        "packets are in {}",
-        match arena.is_huge() {
-            true => "reserved huge pages",
-            false => "ordinary memory: the machine has no reserved huge pages to spare (vm.nr_hugepages)",
-        }
-    ));
+    lock_memory(config, arena);
     let routes = RouteQuery::new().map_err(system("ask for routes"))?;
     let wanted = config.router.is_some() || config.remotes || !config.af_xdp.is_empty();
     let addresses = wanted.then(Addresses::new).transpose();
     let addresses = addresses.map_err(system("ask for addresses"))?;
-    // Without a router there is no Ethernet LAN either.
-    let opener = addresses.as_ref().map(|addresses| Opener {
-        workers: config.workers,
-        routes: &routes,
-        addresses,
+    let lans = config.ethernet.iter().map(|lan| EthernetLan::new(lan.clone()));
+    let mut opening = Opening {
+        keeper,
         arena,
-        log: &config.log,
-    });
-    let lans = config.ethernet.iter().zip(std::iter::repeat(opener.as_ref()));
-    let ethernet = lans.filter_map(|(lan, opener)| Some(opener?.open(lan)));
-    let ethernet = ethernet.collect::<Result<_, _>>().map_err(StartError::Lan)?;
-    let wans = addresses
-        .iter()
-        .flat_map(|addresses| open_wans(config, &routes, addresses, arena));
-    let wans = wans.collect();
+        lans: lans.collect(),
+        uplinks: slowpath::uplinks(&config.links, &config.af_xdp),
+    };
+    opening.open_all(&config.log).map_err(StartError::Lan)?;
     Ok(Means {
         signals,
-        ethernet,
-        wans,
+        opening,
         mtu: tun.mtu().map_err(system("read the MTU"))? as usize,
         watch: LinkWatch::new(tun.ifindex()).map_err(system("watch interfaces"))?,
         routes,
@@ -294,34 +354,11 @@ fn acquire(config: &Config) -> Result<Means, StartError> {
     })
 }
 
-/// The links that can have AF_XDP, and their places. The others work by their UDP sockets.
-fn open_wans(
-    config: &Config,
-    routes: &RouteQuery,
-    addresses: &Addresses,
-    arena: &'static Arena,
-) -> Vec<(usize, XdpLink)> {
-    let links = config.links.iter().enumerate();
-    let asked = links.filter(|(_, name)| config.af_xdp.contains(name));
-    asked
-        .filter_map(|(at, name)| {
-            let opened = wans::open(name, config.workers, routes, addresses, arena);
-            opened
-                .map(|link| (at, link))
-                .map_err(|why| {
-                    let said = format_args!("link {name} works by its UDP socket, not by AF_XDP: {why}");
-                    config.log.error(said);
-                })
-                .ok()
-        })
-        .collect()
-}
-
 /// Starts the workers and puts the slow path together.
 fn launch(
     config: &Config,
     aead: &'static dyn Aead,
-    mut means: Means,
+    means: Means,
     reader: Option<Reader>,
 ) -> Result<SlowPath, StartError> {
     let (builder, mut routers) = match config.router {
@@ -333,26 +370,23 @@ fn launch(
     let inbox = Arc::new(inbox);
     let crews = Crew::assemble(config.workers).map_err(system("make a wake-up descriptor"))?;
     let inboxes = crews[0].inboxes().to_vec();
-    let uplinks = slowpath::uplinks(&config.links, std::mem::take(&mut means.wans));
+    let links = means.opening.uplinks.len();
     let (mut threads, mut stats, mut ports) = (Vec::new(), Vec::new(), Vec::new());
     for (crew, tun) in crews.into_iter().zip(means.tun_ports) {
         let me = crew.me();
         stats.push(Arc::<WorkerStats>::default());
         ports.push((format!("tun{me}"), Arc::clone(tun.counters())));
         let staged_limit = FRAMES / 4 / config.workers;
-        let mut lans = vec![LanPort {
+        let mut lans = vec![Some(LanPort {
             port: Box::new(tun),
             ethernet: false,
-        }];
-        for lan in &mut means.ethernet {
-            let port = lan.ports.remove(0);
-            ports.push((format!("{}.queue{me}", lan.name), Arc::clone(port.counters())));
-            lans.push(LanPort { port, ethernet: true });
-        }
+        })];
+        // The others come with the first commands.
+        lans.extend(means.opening.lans.iter().map(|_| None));
         let worker = Worker::new(Parts {
             wg: Wg::new(aead, peer_numbers(config.max_peers), means.mtu, staged_limit),
             lans,
-            wans: (0..uplinks.len()).map(|_| None).collect(),
+            wans: (0..links).map(|_| None).collect(),
             router: routers.pop(),
             frames: FrameCache::new(means.arena),
             crew,
@@ -364,8 +398,8 @@ fn launch(
         let core = config.cores.iter().cycle().nth(me).copied();
         threads.push(spawn(worker, me, core).map_err(system("start a worker"))?);
     }
-    let neighbourhood = (!means.ethernet.is_empty()).then(|| {
-        let interfaces = means.ethernet.iter().map(|lan| Some(lan.ifindex));
+    let neighbourhood = (!means.opening.lans.is_empty()).then(|| {
+        let interfaces = means.opening.lans.iter().map(EthernetLan::ifindex);
         Neighbourhood::new(std::iter::once(None).chain(interfaces).collect())
     });
     let neighbourhood = neighbourhood.transpose().map_err(system("ask for neighbours"))?;
@@ -399,17 +433,11 @@ fn launch(
             offload: config.offload && config.wan_offload,
         },
         null: means.null,
-        uplinks,
         builder,
         addresses: means.addresses,
         neighbourhood,
-        lans: means
-            .ethernet
-            .iter()
-            .map(|lan| LanWatch::new(lan.name.clone(), lan.ifindex))
-            .collect(),
+        opening: means.opening,
         reader,
-        guards: means.ethernet.into_iter().map(|lan| lan.guard).collect(),
     }))
 }
 
@@ -426,7 +454,7 @@ fn make_routers(
         *word = u64::from_ne_bytes(bytes.try_into().expect("chunks of eight"));
     }
     let keys = HashKeys::new(words);
-    let lans = std::iter::once(HOST).chain(means.ethernet.iter().map(|lan| lan.lan));
+    let lans = std::iter::once(HOST).chain(means.opening.lans.iter().map(EthernetLan::lan));
     let frame = Frame {
         lans: lans.collect(),
         routes: router.routes,
@@ -503,14 +531,6 @@ fn make_tun(config: &Config) -> Result<(TunDevice, Vec<TunPort>), StartError> {
 fn open_null() -> io::Result<OwnedFd> {
     use rustix::fs::{Mode, OFlags, open};
     Ok(open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?)
-}
-
-fn unknown_aead(name: &str) -> StartError {
-    let known: Vec<_> = aead::all().iter().map(|a| a.name()).collect();
-    StartError::Option(format!(
-        "there is no AEAD backend `{name}`: choose one of {}",
-        known.join(", ")
-    ))
 }
 
 fn spawn(worker: Worker, number: usize, core: Option<usize>) -> io::Result<JoinHandle<()>> {

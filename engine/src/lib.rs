@@ -42,6 +42,7 @@
 //! * [`channel`]: what workers and the slow path say to each other; [`crew`]: what workers hand to each other.
 //! * [`stats`]: a name for each packet that goes no further, cycles for each stage.
 //! * [`site`], [`reader`]: the configuration file, at the start and again; [`plan`]: keeps what routers look at in step with it.
+//! * [`keeper`]: takes interfaces for [`lans`] and [`wans`], at the start and when they come back.
 //! * [`engine`]: puts it together.
 //!
 //! Segmentation offload lives in the ports (`patronus_io`), so every stage here sees single packets in frames of their own.
@@ -59,6 +60,7 @@ pub mod ethernet;
 pub mod fib;
 pub mod flow;
 pub mod icmp;
+pub mod keeper;
 pub mod lans;
 pub mod log;
 pub mod neighbour;

@@ -8,9 +8,10 @@ mod options;
 use std::path::Path;
 use std::process::ExitCode;
 
+use patronus_engine::keeper::Kept;
 use patronus_engine::site::Site;
 use patronus_engine::slowpath::Ended;
-use patronus_engine::{engine, reader};
+use patronus_engine::{engine, keeper, reader};
 
 use crate::options::Action;
 
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
         Action::Background(arguments) => background::start(&arguments),
         Action::Check(path) => check(&path),
         Action::Read(path) => read(&path),
+        Action::Keep(kept) => keep(kept),
         Action::Run {
             config,
             site,
@@ -84,6 +86,17 @@ fn read(path: &Path) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("patronus-engine: the configuration cannot be read again: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Takes interfaces whenever the engine asks for it.
+fn keep(kept: Kept) -> ExitCode {
+    match keeper::serve(kept) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("patronus-engine: interfaces cannot be taken: {error}");
             ExitCode::FAILURE
         }
     }

@@ -4,7 +4,8 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use patronus_crypto::Duration;
-use patronus_engine::engine::Config;
+use patronus_engine::engine::{Config, WORKERS_MAX};
+use patronus_engine::keeper::Kept;
 use patronus_engine::log::{Level, Log};
 use patronus_engine::site::Site;
 
@@ -12,8 +13,6 @@ use patronus_engine::site::Site;
 const UAPI_DIR: &str = "/var/run/wireguard";
 /// Where the system's log listens.
 const SYSTEM_LOG: &str = "/dev/log";
-/// More workers than this have never been tried.
-const WORKERS_MAX: usize = 64;
 /// Peers that an interface may have.
 const MAX_PEERS: usize = 1 << 16;
 
@@ -31,7 +30,8 @@ patronus-engine devices    show network cards and what DPDK needs to drive them 
                           wherever the host's routes lead). INTERFACE,af_xdp: past the kernel's network stack
       --spin MICROSECONDS look for packets this long before going to sleep (default 0); lowers the round-trip
                           time of a quiet tunnel, costs the CPU time of as much waiting; try 3000
-      --aead NAME         cryptography backend: aws-lc (default) or rustcrypto
+      --aead NAME         cryptography backend: ours-avx512, ours-avx512-noifma, ours-avx2, aws-lc, rustcrypto or
+                          ours-portable (default: the first of them that the processor can run)
       --no-offload        neither segmentation nor checksum offload
       --no-wan-offload    no segmentation offload on the UDP sockets
       --version           print the version
@@ -53,6 +53,8 @@ pub enum Action {
     Check(PathBuf),
     /// Read this file for the engine at the other end of standard input.
     Read(PathBuf),
+    /// Keep these interfaces for the engine at the other end of standard input.
+    Keep(Kept),
     /// Start again in the background with these arguments.
     Background(Vec<OsString>),
     /// Run here.
@@ -90,8 +92,13 @@ pub fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Action, String
         match argument {
             Long("config") => file = Some(path(&mut parser)?),
             Long("check-config") => return Ok(Action::Check(path(&mut parser)?)),
-            // Not in the help: the engine starts this itself.
+            // Not in the help: the engine starts these itself.
             Long("config-reader") => return Ok(Action::Read(path(&mut parser)?)),
+            Long("interface-keeper") => {
+                let rest = parser.raw_args().map_err(|e| e.to_string())?;
+                let kept = Kept::parse(rest).map(Action::Keep);
+                return kept.ok_or_else(|| "--interface-keeper is for the engine itself".to_owned());
+            }
             Short('h') | Long("help") => return Ok(Action::Print(HELP.to_owned())),
             Long("version") => return Ok(Action::Print(version())),
             Short('f') | Long("foreground") => foreground = true,

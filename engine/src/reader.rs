@@ -174,6 +174,7 @@ fn receive(socket: BorrowedFd<'_>, packet: &mut [u8]) -> Result<(usize, Option<O
 /// Serves the engine at the other end of standard input, until it ends. An error is why not.
 pub fn serve(path: &Path) -> Result<(), String> {
     sandbox::drop_reader_privileges().map_err(|error| error.to_string())?;
+    sandbox::leave_standard_error().map_err(|error| error.to_string())?;
     sandbox::filter_reader_system_calls().map_err(|error| error.to_string())?;
     let socket = io::stdin();
     let mut question = [0; 1];

@@ -98,6 +98,8 @@ pub struct Remote {
     changed_at: Option<Time>,
     /// It has acknowledged a hello at some time.
     answers: bool,
+    /// That it does not answer has been said.
+    told: bool,
     /// There is a base session.
     connected: bool,
     /// They know us as we are.
@@ -120,6 +122,7 @@ impl Remote {
             heard_in: Time::default(),
             changed_at: None,
             answers: false,
+            told: false,
             connected: false,
             acknowledged: false,
             tries: 0,
@@ -143,12 +146,19 @@ impl Remote {
         lane.into_iter().chain(hello).min()
     }
 
-    /// There is a new base session.
+    /// There is a new base session. Whoever has never answered a hello is asked no sooner because of a session that is renewed: stock peers do
+    /// that every two minutes.
     pub fn base_session(&mut self, now: Time) {
-        self.connected = true;
-        if !self.acknowledged {
+        let is_renewed = std::mem::replace(&mut self.connected, true);
+        let goes_on = is_renewed && !self.answers && self.hello_at.is_some();
+        if !self.acknowledged && !goes_on {
             self.ask(now);
         }
+    }
+
+    /// It was asked as often as it takes to be sure, and has never answered.
+    fn seems_stock(&self) -> bool {
+        self.tries >= HELLO_TRIES && !self.answers
     }
 
     /// The base session is over without a new one. Lanes that are open stay so.
@@ -171,6 +181,7 @@ impl Remote {
                 if (boot, generation) == (self.boot, own.hello.generation) {
                     self.acknowledged = true;
                     self.answers = true;
+                    self.told = false;
                     self.hello_at = None;
                 }
             }
@@ -203,6 +214,9 @@ impl Remote {
         self.heard_in = self.heard_in.max(session);
         let reply = Control::HelloAck(hello.boot, hello.generation);
         out.push(Action::Send(reply));
+        if !self.acknowledged && self.seems_stock() {
+            self.ask(now);
+        }
         if is_news {
             self.changed_at = Some(now);
             self.theirs = Some(hello);
@@ -242,7 +256,7 @@ impl Remote {
             };
             out.push(Action::Send(Control::Hello(Box::new(hello))));
             self.tries += 1;
-            if self.tries == HELLO_TRIES && !self.answers {
+            if self.seems_stock() && !std::mem::replace(&mut self.told, true) {
                 out.push(Action::Unanswered);
             }
             let pause = match self.tries < HELLO_TRIES {
@@ -509,6 +523,8 @@ mod tests {
             .next_deadline()
             .filter(|at| at.since(START) < Duration::from_secs(130))
         {
+            // A stock peer renews its session.
+            remote.base_session(at);
             for action in polled(&mut remote, &ours, at) {
                 match action {
                     Action::Send(_) => sent.push(at.since(START).as_secs()),
@@ -519,6 +535,18 @@ mod tests {
         }
         assert_eq!(sent, [0, 1, 2, 3, 4, 64, 124]);
         assert_eq!(told, 1);
+        // It was lost and is there again: it may be another one.
+        remote.base_lost();
+        let later = START.after(Duration::from_secs(150));
+        remote.base_session(later);
+        assert_eq!(remote.next_deadline(), Some(later));
+        for at in 0..HELLO_TRIES {
+            let at = later.after(HELLO_INTERVAL * at);
+            assert!(
+                matches!(polled(&mut remote, &ours, at)[..], [Action::Send(_)]),
+                "said once"
+            );
+        }
         // An acknowledgement of somebody we were before changes nothing.
         let mut out = Vec::new();
         let old = Control::HelloAck(BootId([9; 16]), 1);

@@ -96,12 +96,42 @@ const ROUTED: u32 = 0;
 const DROPPED: u32 = u32::MAX;
 const _: () = assert!(Group::MAX < DROPPED);
 
-/// The packets of a burst between the steps, and what is known of each.
-struct Batch {
+/// Packets whose headers have been read, and for each its flow: what the steps after the first need, and what a packet takes along to another worker.
+#[derive(Default)]
+pub struct Parsed {
     packets: Burst,
     flows: ArrayVec<HashedKey, BURST_MAX>,
-    /// The groups to leave by; none yet, or none at all.
-    groups: Groups,
+}
+
+impl Parsed {
+    /// Puts a packet at the end; there is room.
+    #[inline]
+    pub fn push(&mut self, packet: PktBuf, flow: HashedKey) {
+        self.packets.push(packet);
+        self.flows.push(flow);
+    }
+
+    /// True if there are none.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.packets.is_empty()
+    }
+
+    /// Takes the packets out whose bits are set.
+    #[cold]
+    fn remove(&mut self, bits: u64, groups: &mut Groups, mut gone: impl FnMut(PktBuf)) {
+        let mut kept = 0;
+        for at in 0..self.packets.len() {
+            if bits & 1 << at == 0 {
+                self.packets.swap(kept, at);
+                self.flows.swap(kept, at);
+                groups.swap(kept, at);
+                kept += 1;
+            }
+        }
+        self.packets.drain(kept..).for_each(&mut gone);
+        self.flows.truncate(kept);
+    }
 }
 
 /// For each packet of a burst a group.
@@ -195,24 +225,41 @@ impl Router {
         exits: &mut Exits,
     ) {
         let (lap, packets) = (Lap::start(), inner.len());
-        let mut batch = Batch {
-            packets: Burst::new(),
-            flows: ArrayVec::new(),
-            groups: [None; BURST_MAX],
-        };
+        let mut parsed = Parsed::default();
+        let snapshot = self.rules.snapshot.get(&self.rules.reader);
+        parse(cx, &self.flows, snapshot, inner, from, spread, &mut parsed);
+        self.sort(cx, &mut parsed, from, exits);
+        cx.stats.burst(Stage::Route, packets, lap);
+    }
+
+    /// The same for packets that another worker has parsed: the flows are this one's.
+    pub fn route_parsed(
+        &mut self,
+        cx: &mut Context<'_>,
+        parsed: &mut Parsed,
+        from: Ingress,
+        exits: &mut Exits,
+    ) {
+        let (lap, packets) = (Lap::start(), parsed.packets.len());
+        self.sort(cx, parsed, from, exits);
+        cx.stats.burst(Stage::Route, packets, lap);
+    }
+
+    /// What comes after parsing; `parsed` is empty afterwards.
+    #[inline]
+    fn sort(&mut self, cx: &mut Context<'_>, parsed: &mut Parsed, from: Ingress, exits: &mut Exits) {
         // Looked at once, so that one burst is judged and dispatched by one snapshot.
         let snapshot = self.rules.snapshot.get(&self.rules.reader);
-        parse(cx, &self.flows, snapshot, inner, from, spread, &mut batch);
-        judge(cx, &mut self.flows, snapshot, &mut batch);
-        look_up(&self.rules, &mut batch);
+        let mut groups = [None; BURST_MAX];
+        judge(cx, &mut self.flows, snapshot, parsed, &mut groups);
+        look_up(&self.rules, &parsed.flows, &mut groups);
         let mut onward = Onward {
             icmp: &mut self.icmp,
             waiting: &mut self.waiting,
             snapshot,
             exits,
         };
-        onward.dispatch(cx, &mut batch, from);
-        cx.stats.burst(Stage::Route, packets, lap);
+        onward.dispatch(cx, parsed, &groups, from);
     }
 
     /// Sorts the packets that waited for a neighbour of whom more is known now into `exits`, which is empty.
@@ -238,7 +285,7 @@ fn parse(
     inner: &mut Burst,
     from: Ingress,
     spread: Spread,
-    batch: &mut Batch,
+    parsed: &mut Parsed,
 ) {
     for mut packet in inner.drain(..) {
         let (key, len) = match examine(packet.data()) {
@@ -249,28 +296,33 @@ fn parse(
             }
         };
         let flow = flows.hashed(key);
+        // Ethernet makes short packets longer.
+        packet.truncate(len);
         if spread == Spread::Yes
             && let Some(worker) = snapshot.worker(flow.hash)
             && worker != cx.crew.me()
         {
             let ethernet = from == Ingress::Ethernet;
-            cx.crew.hand_over(worker, packet, Handing::Route { ethernet });
+            cx.hand_over(worker, packet, Handing::Route { ethernet, flow });
             continue;
         }
-        // Ethernet makes short packets longer.
-        packet.truncate(len);
-        batch.packets.push(packet);
-        batch.flows.push(flow);
+        parsed.push(packet, flow);
     }
 }
 
 /// Asks the flow table, and the policies about flows that are new or were judged by others.
-fn judge(cx: &mut Context<'_>, flows: &mut FlowTable<Remembered>, snapshot: &Snapshot, batch: &mut Batch) {
+fn judge(
+    cx: &mut Context<'_>,
+    flows: &mut FlowTable<Remembered>,
+    snapshot: &Snapshot,
+    parsed: &mut Parsed,
+    groups: &mut Groups,
+) {
     let mut found = [None; BURST_MAX];
-    let found = &mut found[..batch.packets.len()];
-    flows.find_burst(&batch.flows, found);
+    let found = &mut found[..parsed.packets.len()];
+    flows.find_burst(&parsed.flows, found);
     let mut dropped = 0;
-    let judged = found.iter().zip(&batch.flows).zip(&mut batch.groups);
+    let judged = found.iter().zip(&parsed.flows).zip(groups.iter_mut());
     for (at, ((id, HashedKey { key, .. }), group)) in judged.enumerate() {
         // An earlier packet of this burst may have been the flow's first.
         let id = id.or_else(|| flows.find(key));
@@ -301,13 +353,15 @@ fn judge(cx: &mut Context<'_>, flows: &mut FlowTable<Remembered>, snapshot: &Sna
         }
     }
     if dropped != 0 {
-        batch.remove(dropped, |packet| cx.discard(DropReason::RoutePolicy, packet));
+        parsed.remove(dropped, groups, |packet| {
+            cx.discard(DropReason::RoutePolicy, packet)
+        });
     }
 }
 
 /// Asks the FIB about packets that no policy has sent elsewhere.
-fn look_up(rules: &Rules, batch: &mut Batch) {
-    let wanted = batch.flows.iter().zip(&batch.groups);
+fn look_up(rules: &Rules, flows: &[HashedKey], groups: &mut Groups) {
+    let wanted = flows.iter().zip(&*groups);
     let v4_alone = wanted.fold(true, |all, (flow, group)| {
         all & group.is_none() & !flow.key.is_ipv6()
     });
@@ -315,17 +369,17 @@ fn look_up(rules: &Rules, batch: &mut Batch) {
         let destination = |flow: &HashedKey| flow.key.dst_v4();
         rules
             .v4
-            .lookup_burst_of(&rules.reader, &batch.flows, destination, &mut batch.groups);
+            .lookup_burst_of(&rules.reader, flows, destination, groups);
     } else {
-        look_up_mixed(rules, batch);
+        look_up_mixed(rules, flows, groups);
     }
 }
 
-fn look_up_mixed(rules: &Rules, batch: &mut Batch) {
+fn look_up_mixed(rules: &Rules, flows: &[HashedKey], groups: &mut Groups) {
     let mut v4 = ArrayVec::<(u8, [u8; 4]), BURST_MAX>::new();
     let mut v6 = ArrayVec::<(u8, [u8; 16]), BURST_MAX>::new();
-    for (at, HashedKey { key, .. }) in batch.flows.iter().enumerate() {
-        if batch.groups[at].is_some() {
+    for (at, HashedKey { key, .. }) in flows.iter().enumerate() {
+        if groups[at].is_some() {
             continue;
         }
         if key.is_ipv6() {
@@ -339,13 +393,13 @@ fn look_up_mixed(rules: &Rules, batch: &mut Batch) {
         .v4
         .lookup_burst_of(&rules.reader, &v4, |(_, addr)| *addr, &mut found);
     for ((at, _), group) in v4.iter().zip(found) {
-        batch.groups[usize::from(*at)] = group;
+        groups[usize::from(*at)] = group;
     }
     rules
         .v6
         .lookup_burst_of(&rules.reader, &v6, |(_, addr)| *addr, &mut found);
     for ((at, _), group) in v6.iter().zip(found) {
-        batch.groups[usize::from(*at)] = group;
+        groups[usize::from(*at)] = group;
     }
 }
 
@@ -367,10 +421,10 @@ fn too_big(hop: &Hop) -> Refusal {
 }
 
 impl Onward<'_> {
-    fn dispatch(&mut self, cx: &mut Context<'_>, batch: &mut Batch, from: Ingress) {
-        for (at, packet) in batch.packets.drain(..).enumerate() {
-            let flow = &batch.flows[at];
-            let hop = batch.groups[at].and_then(|group| self.snapshot.hop(group, flow.hash));
+    fn dispatch(&mut self, cx: &mut Context<'_>, parsed: &mut Parsed, groups: &Groups, from: Ingress) {
+        let flows = parsed.flows.drain(..);
+        for ((packet, flow), group) in parsed.packets.drain(..).zip(flows).zip(groups) {
+            let hop = group.and_then(|group| self.snapshot.hop(group, flow.hash));
             match hop {
                 Some(hop) => self.leave_by(cx, hop, packet, from, &flow.key),
                 None => self.refuse(cx, packet, NO_ROUTE),
@@ -474,24 +528,6 @@ fn destination(key: &FlowKey) -> IpAddr {
         key.dst_v6().into()
     } else {
         key.dst_v4().into()
-    }
-}
-
-impl Batch {
-    /// Takes the packets out whose bits are set.
-    #[cold]
-    fn remove(&mut self, bits: u64, mut gone: impl FnMut(PktBuf)) {
-        let mut kept = 0;
-        for at in 0..self.packets.len() {
-            if bits & 1 << at == 0 {
-                self.packets.swap(kept, at);
-                self.flows.swap(kept, at);
-                self.groups.swap(kept, at);
-                kept += 1;
-            }
-        }
-        self.packets.drain(kept..).for_each(&mut gone);
-        self.flows.truncate(kept);
     }
 }
 

@@ -1,13 +1,15 @@
 //! What the process gives up once it is set up.
 //!
 //! Called by the main thread before it spawns the first worker, so that every thread inherits it: all capabilities but
-//! the two that its sockets need, the way to gain others, core dumps, and every system call that the engine does not make.
+//! the few that its sockets need, the way to gain others, core dumps, and every system call that the engine does not make.
 //! docs/threat-model.md says against whom.
 
 use std::collections::BTreeMap;
 
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
+use rustix::stdio::dup2_stderr;
 use rustix::thread::{
     CapabilitySet, CapabilitySets, clear_ambient_capability_set, remove_capability_from_bounding_set,
     set_capabilities, set_no_new_privs,
@@ -34,14 +36,26 @@ impl std::fmt::Display for SandboxError {
 
 impl std::error::Error for SandboxError {}
 
-/// Room for locked key memory: all that is asked for, as long as we may still say so.
+/// Room for locked memory: without limit if we may still say so, otherwise as much as we may have without asking.
 pub fn allow_locked_memory() {
     let unlimited = Rlimit {
         current: None,
         maximum: None,
     };
-    // Refused without privileges. The engine then says so as soon as a page cannot be locked.
-    let _ = setrlimit(Resource::Memlock, unlimited);
+    if setrlimit(Resource::Memlock, unlimited).is_err() {
+        let maximum = getrlimit(Resource::Memlock).maximum;
+        let all = Rlimit {
+            current: maximum,
+            maximum,
+        };
+        // Lowered meanwhile by somebody else: what cannot be locked is said.
+        let _ = setrlimit(Resource::Memlock, all);
+    }
+}
+
+/// Bytes that may be locked without the right to exceed the limit (`CAP_IPC_LOCK`); `None`: all that is wanted.
+pub fn locked_memory_limit() -> Option<u64> {
+    getrlimit(Resource::Memlock).current
 }
 
 /// No core dumps, no reading of this process's memory by its equals. Called first of all, before a key can arrive.
@@ -57,13 +71,32 @@ pub fn hide_memory() -> Result<(), SandboxError> {
 
 /// Keeps `CAP_NET_ADMIN`, which `SO_MARK` and socket buffers beyond the system's limit need, and `CAP_NET_BIND_SERVICE`, for
 /// UDP ports below 1,024, which are often the only open ones; drops the rest.
-pub fn drop_privileges() -> Result<(), SandboxError> {
-    keep_only(CapabilitySet::NET_ADMIN.union(CapabilitySet::NET_BIND_SERVICE))
+///
+/// With `lock`, `CAP_IPC_LOCK` too: an interface that comes back has packet memory locked for it, which counts beside everything else.
+pub fn drop_privileges(lock: bool) -> Result<(), SandboxError> {
+    let kept = CapabilitySet::NET_ADMIN.union(CapabilitySet::NET_BIND_SERVICE);
+    keep_only(match lock {
+        true => kept.union(CapabilitySet::IPC_LOCK),
+        false => kept,
+    })
+}
+
+/// For the processes beside the engine: nothing more is said to whoever started it, who may wait until everybody has closed his pipe.
+pub fn leave_standard_error() -> Result<(), SandboxError> {
+    let step = |e| SandboxError::Step("leave standard error", e);
+    let null = rustix::fs::open("/dev/null", OFlags::RDWR, Mode::empty()).map_err(step)?;
+    dup2_stderr(null).map_err(step)
 }
 
 /// For the process that reads files: keeps `CAP_DAC_READ_SEARCH`, without which it could not read what the engine could at its start.
 pub fn drop_reader_privileges() -> Result<(), SandboxError> {
     keep_only(CapabilitySet::DAC_READ_SEARCH)
+}
+
+/// For the process that takes interfaces: keeps what programs and packet sockets need.
+pub fn drop_keeper_privileges() -> Result<(), SandboxError> {
+    let kept = CapabilitySet::NET_ADMIN.union(CapabilitySet::NET_RAW);
+    keep_only(kept.union(CapabilitySet::BPF))
 }
 
 fn keep_only(kept: CapabilitySet) -> Result<(), SandboxError> {
@@ -94,6 +127,11 @@ pub fn filter_system_calls() -> Result<(), SandboxError> {
 /// For the process that reads files: only the system calls of [`READER_ALLOWED`].
 pub fn filter_reader_system_calls() -> Result<(), SandboxError> {
     filter(READER_ALLOWED)
+}
+
+/// For the process that takes interfaces: only the system calls of [`KEEPER_ALLOWED`].
+pub fn filter_keeper_system_calls() -> Result<(), SandboxError> {
+    filter(KEEPER_ALLOWED)
 }
 
 fn filter(allowed: &[i64]) -> Result<(), SandboxError> {
@@ -210,6 +248,48 @@ const READER_ALLOWED: &[i64] = &[
     libc::SYS_fcntl,
     libc::SYS_recvfrom,
     libc::SYS_sendmsg,
+    libc::SYS_getrandom,
+    libc::SYS_mmap,
+    libc::SYS_munmap,
+    libc::SYS_mremap,
+    libc::SYS_mprotect,
+    libc::SYS_madvise,
+    libc::SYS_brk,
+    libc::SYS_futex,
+    libc::SYS_sigaltstack,
+    libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_restart_syscall,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+];
+
+/// Every system call that the process makes that takes interfaces. Files are settings of the system (`/proc/sys`).
+const KEEPER_ALLOWED: &[i64] = &[
+    libc::SYS_bpf,
+    libc::SYS_socket,
+    libc::SYS_bind,
+    libc::SYS_setsockopt,
+    libc::SYS_getsockopt,
+    libc::SYS_getsockname,
+    libc::SYS_ioctl,
+    libc::SYS_fcntl,
+    libc::SYS_sendmsg,
+    libc::SYS_sendto,
+    libc::SYS_recvmsg,
+    libc::SYS_recvfrom,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_poll,
+    libc::SYS_ppoll,
+    libc::SYS_openat,
+    libc::SYS_read,
+    libc::SYS_write,
+    libc::SYS_close,
+    libc::SYS_fstat,
+    libc::SYS_newfstatat,
+    libc::SYS_statx,
+    libc::SYS_lseek,
     libc::SYS_getrandom,
     libc::SYS_mmap,
     libc::SYS_munmap,

@@ -12,8 +12,10 @@
 mod config;
 pub mod core;
 mod lans;
+mod ledger;
 mod links;
 mod neighbours;
+mod opening;
 mod site;
 mod uplinks;
 
@@ -26,19 +28,22 @@ use patronus_io::netlink::{Addresses, LinkEvent, LinkWatch, RouteQuery};
 use patronus_io::signal::{self, Asked};
 use patronus_io::tun::TunDevice;
 use patronus_io::udp::UdpConfig;
+use patronus_mem::Arena;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 
 pub use self::core::{Core, CoreParts, Sockets, peer_numbers};
-pub use self::lans::LanWatch;
+pub use self::lans::EthernetLan;
+use self::ledger::Ledger;
 pub use self::links::Workers;
 pub use self::neighbours::Neighbourhood;
+pub use self::opening::Opening;
 use self::site::Routing;
 use self::uplinks::LinkSockets;
 pub use self::uplinks::{Uplink, uplinks};
 use crate::channel::{Command, Notice, ToSlowPath};
 use crate::clock::Clock;
-use crate::lans::Guard;
+use crate::keeper::Keeper;
 use crate::log::Log;
 use crate::plan::Builder;
 use crate::reader::Reader;
@@ -54,6 +59,8 @@ const SOURCE_GRACE: Duration = Duration::from_millis(200);
 /// the rest.
 const SOURCES_PER_TURN: usize = 256;
 const SOURCE_PAUSE: Duration = Duration::from_millis(8);
+/// How soon to look again at peers after one has left a link.
+const LINK_LEFT: Duration = Duration::from_secs(1);
 /// How soon to look again when a worker's command queue was full.
 const BACKLOG_RETRY: Duration = Duration::from_millis(1);
 
@@ -113,8 +120,8 @@ pub struct Parts {
     pub ports: Vec<(String, Arc<PortCounters>)>,
     /// How to make the UDP sockets; the port in it is the configured one.
     pub udp: UdpConfig,
-    /// The WAN links.
-    pub uplinks: Vec<Uplink>,
+    /// LANs and links, and who takes their interfaces.
+    pub opening: Opening,
     /// `/dev/null`, opened while that was still possible.
     pub null: OwnedFd,
     /// Keeps what the workers' routers look at, if they have any.
@@ -125,10 +132,6 @@ pub struct Parts {
     pub neighbourhood: Option<Neighbourhood>,
     /// Reads the site's file again, if there is one.
     pub reader: Option<Reader>,
-    /// What stands on the interfaces of Ethernet LANs.
-    pub guards: Vec<Guard>,
-    /// The Ethernet LANs, by place among the LAN ports, from the second on.
-    pub lans: Vec<LanWatch>,
 }
 
 /// The slow path's state.
@@ -141,7 +144,7 @@ pub struct SlowPath {
     uapi: Option<UapiServer>,
     signals: OwnedFd,
     stats: Vec<Arc<WorkerStats>>,
-    tun_counters: Vec<(String, Arc<PortCounters>)>,
+    counters: Ledger,
     null: OwnedFd,
     udp: UdpConfig,
     /// Whether the interface is up, as its administrator set it.
@@ -153,6 +156,8 @@ pub struct SlowPath {
     /// longer and does not begin it anew: under constant change the last peers would never have their turn.
     check_sources_from: usize,
     check_sources_left: usize,
+    /// A peer has left a link. What was on its way there may have brought it back.
+    check_sources_again: bool,
     bind_again_at: Option<Time>,
     told_unbound: bool,
     told_unlocked: bool,
@@ -162,13 +167,16 @@ pub struct SlowPath {
     addresses: Option<Addresses>,
     route_again_at: Option<Time>,
     neighbourhood: Option<Neighbourhood>,
-    lans: Vec<LanWatch>,
+    /// The Ethernet LANs, by place among the LAN ports, from the second on.
+    lans: Vec<EthernetLan>,
+    /// Takes their interfaces, and those of links by AF_XDP.
+    keeper: Option<Keeper>,
+    ask_again_at: Option<Time>,
+    arena: &'static Arena,
     ways_again_at: Option<Time>,
     reader: Option<Reader>,
     /// The one that is in force.
     site: Option<Box<Site>>,
-    /// They go from their interfaces when this is dropped.
-    _guards: Vec<Guard>,
 }
 
 impl SlowPath {
@@ -182,12 +190,14 @@ impl SlowPath {
             random: parts.random,
             log: parts.log,
             max_peers: parts.max_peers,
-            links: parts.uplinks.len(),
+            links: parts.opening.uplinks.len(),
         });
         if parts.builder.is_some() {
             core.keep_numbers();
         }
-        SlowPath {
+        let mut counters = Ledger::default();
+        counters.add_all(parts.ports.into_iter());
+        let mut slow_path = SlowPath {
             core,
             tun: parts.tun,
             watch: parts.watch,
@@ -195,14 +205,15 @@ impl SlowPath {
             uapi: Some(parts.uapi),
             signals: parts.signals,
             stats: parts.stats,
-            tun_counters: parts.ports,
+            counters,
             null: parts.null,
             udp: parts.udp,
             link_up: false,
-            uplinks: parts.uplinks,
+            uplinks: parts.opening.uplinks,
             check_sources_at: None,
             check_sources_from: 0,
             check_sources_left: 0,
+            check_sources_again: false,
             bind_again_at: None,
             told_unbound: false,
             told_unlocked: false,
@@ -212,12 +223,18 @@ impl SlowPath {
             addresses: parts.addresses,
             route_again_at: None,
             neighbourhood: parts.neighbourhood,
-            lans: parts.lans,
+            lans: parts.opening.lans,
+            keeper: parts.opening.keeper,
+            ask_again_at: None,
+            arena: parts.opening.arena,
             ways_again_at: None,
             reader: parts.reader,
             site: None,
-            _guards: parts.guards,
-        }
+        };
+        let there = slow_path.lans.iter().enumerate();
+        let there: Vec<usize> = there.filter_map(|(at, lan)| lan.ifindex().map(|_| at)).collect();
+        there.into_iter().for_each(|at| slow_path.begin_lan(at));
+        slow_path
     }
 
     /// `/dev/null`, for standard streams that are no longer wanted.
@@ -237,6 +254,7 @@ impl SlowPath {
             self.serve_uapi();
             self.take_reloaded();
             self.follow_addresses();
+            self.tend_interfaces();
             self.tend_neighbours();
             self.tend_routing();
             self.tell_of_neighbours();
@@ -259,12 +277,10 @@ impl SlowPath {
                     self.bind();
                     self.take_by_queue();
                 }
+                Some(Notice::Lan(port)) => drop(port),
                 Some(Notice::LanGone(lan @ 1.., error)) => {
                     let why = error.map_or("it was deleted".to_owned(), |error| error.to_string());
-                    let log = self.core.log();
-                    if let Some(lan) = self.lans.get_mut(lan - 1) {
-                        lan.gone(&why, log);
-                    }
+                    self.lose_lan(lan - 1, &why);
                 }
                 Some(Notice::LanGone(_, None)) => self.end(Ended::InterfaceGone),
                 Some(Notice::LanGone(_, Some(error)) | Notice::Failed(error)) => {
@@ -315,6 +331,10 @@ impl SlowPath {
         let now = self.core.mono();
         if self.check_sources_at.is_some_and(|at| at <= now) {
             self.check_sources_at = self.check_sources().then(|| now.after(SOURCE_PAUSE));
+            if self.check_sources_at.is_none() && std::mem::take(&mut self.check_sources_again) {
+                self.check_sources_left = self.core.numbers();
+                self.check_sources_at = Some(now.after(LINK_LEFT));
+            }
         }
         if self.bind_again_at.is_some_and(|at| at <= now) {
             self.bind();
@@ -345,9 +365,12 @@ impl SlowPath {
             let Some(endpoint) = self.core.peer(id).map(|peer| peer.endpoint) else {
                 continue;
             };
-            let (Some(remote), Some(local)) = (endpoint.remote(), endpoint.local()) else {
+            let Some(remote) = endpoint.remote() else { continue };
+            if self.has_links() && self.leave_dead_end(id, endpoint.ifindex(), remote.ip()) {
+                self.check_sources_again = true;
                 continue;
-            };
+            }
+            let Some(local) = endpoint.local() else { continue };
             let bound = self.has_links().then_some(endpoint.ifindex());
             let egress = self.routes.egress(local, remote.ip(), self.udp.fwmark, bound);
             if !egress.is_ok_and(|interface| interface == Some(endpoint.ifindex())) {
@@ -381,6 +404,7 @@ impl SlowPath {
                 self.bind_again_at = Some(self.core.mono().after(BIND_RETRY));
             }
         }
+        self.follow_routes();
         self.describe_links();
         self.begin_if_open();
     }
@@ -430,6 +454,8 @@ impl SlowPath {
             .map_or(self.signals.as_fd(), |reader| reader.as_fd());
         let addresses = self.addresses_fd().unwrap_or(self.signals.as_fd());
         let neighbours = self.neighbours_fd().unwrap_or(self.signals.as_fd());
+        let keeper = self.keeper.as_ref().and_then(Keeper::fd);
+        let keeper = keeper.unwrap_or(self.signals.as_fd());
         let fixed = [
             PollFd::new(&self.signals, PollFlags::IN),
             PollFd::from_borrowed_fd(self.core.inbox().waker.as_fd(), PollFlags::IN),
@@ -438,6 +464,7 @@ impl SlowPath {
             PollFd::from_borrowed_fd(reader, PollFlags::IN),
             PollFd::from_borrowed_fd(addresses, PollFlags::IN),
             PollFd::from_borrowed_fd(neighbours, PollFlags::IN),
+            PollFd::from_borrowed_fd(keeper, PollFlags::IN),
         ];
         let ways = self
             .way_fds()
@@ -473,6 +500,7 @@ impl SlowPath {
             self.route_again_at,
             self.neighbours_deadline(),
             self.ways_again_at,
+            self.ask_again_at,
             retry,
         ];
         let next = deadlines.into_iter().flatten().min()?;

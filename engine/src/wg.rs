@@ -25,11 +25,12 @@ use patronus_crypto::keypair::Keypair;
 use patronus_crypto::{PeerId, Time};
 use patronus_mem::{BURST_MAX, FrameCache, Outer, PktBuf, SMALL_MAX};
 
+pub use self::decap::{Claim, Claimed};
 use self::index::IndexTable;
 pub use self::peer::{PeerSlot, Role, STAGED_MAX};
 use crate::allowedips::AllowedIps;
 use crate::channel::{Notice, ToSlowPath};
-use crate::crew::Crew;
+use crate::crew::{Crew, Handing};
 use crate::icmp::Icmp;
 use crate::stats::{DropReason, WorkerStats};
 
@@ -54,6 +55,14 @@ impl Context<'_> {
     pub fn discard(&mut self, reason: DropReason, packet: PktBuf) {
         self.stats.drop(reason);
         self.frames.free(packet);
+    }
+
+    /// Hands a packet to another worker; it is dropped if too many wait for that one.
+    #[inline(always)]
+    pub fn hand_over(&mut self, worker: usize, packet: PktBuf, left: Handing) {
+        if let Err(packet) = self.crew.hand_over(worker, packet, left) {
+            self.discard(DropReason::HandoffFull, packet);
+        }
     }
 
     /// Leaves a notice for the slow path.

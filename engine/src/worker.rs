@@ -10,18 +10,18 @@ use std::sync::Arc;
 use arrayvec::ArrayVec;
 use patronus_crypto::{Duration, PeerId, Time};
 use patronus_io::{PORT_FDS, Port, PortError};
-use patronus_mem::{BURST_MAX, Burst, FrameCache};
+use patronus_mem::{BURST_MAX, Burst, FrameCache, PktBuf};
 use rustix::buffer::spare_capacity;
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::fd::{AsFd, OwnedFd};
 
-use crate::channel::{Command, Notice, ToSlowPath, ToWorker, WanPort};
+use crate::channel::{Command, Families, Notice, ToSlowPath, ToWorker, WanPort};
 use crate::clock::Clock;
 use crate::courtesy::Courtesy;
 use crate::crew::{Crew, Taken};
 use crate::ethernet;
-use crate::route::{Bound, Exits, Ingress, Router, Spread};
+use crate::route::{Bound, Exits, Ingress, Parsed, Router, Spread};
 use crate::stats::{DropReason, Lap, Stage, WorkerStats};
 use crate::wg::{Context, Wg};
 
@@ -56,8 +56,8 @@ pub struct LanPort {
 pub struct Parts {
     /// Sessions, allowed-ips and what waits.
     pub wg: Wg,
-    /// At most [`PORTS_MAX`].
-    pub lans: Vec<LanPort>,
+    /// At most [`PORTS_MAX`]; none where an interface is not there yet.
+    pub lans: Vec<Option<LanPort>>,
     /// A place for each link, at most [`PORTS_MAX`].
     pub wans: Vec<Option<WanPort>>,
     /// Says where inner packets go. Without one there is one LAN port, and the allowed-ips say.
@@ -82,6 +82,8 @@ pub struct Worker {
     /// None where a port is gone.
     lans: Vec<Option<LanPort>>,
     wans: Vec<Option<WanPort>>,
+    /// What each link has routes for.
+    sends: Vec<Families>,
     router: Option<Router>,
     /// What the router has sorted, until it leaves.
     exits: Exits,
@@ -89,8 +91,10 @@ pub struct Worker {
     by_wan: Vec<Burst>,
     frames: FrameCache,
     crew: Crew,
-    /// By worker, a burst of what it has handed over; from the start of a turn to its end, or until the slow path has room.
-    expected: Box<[Taken]>,
+    /// By worker, a burst of what it has handed over, on its way here until it is its turn. Boxed: they change places.
+    expected: Box<[Box<Taken>]>,
+    /// An empty one, to be filled while another is worked off.
+    spare: Option<Box<Taken>>,
     stats: Arc<WorkerStats>,
     slow: Arc<ToSlowPath>,
     clock: Box<dyn Clock>,
@@ -126,6 +130,9 @@ impl Ready {
     }
 }
 
+/// Peers whose session a burst has confirmed.
+type Confirmed = ArrayVec<PeerId, BURST_MAX>;
+
 /// The slow path has said that the loop is to end.
 struct Told;
 
@@ -138,12 +145,14 @@ impl Worker {
     pub fn new(parts: Parts) -> Worker {
         let (lans, wans) = (parts.lans.len(), parts.wans.len());
         assert!(lans <= PORTS_MAX && wans <= PORTS_MAX);
-        assert!(parts.router.is_some() || lans == 1 && !parts.lans[0].ethernet);
+        let only_tun = matches!(&parts.lans[..], [Some(lan)] if !lan.ethernet);
+        assert!(parts.router.is_some() || only_tun);
         let bursts = |count: usize| (0..count).map(|_| Burst::new()).collect::<Vec<_>>();
         Worker {
             wg: parts.wg,
-            lans: parts.lans.into_iter().map(Some).collect(),
+            lans: parts.lans,
             wans: parts.wans,
+            sends: vec![Families::BOTH; wans],
             router: parts.router,
             exits: Exits {
                 tunnels: Bound::default(),
@@ -151,7 +160,8 @@ impl Worker {
             },
             by_wan: bursts(wans),
             frames: parts.frames,
-            expected: (0..parts.crew.workers()).map(|_| Taken::default()).collect(),
+            expected: (0..parts.crew.workers()).map(|_| Box::default()).collect(),
+            spare: Some(Box::default()),
             crew: parts.crew,
             stats: parts.stats,
             slow: parts.slow,
@@ -241,7 +251,18 @@ impl Worker {
         self.turn(now, &mut ready, None).is_ok()
     }
 
-    fn turn(&mut self, now: Time, ready: &mut Ready, mut poller: Option<&mut Poller>) -> Result<(), Told> {
+    fn turn(&mut self, now: Time, ready: &mut Ready, poller: Option<&mut Poller>) -> Result<(), Told> {
+        let done = self.take_turn(now, ready, poller);
+        self.crew.wake();
+        done
+    }
+
+    fn take_turn(
+        &mut self,
+        now: Time,
+        ready: &mut Ready,
+        mut poller: Option<&mut Poller>,
+    ) -> Result<(), Told> {
         self.obey(now, poller.as_deref_mut())?;
         if let Some(router) = &mut self.router {
             router.tend(now);
@@ -315,6 +336,19 @@ impl Worker {
         self.send_errors(now);
     }
 
+    /// Sends packets to where the router says that another worker has parsed.
+    fn route_parsed(&mut self, now: Time, parsed: &mut Parsed, from: Ingress) {
+        if parsed.is_empty() {
+            return;
+        }
+        self.with_context(now, |stages, cx| {
+            let router = stages.router.expect("only a worker with a router routes");
+            router.route_parsed(cx, parsed, from, stages.exits);
+        });
+        self.send_exits(now);
+        self.send_errors(now);
+    }
+
     fn sort_and_send(&mut self, now: Time, inner: &mut Burst, from: Ingress, spread: Spread) {
         self.with_context(now, |stages, cx| {
             let router = stages.router.expect("only a worker with a router routes");
@@ -384,17 +418,22 @@ impl Worker {
             // A packet of a session that was installed after this turn began may be here already: its sender was faster
             // than the turn. The command came before the packet, so obeying now makes the session known.
             self.obey(now, poller)?;
-            self.open_and_deliver(now, &mut wire);
+            self.open_and_deliver(now, |wg, cx, inner, confirmed| {
+                wg.decap(cx, &mut wire, inner, confirmed);
+            });
         }
         Ok(more)
     }
 
-    fn open_and_deliver(&mut self, now: Time, wire: &mut Burst) {
+    /// Gives on what `open` makes of datagrams.
+    fn open_and_deliver(
+        &mut self,
+        now: Time,
+        open: impl FnOnce(&mut Wg, &mut Context<'_>, &mut Burst, &mut Confirmed),
+    ) {
         let mut inner = Burst::new();
-        let mut confirmed = ArrayVec::<PeerId, BURST_MAX>::new();
-        self.with_context(now, |stages, cx| {
-            stages.wg.decap(cx, wire, &mut inner, &mut confirmed);
-        });
+        let mut confirmed = Confirmed::new();
+        self.with_context(now, |stages, cx| open(stages.wg, cx, &mut inner, &mut confirmed));
         match self.router {
             None => self.deliver(now, 0, &mut inner),
             Some(_) => self.route(now, &mut inner, Ingress::Tunnel, Spread::No),
@@ -411,11 +450,15 @@ impl Worker {
                 if !self.has_room() {
                     return Ok(());
                 }
-                let mut taken = std::mem::take(&mut self.expected[number]);
-                if taken.is_empty() && !self.crew.take(number, &mut taken, self.frames.arena()) {
+                if self.expected[number].is_empty() && !self.take(number) {
                     break;
                 }
+                let spare = self.spare.take().unwrap_or_default();
+                let mut taken = std::mem::replace(&mut self.expected[number], spare);
+                // The next ones come while these are worked off.
+                self.take(number);
                 self.work_off(now, &mut taken, poller.as_deref_mut())?;
+                self.spare = Some(taken);
             }
         }
         Ok(())
@@ -423,16 +466,21 @@ impl Worker {
 
     /// Takes a burst from each of the other workers. The packets come out of those workers' caches while this one's own are worked on.
     fn expect(&mut self) {
-        for (number, taken) in self.expected.iter_mut().enumerate() {
-            if taken.is_empty() {
-                self.crew.take(number, taken, self.frames.arena());
+        for number in 0..self.expected.len() {
+            if self.expected[number].is_empty() {
+                self.take(number);
             }
         }
     }
 
+    fn take(&mut self, number: usize) -> bool {
+        self.crew
+            .take(number, &mut self.expected[number], self.frames.arena())
+    }
+
     fn work_off(&mut self, now: Time, taken: &mut Taken, poller: Option<&mut Poller>) -> Result<(), Told> {
-        self.route(now, &mut taken.from_tun, Ingress::Tun, Spread::No);
-        self.route(now, &mut taken.from_ethernet, Ingress::Ethernet, Spread::No);
+        self.route_parsed(now, &mut taken.from_tun, Ingress::Tun);
+        self.route_parsed(now, &mut taken.from_ethernet, Ingress::Ethernet);
         if !taken.encap.is_empty() {
             self.seal_and_send(now, &mut taken.encap);
         }
@@ -448,7 +496,9 @@ impl Worker {
         if !taken.decap.is_empty() {
             // As in `inbound`: the session may be newer than this turn.
             self.obey(now, poller)?;
-            self.open_and_deliver(now, &mut taken.decap);
+            self.open_and_deliver(now, |wg, cx, inner, confirmed| {
+                wg.decap_claimed(cx, &mut taken.decap, inner, confirmed);
+            });
         }
         Ok(())
     }
@@ -459,13 +509,10 @@ impl Worker {
             return self.send_on(0, wire);
         }
         for mut packet in wire.drain(..) {
-            let ifindex = packet.outer().ifindex();
-            let leads_there = |wan: &Option<WanPort>| wan.as_ref().is_some_and(|wan| wan.leads_to(ifindex));
-            let way = self.wans.iter().position(leads_there);
-            // Heard on a link that is gone: by another one, from an address of that one's.
-            let way = way.or_else(|| {
+            let way = self.own_way(&packet).or_else(|| {
+                // Heard on a link that is gone, or nowhere: by another one, from an address of that one's.
                 packet.outer_mut().leave_link();
-                self.wans.iter().position(Option::is_some)
+                self.any_way(&packet)
             });
             match way {
                 Some(wan) => self.by_wan[wan].push(packet),
@@ -481,6 +528,21 @@ impl Worker {
                 self.send_on(wan, &mut burst);
             }
         }
+    }
+
+    /// The link that a datagram's endpoint was heard on, if that is there.
+    fn own_way(&self, packet: &PktBuf) -> Option<usize> {
+        let ifindex = packet.outer().ifindex();
+        let is_it = |wan: &WanPort| wan.ifindex == 0 || ifindex != 0 && wan.ifindex == ifindex;
+        self.wans.iter().position(|wan| wan.as_ref().is_some_and(is_it))
+    }
+
+    /// The first link that has routes for it; if none has, the first.
+    fn any_way(&self, packet: &PktBuf) -> Option<usize> {
+        let open = |at: &usize| self.wans[*at].is_some();
+        let mut links = (0..self.wans.len()).filter(open);
+        let routed = links.clone().find(|at| self.sends[*at].has(packet.outer()));
+        routed.or_else(|| links.next())
     }
 
     /// Gives datagrams to the network. Nothing can be done about an error here but to count it, as the port does.
@@ -521,12 +583,15 @@ impl Worker {
     /// Lets go of a LAN port that cannot be used any more.
     #[cold]
     fn lan_gone(&mut self, now: Time, lan: usize, error: PortError) {
-        self.lans[lan] = None;
+        let old = self.lans[lan].take();
         let why = match error {
             PortError::Gone => None,
             PortError::Io(error) => Some(error),
         };
-        self.with_context(now, |_, cx| cx.tell(Notice::LanGone(lan, why)));
+        self.with_context(now, |_, cx| {
+            old.into_iter().for_each(|old| cx.tell(Notice::Lan(old.port)));
+            cx.tell(Notice::LanGone(lan, why));
+        });
     }
 
     /// Sends what waited for a session with `peer`.
@@ -574,6 +639,8 @@ impl Worker {
             match command {
                 Command::Stop => return Err(Told),
                 Command::Wan(link, port) => self.replace_wan(now, link, port, poller.as_deref_mut()),
+                Command::Sends(link, families) => self.sends[link] = families,
+                Command::Lan(lan, port) => self.replace_lan(now, lan, port, poller.as_deref_mut()),
                 Command::Install(keypair) => {
                     let peer = keypair.peer;
                     if self.with_context(now, |stages, cx| stages.wg.install(cx, keypair)) {
@@ -592,10 +659,21 @@ impl Worker {
 
     fn replace_wan(&mut self, now: Time, link: usize, port: Option<WanPort>, poller: Option<&mut Poller>) {
         if let Some(poller) = poller {
-            poller.replace_wan(link, self.wans[link].as_ref(), port.as_ref());
+            let [old, new] = [&self.wans[link], &port].map(|wan| wan.as_ref().map(|wan| &*wan.port));
+            poller.replace(wan_bit(link), old, new);
         }
         if let Some(old) = std::mem::replace(&mut self.wans[link], port) {
             self.with_context(now, |_, cx| cx.tell(Notice::Wan(old.port)));
+        }
+    }
+
+    fn replace_lan(&mut self, now: Time, lan: usize, port: Option<LanPort>, poller: Option<&mut Poller>) {
+        let [old, new] = [&self.lans[lan], &port].map(|lan| lan.as_ref().map(|lan| &*lan.port));
+        if let Some(poller) = poller {
+            poller.replace(lan_bit(lan), old, new);
+        }
+        if let Some(old) = std::mem::replace(&mut self.lans[lan], port) {
+            self.with_context(now, |_, cx| cx.tell(Notice::Lan(old.port)));
         }
     }
 
@@ -618,7 +696,7 @@ impl Worker {
         if cx.wake_slow {
             self.slow.waker.wake();
         }
-        self.crew.flush(&self.stats, &mut self.frames);
+        self.crew.flush(&self.stats);
         result
     }
 
@@ -699,6 +777,8 @@ fn apply(wg: &mut Wg, cx: &mut Context<'_>, command: Command) {
         | Command::Place(..)
         | Command::Neighbours
         | Command::Wan(..)
+        | Command::Sends(..)
+        | Command::Lan(..)
         | Command::Stop => unreachable!("obeyed by the worker itself"),
     }
 }
@@ -747,7 +827,7 @@ impl Poller {
             poller.polled.set(lan_bit(at), is_polled);
         }
         for (at, wan) in worker.wans.iter().enumerate() {
-            poller.replace_wan(at, None, wan.as_ref());
+            poller.replace(wan_bit(at), None, wan.as_ref().map(|wan| &*wan.port));
         }
         Ok(poller)
     }
@@ -761,16 +841,16 @@ impl Poller {
         )?)
     }
 
-    fn replace_wan(&mut self, link: usize, old: Option<&WanPort>, new: Option<&WanPort>) {
-        for fd in old.iter().flat_map(|wan| wan.port.wait_fds()) {
+    fn replace(&mut self, bit: u32, old: Option<&(dyn Port + Send)>, new: Option<&(dyn Port + Send)>) {
+        for fd in old.iter().flat_map(|port| port.wait_fds()) {
             let _ = epoll::delete(&self.epoll, fd);
         }
-        for fd in new.iter().flat_map(|wan| wan.port.wait_fds()) {
+        for fd in new.iter().flat_map(|port| port.wait_fds()) {
             // Out of memory for a watch: the port is still read whenever something else wakes the worker.
-            let _ = self.add(fd, wan_bit(link).into());
+            let _ = self.add(fd, bit.into());
         }
-        let is_polled = new.is_some_and(|wan| wan.port.wait_fds().is_empty());
-        self.polled.set(wan_bit(link), is_polled);
+        let is_polled = new.is_some_and(|port| port.wait_fds().is_empty());
+        self.polled.set(bit, is_polled);
     }
 
     /// Waits for something to do, and for the timer that tells how long waking takes.

@@ -86,10 +86,10 @@ fn rig(lan: Box<AlwaysReadable>, wan: Box<AlwaysReadable>) -> Rig {
     let stats = Arc::<WorkerStats>::default();
     let worker = Worker::new(Parts {
         wg: Wg::new(aead::default(), 1, 1420, 16),
-        lans: vec![LanPort {
+        lans: vec![Some(LanPort {
             port: lan,
             ethernet: false,
-        }],
+        })],
         wans: vec![Some(WanPort {
             ifindex: 0,
             port: wan,

@@ -140,6 +140,47 @@ fn replay(name: &str, target: fn(&[u8]), inputs: usize) {
     }
 }
 
+/// Packets that [`aead`] runs through every AEAD, unless the environment says otherwise.
+const AEAD_PACKETS: usize = 100_000;
+
+/// A burst of so many packets for the AEADs, as [`targets::aead`] reads it.
+fn burst(numbers: &mut Numbers, packets: usize) -> Vec<u8> {
+    use targets::aead::{PACKET_LEN, SEED_LEN, TEXT_MAX};
+    // All alike, small, middling, or anything; long ones seldom, because they take the longest.
+    let most = [1500, 300, 300, 2000, 2000, 2000, TEXT_MAX][numbers.below(7)];
+    let alike = (numbers.below(3) == 0).then(|| numbers.below(most));
+    let mut input = numbers.next().to_le_bytes()[..SEED_LEN].to_vec();
+    for _ in 0..packets {
+        let len = alike.unwrap_or_else(|| numbers.below(most + 17));
+        input.extend_from_slice(&(len as u16).to_be_bytes());
+        input.extend_from_slice(&numbers.next().to_le_bytes()[..PACKET_LEN - 2]);
+    }
+    input
+}
+
+/// Seeds, then bursts of a fixed random sequence: as many packets as PATRONUS_FUZZ_PACKETS says.
+#[test]
+fn aead() {
+    use targets::aead::PACKETS_MAX;
+    replay("aead", targets::aead::run, 300);
+    let wanted = std::env::var("PATRONUS_FUZZ_PACKETS");
+    let wanted = wanted.map_or(AEAD_PACKETS, |number| {
+        number.parse().expect("a number of packets")
+    });
+    let mut numbers = Numbers(0xaead);
+    let mut done = 0;
+    while done < wanted {
+        let packets = match numbers.below(4) {
+            0 => 1 + numbers.below(4),
+            1 => 32,
+            _ => 1 + numbers.below(PACKETS_MAX),
+        };
+        run(targets::aead::run, &burst(&mut numbers, packets));
+        done += packets;
+    }
+    eprintln!("{done} packets through every AEAD of this machine");
+}
+
 #[test]
 fn c65_messages() {
     replay("messages", targets::messages::run, 50_000);

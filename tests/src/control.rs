@@ -38,9 +38,14 @@ pub struct Stats(BTreeMap<String, u64>);
 
 /// The counters of a running engine, as `patronus-engine --stats NAME` prints them.
 pub fn stats(daemon: &Daemon) -> Result<Stats> {
+    stats_of(daemon.interface())
+}
+
+/// The same, by the name of its TUN.
+pub fn stats_of(interface: &str) -> Result<Stats> {
     let program = crate::engine_program();
     let output = std::process::Command::new(program)
-        .args(["--stats", daemon.interface()])
+        .args(["--stats", interface])
         .output()?;
     let text = String::from_utf8_lossy(&output.stdout);
     let counters = text.lines().filter_map(|line| {
@@ -67,6 +72,15 @@ impl Stats {
     /// Whether there is a counter of which the name ends like this.
     pub fn has(&self, end: &str) -> bool {
         self.0.iter().any(|(name, _)| name.ends_with(end))
+    }
+
+    /// What is greater than in `before`, with how much.
+    pub fn since(&self, before: &Stats) -> BTreeMap<String, u64> {
+        let greater = self.0.iter().filter_map(|(name, value)| {
+            let more = value.checked_sub(before.0.get(name).copied().unwrap_or(0))?;
+            (more > 0).then(|| (name.clone(), more))
+        });
+        greater.collect()
     }
 
     /// The packets that the workers dropped, with their reasons.

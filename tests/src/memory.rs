@@ -15,7 +15,7 @@ pub struct Memory {
 
 struct Region {
     bytes: Vec<u8>,
-    /// Locked and kept out of core dumps: where the keys live (`lo` and `dd` of VmFlags, proc(5)).
+    /// Locked and kept out of core dumps and of forked children: where the keys live (`lo`, `dd` and `wf` of VmFlags, proc(5)).
     secret: bool,
 }
 
@@ -34,7 +34,7 @@ impl Memory {
                 };
                 regions.extend(read(&memory, start, end).map(|bytes| Region {
                     bytes,
-                    secret: has("lo") && has("dd"),
+                    secret: has("lo") && has("dd") && has("wf"),
                 }));
             } else if let Some(found) = header(line) {
                 range = Some(found);

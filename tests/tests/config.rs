@@ -1,9 +1,10 @@
 //! Sites from files: a hub and two branches, each an engine with a TOML file, and what SIGHUP changes.
 
 use patronus_netns::{
-    Keys, Namespace, PeerStatus, Process, RUNTIME_DIR, Site, prepare_runtime_dir, unique_name,
+    Config, Daemon, DaemonOptions, Keys, Kind, Namespace, Peer, PeerStatus, Process, RUNTIME_DIR, Site,
+    prepare_runtime_dir, unique_name,
 };
-use patronus_tests::{Flow, Need, engine_program, eventually, may_run, ping, tcp};
+use patronus_tests::{Flow, LIMIT, Need, engine_program, eventually, may_run, ping, tcp};
 use rustix::process::Signal;
 use std::fmt::Write;
 use std::fs;
@@ -84,8 +85,13 @@ impl Branch {
     }
 
     fn start(&mut self) {
+        self.start_with(&[]);
+    }
+
+    fn start_with(&mut self, more: &[&str]) {
         prepare_runtime_dir().unwrap();
         let mut command = Command::new(engine_program());
+        command.args(more);
         command.args(["--foreground", "--config"]).arg(self.folder.file());
         let process = self.process.insert(self.site.namespace.spawn(command).unwrap());
         let socket = Path::new(RUNTIME_DIR).join(format!("{}.sock", self.site.interface));
@@ -601,6 +607,146 @@ fn neighbours_are_found_by_the_hosts_kernels() {
     assert_eq!(hub.log().matches(gone).count(), 1, "said once");
 }
 
+/// Makes the LAN's interface of a branch, and its host's end, which [`host_behind`] made first and somebody has deleted.
+fn make_again(branch: &Branch, host: &Site, number: u8) {
+    let namespace = &branch.site.namespace;
+    namespace.veth("lan", &host.namespace, "eth0", 1500).unwrap();
+    namespace
+        .address("lan", &format!("192.168.{number}.1/24"))
+        .unwrap();
+    let inside = &host.namespace;
+    inside.address("eth0", &format!("192.168.{number}.2/24")).unwrap();
+    inside
+        .ip(&format!("route add default via 192.168.{number}.1"))
+        .unwrap();
+}
+
+/// A site with one or two LANs, the first of which comes and goes, and a branch that is always there.
+fn lans_come_and_go(port: &str, engine: &str) {
+    if !may_run(&[Need::Root]) {
+        return;
+    }
+    let (mut hub, mut a) = (Branch::new(3), Branch::new(1));
+    let namespace = &hub.site.namespace;
+    namespace.veth("to1", &a.site.namespace, "wan", 1500).unwrap();
+    namespace.address("to1", "192.0.1.254/24").unwrap();
+    a.site.namespace.address("wan", "192.0.1.1/24").unwrap();
+    let office = host_behind(&hub, 9);
+    namespace.ip("link del lan").unwrap();
+    let other = Namespace::new("other").unwrap();
+    namespace.veth("steady", &other, "eth0", 1500).unwrap();
+    namespace.address("steady", "192.168.7.1/24").unwrap();
+    other.address("eth0", "192.168.7.2/24").unwrap();
+    other.ip("route add default via 192.168.7.1").unwrap();
+    let lan = |name: &str, port: &str| format!("[[lan]]\nname = '{name}'\n{port}\ninterface = '{name}'\n");
+    hub.write(&format!(
+        "{engine}{}{}{}",
+        a.as_peer("a", None, A_NETS),
+        lan("lan", port),
+        lan("steady", port)
+    ));
+    let nets = ["10.66.3.0/24", "192.168.0.0/16"];
+    let at: SocketAddr = "192.0.1.254:51820".parse().unwrap();
+    a.write(&hub.as_peer("hub", Some(at), &nets));
+    hub.start();
+    a.start();
+    let way = format!("route add 192.168.0.0/16 dev {}", a.site.interface);
+    a.site.namespace.ip(&way).unwrap();
+
+    // At the start it is not there; the rest works.
+    assert!(eventually(|| a.answers("192.168.7.2")), "{}", hub.log());
+    let missing = "LAN lan does not run";
+    assert!(hub.log().contains(missing), "{}", hub.log());
+    assert!(!a.answers("192.168.9.2"));
+    let steady = Site {
+        daemon: None,
+        namespace: other,
+        interface: "eth0".to_owned(),
+        keys: None,
+        outer: SocketAddr::new(Ipv4Addr::new(192, 168, 7, 2).into(), PORT),
+        inner_v4: Ipv4Addr::new(192, 168, 7, 2),
+        inner_v6: Ipv6Addr::UNSPECIFIED,
+    };
+    let flow = Flow::start(&a.site, &steady, false, Duration::from_millis(2)).unwrap();
+    for round in 0..3 {
+        make_again(&hub, &office, 9);
+        assert!(eventually(|| a.answers("192.168.9.2")), "{round}: {}", hub.log());
+        assert!(reaches(&office, "-c 1 -W 2 10.66.1.1"), "{round}: {}", hub.log());
+        assert!(reaches(&office, "-c 1 -W 2 192.168.9.1"), "the host's own");
+        let there = || hub.log().matches("LAN lan is there").count() == round + 1;
+        assert!(eventually(there), "{round}: {}", hub.log());
+        // An address of the host's that came while the engine ran: the program leaves what is for it to the host.
+        namespace_of(&hub).address("lan", "192.168.9.100/24").unwrap();
+        let to_host = || reaches(&office, "-c 1 -W 1 192.168.9.100");
+        assert!(eventually(to_host), "{round}: {}", hub.log());
+        assert!(reaches(&office, "-c 3 -i 0.2 -W 1 192.168.9.100"));
+        let (count, own) = (hosts_pings(&hub), 5);
+        assert!(reaches(&office, &format!("-c {own} -i 0.2 -W 1 192.168.9.100")));
+        assert_eq!(hosts_pings(&hub) - count, own, "each is handled once");
+        namespace_of(&hub).ip("link del lan").unwrap();
+        let lost = || hub.log().matches("LAN lan cannot be used any more").count() == round + 1;
+        assert!(eventually(lost), "{round}: {}", hub.log());
+        assert!(a.answers("192.168.7.2"), "{round}: {}", hub.log());
+    }
+    assert_eq!(hub.log().matches(missing).count(), 1, "{}", hub.log());
+    let received = flow.finish();
+    assert_eq!(
+        (received.lost(), received.in_order()),
+        (0, true),
+        "the other port was not disturbed"
+    );
+    // Without the process that takes interfaces, what is taken stays so.
+    let pid = hub.process.as_ref().unwrap().pid();
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    let is_keeper = |pid: &&str| {
+        let line = fs::read_to_string(format!("/proc/{pid}/cmdline"));
+        line.is_ok_and(|line| line.contains("--interface-keeper"))
+    };
+    let keeper: i32 = children
+        .split_whitespace()
+        .find(is_keeper)
+        .unwrap()
+        .parse()
+        .unwrap();
+    rustix::process::kill_process(rustix::process::Pid::from_raw(keeper).unwrap(), Signal::KILL).unwrap();
+    let ended = "the process that takes interfaces has ended";
+    assert!(eventually(|| hub.log().contains(ended)), "{}", hub.log());
+    assert!(a.answers("192.168.7.2") && reaches(&steady, "-c 2 -i 0.2 -W 2 10.66.1.1"));
+    assert_eq!(hub.log().matches(ended).count(), 1, "{}", hub.log());
+    let workers = if engine.is_empty() { 1 } else { 2 };
+    let received = (0..workers).map(|at| counter(&hub, &format!("lan.queue{at}.rx_packets")));
+    // Three lives with some pings each.
+    let received: Vec<u64> = received.collect();
+    assert!(received.iter().sum::<u64>() >= 6, "counters go on: {received:?}");
+}
+
+fn namespace_of(branch: &Branch) -> &Namespace {
+    &branch.site.namespace
+}
+
+/// Echo requests that the host's kernel has answered.
+fn hosts_pings(branch: &Branch) -> u64 {
+    let said = branch.site.namespace.exec("cat", &["/proc/net/snmp"]).unwrap();
+    let mut lines = said.lines().filter_map(|line| line.strip_prefix("Icmp:"));
+    let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
+    let mut both = names.split_whitespace().zip(values.split_whitespace());
+    both.find(|(name, _)| *name == "InEchos")
+        .unwrap()
+        .1
+        .parse()
+        .unwrap()
+}
+
+#[test]
+fn lans_by_af_xdp_come_and_go() {
+    lans_come_and_go("port = 'af_xdp'", "");
+}
+
+#[test]
+fn lans_by_packet_sockets_come_and_go() {
+    lans_come_and_go("port = 'af_packet'", "workers = 2\n");
+}
+
 /// Runs the engine to its end.
 fn run(arguments: &[&str], file: &Path) -> Output {
     let mut command = Command::new(engine_program());
@@ -655,6 +801,37 @@ fn examples_are_right() {
         count += 1;
     }
     assert!(count >= 3, "{count} examples");
+}
+
+/// Whoever starts a site in the background waits for its output to end: no process of it may keep that open.
+#[test]
+fn a_site_in_the_background_lets_go_of_its_output() {
+    if !may_run(&[Need::Root]) {
+        return;
+    }
+    let branch = Branch::new(4);
+    branch.write("[[lan]]\nname = 'office'\ninterface = 'lan'\n");
+    prepare_runtime_dir().unwrap();
+    let mut command = Command::new(engine_program());
+    command.arg("--config").arg(branch.folder.file());
+    let namespace = &branch.site.namespace;
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let started = namespace.run(|| {
+        use std::process::Stdio;
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        std::thread::spawn(move || sender.send(child.wait_with_output()));
+        std::io::Result::Ok(())
+    });
+    started.unwrap().unwrap();
+    let output = receiver.recv_timeout(LIMIT);
+    // Ends the engine, whatever came of it.
+    let socket = Path::new(RUNTIME_DIR).join(format!("{}.sock", branch.site.interface));
+    let there = socket.exists();
+    let _ = fs::remove_file(&socket);
+    let output = output.expect("it has ended").unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && there, "{said}");
+    assert!(said.contains("LAN lan does not run"), "{said}");
 }
 
 /// What `--stats` says of the lanes of a site: by name, the data bytes sent and when the last handshake was.
@@ -744,6 +921,93 @@ fn two_remotes_with_two_links_each() {
         tcp(&a.site, &b.site, v6, 2_000_000).unwrap();
     }
     assert!(a.answers("10.66.2.1"), "{}", a.log());
+}
+
+/// A remote that is really a stock peer: the base session works both ways, in spite of the hellos, which are few; people are told once.
+fn a_remote_that_is_a_stock_peer(kind: Kind) {
+    if !may_run(&[Need::Daemon(kind)]) {
+        return;
+    }
+    let mut a = Branch::new(1);
+    let namespace = Namespace::new("stock").unwrap();
+    a.site.namespace.veth("up1", &namespace, "far", 1500).unwrap();
+    a.site.namespace.address("up1", "198.18.1.1/24").unwrap();
+    namespace.address("far", "198.18.1.2/24").unwrap();
+    let interface = unique_name("pn");
+    let daemon = Daemon::start(&namespace, kind, &interface, &DaemonOptions::default()).unwrap();
+    let keys = Keys::generate().unwrap();
+    let b = Branch::new(2);
+    let mut b_site = Site {
+        daemon: Some(daemon),
+        namespace,
+        interface,
+        keys: Some(keys),
+        outer: "198.18.1.2:51820".parse().unwrap(),
+        inner_v4: b.site.inner_v4,
+        inner_v6: b.site.inner_v6,
+    };
+    let key = &b_site.keys.as_ref().unwrap().public;
+    a.write(&format!(
+        "[[link]]\nid = 1\ninterface = 'up1'\n[[remote]]\nname = 'other'\npublic_key = '{key}'\n\
+         allowed_ips = {B_NETS:?}\nendpoint = '198.18.1.2:51820'\n"
+    ));
+    a.start_with(&["--test-timer-divisor", "40"]);
+    b_site
+        .daemon
+        .as_ref()
+        .unwrap()
+        .setconf(&Config {
+            private: b_site.keys.as_ref().unwrap().private.clone(),
+            listen_port: Some(PORT),
+            fwmark: None,
+            peers: vec![Peer {
+                public: a.site.keys.as_ref().unwrap().public.clone(),
+                preshared: None,
+                endpoint: None,
+                allowed_ips: A_NETS.iter().map(|net| (*net).to_owned()).collect(),
+                keepalive: None,
+            }],
+        })
+        .unwrap();
+    let (inside, name) = (&b_site.namespace, &b_site.interface);
+    inside.ip(&format!("link set {name} mtu 1420 up")).unwrap();
+    inside.address(name, &format!("{}/32", b_site.inner_v4)).unwrap();
+    inside.ip(&format!("route add 10.66.0.0/16 dev {name}")).unwrap();
+    assert!(eventually(|| a.answers("10.66.2.1")), "{}", a.log());
+    let begun = std::time::Instant::now();
+    let flow = Flow::start(&a.site, &b_site, false, Duration::from_millis(5)).unwrap();
+    let warning = "answers no hello";
+    assert!(eventually(|| a.log().contains(warning)), "{}", a.log());
+    assert!(begun.elapsed() < Duration::from_secs(30));
+    // Sessions are renewed meanwhile, every three seconds here.
+    std::thread::sleep(Duration::from_secs(10));
+    let received = flow.finish();
+    assert!(
+        received.lost() <= received.sent / 100,
+        "{} of {}",
+        received.lost(),
+        received.sent
+    );
+    tcp(&a.site, &b_site, false, 2_000_000).unwrap();
+    tcp(&b_site, &a.site, false, 2_000_000).unwrap();
+    assert_eq!(a.log().matches(warning).count(), 1, "{}", a.log());
+    assert_eq!(lanes(&a), [], "the base session only");
+    assert_eq!(
+        counter(&a, "worker0.controls-sent"),
+        5,
+        "the next one after a minute"
+    );
+    b_site.daemon.take();
+}
+
+#[test]
+fn a_remote_that_is_wireguard_go() {
+    a_remote_that_is_a_stock_peer(Kind::WireguardGo);
+}
+
+#[test]
+fn a_remote_that_is_boringtun() {
+    a_remote_that_is_a_stock_peer(Kind::Boringtun);
 }
 
 #[test]

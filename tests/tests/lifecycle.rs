@@ -321,6 +321,54 @@ fn a_strict_reverse_path_filter_on_a_link_is_named() {
     process.stop().unwrap();
 }
 
+/// What memory packets are in is said once at the start, and keys that come later are locked whatever packets have taken of the limit.
+#[test]
+fn the_memory_of_packets_is_named() {
+    if !may_run(&[Need::Root]) {
+        return;
+    }
+    let namespace = Namespace::new("memory").unwrap();
+    let meminfo = fs::read_to_string("/proc/meminfo").unwrap();
+    let free = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("HugePages_Free:"));
+    let huge = free.is_some_and(|pages| pages.trim() != "0");
+    let program = engine_program().to_str().unwrap();
+    let without = "exec setpriv --bounding-set -ipc_lock,-sys_resource --inh-caps -all";
+    // With the right to lock memory, whatever the limit is; without it and within a limit; with a limit that the process may raise itself.
+    let cases = [
+        (format!("exec {program}"), "in locked memory"),
+        (format!("ulimit -l 64; exec {program}"), "in locked memory"),
+        (
+            format!("ulimit -l 1024; {without} {program}"),
+            "the limit is 1 MiB",
+        ),
+        (
+            format!("ulimit -H -l 4096; ulimit -S -l 64; {without} {program}"),
+            "the limit is 4 MiB",
+        ),
+    ];
+    for (script, expected) in cases {
+        let name = unique_name("pn");
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("{script} --foreground {name}")]);
+        command.env("LOG_LEVEL", "verbose");
+        let mut process = namespace.spawn(command).unwrap();
+        assert!(eventually(|| socket_of(&name).exists()), "{}", process.log());
+        let keys = |n: u32| format!("public_key={n:064x}\n");
+        let peers: String = (2..1002).map(keys).collect();
+        let request = format!("set=1\nprivate_key={:064x}\n{peers}\n", 0x5a5a5a5a_u32);
+        let answer = uapi(&name, &request).unwrap();
+        assert!(answer.contains("errno=0"), "{answer}");
+
+        let log = process.log();
+        assert_eq!(log.matches("packets are in").count(), 1, "{log}");
+        assert!(huge || log.contains(expected), "{script}: {log}");
+        assert!(!log.contains("key memory"), "{script}: {log}");
+        process.stop().unwrap();
+    }
+}
+
 #[test]
 fn counters_of_no_engine() {
     if !may_run(&[]) {

@@ -250,3 +250,92 @@ fn a_link_may_come_later() {
         Some(SocketAddr::new(Ipv4Addr::new(198, 18, 4, 1).into(), PORT))
     );
 }
+
+/// The interface of a link by AF_XDP is not there when the engine starts, comes, is deleted and made again: it is AF_XDP each time, and its counters go on.
+#[test]
+fn an_af_xdp_link_may_be_made_again() {
+    if !may_run(&[]) {
+        return;
+    }
+    let net = Uplinks::up(false, Kind::Engine, &["later,af_xdp"], &[]).unwrap();
+    net.cut(1);
+    net.cut(2);
+    let mut by_queue = 0;
+    for _ in 0..3 {
+        net.a.namespace.veth("later", &net.router, "down4", 1500).unwrap();
+        net.a.namespace.address("later", "198.18.4.1/24").unwrap();
+        net.router.address("down4", "198.18.4.254/24").unwrap();
+        let way = "route add default via 198.18.4.254 dev later metric 50";
+        net.a.namespace.ip(way).unwrap();
+        probe(&net.a, &net.b, false, 100, LIMIT).unwrap();
+        let sent = || stats(net.at_a()).unwrap();
+        let before = by_queue;
+        let goes_by_queue = || {
+            probe(&net.a, &net.b, false, 100, LIMIT).unwrap();
+            by_queue = match sent().has("later.queue0.tx_packets") {
+                true => sent().sum("later.queue0.tx_packets"),
+                false => 0,
+            };
+            by_queue > before + 10
+        };
+        assert!(eventually(goes_by_queue), "{:?}", sent());
+        net.a.namespace.ip("link del later").unwrap();
+        let log = || net.a.daemon.as_ref().unwrap().log();
+        assert!(eventually(|| log().contains("link later does not run")));
+        assert!(
+            sent().sum("later.queue0.tx_packets") >= by_queue,
+            "they do not vanish"
+        );
+        by_queue = sent().sum("later.queue0.tx_packets");
+    }
+}
+
+/// A link that has a carrier and loses its route: the other one is used at once, and it is said once.
+fn a_lost_route_moves_the_tunnel(v6: bool) {
+    if !may_run(&[]) {
+        return;
+    }
+    let net = Uplinks::up(v6, Kind::Engine, &[], &[]).unwrap();
+    probe(&net.a, &net.b, false, 100, LIMIT).unwrap();
+    let family = if v6 { "-6 " } else { "" };
+    let default = |what: &str, network: u8| {
+        let gateway = outer(v6, network, 254);
+        let metric = 100 * u32::from(network);
+        let route = format!("{family}route {what} default via {gateway} dev up{network} metric {metric}");
+        net.a.namespace.ip(&route).unwrap();
+    };
+    let at = |network| {
+        move |there: Option<SocketAddr>| there == Some(SocketAddr::new(outer(v6, network, 1), PORT))
+    };
+    assert!(at(1)(endpoint_of(net.at_b())));
+    for network in [1, 2, 1] {
+        default("del", network);
+        let other = 3 - network;
+        assert!(eventually(|| at(other)(endpoint_of(net.at_b()))), "{network}");
+        let gap = probe(&net.a, &net.b, false, 100, LIMIT).unwrap();
+        // No handshake had to find it: that would have been after 15 seconds.
+        assert!(gap < Duration::from_secs(5), "{gap:?}");
+        default("add", network);
+    }
+    let log = net.a.daemon.as_ref().unwrap().log();
+    assert_eq!(
+        log.matches("link up1 has a carrier and no route").count(),
+        2,
+        "{log}"
+    );
+    assert_eq!(
+        log.matches("link up2 has a carrier and no route").count(),
+        1,
+        "{log}"
+    );
+}
+
+#[test]
+fn a_lost_route_moves_the_tunnel_v4() {
+    a_lost_route_moves_the_tunnel(false);
+}
+
+#[test]
+fn a_lost_route_moves_the_tunnel_v6() {
+    a_lost_route_moves_the_tunnel(true);
+}

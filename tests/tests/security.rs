@@ -4,6 +4,7 @@ use patronus_netns::{Daemon, Kind, Namespace, Site, preshared_key, unique_name};
 use patronus_tests::{
     LIMIT, Memory, Need, divided, engine_options, eventually, may_run, sites, stats, uapi_value,
 };
+use rustix::process::Signal;
 use std::collections::BTreeSet;
 use std::fs;
 use std::time::Duration;
@@ -53,6 +54,45 @@ fn privileges_are_given_up_by_every_thread() {
         .unwrap();
     let words: Vec<_> = core.split_whitespace().collect();
     assert_eq!(words[4..6], ["0", "0"], "{core}");
+}
+
+/// The process beside the engine that takes interfaces keeps what that needs, and ends with the engine however that ends.
+#[test]
+fn the_keeper_has_only_its_rights_and_ends_with_the_engine() {
+    if !may_run(&[Need::Root]) {
+        return;
+    }
+    let namespace = Namespace::new("keeper").unwrap();
+    let options = engine_options(&["--link", "lo,af_xdp"]);
+    let mut daemon = Daemon::start(&namespace, Kind::Engine, &unique_name("pn"), &options).unwrap();
+    let pid = daemon.pid();
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    let keeper: u32 = children.trim().parse().expect("one child");
+    let task = format!("/proc/{keeper}");
+    let status = status_of(&task);
+    let caps = |set: &str| u64::from_str_radix(&status(set), 16).unwrap();
+    // CAP_NET_ADMIN, CAP_NET_RAW and CAP_BPF.
+    let kept = 1 << 12 | 1 << 13 | 1 << 39;
+    assert_eq!((caps("CapEff"), caps("CapPrm")), (kept, kept));
+    assert_eq!(
+        (caps("CapBnd") & !kept, caps("CapInh"), caps("CapAmb")),
+        (0, 0, 0)
+    );
+    assert_eq!(
+        (status("NoNewPrivs"), status("Seccomp")),
+        ("1".to_owned(), "2".to_owned())
+    );
+    // A terminal's signals end the engine, not this.
+    for signal in [Signal::INT, Signal::HUP] {
+        rustix::process::kill_process(rustix::process::Pid::from_raw(keeper as i32).unwrap(), signal)
+            .unwrap();
+    }
+    std::thread::sleep(Duration::from_millis(200));
+    let is_there =
+        || fs::read_to_string(format!("/proc/{keeper}/cmdline")).is_ok_and(|line| !line.is_empty());
+    assert!(is_there());
+    daemon.process().signal(Signal::KILL);
+    assert!(eventually(|| !is_there()));
 }
 
 /// As another user with just the one capability: a process that may be dumped would belong to that user in /proc.

@@ -283,7 +283,7 @@ impl Lan {
             let Ports { source, sink, sent } = ports(flows_here.into());
             lan.sinks.push(sent);
             let port = |port| LanPort { port, ethernet: true };
-            let (mut lans, mut wans) = (vec![port(source)], vec![None]);
+            let (mut lans, mut wans) = (vec![Some(port(source))], vec![None]);
             let mut frames = FrameCache::new(arena);
             let stats = Arc::default();
             let mut wg = Wg::new(aead::default(), 1, 1420, 0);
@@ -302,7 +302,7 @@ impl Lan {
                     port: sink,
                 })];
             } else {
-                lans.push(port(sink));
+                lans.push(Some(port(sink)));
             }
             lan.workers.push(Worker::new(Parts {
                 wg,

@@ -2,9 +2,10 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use arrayvec::ArrayVec;
-use patronus_crypto::aead::{self, Aead, Job, TAG};
+use patronus_crypto::aead::{Aead, Job, TAG};
 use patronus_crypto::keypair::{Keypair, Session};
 use patronus_crypto::timeouts::Timeouts;
 use patronus_crypto::timers::Traffic;
@@ -12,11 +13,12 @@ use patronus_crypto::{PeerId, Time};
 use patronus_engine::allowedips::AllowedIps;
 use patronus_engine::channel::ToSlowPath;
 use patronus_engine::crew::Crew;
-use patronus_engine::stats::WorkerStats;
+use patronus_engine::stats::{Stage, WorkerStats};
 use patronus_engine::wg::{Context, PeerSlot, Wg};
 use patronus_mem::{Arena, ArenaConfig, BURST_MAX, Burst, FrameCache, Outer};
 
 use super::size::Size;
+use super::stages::Counted;
 
 /// As much disorder as WireGuard takes: the window of the stock implementations.
 const WINDOW: u32 = 8192;
@@ -57,9 +59,52 @@ impl Side {
 
 /// What to seal and open with nothing around it.
 struct Bare {
+    aead: &'static dyn Aead,
     keypairs: Box<[Keypair]>,
     counter: u64,
     bufs: Vec<Vec<u8>>,
+}
+
+/// Which part of a packet's way is looked at.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Way {
+    /// An inner packet becomes a datagram.
+    Encrypt,
+    /// A datagram becomes an inner packet.
+    Decrypt,
+    /// One after the other.
+    Both,
+}
+
+impl Way {
+    pub const ALL: [Way; 3] = [Way::Encrypt, Way::Decrypt, Way::Both];
+
+    /// What it is called in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Way::Encrypt => "encrypt",
+            Way::Decrypt => "decrypt",
+            Way::Both => "both",
+        }
+    }
+
+    /// Of a figure for encryption and one for decryption, what concerns this part.
+    pub fn sum(self, encrypt: f64, decrypt: f64) -> f64 {
+        match self {
+            Way::Encrypt => encrypt,
+            Way::Decrypt => decrypt,
+            Way::Both => encrypt + decrypt,
+        }
+    }
+
+    /// Names of its stages.
+    pub fn stages(self) -> impl Iterator<Item = &'static str> {
+        let stages = [
+            (self != Way::Decrypt).then_some(Stage::Encap),
+            (self != Way::Encrypt).then_some(Stage::Decap),
+        ];
+        stages.into_iter().flatten().map(Stage::name)
+    }
 }
 
 /// Two sides, and bursts on their way from one to the other.
@@ -117,12 +162,7 @@ pub fn add_peer(wg: &mut Wg, cx: &mut Context<'_>) {
 
 impl Pair {
     /// Sides with sessions between `peers` peers each.
-    pub fn new(peers: usize) -> Pair {
-        Pair::with_aead(aead::default(), peers)
-    }
-
-    /// The same over another AEAD.
-    pub fn with_aead(aead: &'static dyn Aead, peers: usize) -> Pair {
+    pub fn new(aead: &'static dyn Aead, peers: usize) -> Pair {
         let arena = Arena::new(&ArenaConfig {
             frames: 16384,
             jumbo_frames: 0,
@@ -150,6 +190,7 @@ impl Pair {
             inner: Burst::new(),
             wire: Burst::new(),
             bare: Bare {
+                aead,
                 keypairs: (0..peers).map(|peer| *keypair(peer, true, NOW)).collect(),
                 counter: 0,
                 bufs: vec![Vec::new(); BURST_MAX],
@@ -161,10 +202,14 @@ impl Pair {
 
     /// A fresh burst of inner packets, each for the next peer.
     pub fn refill(&mut self, size: Size) {
+        self.refill_some(size, BURST_MAX);
+    }
+
+    fn refill_some(&mut self, size: Size, count: usize) {
         while self.near.slow.notices.pop().is_some() || self.far.slow.notices.pop().is_some() {}
         self.inner.clear_into(&mut self.frames);
         self.wire.clear_into(&mut self.frames);
-        for at in 0..BURST_MAX {
+        for at in 0..count {
             let size = size.of(at);
             let mut pkt = self.frames.alloc().expect("a frame");
             let data = pkt.append(size);
@@ -194,6 +239,28 @@ impl Pair {
         self.far.with(&mut self.frames, |wg, cx| {
             wg.decap(cx, wire, inner, &mut confirmed)
         });
+    }
+
+    /// Makes so many packets, lets them go a part of their way, and says how long that part took.
+    pub fn serve(&mut self, way: Way, size: Size, count: usize) -> Duration {
+        self.refill_some(size, count);
+        let start = Instant::now();
+        self.encrypt();
+        if way == Way::Encrypt {
+            return start.elapsed();
+        }
+        let encrypted = Instant::now();
+        self.decrypt();
+        assert_eq!(self.inner.len(), count, "every packet went all the way");
+        match way {
+            Way::Both => start.elapsed(),
+            _ => encrypted.elapsed(),
+        }
+    }
+
+    /// What the stages have counted, of both sides.
+    pub fn counted(&self) -> Counted {
+        Counted::of([&self.near.stats, &self.far.stats])
     }
 
     /// What went in came out.
@@ -238,7 +305,7 @@ impl Bare {
             let keypair = &self.keypairs[number as usize % peers];
             jobs.push(Job::new(keypair.send_key(), number, buf));
         }
-        call(aead::default(), &mut jobs);
+        call(self.aead, &mut jobs);
         assert!(jobs.iter().all(|job| job.ok));
     }
 }

@@ -101,7 +101,7 @@ pub fn run(pipeline: Pipeline, size: usize, bursts: usize) -> Result<usize> {
 }
 
 fn tunnel(peers: usize, size: Size, bursts: usize, decrypt: bool) -> usize {
-    let mut pair = Pair::with_aead(&Transparent, peers);
+    let mut pair = Pair::new(&Transparent, peers);
     for _ in 0..bursts {
         pair.refill(size);
         pair.encrypt();

@@ -232,9 +232,9 @@ fn report(setups: &[Setup], size: Size, references: [Option<f64>; 2]) -> Vec<Row
             port: setup.port,
             reference_mpps: reference.map(|rate| rate / 1e6),
             peers: usize::from(setup.pipeline == "tunnel"),
-            aead_ns_per_packet: None,
             flows: FLOWS as usize,
-            ..Row::new(setup.pipeline, size, 1, 1e9 / rate, f64::NAN)
+            aead: (setup.pipeline == "tunnel").then(|| patronus_crypto::aead::default().name()),
+            ..Row::new(setup.pipeline, size, 1, 1e9 / rate)
         }
     };
     setups.iter().map(row).collect()

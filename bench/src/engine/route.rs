@@ -5,15 +5,12 @@ use std::time::{Duration, Instant};
 
 use patronus_mem::{Arena, ArenaConfig};
 use patronus_netns::{Error, Result};
-use rustix::thread::{CpuSet, sched_setaffinity};
 
 use super::lan::{Arrivals, Lan, Wire, now};
 use super::size::Size;
-use super::{Options, Row, latency, testpmd};
+use super::stages::{Counted, Stages};
+use super::{LOADS, Options, Row, latency, pin, testpmd, worker_counts};
 use crate::report::median;
-
-/// Parts of the highest rate without loss at which latency is measured.
-const LOADS: [f64; 3] = [0.5, 0.8, 0.95];
 
 /// How long one set-up runs in a round.
 const SLICE: Duration = Duration::from_millis(100);
@@ -27,10 +24,13 @@ struct Setup {
     subject: Subject,
     /// Packets a second, by round.
     rates: Vec<f64>,
+    /// Of the last round.
+    stages: Stages,
 }
 
 enum Subject {
-    Wire(Box<Wire>),
+    /// One for each worker.
+    Wires(Vec<Wire>),
     Lan(Box<Lan>),
 }
 
@@ -83,22 +83,20 @@ fn setups(arena: &'static Arena, options: &Options, size: Size) -> Vec<Setup> {
         handoff,
         subject,
         rates: Vec::new(),
+        stages: Stages::new(),
     };
-    let mut setups = vec![setup(
-        "forward",
-        few,
-        1,
-        0.0,
-        Subject::Wire(Box::new(Wire::new(arena, few, size))),
-    )];
-    for &flows in &options.flows {
-        let lan = Lan::new(arena, 1, flows, size, Arrivals::Aligned);
-        setups.push(setup("route", flows, 1, 0.0, Subject::Lan(Box::new(lan))));
-    }
-    if std::thread::available_parallelism().is_ok_and(|cores| cores.get() >= 2) {
-        for (arrivals, handoff) in [(Arrivals::Aligned, 0.0), (Arrivals::Mixed, 0.5)] {
-            let lan = Lan::new(arena, 2, few, size, arrivals);
-            setups.push(setup("route", few, 2, handoff, Subject::Lan(Box::new(lan))));
+    let mut setups = Vec::new();
+    for workers in worker_counts() {
+        let wires = (0..workers).map(|_| Wire::new(arena, few, size)).collect();
+        setups.push(setup("forward", few, workers, 0.0, Subject::Wires(wires)));
+        for &flows in &options.flows {
+            let lan = Lan::new(arena, workers, flows, size, Arrivals::Aligned);
+            setups.push(setup("route", flows, workers, 0.0, Subject::Lan(Box::new(lan))));
+        }
+        if workers > 1 {
+            let lan = Lan::new(arena, workers, few, size, Arrivals::Mixed);
+            let handoff = 1.0 - 1.0 / workers as f64;
+            setups.push(setup("route", few, workers, handoff, Subject::Lan(Box::new(lan))));
         }
     }
     setups
@@ -108,52 +106,58 @@ impl Setup {
     /// Packets a second over a slice of time.
     fn measure(&mut self) -> f64 {
         match &mut self.subject {
-            Subject::Wire(wire) => measure_wire(wire),
-            Subject::Lan(lan) => measure(lan),
+            Subject::Wires(wires) => forward(wires),
+            Subject::Lan(lan) => {
+                let counted = |lan: &Lan| Counted::of(lan.workers.iter().map(|w| &**w.stats()));
+                let before = counted(lan);
+                let rate = measure(lan);
+                self.stages = counted(lan).since(&before);
+                rate
+            }
         }
     }
 
-    /// A row of its rate and, of one routing worker, a row for each load.
+    /// A row of its rate and, where packets are routed, a row for each load.
     fn rows(&self, arena: &'static Arena, size: Size) -> Vec<Row> {
         let rate = median(self.rates.iter().copied()).unwrap_or(f64::NAN);
-        let mut rows = vec![self.row(size, rate)];
-        if self.pipeline == "route" && self.workers == 1 {
-            let mut subject = latency::Subject::new(arena, self.flows, size);
+        let row = Row {
+            flows: self.flows as usize,
+            handoff: self.handoff,
+            stages: self.stages.clone(),
+            ..Row::new(
+                self.pipeline,
+                size,
+                self.workers,
+                1e9 * self.workers as f64 / rate,
+            )
+        };
+        let mut rows = vec![row.clone()];
+        if self.pipeline == "route" {
+            let arrivals = match self.handoff {
+                0.0 => Arrivals::Aligned,
+                _ => Arrivals::Mixed,
+            };
+            let mut subject = latency::Subject::new(arena, self.workers, arrivals, self.flows, size);
             let highest = subject.without_loss(rate);
-            for load in LOADS {
-                let latency = subject.latency(load * highest);
-                rows.push(Row {
-                    load: Some(load),
-                    lat_p50_us: Some(latency.p50_us),
-                    lat_p99_us: Some(latency.p99_us),
-                    lat_p999_us: Some(latency.p999_us),
-                    ..self.row(size, load * highest)
-                });
-            }
+            let loads = LOADS.map(|load| row.at_load(load, highest, subject.latency(load * highest)));
+            rows.extend(loads);
         }
         rows
     }
+}
 
-    fn row(&self, size: Size, rate: f64) -> Row {
-        Row {
-            pipeline: self.pipeline,
-            size,
-            port: "memory",
-            reference_mpps: None,
-            flows: self.flows as usize,
-            peers: 0,
-            workers: self.workers,
-            handoff: self.handoff,
-            mpps: rate / 1e6,
-            gbps: 8.0 * size.mean() * rate / 1e9,
-            ns_per_packet: 1e9 * self.workers as f64 / rate,
-            aead_ns_per_packet: None,
-            load: None,
-            lat_p50_us: None,
-            lat_p99_us: None,
-            lat_p999_us: None,
-        }
-    }
+/// From port to port, each worker on a core of its own.
+fn forward(wires: &mut [Wire]) -> f64 {
+    std::thread::scope(|scope| {
+        let workers = wires.iter_mut().enumerate().map(|(core, wire)| {
+            scope.spawn(move || {
+                pin(core);
+                measure_wire(wire)
+            })
+        });
+        let workers: Vec<_> = workers.collect();
+        workers.into_iter().map(|w| w.join().expect("a worker")).sum()
+    })
 }
 
 /// Packets a second between two ports, over a slice of time.
@@ -176,10 +180,7 @@ pub fn measure(lan: &mut Lan) -> f64 {
         for (core, worker) in lan.workers.iter_mut().enumerate() {
             let done = &done;
             scope.spawn(move || {
-                let mut cpus = CpuSet::new();
-                cpus.set(core);
-                // Where that is not allowed the scheduler keeps them apart, more or less.
-                let _ = sched_setaffinity(None, &cpus);
+                pin(core);
                 while !done.load(Ordering::Relaxed) {
                     assert!(worker.step(now()));
                 }
@@ -224,17 +225,21 @@ fn compare(setups: &[Setup], yardstick: Option<f64>) {
         let found = setups.iter().find(|s| s.pipeline == "route" && want(s))?;
         median(found.rates.iter().copied())
     };
-    let Some(one) = rate(&|s| s.workers == 1) else {
+    let mut ratios = Vec::new();
+    let all = || setups.iter().filter(|s| s.workers == 1).map(|s| s.flows);
+    let (few, many) = (all().min(), all().max());
+    let Some(one) = rate(&|s| s.workers == 1 && Some(s.flows) == few) else {
         return;
     };
-    let mut ratios = Vec::new();
-    let many = setups.iter().filter(|s| s.workers == 1).map(|s| s.flows).max();
     for (what, rate) in [
         (
             "the most flows",
             rate(&|s| s.workers == 1 && Some(s.flows) == many),
         ),
-        ("two workers", rate(&|s| s.workers == 2 && s.handoff == 0.0)),
+        (
+            "two workers",
+            rate(&|s| s.workers == 2 && s.handoff == 0.0 && Some(s.flows) == few),
+        ),
         (
             "two workers, half handed over",
             rate(&|s| s.workers == 2 && s.handoff > 0.0),

@@ -1,6 +1,7 @@
 //! Sizes of packets: one for all, or a mix as on the internet.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 use serde::{Serialize, Serializer};
@@ -42,6 +43,19 @@ impl Size {
         (0..packets).map(|packet| self.of(packet)).sum()
     }
 
+    /// What `text` says: bytes within these bounds, or `imix`.
+    pub fn parse(text: &str, bounds: RangeInclusive<usize>) -> Result<Size, String> {
+        match text.parse() {
+            _ if text == "imix" => Ok(Size::Imix),
+            Ok(bytes) if bounds.contains(&bytes) => Ok(Size::Bytes(bytes)),
+            _ => Err(format!(
+                "a packet has {} to {} bytes, or `imix` for a mix",
+                bounds.start(),
+                bounds.end()
+            )),
+        }
+    }
+
     /// Mean number of bytes.
     pub fn mean(self) -> f64 {
         let sizes = self.cycle().len();
@@ -53,14 +67,7 @@ impl FromStr for Size {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Size, String> {
-        let largest = patronus_mem::SMALL_MAX;
-        match text.parse() {
-            _ if text == "imix" => Ok(Size::Imix),
-            Ok(bytes) if (SHORTEST..=largest).contains(&bytes) => Ok(Size::Bytes(bytes)),
-            _ => Err(format!(
-                "a packet has {SHORTEST} to {largest} bytes, or `imix` for a mix"
-            )),
-        }
+        Size::parse(text, SHORTEST..=patronus_mem::SMALL_MAX)
     }
 }
 

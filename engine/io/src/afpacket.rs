@@ -105,8 +105,23 @@ impl PacketTap {
         matches!(self.guard, Guard::Program(_))
     }
 
+    /// The program's attachment, if there is one: it stays as long as anybody has this open.
+    pub fn link(&self) -> Option<BorrowedFd<'_>> {
+        match &self.guard {
+            Guard::Program(link) => Some(link.as_fd()),
+            Guard::NotForwarding => None,
+        }
+    }
+
     /// One more port. With several, the interface has to be up.
     pub fn port(&mut self) -> io::Result<PacketPort> {
+        let (receive, transmit) = self.sockets()?;
+        Ok(PacketPort::new(receive, transmit))
+    }
+
+    /// The two sockets of one more port, to receive and to send by, for [`PacketPort::over`] in another process. The first one is the port's only as long as somebody
+    /// here has it: [`set`](PacketTap::set) changes what it takes.
+    pub fn sockets(&mut self) -> io::Result<(Arc<OwnedFd>, OwnedFd)> {
         self.sockets.retain(|socket| socket.strong_count() > 0);
         if self.sockets.len() == self.ports {
             let why = format!(
@@ -119,7 +134,7 @@ impl PacketTap {
         let transmit = packet::sender(self.ifindex)?;
         force_buffer(transmit.as_fd(), libc::SO_SNDBUFFORCE);
         self.sockets.push(Arc::downgrade(&receive));
-        Ok(PacketPort::new(receive, transmit))
+        Ok((receive, transmit))
     }
 
     fn receiver(&mut self) -> io::Result<OwnedFd> {

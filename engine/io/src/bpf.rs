@@ -1,6 +1,7 @@
 //! Programs for the kernel's packet filter machine (RFC 9669), written instruction by instruction, and the calls of bpf(2)
 //! that load them. No compiler is needed at run time or build time.
 
+use std::fmt;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
@@ -328,6 +329,15 @@ pub enum XdpMode {
     Native,
     /// In the kernel's generic receive path: any driver.
     Generic,
+}
+
+impl fmt::Display for XdpMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            XdpMode::Native => "in the driver (native mode)",
+            XdpMode::Generic => "in the kernel's generic path (generic mode)",
+        })
+    }
 }
 
 /// Runs the program for every frame of an interface, until the descriptor is closed.

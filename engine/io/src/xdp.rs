@@ -58,8 +58,9 @@ const RELEASE: Duration = Duration::from_secs(1);
 /// How long a port that is dropped waits for what it was sending.
 const DRAIN_MILLISECONDS: u32 = 100;
 
-/// Bursts between two looks at what the kernel had to drop.
-const STATISTICS_EVERY: u32 = 1024;
+/// Bursts between two looks at what the kernel had to drop: a call that costs less than a thousandth of the packets, and soon enough where
+/// there are few.
+const STATISTICS_EVERY: u32 = 128;
 
 const _: () = assert!(KERNEL_HEADROOM >= HEADROOM);
 
@@ -117,14 +118,51 @@ impl XdpProgram {
         self.mode
     }
 
+    /// What attaches the program to the interface: it stays as long as anybody has this open.
+    pub fn link(&self) -> BorrowedFd<'_> {
+        self.link.as_fd()
+    }
+
     /// The port of one queue: its frames come from `frames`' arena.
     pub fn port(&self, queue: u32, frames: &mut FrameCache) -> io::Result<XdpPort> {
-        if queue >= self.queues {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "no such queue"));
-        }
-        let port = XdpPort::new(self.ifindex, queue, frames)?;
+        self.check(queue)?;
+        let end = Instant::now() + RELEASE;
+        let port = loop {
+            match XdpPort::over(socket()?, self.ifindex, queue, frames) {
+                // The kernel lets go of a closed socket's queue a moment later.
+                Err(error) if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < end => {
+                    std::thread::sleep(RELEASE / 100);
+                }
+                made => break made?,
+            }
+        };
         bpf::set_socket(self.sockets.as_fd(), queue, port.queue.socket.as_fd())?;
         Ok(port)
+    }
+
+    /// A socket for [`XdpPort::over`], maybe in another process. What the program takes from the queue is lost until it is a port.
+    pub fn socket(&self, queue: u32) -> io::Result<OwnedFd> {
+        self.check(queue)?;
+        let socket = socket()?;
+        bpf::set_socket(self.sockets.as_fd(), queue, socket.as_fd())?;
+        Ok(socket)
+    }
+
+    fn check(&self, queue: u32) -> io::Result<()> {
+        match queue < self.queues {
+            true => Ok(()),
+            false => Err(io::Error::new(io::ErrorKind::InvalidInput, "no such queue")),
+        }
+    }
+}
+
+fn socket() -> io::Result<OwnedFd> {
+    // SAFETY: plain system call; the descriptor is new.
+    unsafe {
+        match libc::socket(libc::AF_XDP, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) {
+            fd @ 0.. => Ok(OwnedFd::from_raw_fd(fd)),
+            _ => Err(io::Error::last_os_error()),
+        }
     }
 }
 
@@ -175,17 +213,10 @@ pub struct XdpPort {
 }
 
 impl XdpPort {
-    fn new(ifindex: u32, queue: u32, frames: &mut FrameCache) -> io::Result<XdpPort> {
+    /// The port of a queue over a [socket](XdpProgram::socket) of its interface's program. Takes no rights but that to lock the arena's memory.
+    pub fn over(socket: OwnedFd, ifindex: u32, queue: u32, frames: &mut FrameCache) -> io::Result<XdpPort> {
         let arena = frames.arena();
         let region = arena.region();
-        // SAFETY: plain system call; the descriptor is new.
-        let socket = unsafe {
-            let fd = libc::socket(libc::AF_XDP, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0);
-            if fd < 0 {
-                return Err(io::Error::last_os_error());
-            }
-            OwnedFd::from_raw_fd(fd)
-        };
         register(socket.as_fd(), &region)?;
         for ring in [
             libc::XDP_UMEM_FILL_RING,
@@ -227,16 +258,8 @@ impl XdpPort {
             counters: Arc::default(),
         };
         port.refill(frames);
-        let end = Instant::now() + RELEASE;
-        loop {
-            match port.bind(ifindex, queue) {
-                // The kernel lets go of a closed socket's queue a moment later.
-                Err(error) if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < end => {
-                    std::thread::sleep(RELEASE / 100);
-                }
-                bound => return bound.map(|()| port),
-            }
-        }
+        port.bind(ifindex, queue)?;
+        Ok(port)
     }
 
     /// With `unfinished`, the port completes checksums of what arrives: a kernel that sends frames to a veth leaves them to a wire that never comes, and AF_XDP does

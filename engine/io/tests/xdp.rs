@@ -10,7 +10,7 @@ use std::time::Duration;
 use common::frame::{SENDER, ethernet, ipv4, ipv6, numbered, udp};
 use common::{OURS, ifindex, ip, packet_socket, readable, receive};
 use patronus_io::Port;
-use patronus_io::xdp::{NAMES_MAX, Take, XdpPort, XdpProgram};
+use patronus_io::xdp::{NAMES_MAX, Take, XdpMode, XdpPort, XdpProgram};
 use patronus_mem::{Arena, ArenaConfig, Burst, FrameCache};
 
 const OURS_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
@@ -325,6 +325,32 @@ fn every_number_of_addresses_and_ports_makes_a_program() {
                     .unwrap_or_else(|e| panic!("{count} addresses: {e}"));
             }
         }
+    });
+}
+
+/// A veth whose other end has long packets runs no program in its driver.
+#[test]
+fn where_the_driver_cannot_the_generic_path_does() {
+    in_namespace(|mut bench| {
+        let native = bench.attach(&datagrams(&[UDP_PORT]));
+        assert_eq!(native.0.mode(), XdpMode::Native);
+        drop(native);
+        ip("link set vb mtu 9000");
+        let (program, mut port) = bench.attach(&datagrams(&[UDP_PORT]));
+        assert_eq!(program.mode(), XdpMode::Generic);
+        let ours = ipv4(OURS_V4, 17, 0, &udp(UDP_PORT, b"ours"));
+        let other = ipv4(OURS_V4, 17, 0, &udp(UDP_PORT + 1, b"the host's"));
+        bench.send(&ours);
+        bench.send(&other);
+        assert_eq!(bench.got(&mut port), (vec![ours], vec![other]));
+        let mut burst = Burst::new();
+        let mut pkt = bench.frames.alloc().expect("a frame");
+        pkt.append(60).copy_from_slice(&numbered(7));
+        burst.push(pkt);
+        port.tx_burst(&mut bench.frames, &mut burst).expect("tx");
+        assert_eq!(bench.sent(), [numbered(7)]);
+        drop((program, port));
+        bench.all_frames_are_free();
     });
 }
 

@@ -12,7 +12,7 @@ use crossbeam_queue::ArrayQueue;
 
 use crate::map;
 use crate::pktbuf::Line;
-use crate::processor::prefetch_write_at;
+use crate::processor::{prefetch_at, prefetch_write_at};
 use crate::{FRAME, HEADROOM, JUMBO_MAX, Outer, PktBuf, SMALL_MAX, TAILROOM};
 
 /// Bytes from one small frame to the next. One cache line more than the frame: with a power of two the first lines of all packets would
@@ -24,6 +24,9 @@ const JUMBO_FRAME: usize = HEADROOM + JUMBO_MAX + TAILROOM;
 
 /// Bytes from one jumbo frame to the next: whole pages, and an odd number of them.
 const JUMBO_STRIDE: usize = 17 * 4096;
+
+/// Bytes of the longest header that is put before a packet right after it was handed over.
+const HEADER_MAX: usize = 16;
 
 /// Free frames of one size that a cache holds at most: four bursts that another worker was given and four that it gave back, so that a turn of
 /// a worker that hands over what it receives stays off the shared list. Jumbo frames are few.
@@ -57,6 +60,7 @@ const _: () = assert!(size_of::<Header>() == size_of::<Line>());
 pub struct Arena {
     lines: NonNull<Line>,
     frames: NonNull<u8>,
+    jumbos: NonNull<u8>,
     small: u32,
     total: u32,
     huge: bool,
@@ -109,8 +113,6 @@ impl Arena {
                 base,
                 index,
                 capacity: capacity as u32,
-                offset: 0,
-                len: 0,
                 outer: Outer::NONE,
             };
             // SAFETY: the mapping holds `total` lines, aligned to pages.
@@ -121,6 +123,7 @@ impl Arena {
         let arena: &'static Arena = Box::leak(Box::new(Arena {
             lines,
             frames,
+            jumbos,
             small,
             total,
             huge,
@@ -135,6 +138,32 @@ impl Arena {
     /// Whether the small frames are on huge pages that the machine has reserved. On other memory the kernel may still use huge pages.
     pub fn is_huge(&self) -> bool {
         self.huge
+    }
+
+    /// Has what is not on reserved huge pages stay in memory, within the limit on locked memory (RLIMIT_MEMLOCK) or by the right to exceed it
+    /// (CAP_IPC_LOCK). Jumbo frames still take memory only once they are used. False if that cannot be had.
+    pub fn lock(&self) -> bool {
+        let locked = self.lockable().map(|(start, len)| map::lock(start, len));
+        !locked.contains(&false)
+    }
+
+    /// Bytes that [`lock`](Arena::lock) locks.
+    pub fn lockable_len(&self) -> usize {
+        self.lockable().iter().map(|(_, len)| len).sum()
+    }
+
+    /// Lines, small frames and jumbo frames; nothing of what is on reserved huge pages, which stay anyway.
+    fn lockable(&self) -> [(NonNull<u8>, usize); 3] {
+        let small = self.small as usize;
+        let jumbo = self.total as usize - small;
+        // SAFETY: the lines' mapping begins one line earlier.
+        let lines = unsafe { self.lines.sub(1) }.cast();
+        let frames = if self.huge { 0 } else { small * STRIDE };
+        [
+            (lines, (self.total as usize + 1) * size_of::<Line>()),
+            (self.frames, frames),
+            (self.jumbos, jumbo * JUMBO_STRIDE),
+        ]
     }
 
     /// All frames of both sizes.
@@ -166,18 +195,12 @@ impl Arena {
         }
     }
 
-    /// Whether the packet is in a small frame of this arena.
-    pub(crate) fn owns_small(&self, pkt: &PktBuf) -> bool {
-        let line = pkt.line_ptr();
-        // SAFETY: lines are valid for the life of the process, and their index never changes.
-        let index = unsafe { line.as_ref().index };
-        index < self.small && line == self.line_at(index)
-    }
-
-    /// The number of a packet's frame, given up by its handle.
-    pub(crate) fn index_of(&self, pkt: PktBuf) -> u32 {
-        // SAFETY: as in `owns_small`.
-        unsafe { pkt.into_line().as_ref().index }
+    /// The number of the packet's frame, if that is a small one of this arena. It follows from where the line is, which is not looked at.
+    #[inline]
+    pub(crate) fn small_index(&self, pkt: &PktBuf) -> Option<u32> {
+        let at = pkt.line_ptr().addr().get().wrapping_sub(self.lines.addr().get());
+        let index = at / size_of::<Line>();
+        (index < self.small as usize).then_some(index as u32)
     }
 
     /// The packet in small frame `index`, which has no other owner. `None`, and the frame is free, if it has no such place.
@@ -188,7 +211,7 @@ impl Arena {
     pub(crate) unsafe fn by_index(&self, index: u32, offset: u32, len: u32) -> Option<PktBuf> {
         assert!(index < self.small, "a small frame");
         // SAFETY: the index is one of the arena's lines; the caller vouches for the rest.
-        let pkt = unsafe { PktBuf::from_line_at(self.line_at(index), offset, len) };
+        let pkt = unsafe { PktBuf::from_small_line(self.line_at(index), offset, len) };
         if pkt.is_none() {
             self.release(index);
         }
@@ -214,16 +237,21 @@ impl Arena {
         }
     }
 
-    /// Asks for a packet that another core had, before it is looked at: its metadata, and its first bytes where those of packets in small frames mostly
-    /// are. Nothing is looked at to find them, so that nothing is waited for.
+    /// Asks for a packet that another core had, before it is looked at: its first line, and what is before that if a header may begin there. Where they are is
+    /// worked out from the frame's number, so that nothing has to be waited for.
     #[inline]
     pub fn prefetch(&self, pkt: &PktBuf) {
         let line = pkt.line_ptr().as_ptr();
-        prefetch_write_at(line);
+        prefetch_at(line);
         let index = line.addr().wrapping_sub(self.lines.as_ptr().addr()) / size_of::<Line>();
-        let start = index.wrapping_mul(STRIDE).wrapping_add(HEADROOM);
-        prefetch_write_at(self.frames.as_ptr().wrapping_add(start));
-        prefetch_write_at(self.frames.as_ptr().wrapping_add(start + 64));
+        // In a jumbo frame this is beside the point, and as harmless as any address.
+        let first = index.wrapping_mul(STRIDE).wrapping_add(pkt.headroom());
+        let [first, before] =
+            [first, first.wrapping_sub(HEADER_MAX)].map(|at| self.frames.as_ptr().wrapping_add(at));
+        prefetch_write_at(first);
+        if before.addr() / 64 != first.addr() / 64 {
+            prefetch_write_at(before);
+        }
     }
 
     /// Puts a frame into its free list. The caller gives up the only handle to it.

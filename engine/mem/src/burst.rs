@@ -101,7 +101,10 @@ impl Burst {
         let mut kept = 0;
         for index in 0..self.packets.len() {
             if keep(&mut self.packets[index]) {
-                self.packets.swap(kept, index);
+                // Nearly always all are kept.
+                if kept != index {
+                    self.packets.swap(kept, index);
+                }
                 kept += 1;
             }
         }

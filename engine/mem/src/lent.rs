@@ -55,17 +55,18 @@ impl Arena {
     /// Whether the packet's frame can be lent: a small one of this arena.
     #[inline]
     pub fn lends(&self, pkt: &PktBuf) -> bool {
-        self.owns_small(pkt)
+        self.small_index(pkt).is_some()
     }
 
     /// Lends a packet's frame; a jumbo frame, or one of another arena, is not for lending and comes back.
     #[inline]
     pub fn lend(&self, pkt: PktBuf) -> Result<Lent, PktBuf> {
-        if !self.owns_small(&pkt) {
+        let Some(frame) = self.small_index(&pkt) else {
             return Err(pkt);
-        }
+        };
         let (offset, len) = (pkt.headroom() as u32, pkt.len() as u32);
-        let frame = self.index_of(pkt);
+        // The frame has no owner among us from here on.
+        let _ = pkt.into_line();
         Ok(Lent { frame, offset, len })
     }
 

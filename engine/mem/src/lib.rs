@@ -27,8 +27,8 @@ pub use burst::Burst;
 pub use lent::{FrameRegion, FreeStack, Lent};
 pub use outer::Outer;
 pub use pktbuf::PktBuf;
-pub use processor::{cycles, prefetch};
-pub use secret::{Secret, reserve_secrets, secrets_locked, wipe_stack};
+pub use processor::{cycles, prefetch, prefetch_write};
+pub use secret::{Secret, lock_secrets_ahead, reserve_secrets, secrets_len, secrets_locked, wipe_stack};
 pub use table::Table;
 
 /// Packets in a [`Burst`] at most: what a port returns at once and a stage works on at once.

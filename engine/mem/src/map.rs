@@ -128,17 +128,48 @@ pub(crate) fn sparse(len: usize) -> io::Result<NonNull<u8>> {
 #[cfg(not(miri))]
 pub(crate) fn guarded(len: usize) -> io::Result<NonNull<u8>> {
     let guard = page_size();
-    let outer = map(len + 2 * guard, libc::PROT_NONE, 0)?;
+    let outer = closed(len + 2 * guard)?;
     // SAFETY: the mapping is two guards longer than `len`.
     let start = unsafe { outer.add(guard) };
-    // SAFETY: the range lies within the mapping made above, and nothing points into it yet.
-    if unsafe { libc::mprotect(start.as_ptr().cast(), len, libc::PROT_READ | libc::PROT_WRITE) } != 0 {
-        let error = io::Error::last_os_error();
-        // SAFETY: as above.
-        unsafe { libc::munmap(outer.as_ptr().cast(), len + 2 * guard) };
-        return Err(error);
-    }
+    open(start, len).inspect_err(|_| unmap(outer, len + 2 * guard))?;
     Ok(start)
+}
+
+/// Maps `len` bytes (a multiple of the page size) that nobody can use before they are [opened](open()).
+#[cfg(not(miri))]
+pub(crate) fn closed(len: usize) -> io::Result<NonNull<u8>> {
+    map(len, libc::PROT_NONE, 0)
+}
+
+/// Makes pages of a [closed] mapping usable.
+#[cfg(not(miri))]
+pub(crate) fn open(start: NonNull<u8>, len: usize) -> io::Result<()> {
+    // SAFETY: callers pass ranges of their own mappings into which nothing points yet.
+    match unsafe { libc::mprotect(start.as_ptr().cast(), len, libc::PROT_READ | libc::PROT_WRITE) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Gives a mapping back that nothing points into.
+#[cfg(not(miri))]
+pub(crate) fn unmap(start: NonNull<u8>, len: usize) {
+    // SAFETY: callers pass mappings of their own, whole, which they forget.
+    unsafe { libc::munmap(start.as_ptr().cast(), len) };
+}
+
+/// Keeps pages in memory once they are touched. True if they are locked.
+#[cfg(not(miri))]
+pub(crate) fn lock(start: NonNull<u8>, len: usize) -> bool {
+    // SAFETY: the range is a mapping of the caller's; locking changes no bytes.
+    unsafe { libc::mlock2(start.as_ptr().cast(), len, libc::MLOCK_ONFAULT as _) == 0 }
+}
+
+/// Keeps pages out of core dumps and of forked children.
+#[cfg(not(miri))]
+pub(crate) fn never_copied(start: NonNull<u8>, len: usize) {
+    advise(start, len, libc::MADV_DONTDUMP);
+    advise(start, len, libc::MADV_WIPEONFORK);
 }
 
 // The interpreter that checks this package for undefined behaviour knows no mappings: it gets plain zeroed memory.
@@ -169,8 +200,20 @@ impl Drop for Mapping {
     }
 }
 #[cfg(miri)]
+pub(crate) use {zeroed as closed, zeroed as guarded, zeroed as sparse};
+#[cfg(miri)]
+pub(crate) fn open(_: NonNull<u8>, _: usize) -> io::Result<()> {
+    Ok(())
+}
+#[cfg(miri)]
+pub(crate) fn lock(_: NonNull<u8>, _: usize) -> bool {
+    true
+}
+#[cfg(miri)]
+pub(crate) fn never_copied(_: NonNull<u8>, _: usize) {}
+#[cfg(miri)]
+pub(crate) fn unmap(_: NonNull<u8>, _: usize) {}
+#[cfg(miri)]
 pub(crate) fn page_size() -> usize {
     4096
 }
-#[cfg(miri)]
-pub(crate) use {zeroed as guarded, zeroed as sparse};

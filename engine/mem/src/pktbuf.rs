@@ -4,19 +4,18 @@
 use std::fmt;
 use std::ptr::NonNull;
 
-use crate::{Arena, HEADROOM, Outer};
+use crate::{Arena, FRAME, HEADROOM, Outer};
 
-/// A frame's metadata: one cache line, in an array of its own so that looking at many packets does not touch their frames.
+/// What is known of a frame: one cache line, in an array of its own so that looking at many packets does not touch their frames.
 ///
-/// `base`, `index` and `capacity` never change after the arena is made. `offset + len <= capacity` always holds, and the
-/// `capacity` bytes from `base` belong to this frame alone.
+/// `base`, `index` and `capacity` never change after the arena is made, and the `capacity` bytes from `base` belong to this frame alone. Where the packet is
+/// in the frame says its handle. So a line is written only for outer addresses, and a packet that has none takes its line from one core to another
+/// without a fight for it: both may have it.
 #[repr(C, align(64))]
 pub(crate) struct Line {
     pub(crate) base: NonNull<u8>,
     pub(crate) index: u32,
     pub(crate) capacity: u32,
-    pub(crate) offset: u32,
-    pub(crate) len: u32,
     pub(crate) outer: Outer,
 }
 
@@ -29,9 +28,22 @@ const _: () = assert!(size_of::<Line>() == 64);
 /// an earlier packet's.
 pub struct PktBuf {
     line: NonNull<Line>,
+    /// Where in the frame the packet begins, in the upper half, with [`ADDRESSED`]; its length in the lower half. `offset + len <= capacity` always holds.
+    /// One word, so that a handle is two registers: as three fields it would go through memory in one piece, and wait there for the parts that were
+    /// just written.
+    place: u64,
 }
 
-const _: () = assert!(size_of::<Option<PktBuf>>() == 8);
+/// The line's outer addresses are this packet's. Otherwise they are an earlier one's, and this one has none.
+const ADDRESSED: u64 = 1 << 63;
+
+/// One byte of the offset.
+const OFFSET: u64 = 1 << 32;
+
+/// The packet of a fresh frame.
+const FRESH: u64 = HEADROOM as u64 * OFFSET;
+
+const _: () = assert!(size_of::<Option<PktBuf>>() == 16);
 
 // SAFETY: a PktBuf owns its line and its frame; the free lists through which indices travel between threads order the
 // accesses of the old owner before those of the new one.
@@ -47,24 +59,18 @@ impl PktBuf {
     /// lent to: no other `PktBuf` has it.
     #[inline]
     pub(crate) unsafe fn from_line(line: NonNull<Line>) -> PktBuf {
-        let mut pkt = PktBuf { line };
-        pkt.reset();
-        pkt
+        PktBuf { line, place: FRESH }
     }
 
-    /// The same with a packet at `offset`; `None` if that is not in the frame, whose owner is still the caller.
+    /// The same for a small frame with a packet at `offset`; `None` if that is not in the frame, whose owner is still the caller. The line is not looked at.
     ///
     /// # Safety
     /// As for [`from_line`](PktBuf::from_line).
     #[inline]
-    pub(crate) unsafe fn from_line_at(line: NonNull<Line>, offset: u32, len: u32) -> Option<PktBuf> {
-        // SAFETY: the line is initialised and nobody else has it.
-        let it = unsafe { &mut *line.as_ptr() };
-        if offset.checked_add(len)? > it.capacity {
-            return None;
-        }
-        (it.offset, it.len, it.outer) = (offset, len, Outer::NONE);
-        Some(PktBuf { line })
+    pub(crate) unsafe fn from_small_line(line: NonNull<Line>, offset: u32, len: u32) -> Option<PktBuf> {
+        let fits = offset.checked_add(len)? <= FRAME as u32;
+        let place = (u64::from(offset) * OFFSET) | u64::from(len);
+        fits.then_some(PktBuf { line, place })
     }
 
     /// Gives up ownership without returning the frame to a free list.
@@ -84,58 +90,67 @@ impl PktBuf {
     }
 
     #[inline]
-    fn line_mut(&mut self) -> &mut Line {
-        // SAFETY: as in `line`, and the handle is borrowed exclusively.
-        unsafe { self.line.as_mut() }
+    fn capacity(&self) -> usize {
+        self.line().capacity as usize
+    }
+
+    /// Where the packet begins in the frame.
+    #[inline]
+    fn offset(&self) -> usize {
+        ((self.place & !ADDRESSED) >> 32) as usize
+    }
+
+    /// The packet's first byte.
+    #[inline]
+    fn first(&self) -> *mut u8 {
+        // SAFETY: the offset is within the frame (the handle's invariant).
+        unsafe { self.line().base.as_ptr().add(self.offset()) }
     }
 
     /// Bytes in the packet.
     #[inline]
     pub fn len(&self) -> usize {
-        self.line().len as usize
+        self.place as u32 as usize
     }
 
     /// True if the packet has no bytes.
     #[inline]
     pub fn is_empty(&self) -> bool {
-        self.line().len == 0
+        self.len() == 0
     }
 
     /// The packet's bytes.
     #[inline]
     pub fn data(&self) -> &[u8] {
-        let line = self.line();
-        // SAFETY: offset + len <= capacity (the line's invariant), the frame is initialised and owned by this handle.
-        unsafe { std::slice::from_raw_parts(line.base.as_ptr().add(line.offset as usize), line.len as usize) }
+        // SAFETY: offset + len <= capacity (the handle's invariant), the frame is initialised and owned by this handle.
+        unsafe { std::slice::from_raw_parts(self.first(), self.len()) }
     }
 
     /// The packet's bytes, writable.
     #[inline]
     pub fn data_mut(&mut self) -> &mut [u8] {
-        let (start, len) = (self.line().offset as usize, self.line().len as usize);
-        self.range_mut(start, len)
+        self.range_mut(0, self.len())
     }
 
-    /// `len` bytes of the frame from byte `start`; the caller has checked that they end within the capacity.
+    /// `len` bytes from byte `start` of the packet; the caller has checked that they end within the capacity.
     #[inline]
     fn range_mut(&mut self, start: usize, len: usize) -> &mut [u8] {
-        debug_assert!(start + len <= self.line().capacity as usize);
+        debug_assert!(self.offset() + start + len <= self.capacity());
         // SAFETY: the range lies within the frame (checked by all callers), which is initialised and exclusively
         // borrowed through this handle.
-        unsafe { std::slice::from_raw_parts_mut(self.line().base.as_ptr().add(start), len) }
+        unsafe { std::slice::from_raw_parts_mut(self.first().add(start), len) }
     }
 
     /// Free bytes before the packet.
     #[inline]
     pub fn headroom(&self) -> usize {
-        self.line().offset as usize
+        self.offset()
     }
 
     /// Free bytes behind the packet.
     #[inline]
     pub fn tailroom(&self) -> usize {
-        let line = self.line();
-        (line.capacity - line.offset - line.len) as usize
+        self.capacity() - self.offset() - self.len()
     }
 
     /// Makes the packet longer by `n` bytes at its front and returns them; what they hold is unspecified.
@@ -145,11 +160,9 @@ impl PktBuf {
     #[inline]
     pub fn prepend(&mut self, n: usize) -> &mut [u8] {
         assert!(n <= self.headroom(), "prepend beyond the headroom");
-        let line = self.line_mut();
-        line.offset -= n as u32;
-        line.len += n as u32;
-        let start = line.offset as usize;
-        self.range_mut(start, n)
+        // Never carries from one half into the other: both stay within the frame.
+        self.place = self.place - n as u64 * OFFSET + n as u64;
+        self.range_mut(0, n)
     }
 
     /// Makes the packet longer by `n` bytes at its tail and returns them; what they hold is unspecified.
@@ -159,10 +172,9 @@ impl PktBuf {
     #[inline]
     pub fn append(&mut self, n: usize) -> &mut [u8] {
         assert!(n <= self.tailroom(), "append beyond the tailroom");
-        let line = self.line_mut();
-        let start = (line.offset + line.len) as usize;
-        line.len += n as u32;
-        self.range_mut(start, n)
+        let end = self.len();
+        self.place += n as u64;
+        self.range_mut(end, n)
     }
 
     /// Drops the first `n` bytes; they become headroom.
@@ -172,34 +184,28 @@ impl PktBuf {
     #[inline]
     pub fn trim_front(&mut self, n: usize) {
         assert!(n <= self.len(), "trim beyond the packet");
-        let line = self.line_mut();
-        line.offset += n as u32;
-        line.len -= n as u32;
+        self.place = self.place + n as u64 * OFFSET - n as u64;
     }
 
     /// Shortens the packet to `len` bytes at its tail; does nothing if it is not longer.
     #[inline]
     pub fn truncate(&mut self, len: usize) {
         if len < self.len() {
-            self.line_mut().len = len as u32;
+            self.write_len(len);
         }
     }
 
     /// Makes the packet empty, with the headroom and the addresses of a fresh frame.
     #[inline]
     pub fn reset(&mut self) {
-        let line = self.line_mut();
-        line.offset = HEADROOM as u32;
-        line.len = 0;
-        line.outer = Outer::NONE;
+        self.place = FRESH;
     }
 
     /// Everything from the packet's first byte to the end of the frame, for a port to read into; then
     /// [`set_len`](PktBuf::set_len) says how much of it is the packet.
     #[inline]
     pub fn spare_mut(&mut self) -> &mut [u8] {
-        let (start, end) = (self.line().offset as usize, self.line().capacity as usize);
-        self.range_mut(start, end - start)
+        self.range_mut(0, self.capacity() - self.offset())
     }
 
     /// Sets the packet's length, counted from its first byte; bytes beyond the old length are unspecified.
@@ -208,24 +214,35 @@ impl PktBuf {
     /// If that many bytes do not fit behind the packet's first byte.
     #[inline]
     pub fn set_len(&mut self, len: usize) {
-        let line = self.line_mut();
-        assert!(
-            len <= (line.capacity - line.offset) as usize,
-            "longer than the frame"
-        );
-        line.len = len as u32;
+        assert!(len <= self.capacity() - self.offset(), "longer than the frame");
+        self.write_len(len);
+    }
+
+    /// The caller has checked that the packet still ends within the capacity.
+    #[inline]
+    fn write_len(&mut self, len: usize) {
+        self.place = self.place & !(OFFSET - 1) | len as u64;
     }
 
     /// The outer addresses: where the packet came from, or where it goes.
     #[inline]
     pub fn outer(&self) -> &Outer {
-        &self.line().outer
+        match self.place & ADDRESSED {
+            0 => &Outer::NONE,
+            _ => &self.line().outer,
+        }
     }
 
     /// The outer addresses, writable.
     #[inline]
     pub fn outer_mut(&mut self) -> &mut Outer {
-        &mut self.line_mut().outer
+        // SAFETY: as in `line`, and the handle is borrowed exclusively.
+        let outer = unsafe { &mut self.line.as_mut().outer };
+        if self.place & ADDRESSED == 0 {
+            self.place |= ADDRESSED;
+            *outer = Outer::NONE;
+        }
+        outer
     }
 }
 

@@ -30,14 +30,28 @@ struct Free(NonNull<[u8; SLOT]>);
 // SAFETY: a free slot is plain memory that lives as long as the process.
 unsafe impl Send for Free {}
 
+/// Slabs that have their addresses and are locked, and take no memory yet.
+struct Ahead {
+    next: NonNull<u8>,
+    left: usize,
+}
+
+// SAFETY: nobody else has these addresses.
+unsafe impl Send for Ahead {}
+
 struct Slabs {
     free: Vec<Free>,
     slots: usize,
+    ahead: Ahead,
 }
 
 static SLABS: Mutex<Slabs> = Mutex::new(Slabs {
     free: Vec::new(),
     slots: 0,
+    ahead: Ahead {
+        next: NonNull::dangling(),
+        left: 0,
+    },
 });
 static REFUSED: AtomicBool = AtomicBool::new(false);
 
@@ -58,16 +72,13 @@ impl Slabs {
     }
 
     fn grow(&mut self) -> io::Result<()> {
-        if self.slots == 0 {
-            raise_lock_limit();
-        }
         // Room for every slot that exists, so that giving one back never allocates.
         let count = SLAB / SLOT;
         self.free.reserve(self.slots + count - self.free.len());
-        let slab = map::guarded(SLAB)?;
-        if !protect(slab) {
-            REFUSED.store(true, Ordering::Relaxed);
-        }
+        let slab = match self.ahead.take()? {
+            Some(slab) => slab,
+            None => lone_slab()?,
+        };
         self.slots += count;
         // SAFETY: a slab holds `count` slots.
         self.free.extend(
@@ -79,36 +90,64 @@ impl Slabs {
     }
 }
 
-/// Locks a slab, keeps it out of core dumps and out of forked children. True if it is locked.
-#[cfg(not(miri))]
-fn protect(slab: NonNull<u8>) -> bool {
-    map::advise(slab, SLAB, libc::MADV_DONTDUMP);
-    map::advise(slab, SLAB, libc::MADV_WIPEONFORK);
-    // SAFETY: the range is a mapping of ours; locking changes no bytes.
-    unsafe { libc::mlock(slab.as_ptr().cast(), SLAB) == 0 }
+impl Ahead {
+    /// The next slab, if there is one.
+    fn take(&mut self) -> io::Result<Option<NonNull<u8>>> {
+        if self.left == 0 {
+            return Ok(None);
+        }
+        let slab = self.next;
+        map::open(slab, SLAB)?;
+        self.left -= 1;
+        // SAFETY: within the mapping of `lock_ahead`, or at its last guard.
+        self.next = unsafe { slab.add(SLAB + map::page_size()) };
+        Ok(Some(slab))
+    }
 }
 
-#[cfg(miri)]
-fn protect(_: NonNull<u8>) -> bool {
+/// A slab by itself, between guards of its own.
+fn lone_slab() -> io::Result<NonNull<u8>> {
+    let slab = map::guarded(SLAB)?;
+    if !protect(slab, SLAB) {
+        REFUSED.store(true, Ordering::Relaxed);
+    }
+    Ok(slab)
+}
+
+/// Locks slabs, keeps them out of core dumps and out of forked children. True if they are locked.
+fn protect(start: NonNull<u8>, len: usize) -> bool {
+    map::never_copied(start, len);
+    map::lock(start, len)
+}
+
+/// Has room for `count` secrets locked before there are any, within the limit on locked memory (RLIMIT_MEMLOCK) or by the right to exceed it (CAP_IPC_LOCK): for
+/// use before other memory is locked and before privileges are dropped. What is not used takes no memory. False if so much cannot be locked; then secrets get
+/// their memory one slab at a time, each locked as long as there is room.
+pub fn lock_secrets_ahead(count: usize) -> bool {
+    let mut slabs = slabs();
+    let missing = count.saturating_sub(slabs.free.len());
+    let wanted = missing.div_ceil(SLAB / SLOT);
+    if wanted <= slabs.ahead.left {
+        return true;
+    }
+    let guard = map::page_size();
+    let Ok(start) = map::closed(wanted * (SLAB + guard) + guard) else {
+        return false;
+    };
+    let len = wanted * (SLAB + guard) + guard;
+    if !protect(start, len) {
+        map::unmap(start, len);
+        return false;
+    }
+    // SAFETY: the mapping begins with a guard.
+    let next = unsafe { start.add(guard) };
+    slabs.ahead = Ahead { next, left: wanted };
     true
 }
 
-/// Raises the soft limit on locked memory to the hard one; a refusal shows when locking fails.
-fn raise_lock_limit() {
-    #[cfg(not(miri))]
-    {
-        let mut limit = libc::rlimit {
-            rlim_cur: 0,
-            rlim_max: 0,
-        };
-        // SAFETY: both calls get a valid pointer to a limit that lives until they return.
-        unsafe {
-            if libc::getrlimit(libc::RLIMIT_MEMLOCK, &mut limit) == 0 && limit.rlim_cur < limit.rlim_max {
-                limit.rlim_cur = limit.rlim_max;
-                libc::setrlimit(libc::RLIMIT_MEMLOCK, &limit);
-            }
-        }
-    }
+/// Bytes that `count` secrets have locked, with what they take beside.
+pub fn secrets_len(count: usize) -> usize {
+    count.div_ceil(SLAB / SLOT) * (SLAB + map::page_size())
 }
 
 /// False if the system refused to lock the memory of secrets, so that they could be written to swap space. The first call

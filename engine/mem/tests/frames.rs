@@ -135,6 +135,33 @@ fn fresh_frame_remembers_nothing() {
 }
 
 #[test]
+fn addresses_are_the_packets_and_stay_with_it() {
+    let mut cache = FrameCache::new(arena(1, 1));
+    for len in [100, JUMBO_MAX] {
+        let mut pkt = cache.alloc_for(len).expect("a frame");
+        let outer = Outer::new("192.0.2.1:1".parse().expect("address"));
+        *pkt.outer_mut() = outer;
+        pkt.append(len);
+        pkt.trim_front(100);
+        pkt.prepend(HEADROOM + 100);
+        pkt.truncate(7);
+        pkt.set_len(9);
+        assert_eq!((pkt.headroom(), pkt.len(), *pkt.outer()), (0, 9, outer));
+        pkt.outer_mut().set_tos(3);
+        assert!(pkt.outer().same_path(&outer) && pkt.outer().tos() == 3);
+        pkt.reset();
+        assert_eq!(
+            (pkt.headroom(), pkt.len(), *pkt.outer()),
+            (HEADROOM, 0, Outer::NONE)
+        );
+        // What an earlier packet left is not an address of this one.
+        pkt.outer_mut().set_tos(1);
+        assert_eq!(pkt.outer().remote(), None);
+        cache.free(pkt);
+    }
+}
+
+#[test]
 fn frame_of_another_arena_goes_home() {
     let (here, there) = (arena(4, 1), arena(2, 1));
     let (mut cache, mut other) = (FrameCache::new(here), FrameCache::new(there));

@@ -7,7 +7,9 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::{Barrier, Mutex, MutexGuard, PoisonError};
 
-use patronus_mem::{Secret, reserve_secrets, secrets_locked, wipe_stack};
+use patronus_mem::{
+    Arena, ArenaConfig, Secret, lock_secrets_ahead, reserve_secrets, secrets_len, secrets_locked, wipe_stack,
+};
 
 /// Tests that look at a slot after its secret is gone must not share the slots with other tests.
 fn alone() -> MutexGuard<'static, ()> {
@@ -132,42 +134,103 @@ fn c75_a_forked_child_reads_zeros() {
     assert_eq!(*secret, [9; 32]);
 }
 
-/// Where the next test runs itself again with no right to lock memory.
-const REFUSED: &str = "PATRONUS_TEST_LOCK_REFUSED";
+/// Set where a test runs itself again with a limit of its own on locked memory.
+const AGAIN: &str = "PATRONUS_TEST_LIMITED";
 
-#[test]
-fn c75_refused_lock_is_said_and_survived() {
-    if std::env::var_os(REFUSED).is_some() {
-        reserve_secrets(5000);
-        let secret = Secret::new(&mut [5; 32]);
-        assert_eq!(*secret, [5; 32]);
-        assert!(!secrets_locked());
-        return;
-    }
+fn is_limited() -> bool {
+    std::env::var_os(AGAIN).is_some()
+}
+
+/// Runs a test again in a process that may lock so many bytes and has no right to lock more.
+fn run_limited(test: &str, bytes: u64) {
     let mut command = Command::new(std::env::current_exe().expect("own path"));
-    command
-        .args(["--exact", "c75_refused_lock_is_said_and_survived"])
-        .env(REFUSED, "1");
+    command.args(["--exact", test]).env(AGAIN, "1");
     // SAFETY: only system calls between fork and exec.
     unsafe {
-        command.pre_exec(|| {
-            let none = libc::rlimit {
-                rlim_cur: 0,
-                rlim_max: 0,
+        command.pre_exec(move || {
+            let limit = libc::rlimit {
+                rlim_cur: bytes,
+                rlim_max: bytes,
             };
-            libc::setrlimit(libc::RLIMIT_MEMLOCK, &none);
+            libc::setrlimit(libc::RLIMIT_MEMLOCK, &limit);
             // CAP_IPC_LOCK, number 14, would overrule the limit; without the right to drop it we do not have it.
             libc::prctl(libc::PR_CAPBSET_DROP, 14, 0, 0, 0);
             Ok(())
         });
     }
     let output = command.output().expect("run itself");
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stdout)
-    );
-    assert!(String::from_utf8_lossy(&output.stdout).contains("1 passed"));
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("1 passed"), "{said}");
+}
+
+#[test]
+fn c75_refused_lock_is_said_and_survived() {
+    if !is_limited() {
+        return run_limited("c75_refused_lock_is_said_and_survived", 0);
+    }
+    assert!(!lock_secrets_ahead(5000));
+    reserve_secrets(5000);
+    let secret = Secret::new(&mut [5; 32]);
+    assert_eq!(*secret, [5; 32]);
+    assert!(!secrets_locked());
+}
+
+const SECRETS: usize = 5000;
+
+fn small_arena() -> &'static Arena {
+    let config = ArenaConfig {
+        frames: 300,
+        jumbo_frames: 4,
+    };
+    Arena::new(&config).expect("memory for packets")
+}
+
+/// So many secrets are made one by one after everything else was locked, and all are locked.
+fn make_secrets() {
+    let secrets: Vec<_> = (0..SECRETS).map(|n| Secret::new(&mut [n as u8; 32])).collect();
+    assert!(secrets_locked());
+    let all = mappings();
+    for secret in &secrets {
+        let at = secret.as_ptr() as usize;
+        let slab = all.iter().find(|m| (m.start..m.end).contains(&at));
+        assert!(slab.expect("a mapping").flags.contains(" lo "));
+    }
+}
+
+#[test]
+fn c75_keys_have_their_room_before_packets_take_the_rest() {
+    let name = "c75_keys_have_their_room_before_packets_take_the_rest";
+    if !is_limited() {
+        // For the keys and not for the packets beside them.
+        let keys = secrets_len(SECRETS) as u64;
+        return run_limited(name, keys + small_arena().lockable_len() as u64 - 4096);
+    }
+    let arena = small_arena();
+    assert!(lock_secrets_ahead(SECRETS));
+    assert!(arena.is_huge() || !arena.lock());
+    make_secrets();
+}
+
+#[test]
+fn c75_keys_and_packets_are_locked_where_both_have_room() {
+    let name = "c75_keys_and_packets_are_locked_where_both_have_room";
+    if !is_limited() {
+        let keys = secrets_len(SECRETS) as u64;
+        return run_limited(name, keys + small_arena().lockable_len() as u64 + 3 * 4096);
+    }
+    assert!(lock_secrets_ahead(SECRETS) && lock_secrets_ahead(SECRETS));
+    assert!(small_arena().lock());
+    make_secrets();
+}
+
+#[test]
+fn c75_keys_that_have_no_room_ahead_are_locked_as_they_come() {
+    let name = "c75_keys_that_have_no_room_ahead_are_locked_as_they_come";
+    if !is_limited() {
+        return run_limited(name, secrets_len(SECRETS) as u64);
+    }
+    assert!(!lock_secrets_ahead(100 * SECRETS));
+    make_secrets();
 }
 
 #[test]

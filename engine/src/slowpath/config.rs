@@ -64,10 +64,8 @@ impl UapiDevice for SlowPath {
                 let _ = writeln!(out, "{name}.last-handshake={last}");
             }
         }
-        for (name, counters) in self.tun_counters.iter().chain(self.link_counters()) {
-            for (counter, value) in counters.named() {
-                let _ = writeln!(out, "{name}.{counter}={value}");
-            }
+        for (name, counter, value) in self.counters.totals() {
+            let _ = writeln!(out, "{name}.{counter}={value}");
         }
     }
 
@@ -82,6 +80,8 @@ impl UapiDevice for SlowPath {
             _ => self.udp.port = request.listen_port.unwrap_or(self.udp.port),
         }
         self.core.apply(request);
+        // Other peers: they may be where a link leads.
+        self.follow_routes();
         Ok(())
     }
 }

@@ -28,7 +28,7 @@ use self::ways::Link;
 pub use self::ways::Sockets;
 use super::Workers;
 use crate::allowedips::AllowedIpsConfig;
-use crate::channel::{Command, HandshakeMessage, Notice, ToSlowPath};
+use crate::channel::{Command, Families, HandshakeMessage, Notice, ToSlowPath};
 use crate::clock::Clock;
 use crate::log::Log;
 
@@ -68,6 +68,8 @@ pub struct Core<S> {
     max_peers: usize,
     /// None where a link has no sockets.
     links: Vec<Option<Link<S>>>,
+    /// What each link has routes for, whether it has sockets or not.
+    sends: Vec<Families>,
     peers: Vec<Option<Peer>>,
     remotes: Remotes,
     allowed_ips: AllowedIpsConfig,
@@ -96,6 +98,7 @@ impl<S: Sockets> Core<S> {
             log: parts.log,
             max_peers: parts.max_peers,
             links: (0..parts.links).map(|_| None).collect(),
+            sends: vec![Families::BOTH; parts.links],
             peers: Vec::new(),
             remotes: Remotes::new(parts.links),
             allowed_ips: AllowedIpsConfig::new(),
@@ -137,6 +140,11 @@ impl<S: Sockets> Core<S> {
     /// Every worker is told that.
     pub fn tell_all(&mut self, command: impl FnMut() -> Command) {
         self.workers.tell_all(command);
+    }
+
+    /// Every worker is told something of its own.
+    pub fn tell_each(&mut self, command: impl FnMut(usize) -> Command) {
+        self.workers.each(command);
     }
 
     /// Moves commands that wait into the workers' queues and wakes whom they concern. False if some still wait.
@@ -186,7 +194,9 @@ impl<S: Sockets> Core<S> {
             }
             Notice::Routes(routes) => drop(routes),
             Notice::Lanes(lanes) => drop(lanes),
-            Notice::Wan(_) | Notice::LanGone(..) | Notice::Failed(_) => return Some(notice),
+            Notice::Wan(_) | Notice::Lan(_) | Notice::LanGone(..) | Notice::Failed(_) => {
+                return Some(notice);
+            }
         }
         None
     }

@@ -1,63 +1,177 @@
-//! What becomes of the interfaces of Ethernet LANs: said once, by name.
+//! The interfaces of Ethernet LANs: taken at the start or as soon as they are there, given up when they vanish, and taken again. Each event is said once, by name.
 //!
-//! A port of an interface that is down goes on by itself when that is up again. One whose interface has been deleted is lost: to take it
-//! again, also under the same name, takes rights that the process has given up.
+//! A port of an interface that is down goes on by itself when that is up again. One whose interface has been deleted is lost; what comes later under the same
+//! name is another interface, which the [keeper](crate::keeper) takes.
 
+use std::sync::Arc;
+
+use patronus_crypto::Time;
 use patronus_io::netlink::{AddressEvent, Interface};
+use patronus_mem::Arena;
 
 use super::SlowPath;
+use super::opening::Retry;
+use crate::channel::Command;
+use crate::keeper::{Guard, LanPorts, Place, Taken};
+use crate::lans::{EthernetConfig, PortChoice, say_how};
 use crate::log::Log;
 use crate::plan::Lan;
+use crate::worker::LanPort;
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum State {
-    Running,
-    Down,
-    Gone,
-}
+/// What routes know of an interface that is not there. Nothing is sent by it.
+const ABSENT: Lan = Lan {
+    mac: Some([0; 6]),
+    mtu: 1500,
+};
 
-/// The interface of an Ethernet LAN.
-pub struct LanWatch {
-    name: String,
+/// What there is of an interface that was taken.
+struct Open {
     ifindex: u32,
-    state: State,
+    lan: Lan,
+    /// By worker, until the workers have them.
+    ports: LanPorts,
+    /// That it does not run has been said.
+    down: bool,
+    _guard: Guard,
 }
 
-impl LanWatch {
-    /// The interface runs.
-    pub fn new(name: String, ifindex: u32) -> LanWatch {
-        LanWatch {
-            name,
-            ifindex,
-            state: State::Running,
+/// An Ethernet LAN.
+pub struct EthernetLan {
+    config: EthernetConfig,
+    /// None while its interface is not there.
+    open: Option<Open>,
+    pub(super) retry: Retry,
+    /// That it was lost has been said.
+    missed: bool,
+}
+
+impl EthernetLan {
+    /// One that has no interface yet.
+    pub fn new(config: EthernetConfig) -> EthernetLan {
+        EthernetLan {
+            config,
+            open: None,
+            retry: Retry::default(),
+            missed: false,
         }
     }
 
-    /// The port cannot be used any more, for this reason.
-    pub(super) fn gone(&mut self, why: &str, log: &Log) {
-        if std::mem::replace(&mut self.state, State::Gone) != State::Gone {
-            log.error(format_args!(
-                "LAN {} cannot be used any more: {why}; the rest goes on, and a restart of the engine takes it again",
-                self.name
+    /// Its interface's number, if that is there.
+    pub fn ifindex(&self) -> Option<u32> {
+        self.open.as_ref().map(|open| open.ifindex)
+    }
+
+    /// What routes have to know of it.
+    pub fn lan(&self) -> Lan {
+        self.open.as_ref().map_or(ABSENT, |open| open.lan)
+    }
+
+    /// Its interface was taken: opens the ports. An error is why that cannot be, and what to ask instead, if there is something.
+    pub(super) fn open(
+        &mut self,
+        place: Place,
+        taken: Taken,
+        arena: &'static Arena,
+        log: &Log,
+    ) -> Result<(), (String, Option<Place>)> {
+        let (ifindex, lan, mode) = (taken.ifindex, taken.lan, taken.mode());
+        let (guard, ports) = taken.into_lan(arena).map_err(|error| {
+            let instead = match (place, self.config.port) {
+                (Place::Lan(at), PortChoice::Any) => Some(Place::LanByPackets(at)),
+                _ => None,
+            };
+            let name = &self.config.interface;
+            (
+                format!("LAN interface {name}: cannot use a queue: {error}"),
+                instead,
+            )
+        })?;
+        if let Some(mode) = mode {
+            say_how(log, "LAN", &self.config.interface, mode, ports.len());
+        }
+        self.open = Some(Open {
+            ifindex,
+            lan,
+            ports,
+            down: false,
+            _guard: guard,
+        });
+        self.retry.done();
+        Ok(())
+    }
+
+    /// Says why it is used in another way than first tried.
+    pub(super) fn say_instead(&mut self, why: &str, log: &Log) {
+        if self.retry.is_news(why) {
+            log.notice(format_args!(
+                "LAN {} is used through packet sockets (af_packet), because AF_XDP cannot be had: {why}",
+                self.config.interface
             ));
         }
     }
 
-    fn is(&mut self, now: Interface, log: &Log) {
-        let name = &self.name;
-        match (self.state, now.running) {
-            (State::Running, false) => {
-                self.state = State::Down;
-                log.error(format_args!(
-                    "LAN {name} is down or has no carrier; it is used again as soon as it runs"
-                ));
-            }
-            (State::Down, true) => {
-                self.state = State::Running;
-                log.notice(format_args!("LAN {name} runs again"));
-            }
-            (State::Running | State::Down | State::Gone, _) => {}
+    pub(super) fn say_missing(&mut self, log: &Log) {
+        if !std::mem::replace(&mut self.missed, true) {
+            log.error(format_args!(
+                "LAN {} does not run: there is no such interface, or it is down or has no carrier; it is used as soon as it does",
+                self.config.interface
+            ));
         }
+    }
+
+    pub(super) fn say_refused(&mut self, why: &str, log: &Log) {
+        if self.retry.is_news(why) {
+            log.error(format_args!("{why}; it is tried again"));
+        }
+    }
+
+    pub(super) fn say_behind(&self, why: &str, log: &Log) {
+        log.error(format_args!(
+            "LAN {}: the host's addresses there have changed, and what is for them may not reach the host: {why}",
+            self.config.interface
+        ));
+    }
+
+    /// The counters of its ports, by worker, by name.
+    pub(super) fn counters(&self) -> impl Iterator<Item = (String, Arc<patronus_io::PortCounters>)> {
+        let ports = self.open.iter().flat_map(|open| &open.ports).enumerate();
+        let name = &self.config.interface;
+        ports.map(move |(at, port)| (format!("{name}.queue{at}"), Arc::clone(port.counters())))
+    }
+
+    /// Lets go of the interface, which cannot be used any more for this reason. False if there was none.
+    fn lose(&mut self, why: &str, log: &Log) -> bool {
+        if self.open.take().is_none() {
+            return false;
+        }
+        self.retry.now();
+        self.missed = true;
+        log.error(format_args!(
+            "LAN {} cannot be used any more: {why}; the rest goes on, and it is used again as soon as it is there",
+            self.config.interface
+        ));
+        true
+    }
+
+    /// Its interface is like this now.
+    fn is(&mut self, now: Interface, log: &Log) {
+        let (name, Some(open)) = (&self.config.interface, &mut self.open) else {
+            return;
+        };
+        if now.mac.is_some() {
+            open.lan = Lan {
+                mac: now.mac,
+                mtu: now.mtu.min(u16::MAX.into()) as u16,
+            };
+        }
+        match (open.down, now.running) {
+            (false, false) => log.error(format_args!(
+                "LAN {name} is down or has no carrier; it is used again as soon as it runs"
+            )),
+            (true, true) => log.notice(format_args!("LAN {name} runs again")),
+            (true, false) | (false, true) => {}
+        }
+        open.down = !now.running;
     }
 }
 
@@ -70,21 +184,96 @@ impl SlowPath {
                 AddressEvent::Gone(ifindex) => (*ifindex, None),
                 AddressEvent::Added(_) | AddressEvent::Removed(_) => continue,
             };
-            let mut lans = self.lans.iter_mut().zip(1u16..);
-            let Some((lan, at)) = lans.find(|(lan, _)| lan.ifindex == ifindex) else {
-                continue;
-            };
-            match now {
-                None => lan.gone("its interface is not there any more", self.core.log()),
-                Some(now) => lan.is(now, self.core.log()),
-            }
-            if let (Some(now), Some(routing)) = (now, &mut self.routing) {
-                let mtu = now.mtu.min(u16::MAX.into()) as u16;
-                let mac = now.mac;
-                if mac.is_some() {
-                    routing.builder.set_lan(at, Lan { mac, mtu });
+            let at = self.lans.iter().position(|lan| lan.ifindex() == Some(ifindex));
+            match (at, now) {
+                (Some(at), None) => self.lose_lan(at, "its interface is not there any more"),
+                (Some(at), Some(now)) => {
+                    let lan = &mut self.lans[at];
+                    lan.is(now, self.core.log());
+                    let lan = lan.lan();
+                    if let Some(routing) = &mut self.routing {
+                        routing.builder.set_lan(at as u16 + 1, lan);
+                    }
                 }
+                // It may be one that is waited for.
+                (None, Some(_)) => self.lans.iter_mut().for_each(|lan| lan.retry.soon()),
+                (None, None) => {}
             }
         }
+    }
+
+    /// The interface of a LAN cannot be used any more: nobody is reached by it until it is there again.
+    pub(super) fn lose_lan(&mut self, at: usize, why: &str) {
+        let log = self.core.log();
+        if self.lans.get_mut(at).is_none_or(|lan| !lan.lose(why, log)) {
+            return;
+        }
+        self.core.tell_all(|| Command::Lan(at + 1, None));
+        self.move_neighbours(at, None);
+    }
+
+    /// Gives the workers the ports of a LAN whose interface was taken.
+    pub(super) fn begin_lan(&mut self, at: usize) {
+        let lan = &mut self.lans[at];
+        self.counters.add_all(lan.counters());
+        let Some(open) = &mut lan.open else { return };
+        let mut ports = std::mem::take(&mut open.ports).into_iter();
+        let (ifindex, now) = (open.ifindex, open.lan);
+        self.core.tell_each(|_| {
+            let port = ports.next();
+            Command::Lan(at + 1, port.map(|port| LanPort { port, ethernet: true }))
+        });
+        if let Some(routing) = &mut self.routing {
+            routing.builder.set_lan(at as u16 + 1, now);
+        }
+        self.move_neighbours(at, Some(ifindex));
+        let lan = &mut self.lans[at];
+        if std::mem::take(&mut lan.missed) {
+            let log = self.core.log();
+            log.notice(format_args!("LAN {} is there", lan.config.interface));
+        }
+    }
+
+    /// Neighbours of a LAN are looked for on this interface from now on.
+    fn move_neighbours(&mut self, at: usize, ifindex: Option<u32>) {
+        let lan = at as u16 + 1;
+        if let (Some(routing), Some(all)) = (&mut self.routing, &mut self.neighbourhood) {
+            all.set_interface(lan, ifindex, &mut routing.builder);
+        }
+        self.place_fixed();
+    }
+
+    /// Tells the builder where the neighbours are that the file names: nowhere, while their LAN is not there.
+    pub(super) fn place_fixed(&mut self) {
+        let (Some(routing), Some(site)) = (&mut self.routing, &self.site) else {
+            return;
+        };
+        for (lan, address, mac) in site.neighbours() {
+            let is_there = self
+                .lans
+                .get(usize::from(lan).wrapping_sub(1))
+                .is_some_and(|lan| lan.open.is_some());
+            routing
+                .builder
+                .set_neighbour(lan, address, is_there.then_some(mac));
+        }
+    }
+
+    /// Asks for the LANs that are not there, as often as that makes sense. When the next one is due.
+    pub(super) fn ask_for_lans(&mut self, now: Time) -> Option<Time> {
+        let Some(keeper) = &self.keeper else { return None };
+        let mut next = None;
+        let missing = self
+            .lans
+            .iter_mut()
+            .zip(0u8..)
+            .filter(|(lan, _)| lan.open.is_none());
+        for (lan, at) in missing {
+            if lan.retry.is_due(now) {
+                keeper.ask(Place::Lan(at));
+            }
+            next = lan.retry.next().into_iter().chain(next).min();
+        }
+        next
     }
 }

@@ -51,7 +51,7 @@ struct Known {
 /// All neighbours of the engine's LANs.
 pub struct Neighbourhood {
     kernel: Neighbours,
-    /// The interface of each LAN port; none of the TUN.
+    /// The interface of each LAN port; none of the TUN, and while there is none.
     interfaces: Vec<Option<u32>>,
     /// Those that the file says are not asked for.
     fixed: HashSet<Place>,
@@ -64,7 +64,7 @@ pub struct Neighbourhood {
 }
 
 impl Neighbourhood {
-    /// Nobody is wanted yet. `interfaces` are the numbers of the LAN ports' interfaces, by place; none for the TUN.
+    /// Nobody is wanted yet. `interfaces` are the numbers of the LAN ports' interfaces, by place; none for the TUN, and where there is none yet.
     pub fn new(interfaces: Vec<Option<u32>>) -> io::Result<Neighbourhood> {
         Ok(Neighbourhood {
             kernel: Neighbours::new()?,
@@ -82,6 +82,21 @@ impl Neighbourhood {
     pub fn interfaces(&self) -> impl Iterator<Item = (u16, u32)> {
         let places = (0u16..).zip(&self.interfaces);
         places.filter_map(|(lan, ifindex)| Some((lan, (*ifindex)?)))
+    }
+
+    /// A LAN port has this interface from now on; none: it has lost it. Whoever was found there before has to be found again.
+    pub(super) fn set_interface(&mut self, lan: u16, ifindex: Option<u32>, builder: &mut Builder) {
+        let Some(interface) = self.interfaces.get_mut(usize::from(lan)) else {
+            return;
+        };
+        *interface = ifindex;
+        self.known.retain(|place, _| place.0 != lan);
+        self.changed = true;
+        for place in self.next_hops.iter().filter(|place| place.0 == lan) {
+            builder.set_neighbour(place.0, place.1, None);
+        }
+        // At once: what waits for them is waiting.
+        self.look_at = None;
     }
 
     /// These are where the file says.

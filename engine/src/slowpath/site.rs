@@ -124,9 +124,6 @@ impl SlowPath {
                     routing.builder.set_neighbour(lan, address, None);
                 }
             }
-            for (lan, address, mac) in neighbours {
-                routing.builder.set_neighbour(lan, address, Some(mac));
-            }
         }
         self.want_routes();
         for at in (0..site.told().peers.len()).filter(|at| site.told().peers[*at].is_remote) {
@@ -135,6 +132,7 @@ impl SlowPath {
             }
         }
         self.site = Some(site);
+        self.place_fixed();
         self.describe_links();
         Ok(changes)
     }

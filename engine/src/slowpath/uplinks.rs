@@ -6,36 +6,59 @@
 //! What that means for peers and sessions is the core's ([`Core`](super::Core)).
 
 use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
+use patronus_crypto::{PeerId, Time};
 use patronus_io::netlink::Addresses;
 use patronus_io::udp::{UdpConfig, UdpSender, UdpSockets};
 use patronus_io::xdp::{BorrowedQueue, Link, QueuePlace, WayFinder, Ways, XdpUdpPort, ways};
 use patronus_io::{Port, PortCounters};
-use patronus_mem::Outer;
-
+use patronus_mem::{Arena, Outer};
 use rustix::fd::BorrowedFd;
 
 use super::SlowPath;
 use super::core::Sockets;
+use super::opening::Retry;
+use crate::channel::Families;
 use crate::clock;
+use crate::keeper::{Place, Said, Taken};
+use crate::lans::say_how;
+use crate::log::Log;
 use crate::wans::XdpLink;
+
+/// Somebody on the internet: addresses of documentation (RFC 5737, RFC 3849), to which default routes lead.
+const ANYBODY_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+const ANYBODY_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
+
+/// Peers that are asked for where there is no default route.
+const PEERS_ASKED_FOR: usize = 64;
 
 /// One WAN link, or the place of the sockets that are on none.
 pub struct Uplink {
     /// Its interface; `None`: wherever the host's routes lead.
     interface: Option<String>,
-    /// Its program and queues, if its datagrams pass by the kernel's network stack.
-    xdp: Option<XdpLink>,
+    /// What makes its datagrams pass by the kernel's network stack, if they are to.
+    taking: Option<Taking>,
     /// That the interface does not run has been said.
     told: bool,
+    /// It has no route to any peer, as was said.
+    is_dead_end: bool,
+}
+
+/// A link that is to have AF_XDP.
+struct Taking {
+    place: Place,
+    /// Its program and queues; none while its interface cannot be taken. They may be on an interface that is not there any more.
+    link: Option<XdpLink>,
+    retry: Retry,
 }
 
 /// The sockets of a link. There while the interface runs and the UDP port could be had.
 pub(super) struct LinkSockets {
     sockets: UdpSockets,
     sender: UdpSender,
-    /// Of each worker's port, by name.
+    /// Of each worker's newest port, by name.
     counters: Vec<(String, Arc<PortCounters>)>,
     /// In front of those names.
     prefix: String,
@@ -91,28 +114,75 @@ impl Sockets for LinkSockets {
     }
 }
 
-/// The places for the sockets on these interfaces; a single place for those on none if there are none. `xdp` has the place of each interface
-/// with queues, and those.
-pub fn uplinks(interfaces: &[String], xdp: Vec<(usize, XdpLink)>) -> Vec<Uplink> {
+/// The places for the sockets on these interfaces; a single place for those on none if there are none. `xdp` are those of them that are to
+/// have AF_XDP.
+pub fn uplinks(interfaces: &[String], xdp: &[String]) -> Vec<Uplink> {
     let place = |interface| Uplink {
         interface,
-        xdp: None,
+        taking: None,
         told: false,
+        is_dead_end: false,
     };
     if interfaces.is_empty() {
         return vec![place(None)];
     }
     let mut places: Vec<Uplink> = interfaces.iter().cloned().map(Some).map(place).collect();
-    for (at, link) in xdp {
-        places[at].xdp = Some(link);
+    let taken = places.iter_mut().filter(|uplink| {
+        let interface = uplink.interface.as_ref();
+        interface.is_some_and(|interface| xdp.contains(interface))
+    });
+    for (uplink, at) in taken.zip(0..) {
+        uplink.taking = Some(Taking {
+            place: Place::Link(at),
+            link: None,
+            retry: Retry::default(),
+        });
     }
     places
 }
 
 impl Uplink {
+    /// What the keeper knows it by, if it is to have AF_XDP.
+    pub(super) fn place(&self) -> Option<Place> {
+        self.taking.as_ref().map(|taking| taking.place)
+    }
+
+    /// Its interface was taken.
+    pub(super) fn take(&mut self, taken: Taken, arena: &'static Arena, log: &Log) {
+        let Some(taking) = &mut self.taking else { return };
+        // The one before is on an interface that is gone.
+        taking.link = None;
+        let mode = taken.mode();
+        match taken.into_link(arena) {
+            Ok(link) => {
+                if let (Some(name), Some(mode)) = (&self.interface, mode) {
+                    say_how(log, "link", name, mode, link.queues.len());
+                }
+                taking.link = Some(link);
+                taking.retry.now();
+            }
+            Err(error) => self.say_refused(&format!("cannot use a queue: {error}"), log),
+        }
+    }
+
+    /// Says that it works by its UDP socket, and why.
+    pub(super) fn say_refused(&mut self, why: &str, log: &Log) {
+        if let (Some(taking), Some(name)) = (&mut self.taking, &self.interface)
+            && taking.retry.is_news(why)
+        {
+            log.error(format_args!(
+                "link {name} works by its UDP socket, not by AF_XDP: {why}"
+            ));
+        }
+    }
+
+    fn xdp(&self) -> Option<&XdpLink> {
+        self.taking.as_ref().and_then(|taking| taking.link.as_ref())
+    }
+
     /// Where frames leave, if the interface is the one that the queues are on.
     fn link(&self, ifindex: u32, addresses: &Addresses, udp: &UdpConfig) -> Option<Link> {
-        let xdp = self.xdp.as_ref().filter(|xdp| xdp.ifindex == ifindex)?;
+        let xdp = self.xdp().filter(|xdp| xdp.ifindex == ifindex)?;
         let interface = addresses.interface(xdp.ifindex)?;
         Some(Link {
             ifindex,
@@ -125,7 +195,7 @@ impl Uplink {
 
     /// The queues for new ports: all of them, or none while some worker still has one.
     fn by_queue(&self, link: Link) -> Option<ByQueue> {
-        let xdp = self.xdp.as_ref()?;
+        let xdp = self.xdp()?;
         let all = xdp.queues.iter().all(QueuePlace::is_full);
         all.then(|| ByQueue::new(link, &xdp.queues)).flatten()
     }
@@ -199,7 +269,6 @@ impl SlowPath {
     /// Gives every worker its share of a link's new sockets. The old ones are closed once every worker has let go of them.
     pub(super) fn use_sockets(&mut self, at: usize, ifindex: u32, sockets: UdpSockets) {
         self.udp.port = sockets.port();
-        self.tell_other_interface(at, ifindex);
         let uplink = &mut self.uplinks[at];
         uplink.told = false;
         let sockets = LinkSockets {
@@ -213,22 +282,12 @@ impl SlowPath {
             xdp: None,
         };
         self.core.open_link(at, ifindex, sockets);
+        self.note_counters(at);
+        let uplink = &self.uplinks[at];
         if let Some(interface) = &uplink.interface {
             self.core.log().verbose(format_args!("link {interface} is there"));
         }
         self.take_by_queue();
-    }
-
-    /// Says that a link's queues are on an interface that is gone.
-    fn tell_other_interface(&self, at: usize, ifindex: u32) {
-        let uplink = &self.uplinks[at];
-        if let (Some(name), Some(xdp)) = (&uplink.interface, &uplink.xdp)
-            && xdp.ifindex != ifindex
-        {
-            self.core.log().error(format_args!(
-                "link {name} works by its UDP socket, not by AF_XDP: it is another interface than at the start; start the engine again"
-            ));
-        }
     }
 
     /// Gives the workers AF_XDP ports for the links whose queues are all free. Until then, and that is after every change of the UDP port,
@@ -248,8 +307,13 @@ impl SlowPath {
             };
             sockets.xdp = uplink.by_queue(link);
             if sockets.xdp.is_some() {
-                sockets.counters.clear();
                 self.core.renew_ports(at);
+                self.counters.add_all(
+                    self.core
+                        .sockets_mut(at)
+                        .into_iter()
+                        .flat_map(|s| s.counters.drain(..)),
+                );
             }
         }
         self.name_links();
@@ -259,7 +323,7 @@ impl SlowPath {
     pub(super) fn name_links(&mut self) {
         let Some(addresses) = &self.addresses else { return };
         for (at, uplink) in self.uplinks.iter().enumerate() {
-            let Some(xdp) = &uplink.xdp else { continue };
+            let Some(xdp) = uplink.xdp() else { continue };
             let link = uplink.link(xdp.ifindex, addresses, &self.udp);
             let by_queue = self.core.sockets_mut(at).and_then(|sockets| sockets.xdp.as_mut());
             let (Some(by_queue), Some(link)) = (by_queue, link) else {
@@ -280,7 +344,7 @@ impl SlowPath {
 
     /// Closes the sockets of a link, if it has any; its program leaves everything to the host.
     pub(super) fn close_link(&mut self, at: usize) {
-        if let Some(xdp) = &self.uplinks[at].xdp {
+        if let Some(xdp) = self.uplinks[at].xdp() {
             xdp.names.clear();
         }
         self.core.close_link(at);
@@ -313,9 +377,107 @@ impl SlowPath {
             .try_for_each(|link| link.sockets.set_fwmark(mark))
     }
 
-    /// The counters of every link's sockets, by name.
-    pub(super) fn link_counters(&self) -> impl Iterator<Item = &(String, Arc<PortCounters>)> {
-        self.core.sockets().flat_map(|link| &link.counters)
+    /// Looks which links have routes to send by, and says once which have none for any peer that is known.
+    pub(super) fn follow_routes(&mut self) {
+        if !self.has_links() {
+            return;
+        }
+        let known = self.core.peers().filter_map(|(_, peer)| peer.endpoint.remote());
+        let known: Vec<IpAddr> = known.map(|remote| remote.ip()).take(PEERS_ASKED_FOR).collect();
+        for at in 0..self.uplinks.len() {
+            let Some(ifindex) = self.core.ifindex(at) else {
+                continue;
+            };
+            let leads = |v6: bool, default: IpAddr| {
+                let peers = known.iter().copied().filter(|ip| ip.is_ipv6() == v6);
+                let mut all = std::iter::once(default).chain(peers);
+                // Who cannot be asked has not said that there is none.
+                all.any(|ip| self.routes.leads_to(ip, ifindex, self.udp.fwmark).unwrap_or(true))
+            };
+            let families = Families {
+                v4: leads(false, ANYBODY_V4.into()),
+                v6: leads(true, ANYBODY_V6.into()),
+            };
+            self.core.set_sends(at, families);
+            let is_dead_end = families == Families::NONE && !known.is_empty();
+            self.tell_dead_end(at, is_dead_end);
+        }
+    }
+
+    fn tell_dead_end(&mut self, at: usize, is_dead_end: bool) {
+        let uplink = &mut self.uplinks[at];
+        let before = std::mem::replace(&mut uplink.is_dead_end, is_dead_end);
+        if let (Some(name), false, true) = (&uplink.interface, before, is_dead_end) {
+            self.core.log().error(format_args!(
+                "link {name} has a carrier and no route to any peer: nothing is sent there by choice until it has one"
+            ));
+        }
+    }
+
+    /// If a link has no route to a peer that was heard there, and another one has, the peer goes over to that. True if so.
+    pub(super) fn leave_dead_end(&mut self, id: PeerId, ifindex: u32, remote: IpAddr) -> bool {
+        let leads = |ifindex| self.routes.leads_to(remote, ifindex, self.udp.fwmark);
+        if ifindex == 0 || !matches!(leads(ifindex), Ok(false)) {
+            return false;
+        }
+        let mut others = (0..self.uplinks.len()).filter_map(|at| self.core.ifindex(at));
+        let another = others.any(|other| other != ifindex && matches!(leads(other), Ok(true)));
+        if another {
+            self.core.leave_link(id);
+        }
+        another
+    }
+
+    /// Keeps the counters of a link's new ports.
+    fn note_counters(&mut self, at: usize) {
+        let sockets = self.core.sockets_mut(at);
+        let new = sockets.into_iter().flat_map(|sockets| sockets.counters.drain(..));
+        self.counters.add_all(new);
+    }
+
+    /// Asks for the queues of links whose interface is another one than theirs, as often as that makes sense. When the next one is due.
+    pub(super) fn ask_for_links(&mut self, now: Time) -> Option<Time> {
+        let Some(keeper) = &self.keeper else { return None };
+        let mut next = None;
+        for (at, uplink) in self.uplinks.iter_mut().enumerate() {
+            let Some(ifindex) = self.core.ifindex(at) else {
+                continue;
+            };
+            let Some(taking) = &mut uplink.taking else {
+                continue;
+            };
+            if taking.link.as_ref().is_some_and(|link| link.ifindex == ifindex) {
+                continue;
+            }
+            if taking.retry.is_due(now) {
+                keeper.ask(taking.place);
+            }
+            next = taking.retry.next().into_iter().chain(next).min();
+        }
+        next
+    }
+
+    /// What has become of a link's interface.
+    pub(super) fn hear_of_link(&mut self, place: Place, said: Said) {
+        let (now, log) = (self.core.mono(), self.core.log());
+        let found = self
+            .uplinks
+            .iter_mut()
+            .find(|uplink| uplink.place() == Some(place));
+        let Some(uplink) = found else { return };
+        let is_missing = matches!(said, Said::Missing(_));
+        match said {
+            Said::Taken(_, taken) => uplink.take(taken, self.arena, log),
+            Said::Refused(_, why) => uplink.say_refused(&why, log),
+            _ => {}
+        }
+        if let Some(taking) = uplink.taking.as_mut().filter(|taking| taking.link.is_none()) {
+            match is_missing {
+                true => taking.retry.missing(now),
+                false => taking.retry.refused(now),
+            }
+        }
+        self.take_by_queue();
     }
 
     /// Whether sockets are bound to interfaces.

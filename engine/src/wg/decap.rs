@@ -18,22 +18,31 @@ use crate::crew::Handing;
 use crate::remote::message;
 use crate::stats::{DropReason, Lap, Stage};
 
-/// A datagram that claims to belong to a session of ours.
-struct Claim {
+/// What a datagram says in the clear: which session it is of, and which of its packets.
+#[derive(Clone, Copy, Debug)]
+pub struct Claim {
     peer: PeerId,
     index: u32,
     counter: u64,
 }
 
-/// Datagrams, and for each its claim.
+/// Datagrams, and for each its claim: what is left when headers have been read, and what a datagram takes along to another worker.
 #[derive(Default)]
-struct Claimed {
+pub struct Claimed {
     packets: Burst,
     claims: ArrayVec<Claim, BURST_MAX>,
 }
 
 impl Claimed {
-    fn push(&mut self, packet: PktBuf, claim: Claim) {
+    /// True if there are none.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.packets.is_empty()
+    }
+
+    /// Puts a datagram at the end; there is room.
+    #[inline]
+    pub fn push(&mut self, packet: PktBuf, claim: Claim) {
         self.packets.push(packet);
         self.claims.push(claim);
     }
@@ -42,7 +51,7 @@ impl Claimed {
 /// What a datagram is, by its header alone.
 enum Verdict {
     Open(Claim),
-    HandOff(usize),
+    HandOff(usize, Claim),
     Handshake,
     Drop(DropReason),
 }
@@ -74,11 +83,39 @@ impl Wg {
                     self.prefetch_slot(claim.peer);
                     ours.push(packet, claim);
                 }
-                Verdict::HandOff(worker) => cx.crew.hand_over(worker, packet, Handing::Decap),
+                Verdict::HandOff(worker, claim) => cx.hand_over(worker, packet, Handing::Decap(claim)),
                 Verdict::Handshake => pass_to_slow_path(cx, packet),
                 Verdict::Drop(reason) => cx.discard(reason, packet),
             }
         }
+        self.decap_ours(cx, &mut ours, inner, confirmed);
+        cx.stats.burst(Stage::Decap, packets, lap);
+    }
+
+    /// The same for datagrams whose headers another worker has read: the sessions are ours. `claimed` is empty afterwards.
+    pub fn decap_claimed(
+        &mut self,
+        cx: &mut Context<'_>,
+        claimed: &mut Claimed,
+        inner: &mut Burst,
+        confirmed: &mut ArrayVec<PeerId, BURST_MAX>,
+    ) {
+        let (lap, packets) = (Lap::start(), claimed.packets.len());
+        claimed
+            .claims
+            .iter()
+            .for_each(|claim| self.prefetch_slot(claim.peer));
+        self.decap_ours(cx, claimed, inner, confirmed);
+        cx.stats.burst(Stage::Decap, packets, lap);
+    }
+
+    fn decap_ours(
+        &mut self,
+        cx: &mut Context<'_>,
+        ours: &mut Claimed,
+        inner: &mut Burst,
+        confirmed: &mut ArrayVec<PeerId, BURST_MAX>,
+    ) {
         for slot in ours.claims.iter().filter_map(|claim| self.slot(claim.peer)) {
             slot.prefetch_session();
         }
@@ -88,7 +125,6 @@ impl Wg {
         } = self.check(cx, ours);
         let good = self.open(&mut claimed, &claims);
         self.accept(cx, claimed, &claims, &good, inner, confirmed);
-        cx.stats.burst(Stage::Decap, packets, lap);
     }
 
     /// Looks at the header, changes nothing.
@@ -108,16 +144,17 @@ impl Wg {
         let Some(peer) = self.index.get(index) else {
             return Verdict::Drop(DropReason::DecapUnknownIndex);
         };
-        if let Some(other) = cx.crew.other_owner(peer) {
-            return Verdict::HandOff(other);
+        let claim = Claim { peer, index, counter };
+        match cx.crew.other_owner(peer) {
+            Some(other) => Verdict::HandOff(other, claim),
+            None => Verdict::Open(claim),
         }
-        Verdict::Open(Claim { peer, index, counter })
     }
 
     /// Leaves those whose sessions are there and may receive these counters; changes nothing else.
-    fn check(&self, cx: &mut Context<'_>, mut all: Claimed) -> Claimed {
+    fn check(&self, cx: &mut Context<'_>, all: &mut Claimed) -> Claimed {
         let mut good = Claimed::default();
-        for (packet, claim) in all.packets.drain(..).zip(all.claims) {
+        for (packet, claim) in all.packets.drain(..).zip(all.claims.drain(..)) {
             match self.may_receive(cx.now, &claim) {
                 Ok(()) => good.push(packet, claim),
                 Err(reason) => cx.discard(reason, packet),

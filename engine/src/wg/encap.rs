@@ -40,7 +40,7 @@ impl Wg {
                         self.prefetch_slot(session);
                         bound.push(packet, session);
                     }
-                    Err(worker) => cx.crew.hand_over(worker, packet, Handing::Encap),
+                    Err(worker) => cx.hand_over(worker, packet, Handing::Encap),
                 },
                 Err(reason) => self.refuse(cx, reason, packet),
             }
@@ -57,7 +57,7 @@ impl Wg {
                     self.prefetch_slot(session);
                     ours.push(packet, session);
                 }
-                Err(worker) => cx.crew.hand_over(worker, packet, Handing::Seal(peer)),
+                Err(worker) => cx.hand_over(worker, packet, Handing::Seal(peer)),
             }
         }
         self.encap_sessions(cx, &mut ours, wire);

@@ -39,6 +39,14 @@ impl Bell {
     #[must_use]
     pub fn ring(&self) -> bool {
         fence(Ordering::SeqCst);
+        self.ring_early()
+    }
+
+    /// The same for who rings properly a little later: without the fence, which waits until everything written before has reached the other
+    /// cores, it may miss a sleeper who is only just lying down.
+    #[inline]
+    #[must_use]
+    pub fn ring_early(&self) -> bool {
         self.asleep.load(Ordering::Relaxed) && self.asleep.swap(false, Ordering::Relaxed)
     }
 }

@@ -10,6 +10,9 @@ use crossbeam_utils::CachePadded;
 
 use crate::facade::{Arc, AtomicUsize, Ordering, UnsafeCell};
 
+/// So many slots before they are written, or read, they are asked for: the other core had them last, and each would be waited for by itself.
+const AHEAD: usize = 16;
+
 struct Shared<T> {
     /// The next slot to take from; only the consumer writes it.
     head: CachePadded<AtomicUsize>,
@@ -24,6 +27,24 @@ struct Shared<T> {
 unsafe impl<T: Send> Send for Shared<T> {}
 // SAFETY: as above.
 unsafe impl<T: Send> Sync for Shared<T> {}
+
+/// Asks the processor for a line, to be read or to be written. It changes nothing but time.
+#[inline(always)]
+fn prefetch<const WRITE: bool, T>(at: *const T) {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    // SAFETY: a prefetch of any address has no effect that a program can see; a processor that has none for writing does nothing.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        match WRITE {
+            true => {
+                std::arch::asm!("prefetchw [{}]", in(reg) at, options(nostack, preserves_flags, readonly))
+            }
+            false => _mm_prefetch::<_MM_HINT_T0>(at.cast()),
+        }
+    }
+    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+    let _ = at;
+}
 
 impl<T> Shared<T> {
     #[inline]
@@ -50,6 +71,8 @@ impl<T> Drop for Shared<T> {
 pub struct Producer<T> {
     shared: Arc<Shared<T>>,
     tail: usize,
+    /// The tail that the consumer may see: what was put in since is not out yet.
+    published: usize,
     /// The consumer's head when it was last looked at: the ring is at most as full as this says.
     head_seen: usize,
 }
@@ -81,6 +104,7 @@ pub fn ring<T: Send>(capacity: usize) -> (Producer<T>, Consumer<T>) {
         Producer {
             shared: Arc::clone(&shared),
             tail: 0,
+            published: 0,
             head_seen: 0,
         },
         Consumer {
@@ -110,13 +134,37 @@ impl<T: Send> Producer<T> {
         room
     }
 
-    /// Puts one value in, or gives it back if the ring is full.
-    #[inline]
-    pub fn push(&mut self, value: T) -> Result<(), T> {
+    /// Puts one value in, or gives it back if the ring is full. The consumer does not see it before it is [published](Producer::publish).
+    #[inline(always)]
+    pub fn put(&mut self, value: T) -> Result<(), T> {
         if self.room(1) == 0 {
             return Err(value);
         }
+        if self.tail == self.published {
+            // The consumer looks there; by the time that these values are published it is here.
+            prefetch::<true, _>(&raw const *self.shared.tail);
+        }
+        prefetch::<true, _>(self.shared.slot(self.tail.wrapping_add(AHEAD)));
         self.write(value);
+        Ok(())
+    }
+
+    /// Lets the consumer see, all at once, what was put in. Returns how many values that are.
+    #[inline]
+    pub fn publish(&mut self) -> usize {
+        let count = self.tail.wrapping_sub(self.published);
+        if count > 0 {
+            self.published = self.tail;
+            // Release: the slots are written before they belong to the consumer.
+            self.shared.tail.store(self.tail, Ordering::Release);
+        }
+        count
+    }
+
+    /// Puts one value in and publishes it, or gives it back if the ring is full.
+    #[inline]
+    pub fn push(&mut self, value: T) -> Result<(), T> {
+        self.put(value)?;
         self.publish();
         Ok(())
     }
@@ -131,14 +179,11 @@ impl<T: Send> Producer<T> {
         for value in values.take(fitting) {
             self.write(value);
         }
-        let count = self.tail.wrapping_sub(before);
-        if count > 0 {
-            self.publish();
-        }
-        count
+        self.publish();
+        self.tail.wrapping_sub(before)
     }
 
-    #[inline]
+    #[inline(always)]
     fn write(&mut self, value: T) {
         let slot = self.shared.slot(self.tail);
         // SAFETY: `room` found this slot outside `head..tail`, so the consumer does not touch it, and what it may once have held was
@@ -146,10 +191,11 @@ impl<T: Send> Producer<T> {
         slot.with_mut(|slot| unsafe { (*slot).write(value) });
         self.tail = self.tail.wrapping_add(1);
     }
+}
 
-    #[inline]
-    fn publish(&self) {
-        // Release: the slots are written before they belong to the consumer.
+impl<T> Drop for Producer<T> {
+    fn drop(&mut self) {
+        // What was put in and never published is the consumer's all the same, or nobody would drop it.
         self.shared.tail.store(self.tail, Ordering::Release);
     }
 }
@@ -214,6 +260,9 @@ impl<T: Send> Iterator for Drain<'_, T> {
     #[inline]
     fn next(&mut self) -> Option<T> {
         self.left = self.left.checked_sub(1)?;
+        if self.left >= AHEAD {
+            prefetch::<false, _>(self.ring.shared.slot(self.ring.head.wrapping_add(AHEAD)));
+        }
         let slot = self.ring.shared.slot(self.ring.head);
         // SAFETY: `ready` found this slot inside `head..tail`; moving `head` on makes this the only time that it is read.
         let value = slot.with_mut(|slot| unsafe { (*slot).assume_init_read() });

@@ -63,6 +63,35 @@ fn a_ring_with_values_in_it_is_dropped_by_either_end() {
 }
 
 #[test]
+fn what_is_put_in_is_seen_together_once_it_is_published() {
+    model(|| {
+        let (mut producer, mut consumer) = ring::<Box<usize>>(2);
+        let thread = thread::spawn(move || {
+            assert!(producer.put(Box::new(0)).is_ok() && producer.put(Box::new(1)).is_ok());
+            assert_eq!((producer.publish(), producer.publish()), (2, 0));
+        });
+        let seen = consumer.drain(2).map(|value| *value).collect::<Vec<_>>();
+        assert!(seen.is_empty() || seen == [0, 1], "{seen:?}");
+        thread.join().unwrap();
+    });
+}
+
+#[test]
+fn what_was_never_published_is_not_lost_with_the_producer() {
+    model(|| {
+        let (mut producer, consumer) = ring::<Arc<()>>(2);
+        let value = Arc::new(());
+        let clone = Arc::clone(&value);
+        let thread = thread::spawn(move || {
+            let _ = producer.put(clone);
+        });
+        drop(consumer);
+        thread.join().unwrap();
+        assert_eq!(Arc::strong_count(&value), 1);
+    });
+}
+
+#[test]
 fn words_are_read_as_they_were_at_one_moment() {
     model(|| {
         let (mut writer, words) = SeqLock::new([0, 0]);
@@ -91,6 +120,25 @@ fn nobody_sleeps_while_a_queue_is_filled() {
             let (bell, queue) = &*other;
             queue.store(1, Ordering::Relaxed);
             bell.ring()
+        });
+        let (bell, queue) = &*shared;
+        bell.lie_down();
+        let sleeps = queue.load(Ordering::Relaxed) == 0;
+        let called = thread.join().unwrap();
+        assert!(!sleeps || called, "asleep, the queue filled, and not called");
+    });
+}
+
+#[test]
+fn who_rings_early_rings_properly_later() {
+    model(|| {
+        let shared = Arc::new((Bell::new(), AtomicUsize::new(0)));
+        let other = Arc::clone(&shared);
+        let thread = thread::spawn(move || {
+            let (bell, queue) = &*other;
+            queue.store(1, Ordering::Relaxed);
+            let early = bell.ring_early();
+            early | bell.ring()
         });
         let (bell, queue) = &*shared;
         bell.lie_down();

@@ -24,6 +24,25 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+#[test]
+fn what_is_put_in_is_seen_when_it_is_published() {
+    let (mut producer, mut consumer) = ring::<usize>(2);
+    assert_eq!(
+        (producer.put(0), producer.put(1), producer.put(2)),
+        (Ok(()), Ok(()), Err(2))
+    );
+    assert_eq!(consumer.pop(), None);
+    assert_eq!((producer.publish(), producer.publish()), (2, 0));
+    assert_eq!(consumer.drain(3).collect::<Vec<_>>(), [0, 1]);
+    let _ = producer.put(3);
+    drop(producer);
+    assert_eq!(
+        consumer.pop(),
+        Some(3),
+        "the last word of a producer that is gone"
+    );
+}
+
 proptest! {
     #[test]
     fn a_ring_is_a_bounded_queue(capacity in 1..20usize, steps in prop::collection::vec(step(), 0..200)) {

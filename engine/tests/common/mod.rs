@@ -507,10 +507,10 @@ impl Net {
                     setup.mtu,
                     setup.staged_limit,
                 ),
-                lans: vec![LanPort {
+                lans: vec![Some(LanPort {
                     port: Box::new(tun),
                     ethernet: false,
-                }],
+                })],
                 wans: vec![None],
                 router: None,
                 frames: FrameCache::new(self.arena),

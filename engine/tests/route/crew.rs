@@ -215,13 +215,13 @@ fn a_sleeping_worker_is_woken_by_another() {
         inboxes.push(Arc::clone(crew.inbox()));
         let worker = Worker::new(Parts {
             wg: Wg::new(aead::default(), 1, 1420, 16),
-            lans: vec![LanPort {
+            lans: vec![Some(LanPort {
                 port: Box::new(Belled {
                     port,
                     bell: Arc::clone(&bell),
                 }),
                 ethernet: true,
-            }],
+            })],
             wans: vec![None],
             router: Some(Router::new(100, keys(), rules).unwrap()),
             frames: FrameCache::new(arena),

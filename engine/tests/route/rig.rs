@@ -106,9 +106,11 @@ impl Rig {
                 reader,
             };
             let (near, far): (Vec<_>, Vec<_>) = (0..LANS).map(|_| LoopbackPort::pair(2048)).unzip();
-            let lans = near.into_iter().enumerate().map(|(lan, port)| LanPort {
-                port: Box::new(port),
-                ethernet: lan != TUN,
+            let lans = near.into_iter().enumerate().map(|(lan, port)| {
+                Some(LanPort {
+                    port: Box::new(port),
+                    ethernet: lan != TUN,
+                })
             });
             let stats = Arc::<WorkerStats>::default();
             rig.workers.push(Worker::new(Parts {

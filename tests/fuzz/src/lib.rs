@@ -3,6 +3,7 @@
 //! libFuzzer calls these functions from `fuzz_targets/`; `engine/tests/fuzz_replay.rs` includes the same files and runs the
 //! seeds and a fixed set of mutations of them in every `cargo test`.
 
+pub mod aead;
 pub mod control;
 pub mod handshake;
 pub mod ip;

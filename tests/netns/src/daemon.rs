@@ -281,6 +281,11 @@ impl Daemon {
         Path::new(RUNTIME_DIR).join(format!("{}.sock", self.interface))
     }
 
+    /// What it has said.
+    pub fn log(&self) -> String {
+        self.process.log()
+    }
+
     /// The process: id, log, signals.
     pub fn process(&mut self) -> &mut Process {
         &mut self.process
@@ -310,23 +315,9 @@ impl Daemon {
         PeerStatus::all(&self.namespace, &self.interface)
     }
 
-    /// CPU time of all its threads so far, from the scheduler's clock (first field of
-    /// /proc/PID/task/TID/schedstat: nanoseconds on a CPU). Threads that have ended are not counted.
+    /// CPU time of all its threads so far, see [`cpu_time`].
     pub fn cpu_time(&self) -> Result<Duration> {
-        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid()))?;
-        let mut total = 0u64;
-        for task in tasks {
-            // A thread may end between the listing and the reading.
-            let Ok(text) = std::fs::read_to_string(task?.path().join("schedstat")) else {
-                continue;
-            };
-            total += text
-                .split(' ')
-                .next()
-                .and_then(|field| field.parse::<u64>().ok())
-                .unwrap_or(0);
-        }
-        Ok(Duration::from_nanos(total))
+        cpu_time(self.pid())
     }
 
     /// Ends it and gives its status.
@@ -342,6 +333,25 @@ impl Drop for Daemon {
     fn drop(&mut self) {
         let _ = self.stop();
     }
+}
+
+/// CPU time of all threads of a process so far, from the scheduler's clock (first field of
+/// /proc/PID/task/TID/schedstat: nanoseconds on a CPU). Threads that have ended are not counted.
+pub fn cpu_time(pid: u32) -> Result<Duration> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task"))?;
+    let mut total = 0u64;
+    for task in tasks {
+        // A thread may end between the listing and the reading.
+        let Ok(text) = std::fs::read_to_string(task?.path().join("schedstat")) else {
+            continue;
+        };
+        total += text
+            .split(' ')
+            .next()
+            .and_then(|field| field.parse::<u64>().ok())
+            .unwrap_or(0);
+    }
+    Ok(Duration::from_nanos(total))
 }
 
 /// Puts `more` in front of the last argument, which is the interface's name.

@@ -19,7 +19,7 @@ mod topology;
 mod wireguard;
 
 pub use command::Error;
-pub use daemon::{Daemon, DaemonOptions, Kind, RUNTIME_DIR, prepare_runtime_dir};
+pub use daemon::{Daemon, DaemonOptions, Kind, RUNTIME_DIR, cpu_time, prepare_runtime_dir};
 pub use hop::{Counters, Hop, HopPlan};
 pub use namespace::{Namespace, unique_name};
 pub use process::Process;

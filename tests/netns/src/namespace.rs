@@ -131,10 +131,23 @@ impl Namespace {
 
     /// A veth pair: `here` in this namespace, `there` in the other, both up with the given MTU.
     pub fn veth(&self, here: &str, other: &Namespace, there: &str, mtu: u32) -> Result<()> {
+        self.veth_with_queues(here, other, there, mtu, 1)
+    }
+
+    /// As [`Namespace::veth`], with so many queues in each direction at both ends.
+    pub fn veth_with_queues(
+        &self,
+        here: &str,
+        other: &Namespace,
+        there: &str,
+        mtu: u32,
+        queues: u32,
+    ) -> Result<()> {
         let path = other.path();
+        let path = path.display();
+        let queues = format!("numrxqueues {queues} numtxqueues {queues}");
         self.ip(&format!(
-            "link add {here} type veth peer name {there} netns {}",
-            path.display()
+            "link add {here} {queues} type veth peer name {there} {queues} netns {path}"
         ))?;
         self.ip(&format!("link set {here} mtu {mtu} up"))?;
         other.ip(&format!("link set {there} mtu {mtu} up"))?;

@@ -260,10 +260,10 @@ impl Site {
             hosts.push(far);
             workers.push(Worker::new(Parts {
                 wg: Wg::new(aead::default(), peer_numbers(plan.peers), plan.mtu, STAGED_LIMIT),
-                lans: vec![LanPort {
+                lans: vec![Some(LanPort {
                     port: Box::new(near),
                     ethernet: plan.router,
-                }],
+                })],
                 wans: (0..plan.links).map(|_| None).collect(),
                 router: routers.next(),
                 frames: FrameCache::new(arena),

@@ -239,6 +239,11 @@ fn cut(
 }
 
 impl PacketPort {
+    /// The port over two sockets of a [tap](super::PacketTap::sockets) in another process.
+    pub fn over(receive: OwnedFd, transmit: OwnedFd) -> PacketPort {
+        PacketPort::new(Arc::new(receive), transmit)
+    }
+
     pub(super) fn new(receive: Arc<OwnedFd>, transmit: OwnedFd) -> PacketPort {
         PacketPort {
             receive,

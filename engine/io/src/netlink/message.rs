@@ -166,6 +166,15 @@ impl Request {
         request
     }
 
+    /// The same about the entry of the routing tables that matches: without one there is none, while a route is made up through an interface
+    /// without one (IPv4 only).
+    pub(super) fn matching_route(dst: IpAddr, ifindex: u32, mark: u32) -> Request {
+        const RTM_F_FIB_MATCH: u32 = 0x2000;
+        let mut request = Request::route(None, dst, Some(ifindex), mark);
+        request.put(MESSAGE_HEADER + 8, &RTM_F_FIB_MATCH.to_ne_bytes());
+        request
+    }
+
     pub(super) fn address(&mut self, kind: u16, ip: IpAddr) {
         match ip {
             IpAddr::V4(ip) => self.attribute(kind, &ip.octets()),

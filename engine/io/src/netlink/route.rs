@@ -96,6 +96,16 @@ impl RouteQuery {
         }))
     }
 
+    /// Whether the host has a route to `dst`, another host, through interface `ifindex`. (Sent by a socket that is bound to it, a packet without one would
+    /// be taken for one to a neighbour.)
+    pub fn leads_to(&self, dst: IpAddr, ifindex: u32, mark: u32) -> io::Result<bool> {
+        let mut buffer = [0; 2048];
+        let answer = self
+            .asker
+            .ask(Request::matching_route(dst, ifindex, mark), &mut buffer)?;
+        Ok(answer.kind == libc::RTM_NEWROUTE && answer.body.get(7) == Some(&RTN_UNICAST))
+    }
+
     /// The index of the interface with this name, if it is there, up, and has a carrier.
     pub fn running(&self, name: &str) -> io::Result<Option<u32>> {
         let mut padded = [0; VALUE_MAX];

@@ -1,6 +1,6 @@
 //! The UDP port and the addresses whose datagrams a WAN link's program takes, in memory that the program shares with us.
 //!
-//! Made by the main thread with the program; written by the slow path, which may no longer load programs when the UDP port or an address
+//! Made with the program by whoever may load one; written by the slow path, which may not, when the UDP port or an address
 //! changes; read by the program for every frame. A frame that comes during a change may go to the kernel, which has a socket for it.
 
 use std::io;
@@ -36,7 +36,13 @@ unsafe impl Sync for Names {}
 impl Names {
     /// Names of nothing.
     pub(super) fn new() -> io::Result<Names> {
-        let map = bpf::shared_value(size_of::<Words>() as u32)?;
+        let names = Names::over(bpf::shared_value(size_of::<Words>() as u32)?)?;
+        names.clear();
+        Ok(names)
+    }
+
+    /// The names of a program that another process has made. Takes no rights.
+    pub fn over(map: OwnedFd) -> io::Result<Names> {
         // SAFETY: a new mapping at an address of the kernel's choice.
         let start = unsafe {
             libc::mmap(
@@ -52,12 +58,11 @@ impl Names {
             return Err(io::Error::last_os_error());
         }
         let words = NonNull::new(start.cast()).ok_or_else(|| io::Error::other("mapped at address 0"))?;
-        let names = Names { map, words };
-        names.clear();
-        Ok(names)
+        Ok(Names { map, words })
     }
 
-    pub(super) fn map(&self) -> BorrowedFd<'_> {
+    /// What another process gets at them by.
+    pub fn map(&self) -> BorrowedFd<'_> {
         self.map.as_fd()
     }
 

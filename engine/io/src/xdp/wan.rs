@@ -112,16 +112,17 @@ impl XdpUdpPort {
     fn by_queue(&mut self, frames: &mut FrameCache, burst: &mut Burst) -> Result<usize, PortError> {
         let before = burst.len();
         self.queue.rx_burst(frames, burst)?;
-        let (ifindex, counters) = (self.ifindex, &self.counters);
-        let mut position = 0;
+        let (ifindex, mut position, mut malformed) = (self.ifindex, 0, 0);
         burst.retain_or_free(frames, |pkt| {
             position += 1;
             let whole = position <= before || header::unwrap(pkt, ifindex);
-            if !whole {
-                counters.rx_malformed.add(1);
-            }
+            malformed += u64::from(!whole);
             whole
         });
+        if malformed > 0 {
+            self.queue.counters().rx_malformed.add(malformed);
+        }
+        let counters = &self.counters;
         let received = &burst.as_slice()[before..];
         if !received.is_empty() {
             counters.rx_calls.add(1);

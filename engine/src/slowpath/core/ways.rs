@@ -9,7 +9,7 @@ use patronus_io::Port;
 use patronus_mem::Outer;
 
 use super::Core;
-use crate::channel::{Command, WanPort};
+use crate::channel::{Command, Families, WanPort};
 
 /// The sockets of a link.
 pub trait Sockets {
@@ -83,6 +83,39 @@ impl<S: Sockets> Core<S> {
         });
     }
 
+    /// By a link the host has routes for these families; others are better for peers that are on no link.
+    pub fn set_sends(&mut self, at: usize, families: Families) {
+        if std::mem::replace(&mut self.sends[at], families) != families {
+            self.workers.tell_all(|| Command::Sends(at, families));
+        }
+    }
+
+    /// What a link has routes for, as was said last.
+    pub fn sends(&self, at: usize) -> Families {
+        self.sends[at]
+    }
+
+    /// A peer is not reached by the link where it was heard: by another one from now on. A lane has no other: flows take other lanes.
+    pub fn leave_link(&mut self, id: PeerId) {
+        let Some(peer) = self.peer_mut(id) else { return };
+        if peer.lane.is_some() {
+            return self.lane_silent(id);
+        }
+        peer.endpoint.leave_link();
+        let endpoint = peer.endpoint;
+        self.workers.tell_owner(id, Command::Endpoint(id, endpoint));
+        self.call(id);
+    }
+
+    /// Has a peer hear at once where we are now, and not only when we have something to say.
+    fn call(&mut self, id: PeerId) {
+        let now = self.clock.now().wall.secs;
+        let last = self.device.last_handshake(id).map_or(0, |at| at.secs);
+        if now.saturating_sub(last) < self.device.timeouts().reject_after_time.as_secs() {
+            self.workers.tell_owner(id, Command::Keepalive(id));
+        }
+    }
+
     /// Closes the sockets of a link, if it has any. Peers that were heard there are sent to by another one from now on.
     pub fn close_link(&mut self, at: usize) {
         let Some(Link { ifindex, .. }) = self.links[at].take() else {
@@ -94,18 +127,13 @@ impl<S: Sockets> Core<S> {
         }
         self.link_changed(at);
         self.workers.tell_all(|| Command::LeaveLink(ifindex));
-        let now = self.clock.now().wall.secs;
         for at in 0..self.peers.len() {
             let id = PeerId(at as u32);
             let Some(peer) = self.peer_mut(id).filter(|p| p.endpoint.ifindex() == ifindex) else {
                 continue;
             };
             peer.endpoint.leave_link();
-            // So that the peer hears at once where we are now, and not only when we have something to say.
-            let last = self.device.last_handshake(id).map_or(0, |at| at.secs);
-            if now.saturating_sub(last) < self.device.timeouts().reject_after_time.as_secs() {
-                self.workers.tell_owner(id, Command::Keepalive(id));
-            }
+            self.call(id);
         }
     }
 
@@ -132,8 +160,13 @@ impl<S: Sockets> Core<S> {
 
     /// What sends to this endpoint.
     pub(super) fn way(&self, endpoint: Outer) -> Option<(Outer, &S)> {
-        let mut open = self.links.iter().flatten();
-        let link = open.find(|link| link.leads_to(endpoint.ifindex()))?;
+        let places = self.links.iter().zip(&self.sends);
+        let leads_there = places.filter_map(|(link, sends)| {
+            let link = link.as_ref()?;
+            link.leads_to(endpoint.ifindex()).then_some((link, sends))
+        });
+        let routed = leads_there.clone().find(|(_, sends)| sends.has(&endpoint));
+        let (link, _) = routed.or_else(|| leads_there.clone().next())?;
         Some((endpoint, &link.sockets))
     }
 
@@ -153,7 +186,13 @@ impl<S: Sockets> Core<S> {
         let tries = peer.tries;
         peer.tries += 1;
         let mut endpoint = peer.endpoint;
-        let open: Vec<&Link<S>> = self.links.iter().flatten().collect();
+        let places = self.links.iter().zip(&self.sends);
+        let open = places.filter_map(|(link, sends)| link.as_ref().map(|link| (link, sends)));
+        let routed = open.clone().filter(|(_, sends)| sends.has(&endpoint));
+        let mut open: Vec<&Link<S>> = open.map(|(link, _)| link).collect();
+        if let routed @ [_, ..] = &routed.map(|(link, _)| link).collect::<Vec<_>>()[..] {
+            open = routed.to_vec();
+        }
         let is_own = |open: &&Link<S>| open.ifindex == 0 || open.ifindex == endpoint.ifindex();
         let own = open.iter().position(is_own);
         let at = (own.unwrap_or(0) + tries).checked_rem(open.len())?;
