@@ -4,11 +4,14 @@
 //!   half of the peers each. Bursts are refilled outside of the measured time. AEAD and pipelines take turns burst by burst, over the same sessions,
 //!   keys, frames and sizes, so that a slow moment of the machine hits both.
 //! * `forward`, `route`: whole turns of workers between two ports in memory, the making of packets included; [`lan`].
+//! * `macswap`, `tunnel`, with `--port`: the same over devices of DPDK's, beside its own programs; [`ports`].
 
+mod cryptoperf;
 mod lan;
 mod latency;
 mod pair;
 pub mod pipelines;
+mod ports;
 mod queue;
 mod route;
 pub mod size;
@@ -57,6 +60,10 @@ pub struct Options {
     /// Compares `route` with dpdk-testpmd's macswap over a net_null port on one core. Needs Debian's dpdk-dev and 256 free huge pages.
     #[arg(long)]
     testpmd: bool,
+    /// Measures `macswap` and `tunnel` over these devices of DPDK's, beside dpdk-testpmd and dpdk-test-crypto-perf, and no other pipelines. Needs a build with
+    /// `--features dpdk`, Debian's dpdk-dev and 384 free huge pages.
+    #[arg(long = "port", value_name = "PORTS", value_delimiter = ',')]
+    ports: Vec<ports::PortKind>,
     /// Peers that the packets are spread over, one after the other.
     #[arg(long, value_name = "PEERS", value_delimiter = ',', default_values_t = [1, 1000])]
     peers: Vec<usize>,
@@ -93,10 +100,13 @@ impl std::fmt::Display for Pipelines {
 #[derive(Clone, Debug, Serialize)]
 struct Row {
     /// `encrypt`: inner packet to datagram; `decrypt`: datagram to inner packet; `both`: one after the other; `forward`: from port to port and nothing
-    /// else; `route`: with flow table, FIB and time to live between.
+    /// else; `route`: with flow table, FIB and time to live between; `macswap`: out where it came from, with the link addresses exchanged; `tunnel`: with flow
+    /// table, FIB and encryption between.
     pipeline: &'static str,
     /// Bytes of the inner packet.
     size: Size,
+    /// What packets come from and go to: `memory`, or a kind of DPDK's devices.
+    port: &'static str,
     /// Flows, of all workers together; of encrypted packets one for each peer.
     flows: usize,
     /// 0 where nothing is encrypted.
@@ -114,6 +124,8 @@ struct Row {
     aead: Option<&'static str>,
     /// The same packets' AEAD alone.
     aead_ns_per_packet: Option<f64>,
+    /// Of a device: what DPDK's own program does on it, of `tunnel`: its cryptography alone, both on one core, millions of packets a second.
+    reference_mpps: Option<f64>,
     /// Nanoseconds of each stage by its name, for a packet that it takes in; empty at a load, and where there are no stages.
     stages: Stages,
     /// Part of the highest rate without loss that was offered; `None`: as much as goes, and rate and costs are of that.
@@ -131,6 +143,8 @@ impl Row {
         Row {
             pipeline,
             size,
+            port: "memory",
+            reference_mpps: None,
             flows: 0,
             peers: 0,
             workers,
@@ -207,11 +221,15 @@ pub fn run(options: &Options) -> Result<()> {
         println!("{name}: {value}");
     }
     let mut rows = Vec::new();
-    if options.pipelines.contains(&Pipelines::Crypto) {
-        crypto(options, aead(options.aead.as_deref())?, &mut rows);
-    }
-    if options.pipelines.contains(&Pipelines::Route) {
-        route::run(options, &mut rows)?;
+    if !options.ports.is_empty() {
+        ports::run(options, &options.ports, &mut rows)?;
+    } else {
+        if options.pipelines.contains(&Pipelines::Crypto) {
+            crypto(options, aead(options.aead.as_deref())?, &mut rows);
+        }
+        if options.pipelines.contains(&Pipelines::Route) {
+            route::run(options, &mut rows)?;
+        }
     }
     if let Some(path) = &options.json {
         let text = serde_json::to_string_pretty(&rows).map_err(|e| Error::new(e.to_string()))?;

@@ -2,9 +2,11 @@
 
 use std::process::Command;
 
-const KEYS: [&str; 16] = [
+const KEYS: [&str; 18] = [
     "pipeline",
     "size",
+    "port",
+    "reference_mpps",
     "flows",
     "peers",
     "workers",
@@ -81,4 +83,53 @@ fn a_short_run_writes_every_pipeline_and_key() {
             .filter(is("encrypt"))
             .all(|row| row["aead_ns_per_packet"].is_number() == row["load"].is_null())
     );
+}
+
+fn free_huge_pages() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix("HugePages_Free:"));
+    line.map_or(0, |count| count.trim().parse().unwrap())
+}
+
+#[test]
+fn a_port_of_dpdks_stands_beside_its_own_programs() {
+    let json = std::env::temp_dir().join(format!("patronus-bench-port-{}.json", std::process::id()));
+    if cfg!(feature = "dpdk") && free_huge_pages() < 384 {
+        eprintln!("skipped: fewer than 384 free huge pages");
+        return;
+    }
+    let output = Command::new(env!("CARGO_BIN_EXE_patronus-bench"))
+        .args([
+            "engine", "--port", "net_null", "--sizes", "64", "--rounds", "1", "--json",
+        ])
+        .arg(&json)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    if said.contains("unshare") {
+        eprintln!("skipped: no rights to make namespaces");
+        return;
+    }
+    if !cfg!(feature = "dpdk") {
+        assert!(
+            !output.status.success() && said.contains("--features dpdk"),
+            "{said}"
+        );
+        return;
+    }
+    assert!(output.status.success(), "{said}");
+    let rows: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&json).unwrap()).unwrap();
+    std::fs::remove_file(&json).unwrap();
+    for pipeline in ["macswap", "tunnel"] {
+        let of = |port: &str| {
+            let rows = rows.as_array().unwrap().iter();
+            let mut rows = rows.filter(|row| row["pipeline"] == pipeline && row["port"] == port);
+            rows.next()
+                .cloned()
+                .unwrap_or_else(|| panic!("no {pipeline} over {port}"))
+        };
+        assert!(of("memory")["mpps"].is_number() && of("net_null")["mpps"].is_number());
+        assert!(of("net_null")["reference_mpps"].is_number());
+        assert!(of("memory")["reference_mpps"].is_null());
+    }
 }

@@ -55,6 +55,7 @@ pub mod classify;
 pub mod clock;
 pub mod courtesy;
 pub mod crew;
+pub mod devices;
 pub mod engine;
 pub mod ethernet;
 pub mod fib;

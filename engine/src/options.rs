@@ -21,6 +21,7 @@ patronus-engine NAME      create the WireGuard interface NAME and serve it in th
 patronus-engine --config FILE   the same for a whole site from its file; SIGHUP: read it again (docs/config.md)
 patronus-engine --check-config FILE    say what is wrong with a site's file, if anything is
 patronus-engine --stats NAME    print the counters of a running engine
+patronus-engine devices    show network cards and what DPDK needs to drive them (docs/dpdk.md)
 
   -f, --foreground        stay in the foreground (also: WG_PROCESS_FOREGROUND=1)
       --workers N         packet threads, 1 to 64 (default 1)
@@ -71,6 +72,9 @@ pub enum Action {
 pub fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Action, String> {
     use lexopt::prelude::*;
     let arguments: Vec<OsString> = arguments.collect();
+    if arguments == ["devices"] {
+        return Ok(Action::Print(patronus_engine::devices::report(Path::new("/"))));
+    }
     let mut parser = lexopt::Parser::from_args(arguments.iter().cloned());
     let mut name: Option<String> = None;
     let mut config = defaults();

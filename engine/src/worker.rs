@@ -711,6 +711,14 @@ impl Worker {
         every
     }
 
+    /// Whether there are ports that no descriptor tells of: then there is no sleep.
+    fn has_polled_ports(&self, poller: &mut Poller) -> bool {
+        for lan in (0..self.lans.len()).filter(|lan| self.lans[*lan].is_none()) {
+            poller.polled.set(lan_bit(lan), false);
+        }
+        poller.polled != Ready::NONE
+    }
+
     /// Looks which ports have something, and waits for one of them or another thread if `block`.
     fn look(&mut self, poller: &mut Poller, block: bool) -> Ready {
         if !self.has_room() {
@@ -718,7 +726,7 @@ impl Worker {
             std::thread::sleep(BACKOFF);
             return poller.every_port;
         }
-        if !block {
+        if !block || self.has_polled_ports(poller) {
             // Whoever else wants this core goes first: the packet that we look for may have to come from there.
             std::thread::yield_now();
             return poller.look(Some(&Timespec::default()));
@@ -780,6 +788,8 @@ struct Poller {
     epoll: OwnedFd,
     /// What a look finds that went wrong: as good as an event from everywhere.
     every_port: Ready,
+    /// Ports without descriptors, which nothing wakes us for.
+    polled: Ready,
     events: Vec<epoll::Event>,
     /// Whether the last look found a call of another thread.
     called: bool,
@@ -798,9 +808,10 @@ const TIMER: u64 = 33;
 impl Poller {
     fn new(worker: &Worker) -> io::Result<Self> {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
-        let poller = Poller {
+        let mut poller = Poller {
             events: Vec::with_capacity(2 * PORT_FDS),
             every_port: worker.every_port(),
+            polled: Ready::NONE,
             called: false,
             timer_fired: false,
             traffic: false,
@@ -812,6 +823,8 @@ impl Poller {
             for fd in lan.iter().flat_map(|lan| lan.port.wait_fds()) {
                 poller.add(fd, lan_bit(at).into())?;
             }
+            let is_polled = lan.as_ref().is_some_and(|lan| lan.port.wait_fds().is_empty());
+            poller.polled.set(lan_bit(at), is_polled);
         }
         for (at, wan) in worker.wans.iter().enumerate() {
             poller.replace(wan_bit(at), None, wan.as_ref().map(|wan| &*wan.port));
@@ -828,7 +841,7 @@ impl Poller {
         )?)
     }
 
-    fn replace(&self, bit: u32, old: Option<&(dyn Port + Send)>, new: Option<&(dyn Port + Send)>) {
+    fn replace(&mut self, bit: u32, old: Option<&(dyn Port + Send)>, new: Option<&(dyn Port + Send)>) {
         for fd in old.iter().flat_map(|port| port.wait_fds()) {
             let _ = epoll::delete(&self.epoll, fd);
         }
@@ -836,6 +849,8 @@ impl Poller {
             // Out of memory for a watch: the port is still read whenever something else wakes the worker.
             let _ = self.add(fd, bit.into());
         }
+        let is_polled = new.is_some_and(|port| port.wait_fds().is_empty());
+        self.polled.set(bit, is_polled);
     }
 
     /// Waits for something to do, and for the timer that tells how long waking takes.
@@ -862,7 +877,7 @@ impl Poller {
             // Interrupted.
             return self.every_port;
         }
-        let mut ready = Ready::NONE;
+        let mut ready = self.polled;
         for event in &self.events {
             match event.data.u64() {
                 INBOX => self.called = true,

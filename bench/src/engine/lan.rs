@@ -3,8 +3,8 @@
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use patronus_crypto::{Time, aead};
-use patronus_engine::channel::ToSlowPath;
+use patronus_crypto::{PeerId, Time, aead};
+use patronus_engine::channel::{ToSlowPath, WanPort};
 use patronus_engine::clock::{Clock, SystemClock, SystemRandom};
 use patronus_engine::crew::Crew;
 use patronus_engine::ethernet::{ETHERNET_HEADER, LinkAddresses};
@@ -12,13 +12,14 @@ use patronus_engine::fib::{FibWriterV4, FibWriterV6, Group, Limits};
 use patronus_engine::flow::HashKeys;
 use patronus_engine::route::{Router, Rules};
 use patronus_engine::snapshot::{Exit, Hop, Plan, Snapshot};
-use patronus_engine::wg::Wg;
+use patronus_engine::wg::{Context, Wg};
 use patronus_engine::worker::{IdleLadder, LanPort, Parts, Worker};
 use patronus_io::ip::{FlowKey, Packet};
 use patronus_io::{Port, PortCounters, PortError};
-use patronus_mem::{Arena, Burst, FrameCache};
+use patronus_mem::{Arena, Burst, FrameCache, PktBuf};
 use patronus_sync::{Domain, Publisher, publish};
 
+use super::pair;
 use super::size::Size;
 
 /// Bytes of the headers that a packet is made with: Ethernet, IPv4, UDP.
@@ -93,27 +94,34 @@ impl Source {
             && burst.room() > 0
             && let Some(mut pkt) = frames.alloc()
         {
-            let flow = self.flows[self.next];
-            self.next += 1;
-            if self.next == self.flows.len() {
-                self.next = 0;
-            }
-            let (size, template) = &self.shapes[self.next_shape];
-            self.next_shape += 1;
-            if self.next_shape == self.shapes.len() {
-                self.next_shape = 0;
-            }
-            let data = pkt.append(ETHERNET_HEADER + size);
-            data[..HEADERS].copy_from_slice(template);
-            let ip = &mut data[ETHERNET_HEADER..];
-            ip[12..16].copy_from_slice(&((10 << 24) | (flow / 16)).to_be_bytes());
-            ip[18] = flow as u8;
-            ip[20..22].copy_from_slice(&(1024 + (flow % 16) as u16).to_be_bytes());
+            self.shape(&mut pkt);
             burst.push(pkt);
         }
         let made = burst.len() - before;
         self.counters.rx_packets.add(made as u64);
         made
+    }
+
+    /// Makes the next packet of what is in a frame, which need not be anything.
+    #[inline]
+    pub fn shape(&mut self, pkt: &mut PktBuf) {
+        let flow = self.flows[self.next];
+        self.next += 1;
+        if self.next == self.flows.len() {
+            self.next = 0;
+        }
+        let (size, template) = &self.shapes[self.next_shape];
+        self.next_shape += 1;
+        if self.next_shape == self.shapes.len() {
+            self.next_shape = 0;
+        }
+        pkt.set_len(ETHERNET_HEADER + size);
+        let data = pkt.data_mut();
+        data[..HEADERS].copy_from_slice(template);
+        let ip = &mut data[ETHERNET_HEADER..];
+        ip[12..16].copy_from_slice(&((10 << 24) | (flow / 16)).to_be_bytes());
+        ip[18] = flow as u8;
+        ip[20..22].copy_from_slice(&(1024 + (flow % 16) as u16).to_be_bytes());
     }
 }
 
@@ -202,6 +210,23 @@ impl Lan {
         workers: usize,
         flows: u32,
         arrivals: Arrivals,
+        ports: impl FnMut(Arc<[u32]>) -> Ports,
+    ) -> Lan {
+        Lan::build(arena, workers, flows, arrivals, Exit::Lan(1, Some(OUT)), ports)
+    }
+
+    /// One worker whose packets leave in a tunnel, by the sink.
+    pub fn tunnel(arena: &'static Arena, flows: u32, ports: impl FnMut(Arc<[u32]>) -> Ports) -> Lan {
+        let exit = Exit::Tunnel(PeerId(0));
+        Lan::build(arena, 1, flows, Arrivals::Aligned, exit, ports)
+    }
+
+    fn build(
+        arena: &'static Arena,
+        workers: usize,
+        flows: u32,
+        arrivals: Arrivals,
+        exit: Exit,
         mut ports: impl FnMut(Arc<[u32]>) -> Ports,
     ) -> Lan {
         let mut random = SystemRandom;
@@ -214,10 +239,7 @@ impl Lan {
         let plan = Plan {
             epoch: 1,
             policies: Vec::new(),
-            groups: vec![vec![Hop {
-                exit: Exit::Lan(1, Some(OUT)),
-                mtu: 1500,
-            }]],
+            groups: vec![vec![Hop { exit, mtu: 1500 }]],
             lans: vec![true; 2],
             spread_over: workers,
         };
@@ -251,7 +273,7 @@ impl Lan {
             _v6: v6,
         };
         let crews = Crew::assemble(workers).expect("descriptors");
-        for ((crew, reader), flows_here) in crews.into_iter().zip(readers).zip(arriving) {
+        for ((mut crew, reader), flows_here) in crews.into_iter().zip(readers).zip(arriving) {
             let rules = Rules {
                 snapshot: published.clone(),
                 v4: Arc::clone(lan._v4.fib()),
@@ -261,16 +283,37 @@ impl Lan {
             let Ports { source, sink, sent } = ports(flows_here.into());
             lan.sinks.push(sent);
             let port = |port| LanPort { port, ethernet: true };
+            let (mut lans, mut wans) = (vec![Some(port(source))], vec![None]);
+            let mut frames = FrameCache::new(arena);
+            let stats = Arc::default();
+            let mut wg = Wg::new(aead::default(), 1, 1420, 0);
+            if let Exit::Tunnel(_) = exit {
+                let mut cx = Context {
+                    now: now(),
+                    frames: &mut frames,
+                    stats: &stats,
+                    slow: &slow,
+                    wake_slow: false,
+                    crew: &mut crew,
+                };
+                pair::add_peer(&mut wg, &mut cx);
+                wans = vec![Some(WanPort {
+                    ifindex: 0,
+                    port: sink,
+                })];
+            } else {
+                lans.push(Some(port(sink)));
+            }
             lan.workers.push(Worker::new(Parts {
-                wg: Wg::new(aead::default(), 1, 1420, 0),
-                lans: vec![Some(port(source)), Some(port(sink))],
-                wans: vec![None],
+                wg,
+                lans,
+                wans,
                 router: Some(
                     Router::new(flows.max(64) as usize, keys.clone(), rules).expect("memory for flows"),
                 ),
-                frames: FrameCache::new(arena),
+                frames,
                 crew,
-                stats: Arc::default(),
+                stats,
                 slow: Arc::clone(&slow),
                 clock: Box::new(SystemClock),
                 idle: IdleLadder {
@@ -300,16 +343,27 @@ fn shuffled(count: u32) -> Vec<u32> {
 
 /// A packet through two ports and nothing between them but an exchange of the link addresses: what ports and frames cost.
 pub struct Wire {
-    source: Source,
-    sink: Sink,
+    source: Box<dyn Port + Send>,
+    /// The same port, if there is none.
+    sink: Option<Box<dyn Port + Send>>,
     frames: FrameCache,
 }
 
 impl Wire {
     pub fn new(arena: &'static Arena, flows: u32, size: Size) -> Wire {
+        let source = Source::new(size, shuffled(flows).into());
+        Wire::with_ports(arena, Box::new(source), Some(Box::new(Sink::default())))
+    }
+
+    /// From a port to another one, or back to the first.
+    pub fn with_ports(
+        arena: &'static Arena,
+        source: Box<dyn Port + Send>,
+        sink: Option<Box<dyn Port + Send>>,
+    ) -> Wire {
         Wire {
-            source: Source::new(size, shuffled(flows).into()),
-            sink: Sink::default(),
+            source,
+            sink,
             frames: FrameCache::new(arena),
         }
     }
@@ -317,14 +371,14 @@ impl Wire {
     /// One burst. Returns how many packets.
     pub fn burst(&mut self) -> usize {
         let mut burst = Burst::new();
-        let (ours, theirs): (&mut dyn Port, &mut dyn Port) = (&mut self.source, &mut self.sink);
-        let _ = ours.rx_burst(&mut self.frames, &mut burst);
+        let _ = self.source.rx_burst(&mut self.frames, &mut burst);
         for pkt in burst.iter_mut() {
             let (to, from) = pkt.data_mut().split_at_mut(6);
             to.swap_with_slice(&mut from[..6]);
         }
         let packets = burst.len();
-        let _ = theirs.tx_burst(&mut self.frames, &mut burst);
+        let sink = self.sink.as_mut().unwrap_or(&mut self.source);
+        let _ = sink.tx_burst(&mut self.frames, &mut burst);
         packets
     }
 }

@@ -131,7 +131,7 @@ fn key(peer: usize, direction: u8) -> [u8; 32] {
     std::array::from_fn(|at| (peer >> (8 * (at % 2))) as u8 ^ (at as u8).wrapping_mul(37) ^ direction)
 }
 
-fn keypair(peer: usize, near: bool) -> Box<Keypair> {
+fn keypair(peer: usize, near: bool, created: Time) -> Box<Keypair> {
     let (out, back) = (key(peer, 0x55), key(peer, 0xaa));
     let (near_index, far_index) = (2 * peer as u32 + 7, 2 * peer as u32 + 8);
     let (local_index, remote_index) = if near {
@@ -145,11 +145,19 @@ fn keypair(peer: usize, near: bool) -> Box<Keypair> {
         local_index,
         remote_index,
         initiator: near,
-        created: NOW,
+        created,
     };
     let mut keypair = Keypair::vacant(WINDOW);
     keypair.arm(session, &Timeouts::protocol(), send, receive);
     keypair
+}
+
+/// Gives a worker's state its first peer, and a session with it that begins now.
+pub fn add_peer(wg: &mut Wg, cx: &mut Context<'_>) {
+    let endpoint = Outer::new(SocketAddr::from(([192, 0, 2, 1], 4000)));
+    let slot = PeerSlot::new(PeerId(0), Arc::<Traffic>::default(), endpoint);
+    wg.add_peer(cx, Box::new(slot));
+    wg.install(cx, keypair(0, true, cx.now));
 }
 
 impl Pair {
@@ -170,7 +178,7 @@ impl Pair {
                     let endpoint = Outer::new(SocketAddr::from(([192, 0, 2, 1], 4000)));
                     let slot = PeerSlot::new(PeerId(peer as u32), Arc::<Traffic>::default(), endpoint);
                     wg.add_peer(cx, Box::new(slot));
-                    wg.install(cx, keypair(peer, is_near));
+                    wg.install(cx, keypair(peer, is_near, NOW));
                     while cx.slow.notices.pop().is_some() {}
                 }
             });
@@ -183,7 +191,7 @@ impl Pair {
             wire: Burst::new(),
             bare: Bare {
                 aead,
-                keypairs: (0..peers).map(|peer| *keypair(peer, true)).collect(),
+                keypairs: (0..peers).map(|peer| *keypair(peer, true, NOW)).collect(),
                 counter: 0,
                 bufs: vec![Vec::new(); BURST_MAX],
             },

@@ -60,7 +60,7 @@ pub fn run(options: &Options, rows: &mut Vec<Row>) -> Result<()> {
                 && options.testpmd
                 && round % options.rounds.div_ceil(3) == 0
             {
-                yardstick.push(testpmd::macswap(bytes)?);
+                yardstick.push(testpmd::macswap(&format!("net_null0,size={bytes}"))?);
             }
         }
         for setup in &mut setups {
@@ -152,13 +152,7 @@ fn forward(wires: &mut [Wire]) -> f64 {
         let workers = wires.iter_mut().enumerate().map(|(core, wire)| {
             scope.spawn(move || {
                 pin(core);
-                let (start, mut packets) = (Instant::now(), 0);
-                while start.elapsed() < SLICE {
-                    for _ in 0..64 {
-                        packets += wire.burst();
-                    }
-                }
-                packets as f64 / start.elapsed().as_secs_f64()
+                measure_wire(wire)
             })
         });
         let workers: Vec<_> = workers.collect();
@@ -166,8 +160,19 @@ fn forward(wires: &mut [Wire]) -> f64 {
     })
 }
 
+/// Packets a second between two ports, over a slice of time.
+pub fn measure_wire(wire: &mut Wire) -> f64 {
+    let (start, mut packets) = (Instant::now(), 0);
+    while start.elapsed() < SLICE {
+        for _ in 0..64 {
+            packets += wire.burst();
+        }
+    }
+    packets as f64 / start.elapsed().as_secs_f64()
+}
+
 /// Lets the workers run, each on a core of its own, and counts what leaves while all of them do.
-fn measure(lan: &mut Lan) -> f64 {
+pub fn measure(lan: &mut Lan) -> f64 {
     let done = AtomicBool::new(false);
     let sinks = lan.sinks.clone();
     let sent = || sinks.iter().map(|sink| sink.tx_packets.get()).sum::<u64>();

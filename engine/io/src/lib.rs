@@ -17,6 +17,8 @@ use patronus_mem::{Burst, FrameCache};
 
 pub mod afpacket;
 mod bpf;
+#[cfg(feature = "dpdk")]
+pub mod dpdk;
 pub mod ip;
 pub mod loopback;
 pub mod netlink;

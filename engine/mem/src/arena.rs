@@ -186,28 +186,36 @@ impl Arena {
         self.small as usize
     }
 
-    /// Whether the packet is in a small frame of this arena.
-    pub(crate) fn owns_small(&self, pkt: &PktBuf) -> bool {
-        let line = pkt.line_ptr();
-        // SAFETY: lines are valid for the life of the process, and their index never changes.
-        let index = unsafe { line.as_ref().index };
-        index < self.small && line == self.line_at(index)
+    /// Bytes of a page of the small frames.
+    pub(crate) fn page(&self) -> usize {
+        if self.huge {
+            map::HUGE_PAGE
+        } else {
+            map::page_size()
+        }
     }
 
-    /// The number of a packet's frame, given up by its handle.
-    pub(crate) fn index_of(&self, pkt: PktBuf) -> u32 {
-        // SAFETY: as in `owns_small`.
-        unsafe { pkt.into_line().as_ref().index }
+    /// The number of the packet's frame, if that is a small one of this arena. It follows from where the line is, which is not looked at.
+    #[inline]
+    pub(crate) fn small_index(&self, pkt: &PktBuf) -> Option<u32> {
+        let at = pkt.line_ptr().addr().get().wrapping_sub(self.lines.addr().get());
+        let index = at / size_of::<Line>();
+        (index < self.small as usize).then_some(index as u32)
     }
 
-    /// The packet in small frame `index`.
+    /// The packet in small frame `index`, which has no other owner. `None`, and the frame is free, if it has no such place.
     ///
     /// # Safety
     /// No other handle has it and it is in no free list.
-    pub(crate) unsafe fn by_index(&self, index: u32) -> PktBuf {
+    #[inline]
+    pub(crate) unsafe fn by_index(&self, index: u32, offset: u32, len: u32) -> Option<PktBuf> {
         assert!(index < self.small, "a small frame");
         // SAFETY: the index is one of the arena's lines; the caller vouches for the rest.
-        unsafe { PktBuf::from_line(self.line_at(index)) }
+        let pkt = unsafe { PktBuf::from_small_line(self.line_at(index), offset, len) };
+        if pkt.is_none() {
+            self.release(index);
+        }
+        pkt
     }
 
     #[inline]
@@ -259,6 +267,7 @@ impl Arena {
 }
 
 /// Indices of free frames, the last one freed on top because it is the warmest.
+#[repr(C)]
 struct Stack<const N: usize> {
     len: usize,
     /// It holds at most this many, 2 to `N`.
@@ -381,6 +390,35 @@ impl FrameCache {
         } else {
             self.jumbo.push(index, &self.arena.free_jumbo);
         }
+    }
+
+    /// The number of a free small frame, which is the caller's now.
+    #[inline]
+    pub(crate) fn pop_small(&mut self) -> Option<u32> {
+        self.small.pop(&self.arena.free)
+    }
+
+    /// Its stack of free small frames by address: how many, at most how many, and their numbers.
+    ///
+    /// # Safety
+    /// `this` is a cache.
+    pub(crate) unsafe fn small_stack(this: *mut FrameCache) -> (*mut usize, usize, *mut u32) {
+        // SAFETY: the caller vouches for the pointer; no reference is made that others could contradict.
+        unsafe {
+            let stack = &raw mut (*this).small;
+            (
+                (&raw mut (*stack).len),
+                (*stack).limit,
+                (&raw mut (*stack).slots).cast(),
+            )
+        }
+    }
+
+    /// Takes it back.
+    #[inline]
+    pub(crate) fn push_small(&mut self, frame: u32) {
+        assert!(frame < self.arena.small, "a small frame");
+        self.small.push(frame, &self.arena.free);
     }
 
     /// The arena that the frames come from.

@@ -2,7 +2,7 @@
 
 use std::ptr::NonNull;
 
-use crate::{Arena, PktBuf};
+use crate::{Arena, FrameCache, PktBuf};
 
 /// Where the small frames lie, for those who get them by address.
 #[derive(Clone, Copy, Debug)]
@@ -13,6 +13,19 @@ pub struct FrameRegion {
     pub len: usize,
     /// Bytes from one frame to the next.
     pub stride: usize,
+    /// Bytes of the pages that they are on. The last page is all theirs.
+    pub page: usize,
+}
+
+/// A cache's free small frames by address, for C code that takes the last ones and puts others behind them, and thereby lends and takes back.
+#[derive(Clone, Copy, Debug)]
+pub struct FreeStack {
+    /// How many there are, at most `limit`.
+    pub len: *mut usize,
+    /// At most so many.
+    pub limit: usize,
+    /// Their numbers, the last one freed at the end.
+    pub frames: *mut u32,
 }
 
 /// A lent frame by its number. It belongs to nobody else until it is [taken back](Arena::take_back).
@@ -35,22 +48,25 @@ impl Arena {
             start,
             len: stride * self.small_count(),
             stride,
+            page: self.page(),
         }
     }
 
     /// Whether the packet's frame can be lent: a small one of this arena.
     #[inline]
     pub fn lends(&self, pkt: &PktBuf) -> bool {
-        self.owns_small(pkt)
+        self.small_index(pkt).is_some()
     }
 
     /// Lends a packet's frame; a jumbo frame, or one of another arena, is not for lending and comes back.
+    #[inline]
     pub fn lend(&self, pkt: PktBuf) -> Result<Lent, PktBuf> {
-        if !self.owns_small(&pkt) {
+        let Some(frame) = self.small_index(&pkt) else {
             return Err(pkt);
-        }
+        };
         let (offset, len) = (pkt.headroom() as u32, pkt.len() as u32);
-        let frame = self.index_of(pkt);
+        // The frame has no owner among us from here on.
+        let _ = pkt.into_line();
         Ok(Lent { frame, offset, len })
     }
 
@@ -59,9 +75,47 @@ impl Arena {
     ///
     /// # Safety
     /// The frame was lent by this arena and has not been taken back since, and nobody reads or writes it any more.
+    #[inline]
     pub unsafe fn take_back(&self, lent: Lent) -> Option<PktBuf> {
         // SAFETY: the caller vouches for the frame.
-        let mut pkt = unsafe { self.by_index(lent.frame) };
-        pkt.place(lent.offset as usize, lent.len as usize).then_some(pkt)
+        unsafe { self.by_index(lent.frame, lent.offset, lent.len) }
+    }
+}
+
+impl FrameCache {
+    /// Lends free small frames, as many as `frames` has room for or none: their numbers. True if there were so many. Their metadata is not looked at.
+    #[inline]
+    pub fn lend_free(&mut self, frames: &mut [u32]) -> bool {
+        for at in 0..frames.len() {
+            match self.pop_small() {
+                Some(frame) => frames[at] = frame,
+                None => {
+                    frames[..at].iter().for_each(|frame| self.push_small(*frame));
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    /// The cache's stack by address. Whoever has it uses it only while nobody uses the cache otherwise; a number that is taken is lent, and one that is
+    /// put there is taken back, with what [`take_back_free`](FrameCache::take_back_free) asks for.
+    ///
+    /// # Safety
+    /// `this` is a cache that stays where it is as long as the stack is used.
+    #[inline]
+    pub unsafe fn free_stack(this: *mut FrameCache) -> FreeStack {
+        // SAFETY: the caller vouches for the pointer.
+        let (len, limit, frames) = unsafe { FrameCache::small_stack(this) };
+        FreeStack { len, limit, frames }
+    }
+
+    /// Takes lent frames back that are free now.
+    ///
+    /// # Safety
+    /// As for [`Arena::take_back`], for each of them; they were lent by this cache's arena.
+    #[inline]
+    pub unsafe fn take_back_free(&mut self, frames: &[u32]) {
+        frames.iter().for_each(|frame| self.push_small(*frame));
     }
 }

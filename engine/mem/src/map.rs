@@ -5,8 +5,7 @@ use std::mem::ManuallyDrop;
 use std::ptr::NonNull;
 
 /// Size of a huge page on x86-64 and the usual one on AArch64, in bytes.
-#[cfg(not(miri))]
-const HUGE_PAGE: usize = 2 << 20;
+pub(crate) const HUGE_PAGE: usize = 2 << 20;
 
 /// Bytes of the smallest page of any machine that we run on; guards and locks are rounded to the real page size.
 #[cfg(not(miri))]

@@ -4,7 +4,7 @@
 use std::fmt;
 use std::ptr::NonNull;
 
-use crate::{Arena, HEADROOM, Outer};
+use crate::{Arena, FRAME, HEADROOM, Outer};
 
 /// What is known of a frame: one cache line, in an array of its own so that looking at many packets does not touch their frames.
 ///
@@ -62,6 +62,17 @@ impl PktBuf {
         PktBuf { line, place: FRESH }
     }
 
+    /// The same for a small frame with a packet at `offset`; `None` if that is not in the frame, whose owner is still the caller. The line is not looked at.
+    ///
+    /// # Safety
+    /// As for [`from_line`](PktBuf::from_line).
+    #[inline]
+    pub(crate) unsafe fn from_small_line(line: NonNull<Line>, offset: u32, len: u32) -> Option<PktBuf> {
+        let fits = offset.checked_add(len)? <= FRAME as u32;
+        let place = (u64::from(offset) * OFFSET) | u64::from(len);
+        fits.then_some(PktBuf { line, place })
+    }
+
     /// Gives up ownership without returning the frame to a free list.
     #[inline]
     pub(crate) fn into_line(self) -> NonNull<Line> {
@@ -70,16 +81,6 @@ impl PktBuf {
 
     pub(crate) fn line_ptr(&self) -> NonNull<Line> {
         self.line
-    }
-
-    /// Says where in the frame the packet is; false if that is not in the frame.
-    #[inline]
-    pub(crate) fn place(&mut self, offset: usize, len: usize) -> bool {
-        let fits = offset.checked_add(len).is_some_and(|end| end <= self.capacity());
-        if fits {
-            self.place = self.place & ADDRESSED | (offset as u64 * OFFSET) | len as u64;
-        }
-        fits
     }
 
     #[inline]

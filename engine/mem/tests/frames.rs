@@ -220,6 +220,31 @@ fn trim_beyond_the_packet() {
 }
 
 #[test]
+fn free_frames_are_lent_all_or_none_and_come_back() {
+    let arena = arena(100, 4);
+    let mut cache = FrameCache::new(arena);
+    let mut some = [0; 60];
+    assert!(cache.lend_free(&mut some));
+    assert!(!cache.lend_free(&mut [0; 41]), "40 are left");
+    let mut rest = [0; 40];
+    assert!(cache.lend_free(&mut rest));
+    assert!(cache.alloc().is_none() && cache.lend_free(&mut []));
+    let mut all: Vec<u32> = some.into_iter().chain(rest).collect();
+    all.sort_unstable();
+    assert_eq!(all, (0..100).collect::<Vec<_>>(), "each once");
+    // SAFETY: lent above, and nobody uses them.
+    unsafe { cache.take_back_free(&rest) };
+    let taken: Vec<_> = std::iter::from_fn(|| cache.alloc()).collect();
+    assert_eq!(taken.len(), 40);
+    // SAFETY: as above.
+    unsafe { cache.take_back_free(&some) };
+    drop((taken, cache));
+    assert_eq!(arena.free_frames(), arena.frames());
+    let region = arena.region();
+    assert!(region.page.is_power_of_two() && region.start.addr().get().is_multiple_of(region.page));
+}
+
+#[test]
 fn frames_travel_between_threads() {
     let rounds = if cfg!(miri) { 100 } else { 20_000 };
     let arena = arena(400, 0);

@@ -1,0 +1,279 @@
+//! `macswap` and `tunnel`: the engine behind a port, one worker on one core, beside DPDK's own programs on the same device in the same run.
+//!
+//! `macswap` takes a packet, exchanges its link addresses and sends it; dpdk-testpmd does the same. `tunnel` takes a packet through flow table, FIB and encryption and
+//! sends it; dpdk-test-crypto-perf does nothing but encrypt. Of theirs the best of three runs counts: a second thread of theirs, which only waits, costs them half on some
+//! machines. Ports in memory do both as well: what a device costs is the difference.
+
+use std::fmt;
+
+use patronus_io::Port;
+use patronus_mem::{Arena, ArenaConfig};
+use patronus_netns::{Error, Result};
+
+use super::lan::{Lan, Ports, Sink, Source, Wire};
+use super::route::{measure, measure_wire};
+use super::size::Size;
+use super::{Options, Row, cryptoperf, testpmd};
+use crate::report::median;
+
+/// Flows that packets are of.
+const FLOWS: u32 = 1000;
+
+/// What packets come from and go to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub enum PortKind {
+    /// DPDK's source and sink.
+    #[value(name = "net_null")]
+    Null,
+    /// A ring of DPDK's, whose end is its beginning.
+    #[value(name = "net_ring")]
+    Ring,
+}
+
+impl PortKind {
+    fn name(self) -> &'static str {
+        match self {
+            PortKind::Null => "net_null",
+            PortKind::Ring => "net_ring",
+        }
+    }
+
+    /// As both DPDK's programs and ours are told; `frame` is the length of its packets with their link header.
+    fn device(self, number: usize, frame: usize) -> String {
+        match self {
+            PortKind::Null => format!("net_null{number},size={frame}"),
+            PortKind::Ring => format!("net_ring{number}"),
+        }
+    }
+}
+
+impl fmt::Display for PortKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// One line: a pipeline over a port, and its rates by round.
+struct Setup {
+    pipeline: &'static str,
+    port: &'static str,
+    subject: Subject,
+    rates: Vec<f64>,
+}
+
+enum Subject {
+    Wire(Box<Wire>),
+    Lan(Box<Lan>),
+}
+
+impl Setup {
+    fn rate(&self) -> f64 {
+        median(self.rates.iter().copied()).unwrap_or(f64::NAN)
+    }
+}
+
+/// Measures and prints; the rows go behind those that there are.
+pub fn run(options: &Options, kinds: &[PortKind], rows: &mut Vec<Row>) -> Result<()> {
+    let arena = Arena::new(&ArenaConfig {
+        frames: 16384,
+        jumbo_frames: 0,
+    });
+    let arena = arena.map_err(|e| Error::new(format!("memory for packets: {e}")))?;
+    let devices = Devices::start(arena)?;
+    println!(
+        "\n{} rounds, medians; of DPDK's own the best of three\n",
+        options.rounds
+    );
+    println!("pipeline  size  port        Mpps  ns/packet  of memory's  DPDK's own, Mpps  of that");
+    for &size in &options.sizes {
+        // Neither DPDK's source nor its programs know a mix.
+        let Size::Bytes(bytes) = size else { continue };
+        for &kind in kinds {
+            let mut setups = setups(arena, &devices, kind, bytes)?;
+            let (mut forwarded, mut sealed) = (Vec::new(), Vec::new());
+            for round in 0..options.rounds.max(1) {
+                for setup in &mut setups {
+                    setup.rates.push(match &mut setup.subject {
+                        Subject::Wire(wire) => measure_wire(wire),
+                        Subject::Lan(lan) => measure(lan),
+                    });
+                }
+                if round % options.rounds.div_ceil(3).max(1) == 0 {
+                    forwarded.push(testpmd::macswap(&kind.device(0, frame(bytes)))?);
+                    sealed.push(cryptoperf::seal(bytes)?);
+                }
+            }
+            let references = [forwarded, sealed].map(|rates| rates.into_iter().reduce(f64::max));
+            rows.extend(report(&setups, size, references));
+        }
+    }
+    Ok(())
+}
+
+/// A packet with its link header.
+fn frame(bytes: usize) -> usize {
+    bytes + patronus_engine::ethernet::ETHERNET_HEADER
+}
+
+fn setups(arena: &'static Arena, devices: &Devices, kind: PortKind, bytes: usize) -> Result<Vec<Setup>> {
+    let setup = |pipeline, port, subject| Setup {
+        pipeline,
+        port,
+        subject,
+        rates: Vec::new(),
+    };
+    let size = Size::Bytes(bytes);
+    let memory = Wire::new(arena, FLOWS, size);
+    let mut device = devices.open(&kind.device(0, frame(bytes)))?;
+    if kind == PortKind::Ring {
+        prime(arena, device.as_mut(), size);
+    }
+    let over_device = Wire::with_ports(arena, device, None);
+    let mut setups = vec![
+        setup("macswap", "memory", Subject::Wire(Box::new(memory))),
+        setup("macswap", kind.name(), Subject::Wire(Box::new(over_device))),
+    ];
+    if kind == PortKind::Null {
+        let memory = Lan::tunnel(arena, FLOWS, |flows| {
+            let sink = Sink::default();
+            Ports {
+                sent: sink.counters().clone(),
+                source: Box::new(Source::new(size, flows)),
+                sink: Box::new(sink),
+            }
+        });
+        let mut ends = [1, 2].map(|number| devices.open(&kind.device(number, frame(bytes))));
+        let mut end = |at: usize| std::mem::replace(&mut ends[at], Ok(Box::new(Sink::default())));
+        let (source, sink) = (end(0)?, end(1)?);
+        let mut ends = Some((source, sink));
+        let over_device = Lan::tunnel(arena, FLOWS, |flows| {
+            let (source, sink) = ends.take().expect("one worker");
+            Ports {
+                sent: sink.counters().clone(),
+                source: Box::new(Shaped {
+                    port: source,
+                    shape: Source::new(size, flows),
+                }),
+                sink,
+            }
+        });
+        setups.push(setup("tunnel", "memory", Subject::Lan(Box::new(memory))));
+        setups.push(setup("tunnel", kind.name(), Subject::Lan(Box::new(over_device))));
+    }
+    Ok(setups)
+}
+
+/// Puts so many packets into a ring as dpdk-testpmd does.
+fn prime(arena: &'static Arena, port: &mut dyn Port, size: Size) {
+    let mut frames = patronus_mem::FrameCache::new(arena);
+    let mut burst = patronus_mem::Burst::new();
+    Source::new(size, (0..FLOWS).collect()).make(&mut frames, &mut burst, 32);
+    let _ = port.tx_burst(&mut frames, &mut burst);
+}
+
+/// A device whose packets say nothing, and what makes packets of them as the port in memory does.
+struct Shaped {
+    port: Box<dyn Port + Send>,
+    shape: Source,
+}
+
+impl Port for Shaped {
+    fn rx_burst(
+        &mut self,
+        frames: &mut patronus_mem::FrameCache,
+        burst: &mut patronus_mem::Burst,
+    ) -> std::result::Result<usize, patronus_io::PortError> {
+        let before = burst.len();
+        let received = self.port.rx_burst(frames, burst)?;
+        burst.as_mut_slice()[before..]
+            .iter_mut()
+            .for_each(|pkt| self.shape.shape(pkt));
+        Ok(received)
+    }
+
+    fn tx_burst(
+        &mut self,
+        frames: &mut patronus_mem::FrameCache,
+        burst: &mut patronus_mem::Burst,
+    ) -> std::result::Result<(), patronus_io::PortError> {
+        self.port.tx_burst(frames, burst)
+    }
+
+    fn counters(&self) -> &std::sync::Arc<patronus_io::PortCounters> {
+        self.port.counters()
+    }
+}
+
+/// The rows, printed; the references are for `macswap` and `tunnel`.
+fn report(setups: &[Setup], size: Size, references: [Option<f64>; 2]) -> Vec<Row> {
+    let row = |setup: &Setup| {
+        let reference = match (setup.port, setup.pipeline) {
+            ("memory", _) => None,
+            (_, "macswap") => references[0],
+            _ => references[1],
+        };
+        let rate = setup.rate();
+        let memory = setups
+            .iter()
+            .find(|other| other.port == "memory" && other.pipeline == setup.pipeline);
+        let of = |of: Option<f64>| of.map_or(String::from("-"), |of| format!("{:.2}", rate / of));
+        println!(
+            "{:<8} {:>5}  {:<9} {:>6.2} {:>10.1} {:>12} {:>17} {:>8}",
+            setup.pipeline,
+            size,
+            setup.port,
+            rate / 1e6,
+            1e9 / rate,
+            of(memory.filter(|_| setup.port != "memory").map(Setup::rate)),
+            reference.map_or(String::from("-"), |rate| format!("{:.2}", rate / 1e6)),
+            of(reference),
+        );
+        Row {
+            port: setup.port,
+            reference_mpps: reference.map(|rate| rate / 1e6),
+            peers: usize::from(setup.pipeline == "tunnel"),
+            flows: FLOWS as usize,
+            aead: (setup.pipeline == "tunnel").then(|| patronus_crypto::aead::default().name()),
+            ..Row::new(setup.pipeline, size, 1, 1e9 / rate)
+        }
+    };
+    setups.iter().map(row).collect()
+}
+
+#[cfg(feature = "dpdk")]
+struct Devices(&'static patronus_io::dpdk::Dpdk);
+
+#[cfg(feature = "dpdk")]
+impl Devices {
+    fn start(arena: &'static Arena) -> Result<Devices> {
+        let options = patronus_io::dpdk::Options::default();
+        patronus_io::dpdk::Dpdk::start(&options, arena)
+            .map(Devices)
+            .map_err(|e| Error::new(e.to_string()))
+    }
+
+    fn open(&self, device: &str) -> Result<Box<dyn Port + Send>> {
+        let config = patronus_io::dpdk::DeviceConfig::new(device);
+        let (_, mut ports) = self.0.open(&config).map_err(|e| Error::new(e.to_string()))?;
+        ports
+            .pop()
+            .map(|port| Box::new(port) as _)
+            .ok_or_else(|| Error::new("no port"))
+    }
+}
+
+#[cfg(not(feature = "dpdk"))]
+struct Devices(std::convert::Infallible);
+
+#[cfg(not(feature = "dpdk"))]
+impl Devices {
+    fn start(_: &'static Arena) -> Result<Devices> {
+        Err(Error::new(
+            "--port needs DPDK, which this program was built without: cargo build --release -p patronus-bench --features dpdk",
+        ))
+    }
+
+    fn open(&self, _: &str) -> Result<Box<dyn Port + Send>> {
+        match self.0 {}
+    }
+}
