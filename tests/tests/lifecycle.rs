@@ -344,7 +344,7 @@ fn the_memory_of_packets_is_named() {
             "the limit is 1 MiB",
         ),
         (
-            format!("ulimit -H -l 4096; ulimit -S -l 64; {without} {program}"),
+            format!("ulimit -S -l 64; ulimit -H -l 4096; {without} {program}"),
             "the limit is 4 MiB",
         ),
     ];
