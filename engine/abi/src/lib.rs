@@ -2,7 +2,7 @@
 //!
 //! Whoever knows what a site is to be (a process that reads a file today, the control process over shared memory later) makes a
 //! [`Site`], [`encode`]s it and passes the bytes on. The engine believes nothing of them: [`decode`] looks at everything before anybody
-//! acts on it, and what comes out is complete and consistent in itself. No secret is in a blob: private and pre-shared keys go beside it.
+//! acts on it, and what comes out names nothing that is not there. No secret is in a blob: private and pre-shared keys go beside it.
 //!
 //! * [`site`]: the values
 //! * [`blob`]: from values to bytes and back, and why bytes are refused
