@@ -134,7 +134,7 @@ fn a_ring_returns_packets_in_order_and_every_frame_comes_back() {
     assert!(device.link().up);
     let sent = numbers(0..300);
     bench.give(&mut port, &sent);
-    assert_eq!(device.held(), 300, "what is in the ring is the device's");
+    assert_eq!(bench.dpdk.held(), 300, "what is in the ring is the device's");
     assert_eq!(bench.take(&mut port, 300), sent);
     assert_eq!(bench.look(&mut port), 0);
     let counters = Arc::clone(port.counters());
@@ -166,7 +166,7 @@ fn a_full_ring_is_a_counted_drop() {
     let (sent, dropped) = (counters.tx_packets.get(), counters.tx_no_buffer.get());
     assert_eq!(sent + dropped, 4096);
     assert!(dropped > 0 && sent > 0);
-    assert_eq!(device.held() as u64, sent, "what was dropped is free");
+    assert_eq!(bench.dpdk.held() as u64, sent, "what was dropped is free");
     let got = bench.take(&mut port, sent as usize);
     assert_eq!(got, numbers(0..4096)[..sent as usize], "the first ones, in order");
     drop((device, port));

@@ -13,7 +13,7 @@ use crossbeam_queue::ArrayQueue;
 use crate::map;
 use crate::pktbuf::Line;
 use crate::processor::{prefetch_at, prefetch_write_at};
-use crate::{FRAME, HEADROOM, JUMBO_MAX, Outer, PktBuf, SMALL_MAX, TAILROOM};
+use crate::{Annex, FRAME, HEADROOM, JUMBO_MAX, Outer, PktBuf, SMALL_MAX, TAILROOM};
 
 /// Bytes from one small frame to the next. One cache line more than the frame: with a power of two the first lines of all packets would
 /// share two sets of a 32 KiB first-level cache, so that a burst of small packets would not stay in it.
@@ -182,6 +182,10 @@ impl Arena {
         (self.frames, STRIDE)
     }
 
+    pub(crate) fn first_line(&self) -> NonNull<Line> {
+        self.lines
+    }
+
     pub(crate) fn small_count(&self) -> usize {
         self.small as usize
     }
@@ -267,7 +271,6 @@ impl Arena {
 }
 
 /// Indices of free frames, the last one freed on top because it is the warmest.
-#[repr(C)]
 struct Stack<const N: usize> {
     len: usize,
     /// It holds at most this many, 2 to `N`.
@@ -332,6 +335,7 @@ pub struct FrameCache {
     arena: &'static Arena,
     small: Stack<CACHED>,
     jumbo: Stack<CACHED_JUMBO>,
+    pub(crate) annex: Option<Annex>,
     /// One thread at a time: a cache may move to another thread but is never shared.
     not_sync: PhantomData<Cell<()>>,
 }
@@ -343,6 +347,7 @@ impl FrameCache {
             arena,
             small: Stack::new(arena.small),
             jumbo: Stack::new(arena.total - arena.small),
+            annex: None,
             not_sync: PhantomData,
         }
     }
@@ -350,7 +355,7 @@ impl FrameCache {
     /// A small frame, empty, with [`HEADROOM`] before it; `None` if all are in use.
     #[inline]
     pub fn alloc(&mut self) -> Option<PktBuf> {
-        let index = self.small.pop(&self.arena.free)?;
+        let index = self.pop_small()?;
         Some(self.take(index))
     }
 
@@ -395,22 +400,22 @@ impl FrameCache {
     /// The number of a free small frame, which is the caller's now.
     #[inline]
     pub(crate) fn pop_small(&mut self) -> Option<u32> {
+        match self.small.pop(&self.arena.free) {
+            None => self.pop_from_annex(),
+            some => some,
+        }
+    }
+
+    #[cold]
+    fn pop_from_annex(&mut self) -> Option<u32> {
+        self.empty_annex();
         self.small.pop(&self.arena.free)
     }
 
-    /// Its stack of free small frames by address: how many, at most how many, and their numbers.
-    ///
-    /// # Safety
-    /// `this` is a cache.
-    pub(crate) unsafe fn small_stack(this: *mut FrameCache) -> (*mut usize, usize, *mut u32) {
-        // SAFETY: the caller vouches for the pointer; no reference is made that others could contradict.
-        unsafe {
-            let stack = &raw mut (*this).small;
-            (
-                (&raw mut (*stack).len),
-                (*stack).limit,
-                (&raw mut (*stack).slots).cast(),
-            )
+    fn empty_annex(&mut self) {
+        if let Some(annex) = self.annex {
+            // SAFETY: the cache is borrowed exclusively, and who attached the annex vouches for what is done with it.
+            unsafe { (annex.empty)(annex.number, self) };
         }
     }
 
@@ -428,6 +433,7 @@ impl FrameCache {
 
     /// Gives all cached frames back to the arena.
     pub fn flush(&mut self) {
+        self.empty_annex();
         self.small.spill(&self.arena.free, self.small.len);
         self.jumbo.spill(&self.arena.free_jumbo, self.jumbo.len);
     }
@@ -436,5 +442,8 @@ impl FrameCache {
 impl Drop for FrameCache {
     fn drop(&mut self) {
         self.flush();
+        if let Some(annex) = self.annex {
+            (annex.close)(annex.number);
+        }
     }
 }

@@ -24,7 +24,7 @@ mod table;
 
 pub use arena::{Arena, ArenaConfig, FrameCache};
 pub use burst::Burst;
-pub use lent::{FrameRegion, FreeStack, Lent};
+pub use lent::{Annex, FrameRegion, Lent, RawPacket};
 pub use outer::Outer;
 pub use pktbuf::PktBuf;
 pub use processor::{cycles, prefetch, prefetch_write};

@@ -4,7 +4,7 @@
 use std::fmt;
 use std::ptr::NonNull;
 
-use crate::{Arena, FRAME, HEADROOM, Outer};
+use crate::{Arena, FRAME, HEADROOM, Outer, RawPacket};
 
 /// What is known of a frame: one cache line, in an array of its own so that looking at many packets does not touch their frames.
 ///
@@ -26,6 +26,7 @@ const _: () = assert!(size_of::<Line>() == 64);
 /// The packet lies somewhere in the frame with room before it ([`headroom`](PktBuf::headroom)) and behind it
 /// ([`tailroom`](PktBuf::tailroom)). The frame's memory is always initialised: bytes that nobody wrote yet are zero or
 /// an earlier packet's.
+#[repr(C)]
 pub struct PktBuf {
     line: NonNull<Line>,
     /// Where in the frame the packet begins, in the upper half, with [`ADDRESSED`]; its length in the lower half. `offset + len <= capacity` always holds.
@@ -44,6 +45,9 @@ const OFFSET: u64 = 1 << 32;
 const FRESH: u64 = HEADROOM as u64 * OFFSET;
 
 const _: () = assert!(size_of::<Option<PktBuf>>() == 16);
+// A handle is the same bytes as numbers.
+const _: () = assert!(size_of::<RawPacket>() == size_of::<PktBuf>());
+const _: () = assert!(std::mem::offset_of!(RawPacket, place) == std::mem::offset_of!(PktBuf, place));
 
 // SAFETY: a PktBuf owns its line and its frame; the free lists through which indices travel between threads order the
 // accesses of the old owner before those of the new one.
@@ -71,6 +75,20 @@ impl PktBuf {
         let fits = offset.checked_add(len)? <= FRAME as u32;
         let place = (u64::from(offset) * OFFSET) | u64::from(len);
         fits.then_some(PktBuf { line, place })
+    }
+
+    /// The packet of a handle that was [handed over](crate::Burst::hand_over).
+    ///
+    /// # Safety
+    /// Its frame was not lent since, and nobody else makes a packet of it.
+    #[inline]
+    pub unsafe fn from_raw(raw: RawPacket) -> PktBuf {
+        // SAFETY: a handle's line is not null, and the caller vouches that it was one.
+        let line = unsafe { NonNull::new_unchecked(raw.line) };
+        PktBuf {
+            line: line.cast(),
+            place: raw.place,
+        }
     }
 
     /// Gives up ownership without returning the frame to a free list.
