@@ -19,6 +19,8 @@
 #include <rte_eal.h>
 #include <rte_errno.h>
 #include <rte_ethdev.h>
+#include <rte_ether.h>
+#include <rte_ip.h>
 #include <rte_mbuf.h>
 #include <rte_mbuf_dyn.h>
 #include <rte_mempool.h>
@@ -41,10 +43,6 @@
 /* A worker has at most this part of the frames there. */
 #define CACHED_PART 64u
 
-/* Who has a frame: the engine, or somebody else: a driver, or a worker's cache in the pool. */
-#define OWNER_ENGINE 0u
-#define OWNER_LENT 1u
-
 /* Bits of pd_info's offloads. */
 #define OFFLOAD_IPV4 1u
 #define OFFLOAD_UDP 2u
@@ -55,9 +53,12 @@
 #define FRAME_BAD 1u
 #define FRAME_MORE 2u
 
+/* Checksums that a packet has left to the port, in its place. */
+#define UNFINISHED_AT 61
+#define UNFINISHED (3ULL << UNFINISHED_AT)
+
 static struct rte_mempool *pool;
 static uintptr_t first_header;
-static int owner_at;
 static struct pd_memory arena;
 static uint8_t removed[RTE_MAX_ETHPORTS];
 
@@ -67,9 +68,15 @@ static uint8_t taken[RTE_MAX_LCORE];
 /* The engine's cache of the worker that is in a call of ours. */
 static __thread void *worker_cache __attribute__((tls_model("initial-exec")));
 
-static inline uint32_t *owner_of(struct rte_mbuf *m)
+/*
+ * A word of each header, its last one: where the frame's line is, as long as somebody else has the frame (a driver, or a worker's cache in the pool); 0
+ * if the engine has it. Others only look, to count.
+ */
+#define LENT_AT (sizeof(struct rte_mbuf) - sizeof(uintptr_t))
+
+static inline uintptr_t *lent_at(struct rte_mbuf *m)
 {
-	return RTE_MBUF_DYNFIELD(m, owner_at, uint32_t *);
+	return RTE_MBUF_DYNFIELD(m, LENT_AT, uintptr_t *);
 }
 
 static inline uint32_t frame_of(const struct rte_mbuf *m)
@@ -82,10 +89,9 @@ static inline struct rte_mbuf *header_of(uint32_t frame)
 	return (struct rte_mbuf *)(first_header + (uintptr_t)frame * HEADER_STRIDE);
 }
 
-static inline void own(struct rte_mbuf *m, uint32_t owner)
+static inline void lend(struct rte_mbuf *m, uintptr_t line)
 {
-	/* Others only look, to count: pd_held. */
-	__atomic_store_n(owner_of(m), owner, __ATOMIC_RELAXED);
+	__atomic_store_n(lent_at(m), line, __ATOMIC_RELAXED);
 }
 
 static __rte_noinline __rte_cold void given_twice(const struct rte_mbuf *m)
@@ -93,12 +99,15 @@ static __rte_noinline __rte_cold void given_twice(const struct rte_mbuf *m)
 	rte_panic("a driver gave frame %u back twice\n", frame_of(m));
 }
 
-/* What comes to the engine from elsewhere. A frame that it has would be two packets. */
-static inline void take_back(struct rte_mbuf *m)
+/* What comes to the engine from elsewhere: the frame's line. A frame that the engine has would be two packets. */
+static inline uintptr_t take_back(struct rte_mbuf *m)
 {
-	if (unlikely(*owner_of(m) == OWNER_ENGINE))
+	uintptr_t line = *lent_at(m);
+
+	if (unlikely(line == 0))
 		given_twice(m);
-	own(m, OWNER_ENGINE);
+	__atomic_store_n(lent_at(m), 0, __ATOMIC_RELAXED);
+	return line;
 }
 
 /*
@@ -164,7 +173,7 @@ static int ops_dequeue(struct rte_mempool *mp, void **objects, unsigned int coun
 		for (i = 0; i < now; i++) {
 			struct rte_mbuf *m = header_of(some[i]);
 
-			own(m, OWNER_LENT);
+			lend(m, arena.lines + some[i] * (uintptr_t)LINE_STRIDE);
 			objects[done + i] = m;
 		}
 	}
@@ -287,15 +296,14 @@ static void init_headers(void)
 int pd_pool(const struct pd_memory *memory)
 {
 	static const struct rte_mbuf_dynfield field = {
-		.name = "patronus_owner",
-		.size = sizeof(uint32_t),
-		.align = sizeof(uint32_t),
+		.name = "patronus_lent",
+		.size = sizeof(uintptr_t),
+		.align = sizeof(uintptr_t),
 	};
 	int rc;
 
 	arena = *memory;
-	owner_at = rte_mbuf_dynfield_register(&field);
-	if (owner_at < 0)
+	if (rte_mbuf_dynfield_register_offset(&field, LENT_AT) < 0)
 		return -rte_errno;
 	rc = rte_mempool_register_ops(&ops);
 	if (rc < 0)
@@ -323,7 +331,7 @@ uint32_t pd_held(void)
 	uint32_t i, held = 0;
 
 	for (i = 0; i < arena.count; i++)
-		held += __atomic_load_n(owner_of(header_of(i)), __ATOMIC_RELAXED) != OWNER_ENGINE;
+		held += __atomic_load_n(lent_at(header_of(i)), __ATOMIC_RELAXED) != 0;
 	for (i = 0; i < RTE_MAX_LCORE && pool->cache_size > 0; i++)
 		held -= __atomic_load_n(&pool->local_cache[i].len, __ATOMIC_RELAXED);
 	return held;
@@ -573,15 +581,7 @@ int pd_set_mtu(uint16_t port, uint16_t mtu)
 
 #define BURST 64
 
-/* Whether a packet that was received is more than a frame with good bytes in it. */
-static inline int is_unusual(const struct rte_mbuf *m)
-{
-	/* Both bits of a mask together mean that nobody has looked at what the packet lacks. */
-	return ((m->ol_flags & (RTE_MBUF_F_RX_IP_CKSUM_BAD | RTE_MBUF_F_RX_L4_CKSUM_BAD)) != 0) | (m->nb_segs != 1) |
-	       (m->data_off + m->pkt_len > arena.room);
-}
-
-static void unusual(struct rte_mbuf *m, struct pd_frame *frame)
+static inline void unusual(struct rte_mbuf *m, struct pd_frame *frame)
 {
 	uint64_t ip = m->ol_flags & RTE_MBUF_F_RX_IP_CKSUM_MASK, l4 = m->ol_flags & RTE_MBUF_F_RX_L4_CKSUM_MASK;
 
@@ -596,30 +596,74 @@ static void unusual(struct rte_mbuf *m, struct pd_frame *frame)
 		take_back(m);
 }
 
+/* Two words of an mbuf that lie together: what begins with `rearm_data`, and `ol_flags`. */
+typedef uint64_t words __attribute__((vector_size(16), may_alias));
+
+/* What the headers of a burst say, all together. */
+struct seen {
+	words words;
+	uint64_t places;
+	/* Of fewer than 2^16 places: none reaches into what is next to it. */
+	uint64_t sum;
+};
+
+static inline void look(struct rte_mbuf *m, struct pd_packet *packet, struct seen *seen)
+{
+	uint64_t place = (uint64_t)m->data_off << 32 | m->pkt_len;
+
+	seen->words |= *(const words *)&m->rearm_data;
+	seen->places |= place;
+	seen->sum += place;
+	packet->place = place;
+	packet->line = take_back(m);
+}
+
+/* Whether all packets are frames with good bytes in them that end early enough. Where it says no, that may be so all the same. */
+static inline int are_usual(const struct seen *seen, uint32_t room)
+{
+	struct rte_mbuf any;
+
+	memcpy(&any.rearm_data, &seen->words, sizeof(words));
+	return any.nb_segs <= 1 && any.data_off + (uint32_t)seen->places <= room && !(any.ol_flags & (RTE_MBUF_F_RX_IP_CKSUM_BAD | RTE_MBUF_F_RX_L4_CKSUM_BAD));
+}
+
+/* What is more than that, and what came behind it. */
+static __rte_noinline void receive_unusual(struct pd_received *received, struct rte_mbuf **found, unsigned int count)
+{
+	unsigned int i;
+
+	received->unusual = count;
+	for (i = 0; i < count; i++)
+		unusual(found[i], received->frames + i);
+}
+
 void pd_receive(uint16_t port, uint16_t queue, struct pd_worker worker, struct pd_received *received)
 {
+	const unsigned int most = received->count < BURST ? received->count : BURST;
 	struct pd_packet *packets = received->packets;
-	uint16_t count = RTE_MIN(received->count, BURST), i;
 	struct rte_mbuf *found[BURST];
 	unsigned int was = begin(worker);
-	uint64_t bytes = 0;
+	struct seen seen = {.sum = 0};
+	unsigned int count, i;
 
-	count = rte_eth_rx_burst(port, queue, found, count);
-	for (i = 0; i < count; i++) {
-		struct rte_mbuf *m = found[i];
-
-		if (unlikely(is_unusual(m)))
-			break;
-		take_back(m);
-		packets[i].line = arena.lines + ((uintptr_t)m - first_header) / (HEADER_STRIDE / LINE_STRIDE);
-		packets[i].place = (uint64_t)m->data_off << 32 | m->pkt_len;
-		bytes += m->pkt_len;
+	count = rte_eth_rx_burst(port, queue, found, most);
+	for (i = 0; i + 4 <= count; i += 4) {
+		look(found[i], packets + i, &seen);
+		look(found[i + 1], packets + i + 1, &seen);
+		look(found[i + 2], packets + i + 2, &seen);
+		look(found[i + 3], packets + i + 3, &seen);
 	}
-	received->count = i;
-	received->bytes = bytes;
-	received->unusual = count - i;
 	for (; i < count; i++)
-		unusual(found[i], received->frames++);
+		look(found[i], packets + i, &seen);
+	received->unusual = 0;
+	if (unlikely(!are_usual(&seen, arena.room))) {
+		for (i = 0; i < count; i++)
+			lend(found[i], packets[i].line);
+		receive_unusual(received, found, count);
+		seen.sum = count = 0;
+	}
+	received->count = count;
+	received->bytes = (uint32_t)seen.sum;
 	end(was);
 }
 
@@ -644,20 +688,20 @@ uint32_t pd_gather(uint32_t frame, struct pd_worker worker, void *to, uint32_t r
  * What the engine has is as DPDK leaves an mbuf that is free or was received: one segment, none behind it, one reference. So only what differs is
  * written.
  */
-static inline void fill(struct rte_mbuf *m, uint16_t offset, uint32_t len)
+static inline void fill(struct rte_mbuf *m, uintptr_t line, uint16_t offset, uint32_t len)
 {
 	m->data_off = offset;
 	m->data_len = len;
 	m->pkt_len = len;
 	m->ol_flags = 0;
-	own(m, OWNER_LENT);
+	lend(m, line);
 }
 
 /* Gives the driver packets. Returns how many it took; the others are free. */
-static inline uint16_t give(uint16_t port, uint16_t queue, struct pd_worker worker, struct rte_mbuf **packets, uint16_t count)
+static inline uint16_t give(const struct pd_queue *queue, struct pd_worker worker, struct rte_mbuf **packets, uint16_t count)
 {
 	unsigned int was = begin(worker);
-	uint16_t sent = rte_eth_tx_burst(port, queue, packets, count);
+	uint16_t sent = rte_eth_tx_burst(queue->port, queue->queue, packets, count);
 
 	if (unlikely(sent < count))
 		rte_pktmbuf_free_bulk(packets + sent, count - sent);
@@ -665,45 +709,115 @@ static inline uint16_t give(uint16_t port, uint16_t queue, struct pd_worker work
 	return sent;
 }
 
-uint16_t pd_send(uint16_t port, uint16_t queue, struct pd_worker worker, const struct pd_packet *packets, uint16_t count, uint32_t longest,
-		 struct pd_sent *sent)
+/* Packets that can be sent as they are. */
+struct sendable {
+	uintptr_t lines, lines_len, first;
+	uint32_t longest;
+};
+
+/* The mbuf of a packet; NULL if it is in a frame that devices do not reach, or empty, or too long. */
+static inline struct rte_mbuf *make(const struct pd_packet *packet, const struct sendable *of)
 {
-	struct rte_mbuf *made[BURST];
-	uint64_t bytes = 0;
-	uint16_t i;
+	uintptr_t behind = packet->line - of->lines;
+	uint32_t len = packet->place;
+	struct rte_mbuf *m;
 
-	for (i = 0; i < RTE_MIN(count, BURST); i++) {
-		uintptr_t at = packets[i].line - arena.lines;
-		uint32_t len = packets[i].place;
+	if (unlikely(behind >= of->lines_len) || unlikely(len - 1 >= of->longest))
+		return NULL;
+	m = (struct rte_mbuf *)(of->first + behind * (HEADER_STRIDE / LINE_STRIDE));
+	fill(m, packet->line, packet->place >> 32, len);
+	return m;
+}
 
-		/* In a frame that devices do not reach; empty; too long. */
-		if (unlikely((at >= (uintptr_t)arena.count * LINE_STRIDE) | (len - 1 >= longest)))
+/*
+ * Asks the device for the checksums that packets have left, up to the first packet with one that the device does not make: it and those behind it are
+ * the engine's again. Returns how many are before.
+ */
+static __rte_noinline unsigned int finish(const struct pd_queue *queue, const struct pd_packet *packets, struct rte_mbuf **made, unsigned int count)
+{
+	static const uint64_t flags[] = {
+		[1] = RTE_MBUF_F_TX_IPV4 | RTE_MBUF_F_TX_IP_CKSUM | RTE_MBUF_F_TX_UDP_CKSUM,
+		[2] = RTE_MBUF_F_TX_IPV6 | RTE_MBUF_F_TX_UDP_CKSUM,
+	};
+	unsigned int i, end;
+
+	for (i = 0; i < count; i++) {
+		unsigned int kind = (packets[i].place & UNFINISHED) >> UNFINISHED_AT;
+
+		if (kind == 0)
+			continue;
+		if (!(queue->checksums & 1u << kind))
 			break;
-		made[i] = (struct rte_mbuf *)(first_header + at * (HEADER_STRIDE / LINE_STRIDE));
-		fill(made[i], packets[i].place >> 32, len);
-		bytes += len;
+		made[i]->ol_flags = flags[kind];
+		made[i]->l2_len = RTE_ETHER_HDR_LEN;
+		made[i]->l3_len = kind == 1 ? sizeof(struct rte_ipv4_hdr) : sizeof(struct rte_ipv6_hdr);
 	}
-	sent->packets = i > 0 ? give(port, queue, worker, made, i) : 0;
-	sent->bytes = bytes;
-	for (count = sent->packets; unlikely(count < i); count++)
-		sent->bytes -= (uint32_t)packets[count].place;
+	for (end = i; end < count; end++)
+		take_back(made[end]);
 	return i;
 }
 
-uint16_t pd_send_pieces(uint16_t port, uint16_t queue, struct pd_worker worker, const struct pd_frame *pieces, uint16_t count)
+uint16_t pd_send(const struct pd_queue *queue, struct pd_worker worker, const struct pd_packet *packets, uint16_t count, struct pd_sent *sent)
 {
-	struct rte_mbuf *head = header_of(pieces[0].frame), *last = head;
+	const struct sendable of = {arena.lines, (uintptr_t)arena.count * LINE_STRIDE, first_header, queue->longest};
+	const unsigned int most = count < BURST ? count : BURST;
+	struct rte_mbuf *made[BURST];
+	uint64_t sum = 0, any = 0;
+	unsigned int i, at;
+
+	for (i = 0; i + 4 <= most; i += 4) {
+		if ((made[i] = make(packets + i, &of)) == NULL || (made[i + 1] = make(packets + i + 1, &of)) == NULL ||
+		    (made[i + 2] = make(packets + i + 2, &of)) == NULL || (made[i + 3] = make(packets + i + 3, &of)) == NULL)
+			break;
+		sum += packets[i].place + packets[i + 1].place + packets[i + 2].place + packets[i + 3].place;
+		any |= packets[i].place | packets[i + 1].place | packets[i + 2].place | packets[i + 3].place;
+	}
+	for (; i < most && (made[i] = make(packets + i, &of)) != NULL; i++) {
+		sum += packets[i].place;
+		any |= packets[i].place;
+	}
+	at = i;
+	if (unlikely(any & UNFINISHED))
+		i = finish(queue, packets, made, i);
+	sent->packets = i > 0 ? give(queue, worker, made, i) : 0;
+	while (unlikely(at > sent->packets))
+		sum -= packets[--at].place;
+	sent->bytes = (uint32_t)sum;
+	return i;
+}
+
+uint16_t pd_send_pieces(const struct pd_queue *queue, struct pd_worker worker, const struct pd_frame *pieces, uint16_t count)
+{
+	struct rte_mbuf *head = NULL, *last = NULL;
 	uint16_t i;
 
-	fill(head, pieces[0].offset, pieces[0].len);
-	for (i = 1; i < count; i++) {
+	for (i = 0; i < count; i++) {
 		struct rte_mbuf *m = header_of(pieces[i].frame);
 
-		fill(m, pieces[i].offset, pieces[i].len);
-		last->next = m;
+		fill(m, arena.lines + pieces[i].frame * (uintptr_t)LINE_STRIDE, pieces[i].offset, pieces[i].len);
+		if (head == NULL) {
+			head = m;
+		} else {
+			last->next = m;
+			head->pkt_len += m->data_len;
+			head->nb_segs++;
+		}
 		last = m;
-		head->pkt_len += m->data_len;
-		head->nb_segs++;
 	}
-	return give(port, queue, worker, &head, 1);
+	return give(queue, worker, &head, 1);
+}
+
+/* --- For tests. --- */
+
+void pd_look(uint32_t frame, struct pd_asked *asked)
+{
+	const struct rte_mbuf *m = header_of(frame);
+
+	*asked = (struct pd_asked){
+		.ip = !!(m->ol_flags & RTE_MBUF_F_TX_IP_CKSUM),
+		.udp = (m->ol_flags & RTE_MBUF_F_TX_L4_MASK) == RTE_MBUF_F_TX_UDP_CKSUM,
+		.version = m->ol_flags & RTE_MBUF_F_TX_IPV4 ? 4 : m->ol_flags & RTE_MBUF_F_TX_IPV6 ? 6 : 0,
+		.l2_len = m->l2_len,
+		.l3_len = m->l3_len,
+	};
 }

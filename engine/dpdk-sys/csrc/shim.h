@@ -71,6 +71,13 @@ struct pd_frame {
 	uint16_t flags;
 };
 
+struct pd_queue {
+	uint16_t port;
+	uint16_t queue;
+	uint32_t longest;
+	uint32_t checksums;
+};
+
 struct pd_received {
 	struct pd_packet *packets;
 	struct pd_frame *frames;
@@ -82,6 +89,10 @@ struct pd_received {
 struct pd_sent {
 	uint64_t bytes;
 	uint16_t packets;
+};
+
+struct pd_asked {
+	uint8_t ip, udp, version, l2_len, l3_len;
 };
 
 int pd_init(int argc, char **argv);
@@ -105,8 +116,8 @@ void pd_empty_cache(struct pd_worker worker);
 void pd_close_cache(uint32_t number);
 void pd_receive(uint16_t port, uint16_t queue, struct pd_worker worker, struct pd_received *received);
 uint32_t pd_gather(uint32_t frame, struct pd_worker worker, void *to, uint32_t room);
-uint16_t pd_send(uint16_t port, uint16_t queue, struct pd_worker worker, const struct pd_packet *packets, uint16_t count, uint32_t longest,
-		 struct pd_sent *sent);
-uint16_t pd_send_pieces(uint16_t port, uint16_t queue, struct pd_worker worker, const struct pd_frame *pieces, uint16_t count);
+uint16_t pd_send(const struct pd_queue *queue, struct pd_worker worker, const struct pd_packet *packets, uint16_t count, struct pd_sent *sent);
+uint16_t pd_send_pieces(const struct pd_queue *queue, struct pd_worker worker, const struct pd_frame *pieces, uint16_t count);
+void pd_look(uint32_t frame, struct pd_asked *asked);
 
 #endif

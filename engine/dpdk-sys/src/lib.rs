@@ -153,7 +153,8 @@ pub const NO_CACHE: u32 = u32::MAX;
 pub struct Packet {
     /// What the engine knows of the frame.
     pub line: *mut u8,
-    /// Bytes of the packet, and in bits 32 to 47, where in the frame they begin.
+    /// Bytes of the packet; in bits 32 to 47, where in the frame they begin; in bits 61 and 62, what is left to the device: nothing, the checksums of the IPv4 header and of
+    /// UDP behind it (1), UDP's checksum behind an IPv6 header (2).
     pub place: u64,
 }
 
@@ -169,6 +170,20 @@ pub struct Frame {
     pub offset: u16,
     /// [`FRAME_BAD`], [`FRAME_MORE`].
     pub flags: u16,
+}
+
+/// Where packets are sent.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Queue {
+    /// The port.
+    pub port: u16,
+    /// Its queue.
+    pub queue: u16,
+    /// Bytes of a packet at most.
+    pub longest: u32,
+    /// Checksums that the device makes: a bit for each kind that a packet may have left to it ([`Packet::place`]).
+    pub checksums: u32,
 }
 
 /// What [`pd_receive`] is asked for, and what it has found.
@@ -195,6 +210,22 @@ pub struct Sent {
     pub bytes: u64,
     /// Packets that it has taken; the frames of the others have been given back.
     pub packets: u16,
+}
+
+/// See [`pd_look`].
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Asked {
+    /// Not 0: the IPv4 header's checksum.
+    pub ip: u8,
+    /// Not 0: UDP's.
+    pub udp: u8,
+    /// Of IP; 0: not said.
+    pub version: u8,
+    /// Bytes of the link header.
+    pub l2_len: u8,
+    /// Bytes of the IP header.
+    pub l3_len: u8,
 }
 
 unsafe extern "C" {
@@ -240,17 +271,17 @@ unsafe extern "C" {
     pub fn pd_receive(port: u16, queue: u16, worker: Worker, received: *mut Received);
     /// Copies a packet that was received in several frames, and gives them back. Returns its bytes; 0 if they do not fit.
     pub fn pd_gather(frame: u32, worker: Worker, to: *mut c_void, room: u32) -> u32;
-    /// Sends packets (64 at most) up to the first one that is not in a frame of the pool's, or empty, or longer than so many bytes. Their frames, which
-    /// were the engine's, are given back sooner or later. Returns how many.
+    /// Sends packets (64 at most) up to the first one that is not in a frame of the pool's, or empty, or too long, or leaves what the device does not make.
+    /// Their frames, which were the engine's, are given back sooner or later. Returns how many.
     pub fn pd_send(
-        port: u16,
-        queue: u16,
+        queue: *const Queue,
         worker: Worker,
         packets: *const Packet,
         count: u16,
-        longest: u32,
         sent: *mut Sent,
     ) -> u16;
     /// Sends one packet that is in so many frames of the engine's, which are given back sooner or later. Returns whether the driver took it.
-    pub fn pd_send_pieces(port: u16, queue: u16, worker: Worker, pieces: *const Frame, count: u16) -> u16;
+    pub fn pd_send_pieces(queue: *const Queue, worker: Worker, pieces: *const Frame, count: u16) -> u16;
+    /// What a frame's header asks a device for, or has asked it for; for tests.
+    pub fn pd_look(frame: u32, asked: *mut Asked);
 }

@@ -28,7 +28,8 @@ pub struct FrameRegion {
 pub struct RawPacket {
     /// The frame's line: the frame's number times [`FrameRegion::line`] bytes behind [`FrameRegion::lines`].
     pub line: *mut u8,
-    /// Bits 0 to 31: bytes of the packet; 32 to 47: where it begins in the frame. What is above is not for others to look at, and 0 in a new handle.
+    /// Bits 0 to 31: bytes of the packet; 32 to 47: where it begins in a small frame; 61 and 62: its [`Unfinished`](crate::Unfinished), or 0. What else there is is
+    /// not for others to look at, and 0 in a new handle.
     pub place: u64,
 }
 

@@ -29,7 +29,7 @@ const _: () = assert!(size_of::<Line>() == 64);
 #[repr(C)]
 pub struct PktBuf {
     line: NonNull<Line>,
-    /// Where in the frame the packet begins, in the upper half, with [`ADDRESSED`]; its length in the lower half. `offset + len <= capacity` always holds.
+    /// Where in the frame the packet begins, in the upper half, with [`ADDRESSED`] and [`UNFINISHED`]; its length in the lower half. `offset + len <= capacity` always holds.
     /// One word, so that a handle is two registers: as three fields it would go through memory in one piece, and wait there for the parts that were
     /// just written.
     place: u64,
@@ -37,6 +37,10 @@ pub struct PktBuf {
 
 /// The line's outer addresses are this packet's. Otherwise they are an earlier one's, and this one has none.
 const ADDRESSED: u64 = 1 << 63;
+
+/// An [`Unfinished`], or 0.
+const UNFINISHED: u64 = 3 << UNFINISHED_AT;
+const UNFINISHED_AT: u32 = 61;
 
 /// One byte of the offset.
 const OFFSET: u64 = 1 << 32;
@@ -54,6 +58,17 @@ const _: () = assert!(std::mem::offset_of!(RawPacket, place) == std::mem::offset
 unsafe impl Send for PktBuf {}
 // SAFETY: through a shared reference the line and the frame can only be read.
 unsafe impl Sync for PktBuf {}
+
+/// Checksums that whoever sends the packet has to finish: of a frame that is an Ethernet header of 14 bytes, an IP header without options or extension
+/// headers, and a UDP datagram up to its end. UDP's field has the sum of the pseudo header, not complemented; that of the IPv4 header is 0.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Unfinished {
+    /// Of an IPv4 header, and UDP's.
+    UdpV4 = 1,
+    /// UDP's, over IPv6.
+    UdpV6 = 2,
+}
 
 impl PktBuf {
     /// Takes ownership of the frame that `line` describes.
@@ -75,6 +90,14 @@ impl PktBuf {
         let fits = offset.checked_add(len)? <= FRAME as u32;
         let place = (u64::from(offset) * OFFSET) | u64::from(len);
         fits.then_some(PktBuf { line, place })
+    }
+
+    /// Gives the packet up without giving its frame back.
+    #[inline]
+    pub fn into_raw(self) -> RawPacket {
+        let place = self.place;
+        let line = self.into_line().as_ptr().cast();
+        RawPacket { line, place }
     }
 
     /// The packet of a handle that was [handed over](crate::Burst::hand_over).
@@ -115,7 +138,7 @@ impl PktBuf {
     /// Where the packet begins in the frame.
     #[inline]
     fn offset(&self) -> usize {
-        ((self.place & !ADDRESSED) >> 32) as usize
+        ((self.place & !(ADDRESSED | UNFINISHED)) >> 32) as usize
     }
 
     /// The packet's first byte.
@@ -240,6 +263,23 @@ impl PktBuf {
     #[inline]
     fn write_len(&mut self, len: usize) {
         self.place = self.place & !(OFFSET - 1) | len as u64;
+    }
+
+    /// Leaves checksums to the port that sends the packet; `None`: there are none to finish. Only ports that say so do that.
+    #[inline]
+    pub fn leave_unfinished(&mut self, unfinished: Option<Unfinished>) {
+        let bits = unfinished.map_or(0, |unfinished| unfinished as u64);
+        self.place = self.place & !UNFINISHED | bits << UNFINISHED_AT;
+    }
+
+    /// The checksums that were left.
+    #[inline]
+    pub fn unfinished(&self) -> Option<Unfinished> {
+        match (self.place & UNFINISHED) >> UNFINISHED_AT {
+            0 => None,
+            1 => Some(Unfinished::UdpV4),
+            _ => Some(Unfinished::UdpV6),
+        }
     }
 
     /// The outer addresses: where the packet came from, or where it goes.

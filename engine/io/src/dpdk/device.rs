@@ -329,7 +329,7 @@ impl Device {
     pub(super) fn drain(&self, queue: u16) {
         let mut frames = FrameCache::new(self.dpdk.arena);
         for _ in 0..DRAIN_MAX {
-            if !super::port::drain([self.port, queue], self.dpdk.arena, &mut frames) {
+            if !super::port::drain((self.port, queue), self.dpdk.arena, &mut frames) {
                 break;
             }
         }

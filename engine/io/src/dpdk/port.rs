@@ -5,13 +5,19 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use patronus_dpdk_sys as sys;
-use patronus_mem::{Annex, Arena, BURST_MAX, Burst, FrameCache, PktBuf, RawPacket, SMALL_MAX, TAILROOM};
+use patronus_mem::{
+    Annex, Arena, BURST_MAX, Burst, FrameCache, PktBuf, RawPacket, SMALL_MAX, TAILROOM, Unfinished,
+};
 
 use super::{Device, lent};
+use crate::ip::{IPV4_HEADER, IPV6_HEADER, Sum};
 use crate::{Port, PortCounters, PortError};
 
 /// Frames that one packet is sent in at most.
 const PIECES_MAX: usize = 8;
+
+/// Bytes of the Ethernet header.
+const ETHERNET: usize = 14;
 
 /// Polls that find nothing between two looks at whether the device is still there.
 const LOOK_EVERY: u32 = 4096;
@@ -19,7 +25,7 @@ const LOOK_EVERY: u32 = 4096;
 /// One pair of a device's queues. Packets are whole frames, with their link header.
 pub struct DpdkPort {
     device: Arc<Device>,
-    queue: u16,
+    queue: sys::Queue,
     arena: &'static Arena,
     /// What is more than a packet in a frame, on its way from the shim or there; means nothing between calls.
     unusual: Box<[sys::Frame; BURST_MAX]>,
@@ -31,6 +37,35 @@ pub struct DpdkPort {
 const _: () = assert!(size_of::<RawPacket>() == size_of::<sys::Packet>());
 const _: () = assert!(std::mem::offset_of!(RawPacket, place) == std::mem::offset_of!(sys::Packet, place));
 const _: () = assert!(PIECES_MAX <= BURST_MAX);
+
+/// The kinds of [`Unfinished`] that a device finishes which makes the checksums of IPv4 headers, UDP, and TCP.
+fn checksums([ipv4, udp, _]: [bool; 3]) -> u32 {
+    let v4 = u32::from(ipv4 && udp) << Unfinished::UdpV4 as u32;
+    v4 | u32::from(udp) << Unfinished::UdpV6 as u32
+}
+
+/// Finishes a packet's checksums. One that is shorter than its headers stays as it is.
+fn finish(pkt: &mut PktBuf, unfinished: Unfinished) {
+    pkt.leave_unfinished(None);
+    let Some(packet) = pkt.data_mut().get_mut(ETHERNET..) else {
+        return;
+    };
+    let header = match unfinished {
+        Unfinished::UdpV4 => IPV4_HEADER,
+        Unfinished::UdpV6 => IPV6_HEADER,
+    };
+    let Some((ip, udp)) = packet.split_at_mut_checked(header) else {
+        return;
+    };
+    if unfinished == Unfinished::UdpV4 {
+        let checksum = Sum::of(ip).checksum();
+        ip[10..12].copy_from_slice(&checksum);
+    }
+    let checksum = Sum::of(udp).transport_checksum();
+    if let Some(field) = udp.get_mut(6..8) {
+        field.copy_from_slice(&checksum);
+    }
+}
 
 /// A worker as the shim wants it, for one call. The first time it gets a cache in the pool.
 #[inline]
@@ -45,7 +80,10 @@ fn worker(arena: &Arena, frames: &mut FrameCache) -> sys::Worker {
 
 #[cold]
 fn attach(arena: &Arena, frames: &mut FrameCache) -> u32 {
-    assert!(ptr::eq(frames.arena(), arena), "a cache of the arena that DPDK was started with");
+    assert!(
+        ptr::eq(frames.arena(), arena),
+        "a cache of the arena that DPDK was started with"
+    );
     // SAFETY: the pool exists.
     let number = unsafe { sys::pd_open_cache() };
     let annex = Annex {
@@ -82,7 +120,7 @@ struct Found {
 /// Takes packets from a queue. The frames in `unusual` are the engine's then, but for those that go on.
 #[inline]
 fn receive(
-    [port, queue]: [u16; 2],
+    (port, queue): (u16, u16),
     arena: &Arena,
     frames: &mut FrameCache,
     burst: &mut Burst,
@@ -111,10 +149,10 @@ fn receive(
 }
 
 /// Takes what is there and drops it. False if there was nothing.
-pub(super) fn drain([port, queue]: [u16; 2], arena: &Arena, frames: &mut FrameCache) -> bool {
+pub(super) fn drain(queue: (u16, u16), arena: &Arena, frames: &mut FrameCache) -> bool {
     let mut burst = Burst::new();
     let mut unusual = [sys::Frame::default(); BURST_MAX];
-    let found = receive([port, queue], arena, frames, &mut burst, &mut unusual);
+    let found = receive(queue, arena, frames, &mut burst, &mut unusual);
     burst.clear_into(frames);
     for frame in &unusual[..found.unusual] {
         discard(frame, arena, frames);
@@ -143,6 +181,12 @@ fn gather(frame: &sys::Frame, arena: &Arena, frames: &mut FrameCache, to: &mut [
 
 impl DpdkPort {
     pub(super) fn new(device: Arc<Device>, queue: u16, arena: &'static Arena) -> DpdkPort {
+        let queue = sys::Queue {
+            port: device.port,
+            queue,
+            longest: device.longest as u32,
+            checksums: checksums(device.info().tx_checksums),
+        };
         DpdkPort {
             device,
             queue,
@@ -208,15 +252,58 @@ impl DpdkPort {
         None
     }
 
-    /// Sends a packet that is not in a frame that devices reach, or cannot be sent at all.
+    /// Whether the device finishes these checksums. If not, the port does, which costs more than having them finished before: packet by packet.
+    pub fn finishes(&self, unfinished: Unfinished) -> bool {
+        self.queue.checksums & 1 << unfinished as u32 != 0
+    }
+
+    /// For tests: has the device asked for checksums that it does not make.
+    #[doc(hidden)]
+    pub fn ask_for_all_checksums(&mut self) {
+        self.queue.checksums = checksums([true; 3]);
+    }
+
+    /// For tests: what the header of a packet's frame asks for, or has asked for: checksums of IP and UDP, the IP version, bytes of the link header and the
+    /// IP header.
+    #[doc(hidden)]
+    pub fn asked(&self, pkt: PktBuf, frames: &mut FrameCache) -> Option<(bool, bool, [u8; 3])> {
+        let lent = self.arena.lend(pkt).ok()?;
+        let mut found = sys::Asked::default();
+        // SAFETY: a frame of the pool's, and a value that lives until the call returns.
+        unsafe { sys::pd_look(lent.frame, &mut found) };
+        // SAFETY: lent a moment ago, and nobody was told of it.
+        unsafe { frames.take_back_free(&[lent.frame]) };
+        let sys::Asked {
+            ip,
+            udp,
+            version,
+            l2_len,
+            l3_len,
+        } = found;
+        Some((ip != 0, udp != 0, [version, l2_len, l3_len]))
+    }
+
+    /// Sends the packet at which a call has stopped.
     #[cold]
+    fn send_stopped(&mut self, mut pkt: PktBuf, frames: &mut FrameCache) {
+        if let Some(unfinished) = pkt.unfinished() {
+            finish(&mut pkt, unfinished);
+            let finished = pkt.into_raw();
+            if self.send(&[finished], frames) > 0 {
+                return;
+            }
+            // SAFETY: made of the packet a moment ago, and not taken by the shim.
+            pkt = unsafe { PktBuf::from_raw(finished) };
+        }
+        self.send_unusual(pkt, frames);
+    }
+
+    /// Sends a packet that is not in a frame that devices reach, or cannot be sent at all.
     fn send_unusual(&mut self, pkt: PktBuf, frames: &mut FrameCache) {
         let count = pkt.len().div_ceil(SMALL_MAX);
         let refused = if pkt.is_empty() {
             Some(&self.counters.tx_error)
-        } else if pkt.len() > self.device.longest
-            || count > PIECES_MAX
-            || count > 1 && !self.device.segments
+        } else if pkt.len() > self.device.longest || count > PIECES_MAX || count > 1 && !self.device.segments
         {
             Some(&self.counters.tx_too_big)
         } else if !self.cut(&pkt, frames) {
@@ -231,8 +318,7 @@ impl DpdkPort {
         }
         let (pieces, worker) = (self.unusual.as_ptr(), worker(self.arena, frames));
         // SAFETY: the queue exists and is this port's; the frames are lent and nobody else's; the cache is not used before the call returns.
-        let sent =
-            unsafe { sys::pd_send_pieces(self.device.port, self.queue, worker, pieces, count as u16) };
+        let sent = unsafe { sys::pd_send_pieces(&self.queue, worker, pieces, count as u16) };
         self.count(1, u64::from(sent), u64::from(sent) * pkt.len() as u64);
         frames.free(pkt);
     }
@@ -267,13 +353,10 @@ impl DpdkPort {
     fn send(&mut self, packets: &[RawPacket], frames: &mut FrameCache) -> usize {
         let worker = worker(self.arena, frames);
         let (first, count) = (packets.as_ptr().cast(), packets.len() as u16);
-        let longest = self.device.longest as u32;
         let mut sent = sys::Sent::default();
         // SAFETY: the queue exists and is this port's; the handles were handed over, and those that the shim takes are forgotten; the cache is not used before
         // the call returns.
-        let taken = unsafe {
-            sys::pd_send(self.device.port, self.queue, worker, first, count, longest, &mut sent)
-        };
+        let taken = unsafe { sys::pd_send(&self.queue, worker, first, count, &mut sent) };
         if taken > 0 {
             self.count(taken.into(), sent.packets.into(), sent.bytes);
         }
@@ -309,7 +392,7 @@ impl DpdkPort {
 impl Port for DpdkPort {
     fn rx_burst(&mut self, frames: &mut FrameCache, burst: &mut Burst) -> Result<usize, PortError> {
         let before = burst.len();
-        let queue = [self.device.port, self.queue];
+        let queue = (self.queue.port, self.queue.queue);
         let mut found = receive(queue, self.arena, frames, burst, &mut self.unusual);
         if found.packets + found.unusual == 0 {
             self.empty_polls = self.empty_polls.wrapping_add(1);
@@ -343,7 +426,7 @@ impl Port for DpdkPort {
             {
                 // SAFETY: handed over, and not taken by the shim.
                 let pkt = unsafe { PktBuf::from_raw(*first) };
-                self.send_unusual(pkt, frames);
+                self.send_stopped(pkt, frames);
                 packets = others;
             }
         }
@@ -357,6 +440,6 @@ impl Port for DpdkPort {
 
 impl Drop for DpdkPort {
     fn drop(&mut self) {
-        self.device.drain(self.queue);
+        self.device.drain(self.queue.queue);
     }
 }
