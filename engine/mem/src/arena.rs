@@ -63,7 +63,8 @@ pub struct Arena {
     jumbos: NonNull<u8>,
     small: u32,
     total: u32,
-    huge: bool,
+    /// Bytes of the reserved huge pages that the small frames are on, if they are.
+    reserved: Option<usize>,
     free: ArrayQueue<u32>,
     free_jumbo: ArrayQueue<u32>,
 }
@@ -75,8 +76,20 @@ unsafe impl Send for Arena {}
 unsafe impl Sync for Arena {}
 
 impl Arena {
-    /// Makes the frames. The arena lives as long as the process.
+    /// Makes the frames, the small ones on reserved huge pages of 2 MiB if there are free ones. The arena lives as long as the process.
     pub fn new(config: &ArenaConfig) -> io::Result<&'static Arena> {
+        Arena::build(config, map::resident)
+    }
+
+    /// The same with the small frames on reserved pages of 1 GiB, of which it takes whole ones, if there are free ones.
+    pub fn on_giant_pages(config: &ArenaConfig) -> io::Result<&'static Arena> {
+        Arena::build(config, map::resident_on_giant)
+    }
+
+    fn build(
+        config: &ArenaConfig,
+        make: impl FnOnce(usize) -> io::Result<map::Mapping>,
+    ) -> io::Result<&'static Arena> {
         let too_many = || io::Error::new(io::ErrorKind::InvalidInput, "too many packet frames");
         let small = u32::try_from(config.frames).map_err(|_| too_many())?;
         let jumbo = u32::try_from(config.jumbo_frames).map_err(|_| too_many())?;
@@ -90,8 +103,8 @@ impl Arena {
             .cast::<Line>();
         // SAFETY: the mapping holds `total` lines behind the header.
         let lines = unsafe { headers.add(1) };
-        let frames = map::resident((small as usize * STRIDE).max(1))?;
-        let huge = frames.is_huge();
+        let frames = make((small as usize * STRIDE).max(1))?;
+        let reserved = frames.reserved();
         let frames = frames.leak();
         let jumbos = map::sparse((jumbo as usize * JUMBO_STRIDE).max(1))?;
 
@@ -126,7 +139,7 @@ impl Arena {
             jumbos,
             small,
             total,
-            huge,
+            reserved,
             free,
             free_jumbo,
         }));
@@ -137,7 +150,7 @@ impl Arena {
 
     /// Whether the small frames are on huge pages that the machine has reserved. On other memory the kernel may still use huge pages.
     pub fn is_huge(&self) -> bool {
-        self.huge
+        self.reserved.is_some()
     }
 
     /// Has what is not on reserved huge pages stay in memory, within the limit on locked memory (RLIMIT_MEMLOCK) or by the right to exceed it
@@ -158,7 +171,7 @@ impl Arena {
         let jumbo = self.total as usize - small;
         // SAFETY: the lines' mapping begins one line earlier.
         let lines = unsafe { self.lines.sub(1) }.cast();
-        let frames = if self.huge { 0 } else { small * STRIDE };
+        let frames = if self.is_huge() { 0 } else { small * STRIDE };
         [
             (lines, (self.total as usize + 1) * size_of::<Line>()),
             (self.frames, frames),
@@ -192,11 +205,7 @@ impl Arena {
 
     /// Bytes of a page of the small frames.
     pub(crate) fn page(&self) -> usize {
-        if self.huge {
-            map::HUGE_PAGE
-        } else {
-            map::page_size()
-        }
+        self.reserved.unwrap_or_else(map::page_size)
     }
 
     /// The number of the packet's frame, if that is a small one of this arena. It follows from where the line is, which is not looked at.

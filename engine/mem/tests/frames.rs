@@ -246,6 +246,25 @@ fn free_frames_are_lent_all_or_none_and_come_back() {
 }
 
 #[test]
+fn an_arena_on_giant_pages_takes_what_there_is() {
+    let config = ArenaConfig {
+        frames: 2000,
+        jumbo_frames: 0,
+    };
+    let arena = Arena::on_giant_pages(&config).expect("an arena");
+    let region = arena.region();
+    if arena.is_huge() {
+        assert!([2 << 20, 1 << 30].contains(&region.page), "{}", region.page);
+    } else {
+        assert!(region.page < 2 << 20);
+    }
+    assert!(region.start.addr().get().is_multiple_of(region.page));
+    let mut cache = FrameCache::new(arena);
+    let all: Vec<_> = std::iter::from_fn(|| cache.alloc()).collect();
+    assert_eq!(all.len(), 2000);
+}
+
+#[test]
 fn handles_are_numbers_on_the_way_to_c_and_back() {
     let arena = arena(64, 1);
     let mut cache = FrameCache::new(arena);
