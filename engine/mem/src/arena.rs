@@ -303,6 +303,12 @@ impl<const N: usize> Stack<N> {
         if self.len == 0 {
             self.refill(shared);
         }
+        self.top()
+    }
+
+    /// Takes the top, if there is one.
+    #[inline]
+    fn top(&mut self) -> Option<u32> {
         self.len = self.len.checked_sub(1)?;
         Some(self.slots[self.len])
     }
@@ -409,16 +415,19 @@ impl FrameCache {
     /// The number of a free small frame, which is the caller's now.
     #[inline]
     pub(crate) fn pop_small(&mut self) -> Option<u32> {
-        match self.small.pop(&self.arena.free) {
-            None => self.pop_from_annex(),
-            some => some,
+        if self.small.len == 0 {
+            self.refill_small();
         }
+        self.small.top()
     }
 
+    /// From the shared list, and if that is empty, from the annex.
     #[cold]
-    fn pop_from_annex(&mut self) -> Option<u32> {
-        self.empty_annex();
-        self.small.pop(&self.arena.free)
+    fn refill_small(&mut self) {
+        self.small.refill(&self.arena.free);
+        if self.small.len == 0 {
+            self.empty_annex();
+        }
     }
 
     fn empty_annex(&mut self) {
