@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use patronus_crypto::Duration;
-use patronus_engine::engine::{Config, WORKERS_MAX};
+use patronus_engine::engine::{Config, DpdkConfig, WORKERS_MAX};
 use patronus_engine::keeper::Kept;
 use patronus_engine::log::{Level, Log};
 use patronus_engine::site::Site;
@@ -199,6 +199,7 @@ fn defaults() -> Config {
         offload: true,
         wan_offload: true,
         ethernet: Vec::new(),
+        dpdk: DpdkConfig::default(),
         router: None,
         remotes: false,
         log: Log::new("", Level::default()),

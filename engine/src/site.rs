@@ -11,16 +11,17 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
 use patronus_abi::Site as Told;
-use patronus_abi::site::{Action, Hop, Lan, LanPort, LinkPort, Peer, Policy};
+use patronus_abi::site::{Action, Device, Hop, Lan, LanPort, LinkPort, Peer, Policy};
 use patronus_abi::{BlobError, decode, encode};
 use patronus_config::key_file;
 use patronus_crypto::{Duration, PeerId, PublicKey};
+use patronus_io::nics::{self, NicConfig};
 use patronus_mem::Secret;
 
 use crate::allowedips::Prefix;
 use crate::classify::Match;
 use crate::engine;
-use crate::lans::{EthernetConfig, PortChoice};
+use crate::lans::{EthernetConfig, LanConfig, PortChoice};
 use crate::plan::{Verdict, Via, Wanted};
 use crate::uapi::parse::clamp;
 
@@ -69,6 +70,9 @@ impl Site {
     pub fn load(path: &Path) -> Result<Site, String> {
         let text = patronus_config::read(path).map_err(|error| error.to_string())?;
         let config = patronus_config::parse_file(path, &text).map_err(|error| error.to_string())?;
+        if let Some(error) = config.without_dpdk(&text).filter(|_| !nics::BUILT_IN) {
+            return Err(error.in_file(path).to_string());
+        }
         let mut keys = Keys::default();
         for file in config.key_files() {
             keys.take(file, key_file::open_regular(file))?;
@@ -139,6 +143,10 @@ impl Site {
             aead: engine.aead.clone(),
             offload: engine.offload,
             remotes: self.told.has_remotes(),
+            dpdk: engine::DpdkConfig {
+                memory_mib: self.told.dpdk.memory_mib,
+                huge_pages: self.told.dpdk.huge_pages,
+            },
             ethernet: self.ethernet().filter_map(|(lan, _)| port(lan)).collect(),
             router: self.told.routes_packets().then_some(engine::RouterConfig {
                 flows: engine.flows as usize,
@@ -304,16 +312,29 @@ impl Keys {
     }
 }
 
-/// The port of an Ethernet LAN.
-fn port(lan: &Lan) -> Option<EthernetConfig> {
+/// What an Ethernet LAN is.
+fn port(lan: &Lan) -> Option<LanConfig> {
+    let interface = lan.interface.clone()?;
     let port = match lan.port {
         LanPort::Any => PortChoice::Any,
         LanPort::AfXdp => PortChoice::AfXdp,
         LanPort::AfPacket => PortChoice::AfPacket,
+        LanPort::Dpdk => {
+            return lan
+                .device
+                .as_ref()
+                .map(|device| LanConfig::Nic(interface, nic(device)));
+        }
         LanPort::Tun => return None,
     };
-    let interface = lan.interface.clone()?;
-    Some(EthernetConfig { interface, port })
+    Some(LanConfig::Interface(EthernetConfig { interface, port }))
+}
+
+fn nic(device: &Device) -> NicConfig {
+    NicConfig {
+        device: device.name.clone(),
+        mtu: device.mtu,
+    }
 }
 
 fn matching(policy: &Policy) -> Match {

@@ -25,6 +25,7 @@ use std::sync::Arc;
 use patronus_crypto::{Device, Duration, PeerId, Random, Refusal, Time};
 use patronus_io::PortCounters;
 use patronus_io::netlink::{Addresses, LinkEvent, LinkWatch, RouteQuery};
+use patronus_io::nics::Nics;
 use patronus_io::signal::{self, Asked};
 use patronus_io::tun::TunDevice;
 use patronus_io::udp::UdpConfig;
@@ -172,6 +173,9 @@ pub struct SlowPath {
     /// Takes their interfaces, and those of links by AF_XDP.
     keeper: Option<Keeper>,
     ask_again_at: Option<Time>,
+    /// Those that DPDK drives.
+    nics: Option<Nics>,
+    nics_again_at: Option<Time>,
     arena: &'static Arena,
     ways_again_at: Option<Time>,
     reader: Option<Reader>,
@@ -226,13 +230,17 @@ impl SlowPath {
             lans: parts.opening.lans,
             keeper: parts.opening.keeper,
             ask_again_at: None,
+            nics: parts.opening.nics,
+            nics_again_at: None,
             arena: parts.opening.arena,
             ways_again_at: None,
             reader: parts.reader,
             site: None,
         };
         let there = slow_path.lans.iter().enumerate();
-        let there: Vec<usize> = there.filter_map(|(at, lan)| lan.ifindex().map(|_| at)).collect();
+        let there: Vec<usize> = there
+            .filter_map(|(at, lan)| lan.is_open().then_some(at))
+            .collect();
         there.into_iter().for_each(|at| slow_path.begin_lan(at));
         slow_path
     }
@@ -501,6 +509,7 @@ impl SlowPath {
             self.neighbours_deadline(),
             self.ways_again_at,
             self.ask_again_at,
+            self.nics_again_at,
             retry,
         ];
         let next = deadlines.into_iter().flatten().min()?;

@@ -22,6 +22,7 @@ pub mod dpdk;
 pub mod ip;
 pub mod loopback;
 pub mod netlink;
+pub mod nics;
 pub mod offload;
 pub mod packet;
 pub mod schedule;

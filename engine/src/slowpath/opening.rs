@@ -1,10 +1,12 @@
-//! What comes from the keeper, at the start and later: interfaces of LANs, and queues of links.
+//! What comes from the keeper, at the start and later: interfaces of LANs, and queues of links; and what becomes of the NICs that DPDK drives.
 
 use patronus_crypto::{Duration, Time};
+use patronus_io::nics::{NicEvent, Nics};
 use patronus_mem::Arena;
 
 use super::lans::{EthernetLan, Unusable};
 use super::{SlowPath, Uplink};
+use crate::clock;
 use crate::keeper::{Keeper, Place, Said};
 use crate::log::Log;
 
@@ -77,6 +79,8 @@ impl Retry {
 pub struct Opening {
     /// Takes interfaces, if there are any to take.
     pub keeper: Option<Keeper>,
+    /// Those that DPDK drives, if there are any.
+    pub nics: Option<Nics>,
     /// Where packets are.
     pub arena: &'static Arena,
     /// By place among the LAN ports, from the second on.
@@ -89,7 +93,9 @@ impl Opening {
     /// Takes everything that is there. An error is why something that is there cannot be a LAN.
     pub fn open_all(&mut self, log: &Log) -> Result<(), String> {
         for at in 0..self.lans.len() {
-            self.open_lan(at, log)?;
+            if let Some(place) = self.lans[at].place() {
+                self.open_lan(at, place, log)?;
+            }
         }
         for at in 0..self.uplinks.len() {
             let Some(place) = self.uplinks[at].place() else {
@@ -105,8 +111,26 @@ impl Opening {
         Ok(())
     }
 
-    fn open_lan(&mut self, at: usize, log: &Log) -> Result<(), String> {
-        self.ask(Place::Lan(at as u8));
+    /// Opens the NICs that are there. An error is why one that is there cannot be used.
+    pub fn open_nics(&mut self, mut nics: Nics, log: &Log) -> Result<(), String> {
+        let mut lans: Vec<_> = self.lans.iter_mut().filter(|lan| lan.place().is_none()).collect();
+        for (nic, lan) in lans.iter_mut().enumerate() {
+            lan.sit(nics.take_ports(nic));
+        }
+        let mut refused = None;
+        // One is opened in each turn.
+        for _ in 0..lans.len() {
+            nics.tend(clock::instant(), |nic, event| match event {
+                NicEvent::Refused(why) => refused = Some(lans[nic].refusal(&why)),
+                event => lans[nic].hear_nic(&event, log),
+            });
+        }
+        self.nics = Some(nics);
+        refused.map_or(Ok(()), Err)
+    }
+
+    fn open_lan(&mut self, at: usize, place: Place, log: &Log) -> Result<(), String> {
+        self.ask(place);
         loop {
             let said = self.hear(log)?;
             let lan = &mut self.lans[at];
@@ -142,7 +166,7 @@ impl Opening {
         loop {
             match self.keeper.as_mut().and_then(Keeper::wait) {
                 Some(Said::Behind(Place::Lan(at), why)) => {
-                    let lan = self.lans.get(usize::from(at));
+                    let lan = self.lans.iter().find(|lan| lan.place() == Some(Place::Lan(at)));
                     lan.into_iter().for_each(|lan| lan.say_behind(&why, log));
                 }
                 Some(Said::Ended) | None => {
@@ -163,6 +187,21 @@ impl SlowPath {
         let now = self.core.mono();
         let [lans, links] = [self.ask_for_lans(now), self.ask_for_links(now)];
         self.ask_again_at = lans.into_iter().chain(links).min();
+        self.tend_nics(now);
+    }
+
+    /// Looks after NICs. Nobody tells of them, so this happens by the clock.
+    fn tend_nics(&mut self, now: Time) {
+        if self.nics_again_at.is_some_and(|at| now < at) {
+            return;
+        }
+        let Some(nics) = &mut self.nics else { return };
+        let (mut events, instant) = (Vec::new(), clock::instant());
+        let due = nics.tend(instant, |nic, event| events.push((nic, event)));
+        self.nics_again_at = Some(now.after(due.saturating_duration_since(instant)));
+        events
+            .into_iter()
+            .for_each(|(nic, event)| self.hear_of_nic(nic, &event));
     }
 
     fn hear_keeper(&mut self, said: Said) {
@@ -179,7 +218,15 @@ impl SlowPath {
             }
         };
         match place {
-            Place::Lan(at) | Place::LanByPackets(at) => self.hear_of_lan(at.into(), said),
+            Place::Lan(at) | Place::LanByPackets(at) => {
+                let lan = self
+                    .lans
+                    .iter()
+                    .position(|lan| lan.place() == Some(Place::Lan(at)));
+                if let Some(at) = lan {
+                    self.hear_of_lan(at, said);
+                }
+            }
             Place::Link(_) => self.hear_of_link(place, said),
         }
     }

@@ -309,6 +309,12 @@ impl Device {
         up
     }
 
+    /// Whether its driver has said that it is gone.
+    pub fn is_removed(&self) -> bool {
+        // SAFETY: the function reads a flag.
+        unsafe { sys::pd_is_removed(self.port) != 0 }
+    }
+
     /// What its driver has counted.
     pub fn statistics(&self) -> Statistics {
         let mut found = sys::Stats::default();
