@@ -192,9 +192,9 @@ pub fn start(config: &Config, site: Option<Box<Site>>) -> Result<SlowPath, Start
         .transpose()
         .map_err(system("start the process that takes interfaces"))?;
     let nics = wanted_nics(config);
-    let lock_later = kept.queues() > 0 && sandbox::locked_memory_limit().is_some();
+    let locks_later = kept.queues() > 0 || !nics.nics.is_empty();
     let rights = sandbox::Rights {
-        lock: lock_later,
+        lock: locks_later && sandbox::locked_memory_limit().is_some(),
         nics: !nics.nics.is_empty(),
     };
     let mut means = acquire(config, &kept, keeper, &nics)?;
