@@ -201,7 +201,7 @@ pub(crate) fn check_name(name: &str) -> io::Result<()> {
 }
 
 /// "Invalid argument" for a good name means that the name belongs to another kind of interface.
-pub(crate) fn explain(error: io::Error, control: &ioctl::Control, name: &str) -> io::Error {
+fn explain(error: io::Error, control: &ioctl::Control, name: &str) -> io::Error {
     if error.raw_os_error() == Some(libc::EINVAL) && control.index(name).is_ok() {
         return io::Error::from_raw_os_error(libc::EEXIST);
     }

@@ -17,12 +17,12 @@ pub struct HostInterface {
 impl HostInterface {
     /// Makes the interface: down, without a carrier, with this link address, and an MTU in bytes. Needs CAP_NET_ADMIN.
     ///
-    /// Errors of the system come back with their kind and number: `ResourceBusy` or `AlreadyExists` when there is an interface of that name, `NotFound` when there is no
+    /// Errors of the system come back with their kind and number: `ResourceBusy` when there is an interface of that name, `NotFound` when there is no
     /// `/dev/net/tun`, `PermissionDenied` without the right, and `InvalidInput` for a name or link address that cannot be one.
     pub fn create(name: &str, mac: [u8; 6], mtu: u32) -> io::Result<HostInterface> {
         tun::check_name(name)?;
         let (control, queue) = (ioctl::Control::new()?, tun::open_queue()?);
-        let name = ioctl::attach_tap(&queue, name).map_err(|error| tun::explain(error, &control, name))?;
+        let name = ioctl::attach_tap(&queue, name)?;
         // Before anybody can set it up: until the NIC's link is known there is none.
         ioctl::set_carrier(&queue, false)?;
         ioctl::set_mac(&queue, mac)?;
