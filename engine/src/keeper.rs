@@ -18,7 +18,8 @@ use std::mem::MaybeUninit;
 
 use patronus_io::Port;
 use patronus_io::afpacket::PacketPort;
-use patronus_io::xdp::{Names, QueuePlace, XdpMode, XdpPort};
+use patronus_io::wan::QueuePlace;
+use patronus_io::xdp::{Names, XdpMode, XdpPort};
 use patronus_mem::{Arena, FrameCache};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};

@@ -6,7 +6,8 @@
 use std::fmt;
 use std::io;
 
-use patronus_io::xdp::{Names, QueuePlace};
+use patronus_io::wan::QueuePlace;
+use patronus_io::xdp::{Names, XdpPort};
 
 use crate::keeper::Guard;
 
@@ -17,7 +18,7 @@ pub struct XdpLink {
     /// What the program takes.
     pub names: Names,
     /// By worker.
-    pub queues: Vec<QueuePlace>,
+    pub queues: Vec<QueuePlace<XdpPort>>,
     /// The program.
     pub guard: Guard,
 }

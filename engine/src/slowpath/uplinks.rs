@@ -12,7 +12,8 @@ use std::sync::Arc;
 use patronus_crypto::{PeerId, Time};
 use patronus_io::netlink::Addresses;
 use patronus_io::udp::{UdpConfig, UdpSender, UdpSockets};
-use patronus_io::xdp::{BorrowedQueue, Link, QueuePlace, WayFinder, Ways, XdpUdpPort, ways};
+use patronus_io::wan::{BorrowedQueue, Link, LinkPort, QueuePlace, WayFinder, Ways, ways};
+use patronus_io::xdp::XdpPort;
 use patronus_io::{Port, PortCounters};
 use patronus_mem::{Arena, Outer};
 use rustix::fd::BorrowedFd;
@@ -69,14 +70,14 @@ pub(super) struct LinkSockets {
 struct ByQueue {
     link: Link,
     /// By worker, until its port has it.
-    queues: Vec<Option<(BorrowedQueue, Ways)>>,
+    queues: Vec<Option<(BorrowedQueue<XdpPort>, Ways)>>,
     /// Find the ways for the workers' ports.
     finders: Vec<WayFinder>,
 }
 
 impl ByQueue {
     /// For all of these queues or none: what the program takes reaches nobody where there is no port.
-    fn new(link: Link, places: &[QueuePlace]) -> Option<ByQueue> {
+    fn new(link: Link, places: &[QueuePlace<XdpPort>]) -> Option<ByQueue> {
         let mut by_queue = ByQueue {
             link,
             queues: Vec::new(),
@@ -102,7 +103,7 @@ impl Sockets for LinkSockets {
         let Some((queue, ways)) = xdp.queues[worker].take() else {
             return Box::new(port);
         };
-        let port = XdpUdpPort::new(queue, port, ways, xdp.link.ifindex);
+        let port = LinkPort::new(queue, port, ways, xdp.link.ifindex);
         let [queue, _] = port.parts();
         let name = format!("{}queue{worker}", self.prefix);
         self.counters.push((name, Arc::clone(queue)));
