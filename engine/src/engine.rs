@@ -13,7 +13,7 @@ use patronus_crypto::aead::Aead;
 use patronus_crypto::{Device, Duration, Limits, PeerId, Random, aead, x25519};
 use patronus_io::Port;
 use patronus_io::netlink::{Addresses, LinkWatch, RouteQuery};
-use patronus_io::nics::{self, Nics, NicsConfig};
+use patronus_io::nics::{self, NicConfig, Nics, NicsConfig};
 use patronus_io::tun::{Tun, TunConfig, TunDevice, TunPort};
 use patronus_io::udp::UdpConfig;
 use patronus_mem::{Arena, ArenaConfig, FrameCache, lock_secrets_ahead, secrets_len};
@@ -69,6 +69,8 @@ pub struct Config {
     pub links: Vec<String>,
     /// Those of `links` whose datagrams pass by the kernel's network stack (AF_XDP), if that can be had.
     pub af_xdp: Vec<String>,
+    /// The NICs that those of `links` are that DPDK drives.
+    pub nic_links: Vec<NicConfig>,
     /// Peers that there may be.
     pub max_peers: usize,
     /// The AEAD backend's name; none: the default.
@@ -199,10 +201,14 @@ pub fn start(config: &Config, site: Option<Box<Site>>) -> Result<SlowPath, Start
     };
     let mut means = acquire(config, &kept, keeper, &nics)?;
     if rights.nics {
-        start_nics(&nics, &mut means.opening, &config.log)?;
+        start_nics(&nics, &mut means.opening)?;
     }
     sandbox::drop_privileges(rights).map_err(StartError::Sandbox)?;
     sandbox::filter_system_calls(rights.nics).map_err(StartError::Sandbox)?;
+    means
+        .opening
+        .run_nics(&config.log)
+        .map_err(system("start a thread"))?;
     let mut slow_path = launch(config, aead, means, reader)?;
     if let Some(site) = site {
         slow_path.begin_with(site).map_err(StartError::Site)?;
@@ -219,6 +225,7 @@ pub fn check(site: &Site) -> Result<(), StartError> {
         spin: Duration::ZERO,
         links: Vec::new(),
         af_xdp: Vec::new(),
+        nic_links: Vec::new(),
         max_peers: 0,
         aead: None,
         timer_divisor: 1,
@@ -290,24 +297,24 @@ fn kept(config: &Config) -> Kept {
             .iter()
             .filter_map(|lan| match lan {
                 LanConfig::Interface(lan) => Some(lan.clone()),
-                LanConfig::Nic(..) => None,
+                LanConfig::Nic(_) => None,
             })
             .collect(),
         links: links.cloned().collect(),
     }
 }
 
-/// The NICs that DPDK is to drive, in the order of the LANs.
+/// The NICs that DPDK is to drive.
 fn wanted_nics(config: &Config) -> NicsConfig {
-    let nics = config.ethernet.iter().filter_map(|lan| match lan {
-        LanConfig::Nic(_, nic) => Some(nic.clone()),
+    let lans = config.ethernet.iter().filter_map(|lan| match lan {
+        LanConfig::Nic(nic) => Some(nic),
         LanConfig::Interface(_) => None,
     });
     NicsConfig {
         memory_mib: config.dpdk.memory_mib,
         huge_pages: config.dpdk.huge_pages,
         workers: config.workers as u16,
-        nics: nics.collect(),
+        nics: config.nic_links.iter().chain(lans).cloned().collect(),
     }
 }
 
@@ -383,7 +390,8 @@ fn acquire(
     let arena = arena.map_err(system("reserve memory for packets"))?;
     lock_memory(config, arena);
     let routes = RouteQuery::new().map_err(system("ask for routes"))?;
-    let wanted = config.router.is_some() || config.remotes || !config.af_xdp.is_empty();
+    let wanted =
+        config.router.is_some() || config.remotes || !config.af_xdp.is_empty() || !nics.nics.is_empty();
     let addresses = wanted.then(Addresses::new).transpose();
     let addresses = addresses.map_err(system("ask for addresses"))?;
     let mut opening = Opening {
@@ -410,10 +418,11 @@ fn acquire(
 }
 
 /// Starts DPDK and opens its devices. The threads that it makes keep the rights of this one, so that has given up before what none of them needs.
-fn start_nics(wanted: &NicsConfig, opening: &mut Opening, log: &Log) -> Result<(), StartError> {
+fn start_nics(wanted: &NicsConfig, opening: &mut Opening) -> Result<(), StartError> {
     sandbox::drop_privileges_for_nics().map_err(StartError::Sandbox)?;
     let nics = Nics::start(wanted, opening.arena).map_err(|error| StartError::Lan(error.to_string()))?;
-    opening.open_nics(nics, log).map_err(StartError::Lan)
+    opening.use_nics(nics);
+    Ok(())
 }
 
 /// Starts the workers and puts the slow path together.

@@ -53,8 +53,8 @@ pub struct EthernetConfig {
 pub enum LanConfig {
     /// An interface of the kernel's.
     Interface(EthernetConfig),
-    /// A NIC that DPDK drives. In its place the host has an interface of this name.
-    Nic(String, NicConfig),
+    /// A NIC that DPDK drives. In its place the host has an interface.
+    Nic(NicConfig),
 }
 
 impl LanConfig {
@@ -62,7 +62,7 @@ impl LanConfig {
     pub fn interface(&self) -> &str {
         match self {
             LanConfig::Interface(config) => &config.interface,
-            LanConfig::Nic(interface, _) => interface,
+            LanConfig::Nic(nic) => &nic.interface,
         }
     }
 }

@@ -191,6 +191,7 @@ fn defaults() -> Config {
         cores: Vec::new(),
         links: Vec::new(),
         af_xdp: Vec::new(),
+        nic_links: Vec::new(),
         spin: Duration::ZERO,
         max_peers: MAX_PEERS,
         aead: None,

@@ -133,6 +133,9 @@ impl Site {
         let engine = &self.told.engine;
         let links = self.told.links.iter();
         let by_xdp = links.clone().filter(|link| link.port == LinkPort::AfXdp);
+        let by_nic = links
+            .clone()
+            .filter_map(|link| nic(&link.interface, link.device.as_ref()));
         engine::Config {
             name: engine.interface.clone(),
             workers: engine.workers.into(),
@@ -140,6 +143,7 @@ impl Site {
             spin: Duration::from_millis(engine.spin_ms.into()),
             links: links.map(|link| link.interface.clone()).collect(),
             af_xdp: by_xdp.map(|link| link.interface.clone()).collect(),
+            nic_links: by_nic.collect(),
             aead: engine.aead.clone(),
             offload: engine.offload,
             remotes: self.told.has_remotes(),
@@ -319,22 +323,19 @@ fn port(lan: &Lan) -> Option<LanConfig> {
         LanPort::Any => PortChoice::Any,
         LanPort::AfXdp => PortChoice::AfXdp,
         LanPort::AfPacket => PortChoice::AfPacket,
-        LanPort::Dpdk => {
-            return lan
-                .device
-                .as_ref()
-                .map(|device| LanConfig::Nic(interface, nic(device)));
-        }
+        LanPort::Dpdk => return nic(&interface, lan.device.as_ref()).map(LanConfig::Nic),
         LanPort::Tun => return None,
     };
     Some(LanConfig::Interface(EthernetConfig { interface, port }))
 }
 
-fn nic(device: &Device) -> NicConfig {
-    NicConfig {
+/// What a port over DPDK is.
+fn nic(interface: &str, device: Option<&Device>) -> Option<NicConfig> {
+    device.map(|device| NicConfig {
+        interface: interface.to_owned(),
         device: device.name.clone(),
         mtu: device.mtu,
-    }
+    })
 }
 
 fn matching(policy: &Policy) -> Match {

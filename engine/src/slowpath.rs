@@ -29,7 +29,7 @@ use patronus_io::nics::Nics;
 use patronus_io::signal::{self, Asked};
 use patronus_io::tun::TunDevice;
 use patronus_io::udp::UdpConfig;
-use patronus_mem::Arena;
+use patronus_mem::{Arena, FrameCache};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -176,6 +176,9 @@ pub struct SlowPath {
     /// Those that DPDK drives.
     nics: Option<Nics>,
     nics_again_at: Option<Time>,
+    /// When to poll the queues of theirs that no worker has.
+    idle_again_at: Option<Time>,
+    idle_frames: FrameCache,
     arena: &'static Arena,
     ways_again_at: Option<Time>,
     reader: Option<Reader>,
@@ -232,15 +235,15 @@ impl SlowPath {
             ask_again_at: None,
             nics: parts.opening.nics,
             nics_again_at: None,
+            idle_again_at: None,
+            idle_frames: FrameCache::new(parts.opening.arena),
             arena: parts.opening.arena,
             ways_again_at: None,
             reader: parts.reader,
             site: None,
         };
         let there = slow_path.lans.iter().enumerate();
-        let there: Vec<usize> = there
-            .filter_map(|(at, lan)| lan.is_open().then_some(at))
-            .collect();
+        let there: Vec<usize> = there.filter_map(|(at, lan)| lan.ifindex().map(|_| at)).collect();
         there.into_iter().for_each(|at| slow_path.begin_lan(at));
         slow_path
     }
@@ -510,6 +513,7 @@ impl SlowPath {
             self.ways_again_at,
             self.ask_again_at,
             self.nics_again_at,
+            self.idle_again_at,
             retry,
         ];
         let next = deadlines.into_iter().flatten().min()?;

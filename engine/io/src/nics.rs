@@ -1,12 +1,13 @@
 //! NICs that DPDK drives, as the rest of the engine sees them, which need not know whether DPDK was built in: see docs/dpdk.md and docs/adr/0024.
 //!
-//! [`Nics`] belongs to whoever owns the configuration: the main thread at the start and the slow path, which is the same thread, later. It opens NICs, follows their links, and
-//! takes them again when they have gone and come back. A worker has one port of each NIC, which is there whether the NIC is or not: a *seat*, into which the owner puts
-//! a pair of the NIC's queues, and out of which he asks for it back. Without the feature `dpdk` there is no [`Nics`] that could have a NIC.
+//! [`Nics`] belongs to whoever owns the configuration: the main thread at the start and the slow path, which is the same thread, later. It opens devices, makes the interface
+//! that stands for each in the kernel ([`exception`](crate::exception)), and takes devices again that have gone and come back. A worker has one queue of each NIC, which is there
+//! whether the device is or not: a *seat*, into which the owner puts a pair of the device's queues, and out of which he asks for it back. Without the feature `dpdk` there are no
+//! [`Nics`].
 
 use std::fmt;
 
-use crate::Port;
+use crate::wan::AnyQueue;
 
 #[cfg(not(feature = "dpdk"))]
 mod absent;
@@ -23,8 +24,8 @@ pub use driven::Nics;
 /// Whether DPDK was built in.
 pub const BUILT_IN: bool = cfg!(feature = "dpdk");
 
-/// Frames that a pair of a NIC's queues may hold: as many as its rings have places.
-pub const QUEUE_FRAMES: usize = 2 * DESCRIPTORS as usize;
+/// Frames that a worker's queues of a NIC may hold: as many as its rings have places, and those to the host and back.
+pub const QUEUE_FRAMES: usize = 2 * DESCRIPTORS as usize + 2 * crate::exception::RING;
 
 /// Packets that a queue holds in each direction, where the driver leaves the choice.
 const DESCRIPTORS: u16 = 1024;
@@ -45,28 +46,28 @@ pub struct NicsConfig {
 /// A NIC.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct NicConfig {
+    /// The interface that stands for it in the kernel, and is made for that.
+    pub interface: String,
     /// A PCI address with its domain, or a virtual device's name and arguments.
     pub device: String,
     /// Bytes of its largest packet, without the Ethernet header.
     pub mtu: u16,
 }
 
-/// A worker's port of a NIC, for each worker.
-pub type NicPorts = Vec<Box<dyn Port + Send>>;
+/// A queue of a NIC for each worker. They have the engine's frames alone; the others go to the host, but only while somebody polls them.
+pub type NicQueues = Vec<AnyQueue>;
 
-/// What has become of a NIC.
+/// What has become of a device.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum NicEvent {
-    /// It is there: its link address, and the MTU.
-    Opened([u8; 6], u16),
+    /// It is there.
+    Opened,
     /// It is not there, or what it stands on is not: for this reason.
     Missing(String),
     /// It cannot be used, for this reason.
     Refused(String),
     /// It was there and is not any more.
     Lost,
-    /// It has a carrier, or has none.
-    Link(bool),
 }
 
 /// Why there are no NICs.
@@ -74,7 +75,7 @@ pub enum NicEvent {
 pub enum NicsError {
     /// DPDK was not built in.
     NotBuiltIn,
-    /// It does not start, or a NIC is refused.
+    /// It does not start, or a NIC cannot be had.
     Refused(String),
 }
 

@@ -7,5 +7,5 @@ mod header;
 mod port;
 mod way;
 
-pub use port::{BorrowedQueue, LinkPort, Queue, QueuePlace};
+pub use port::{AnyQueue, BorrowedQueue, LinkPort, Queue, QueuePlace};
 pub use way::{Link, WayFinder, Ways, ways};

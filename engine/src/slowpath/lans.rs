@@ -7,8 +7,10 @@ use std::io;
 use std::sync::Arc;
 
 use patronus_crypto::Time;
+use patronus_io::Port;
 use patronus_io::netlink::{AddressEvent, Interface};
-use patronus_io::nics::{NicEvent, NicPorts};
+use patronus_io::nics::{NicEvent, Nics};
+use patronus_io::xdp::Take;
 use patronus_mem::Arena;
 use rustix::io::Errno;
 
@@ -29,8 +31,7 @@ const ABSENT: Lan = Lan {
 
 /// What there is of an interface that was taken, or of a NIC.
 struct Open {
-    /// None for a NIC that has no interface.
-    ifindex: Option<u32>,
+    ifindex: u32,
     lan: Lan,
     /// By worker, until the workers have them.
     ports: LanPorts,
@@ -43,8 +44,8 @@ struct Open {
 enum Source {
     /// The keeper, who knows it by this number; chosen in this way.
     Keeper(u8, PortChoice),
-    /// The slow path, as a NIC.
-    Nics,
+    /// The slow path, as a NIC with this MTU.
+    Nic(u16),
 }
 
 /// Why the ports of an interface that was taken cannot be opened.
@@ -63,8 +64,10 @@ pub struct EthernetLan {
     source: Source,
     /// None while its interface is not there.
     open: Option<Open>,
-    /// A NIC's ports are with the workers, and it is there.
+    /// Its device is there, if it is a NIC.
     nic_is_there: bool,
+    /// That its NIC could not be told of the host's addresses has been said.
+    behind: bool,
     pub(super) retry: Retry,
     /// That it was lost has been said.
     missed: bool,
@@ -76,7 +79,7 @@ impl EthernetLan {
         let mut kept = 0..;
         let source = |config: &LanConfig| match config {
             LanConfig::Interface(config) => Source::Keeper(kept.next().unwrap_or_default(), config.port),
-            LanConfig::Nic(..) => Source::Nics,
+            LanConfig::Nic(nic) => Source::Nic(nic.mtu),
         };
         let sources: Vec<Source> = configs.iter().map(source).collect();
         let new = |(config, source): (&LanConfig, Source)| EthernetLan {
@@ -84,6 +87,7 @@ impl EthernetLan {
             source,
             open: None,
             nic_is_there: false,
+            behind: false,
             retry: Retry::default(),
             missed: false,
         };
@@ -94,65 +98,56 @@ impl EthernetLan {
     pub(super) fn place(&self) -> Option<Place> {
         match self.source {
             Source::Keeper(at, _) => Some(Place::Lan(at)),
-            Source::Nics => None,
+            Source::Nic(_) => None,
         }
     }
 
     /// Its interface's number, if that is there.
     pub fn ifindex(&self) -> Option<u32> {
-        self.open.as_ref().and_then(|open| open.ifindex)
-    }
-
-    /// Whether workers have ports of it, or are to have them.
-    pub(super) fn is_open(&self) -> bool {
-        self.open.is_some()
+        self.open.as_ref().map(|open| open.ifindex)
     }
 
     /// Whether somebody can be reached by it.
     fn is_there(&self) -> bool {
         match self.source {
             Source::Keeper(..) => self.open.is_some(),
-            Source::Nics => self.nic_is_there,
+            Source::Nic(_) => self.nic_is_there,
         }
     }
 
-    /// The ports of its NIC, which need not be there.
-    pub(super) fn sit(&mut self, ports: NicPorts) {
+    /// Takes the queues of its NIC, whose device need not be there.
+    pub(super) fn sit(&mut self, nics: &mut Nics) {
+        let Source::Nic(mtu) = self.source else { return };
+        let Some(nic) = nics.number(&self.interface) else {
+            return;
+        };
+        let queues = nics.take_queues(nic).into_iter();
         self.open = Some(Open {
-            ifindex: None,
-            lan: ABSENT,
-            ports,
+            ifindex: nics.ifindex(nic),
+            lan: Lan {
+                mac: Some(nics.mac(nic)),
+                mtu,
+            },
+            ports: queues.map(|queue| queue as Box<dyn Port + Send>).collect(),
             down: false,
             _guard: None,
         });
     }
 
     /// What has become of its NIC.
-    pub(super) fn hear_nic(&mut self, event: &NicEvent, log: &Log) {
-        let (name, Some(open)) = (&self.interface, &mut self.open) else {
-            return;
-        };
+    fn hear_nic(&mut self, event: &NicEvent, log: &Log) {
+        let name = &self.interface;
+        self.nic_is_there = *event == NicEvent::Opened;
         match event {
-            NicEvent::Opened(mac, mtu) => {
-                (open.lan.mac, open.lan.mtu, open.down) = (Some(*mac), *mtu, false);
-                self.nic_is_there = true;
+            NicEvent::Opened => {
                 if std::mem::take(&mut self.missed) {
                     log.notice(format_args!("LAN {name} is there"));
                 }
             }
-            NicEvent::Link(up) => {
-                open.down = !up;
-                match up {
-                    true => log.notice(format_args!("LAN {name} runs again")),
-                    false => log.error(format_args!(
-                        "LAN {name} is down or has no carrier; it is used again as soon as it runs"
-                    )),
-                }
-            }
             NicEvent::Lost => {
-                (self.nic_is_there, self.missed) = (false, true);
+                self.missed = true;
                 log.error(format_args!(
-                    "LAN {name} cannot be used any more: its device is not there any more; the rest goes on, and it is used again as soon as it is there"
+                    "LAN {name} cannot be used any more: its device is gone; the rest goes on, and it is used again as soon as it is there"
                 ));
             }
             NicEvent::Missing(why) => {
@@ -162,13 +157,8 @@ impl EthernetLan {
                     ));
                 }
             }
-            NicEvent::Refused(why) => self.say_refused(&self.refusal(why), log),
+            NicEvent::Refused(why) => self.say_refused(&format!("LAN {name}: {why}"), log),
         }
-    }
-
-    /// What to say of a NIC that cannot be used for this reason.
-    pub(super) fn refusal(&self, why: &str) -> String {
-        format!("LAN {}: {why}", self.interface)
     }
 
     /// What routes have to know of it.
@@ -191,7 +181,7 @@ impl EthernetLan {
             say_how(log, "LAN", &self.interface, mode, ports.len());
         }
         self.open = Some(Open {
-            ifindex: Some(ifindex),
+            ifindex,
             lan,
             ports,
             down: false,
@@ -341,7 +331,7 @@ impl SlowPath {
         if let Some(routing) = &mut self.routing {
             routing.builder.set_lan(at as u16 + 1, now);
         }
-        self.move_neighbours(at, ifindex);
+        self.move_neighbours(at, Some(ifindex));
         let lan = &mut self.lans[at];
         if lan.is_there() && std::mem::take(&mut lan.missed) {
             let log = self.core.log();
@@ -349,15 +339,45 @@ impl SlowPath {
         }
     }
 
-    /// What has become of a NIC, by its place among them.
+    /// What has become of a NIC's device.
     pub(super) fn hear_of_nic(&mut self, nic: usize, event: &NicEvent) {
-        let mut nics = (0..self.lans.len()).filter(|at| self.lans[*at].place().is_none());
-        let Some(at) = nics.nth(nic) else { return };
-        self.lans[at].hear_nic(event, self.core.log());
-        if let Some(routing) = &mut self.routing {
-            routing.builder.set_lan(at as u16 + 1, self.lans[at].lan());
-        }
+        let Some(nics) = &self.nics else { return };
+        let is_it = |interface: &str| nics.number(interface) == Some(nic);
+        let log = self.core.log();
+        let lan = self.lans.iter_mut().find(|lan| is_it(&lan.interface));
+        lan.into_iter().for_each(|lan| lan.hear_nic(event, log));
+        let uplink = self
+            .uplinks
+            .iter()
+            .find(|uplink| uplink.name().is_some_and(is_it));
+        uplink.into_iter().for_each(|uplink| uplink.say_nic(event, log));
         self.place_fixed();
+    }
+
+    /// Says to the NICs of LANs which frames are the engine's: those to us for others, but not for the host's own addresses there.
+    pub(super) fn name_lans(&mut self) {
+        let (Some(nics), Some(addresses)) = (&mut self.nics, &self.addresses) else {
+            return;
+        };
+        for lan in &mut self.lans {
+            let (Some(open), Source::Nic(_)) = (&lan.open, &lan.source) else {
+                continue;
+            };
+            let Some(nic) = nics.number(&lan.interface) else {
+                continue;
+            };
+            let take = Take::Transit {
+                mac: nics.mac(nic),
+                addresses: addresses.on(open.ifindex).map(|prefix| prefix.address).collect(),
+            };
+            match nics.set(nic, Some(take)) {
+                Ok(()) => lan.behind = false,
+                Err(why) if !std::mem::replace(&mut lan.behind, true) => {
+                    lan.say_behind(&why.to_string(), self.core.log());
+                }
+                Err(_) => {}
+            }
+        }
     }
 
     /// Neighbours of a LAN are looked for on this interface from now on.

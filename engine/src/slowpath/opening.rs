@@ -1,7 +1,10 @@
 //! What comes from the keeper, at the start and later: interfaces of LANs, and queues of links; and what becomes of the NICs that DPDK drives.
 
+use std::io;
+
 use patronus_crypto::{Duration, Time};
-use patronus_io::nics::{NicEvent, Nics};
+use patronus_io::exception::Exception;
+use patronus_io::nics::Nics;
 use patronus_mem::Arena;
 
 use super::lans::{EthernetLan, Unusable};
@@ -111,22 +114,22 @@ impl Opening {
         Ok(())
     }
 
-    /// Opens the NICs that are there. An error is why one that is there cannot be used.
-    pub fn open_nics(&mut self, mut nics: Nics, log: &Log) -> Result<(), String> {
-        let mut lans: Vec<_> = self.lans.iter_mut().filter(|lan| lan.place().is_none()).collect();
-        for (nic, lan) in lans.iter_mut().enumerate() {
-            lan.sit(nics.take_ports(nic));
+    /// Gives the NICs' queues to the LANs and links that are to have them.
+    pub fn use_nics(&mut self, mut nics: Nics) {
+        for lan in &mut self.lans {
+            lan.sit(&mut nics);
         }
-        let mut refused = None;
-        // One is opened in each turn.
-        for _ in 0..lans.len() {
-            nics.tend(clock::instant(), |nic, event| match event {
-                NicEvent::Refused(why) => refused = Some(lans[nic].refusal(&why)),
-                event => lans[nic].hear_nic(&event, log),
-            });
+        for uplink in &mut self.uplinks {
+            uplink.sit(&mut nics);
         }
         self.nics = Some(nics);
-        refused.map_or(Ok(()), Err)
+    }
+
+    /// Has the host's share of the NICs' packets move from now on, on threads of their own.
+    pub fn run_nics(&mut self, log: &Log) -> io::Result<()> {
+        let Some(nics) = &mut self.nics else { return Ok(()) };
+        let log = log.clone();
+        nics.run(clock::instant, move |_, event| say_of_host(&log, &event))
     }
 
     fn open_lan(&mut self, at: usize, place: Place, log: &Log) -> Result<(), String> {
@@ -178,6 +181,20 @@ impl Opening {
     }
 }
 
+/// What happens to a NIC's interface that its carrier, which is heard by rtnetlink, does not tell.
+fn say_of_host(log: &Log, event: &Exception) {
+    match event {
+        Exception::Carrier(_) => {}
+        Exception::Mtu(mtu) => log.verbose(format_args!("a NIC's MTU is {mtu} now")),
+        Exception::MtuRefused(wanted, why, now) => log.error(format_args!(
+            "a NIC cannot have an MTU of {wanted}: {why}; its interface has {now} again"
+        )),
+        Exception::Gone => log.error(format_args!(
+            "the interface of a NIC was deleted: the host is cut off from it until the engine is restarted"
+        )),
+    }
+}
+
 impl SlowPath {
     /// Hears what has become of interfaces, and asks for those that are missing.
     pub(super) fn tend_interfaces(&mut self) {
@@ -192,6 +209,7 @@ impl SlowPath {
 
     /// Looks after NICs. Nobody tells of them, so this happens by the clock.
     fn tend_nics(&mut self, now: Time) {
+        self.poll_idle_queues(now);
         if self.nics_again_at.is_some_and(|at| now < at) {
             return;
         }
@@ -199,9 +217,10 @@ impl SlowPath {
         let (mut events, instant) = (Vec::new(), clock::instant());
         let due = nics.tend(instant, |nic, event| events.push((nic, event)));
         self.nics_again_at = Some(now.after(due.saturating_duration_since(instant)));
-        events
-            .into_iter()
-            .for_each(|(nic, event)| self.hear_of_nic(nic, &event));
+        for (nic, event) in events {
+            self.hear_of_nic(nic, &event);
+        }
+        self.name_lans();
     }
 
     fn hear_keeper(&mut self, said: Said) {

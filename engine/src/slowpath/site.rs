@@ -280,6 +280,7 @@ impl SlowPath {
         }
         if !events.is_empty() {
             self.name_links();
+            self.name_lans();
             self.describe_links();
             self.follow_lans(&events);
         }

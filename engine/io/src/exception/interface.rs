@@ -61,6 +61,11 @@ impl HostInterface {
         ioctl::set_carrier(&self.queue, carrier)
     }
 
+    /// Gives it another link address. Needs CAP_NET_ADMIN.
+    pub fn set_mac(&self, mac: [u8; 6]) -> io::Result<()> {
+        ioctl::set_mac(&self.queue, mac)
+    }
+
     /// The next frame that the host sends, without waiting: how many bytes.
     pub fn read(&self, frame: &mut [u8]) -> io::Result<usize> {
         Ok(rustix::io::read(&self.queue, frame)?)

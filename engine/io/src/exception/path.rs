@@ -114,6 +114,7 @@ impl ExceptionPath {
         let call = Arc::clone(&self.call);
         let pump = Pump {
             mtu: self.nic.mtu(),
+            mac: self.nic.mac(),
             carrier: false,
             host: self.host,
             nic: self.nic,
@@ -169,6 +170,7 @@ struct Pump {
     /// What the host interface has been told, or what the NIC has.
     carrier: bool,
     mtu: u32,
+    mac: [u8; 6],
     /// When to look at both again.
     due: Instant,
     now: fn() -> Instant,
@@ -208,8 +210,13 @@ impl Pump {
         }
     }
 
-    /// Makes carrier and MTU of the two ends agree.
+    /// Makes link address, carrier and MTU of the two ends agree.
     fn follow(&mut self, say: &mut impl FnMut(Exception)) {
+        // Before the carrier: a device that comes may have another one than the one before.
+        let mac = self.nic.mac();
+        if mac != self.mac && self.host.set_mac(mac).is_ok() {
+            self.mac = mac;
+        }
         let up = self.nic.is_up();
         if up != self.carrier && self.host.set_carrier(up).is_ok() {
             self.carrier = up;

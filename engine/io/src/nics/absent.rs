@@ -1,13 +1,17 @@
-//! What stands for NICs where DPDK was not built in: nothing can.
+//! What stands for NICs where DPDK was not built in: there are none, so nobody calls anything but [`Nics::start`].
 
 use std::convert::Infallible;
+use std::io;
+use std::sync::Arc;
 use std::time::Instant;
 
 use patronus_mem::Arena;
 
-use super::{NicEvent, NicPorts, NicsConfig, NicsError};
+use super::{NicEvent, NicQueues, NicsConfig, NicsError};
+use crate::PortCounters;
+use crate::exception::{Exception, Take};
 
-/// There is none.
+/// There are none.
 pub struct Nics(Infallible);
 
 impl Nics {
@@ -16,12 +20,46 @@ impl Nics {
         Err(NicsError::NotBuiltIn)
     }
 
-    /// Never called.
-    pub fn take_ports(&mut self, _nic: usize) -> NicPorts {
+    /// See the module.
+    pub fn run(
+        &mut self,
+        _now: fn() -> Instant,
+        _say: impl FnMut(usize, Exception) + Clone + Send + 'static,
+    ) -> io::Result<()> {
         match self.0 {}
     }
 
-    /// Never called.
+    /// See the module.
+    pub fn number(&self, _interface: &str) -> Option<usize> {
+        match self.0 {}
+    }
+
+    /// See the module.
+    pub fn ifindex(&self, _nic: usize) -> u32 {
+        match self.0 {}
+    }
+
+    /// See the module.
+    pub fn mac(&self, _nic: usize) -> [u8; 6] {
+        match self.0 {}
+    }
+
+    /// See the module.
+    pub fn host_counters(&self, _nic: usize) -> Option<&Arc<PortCounters>> {
+        match self.0 {}
+    }
+
+    /// See the module.
+    pub fn take_queues(&mut self, _nic: usize) -> NicQueues {
+        match self.0 {}
+    }
+
+    /// See the module.
+    pub fn set(&mut self, _nic: usize, _take: Option<Take>) -> io::Result<()> {
+        match self.0 {}
+    }
+
+    /// See the module.
     pub fn tend(&mut self, _now: Instant, _say: impl FnMut(usize, NicEvent)) -> Instant {
         match self.0 {}
     }

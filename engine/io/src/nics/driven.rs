@@ -1,18 +1,21 @@
 //! NICs over DPDK: opened, looked after, and opened again.
 
 use std::fmt::Display;
-use std::sync::Arc;
+use std::io;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use patronus_mem::Arena;
 
 use super::seat::{Seat, SeatPort};
-use super::{DESCRIPTORS, NicConfig, NicEvent, NicPorts, NicsConfig, NicsError};
+use super::{DESCRIPTORS, NicConfig, NicEvent, NicQueues, NicsConfig, NicsError};
 use crate::PortCounters;
 use crate::dpdk::{Device, DeviceConfig, Dpdk, DpdkError, DpdkPort, Options};
+use crate::exception::{self, Exception, ExceptionPath, Rule, RunningPath, SplitPort, Take};
 use crate::netlink::RouteQuery;
 
-/// Between two looks at a NIC: at its link, whether it is there, and for one that is not.
+/// Between two looks at a NIC: whether it is there.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// How soon one that was refused is tried again.
 const REFUSED_RETRY: Duration = Duration::from_secs(30);
@@ -21,6 +24,8 @@ const CONNECT: Duration = Duration::from_secs(2);
 
 /// Drivers of virtual devices that stand on an interface of the kernel's, and do not say when that goes.
 const OVER_INTERFACES: [&str; 2] = ["net_af_packet", "net_pcap"];
+/// The driver whose frames lack checksums that the kernel leaves to a wire.
+const PACKET_SOCKETS: &str = "net_af_packet";
 /// Shared memory with another process.
 const MEMIF: &str = "net_memif";
 
@@ -44,11 +49,37 @@ struct Nic {
     seats: Vec<Arc<Seat>>,
     counters: Vec<Arc<PortCounters>>,
     /// Until somebody takes them.
-    ports: NicPorts,
+    queues: NicQueues,
+    rule: Rule,
+    /// What the rule says.
+    takes: Option<Take>,
+    path: Option<Path>,
+    current: Arc<Current>,
     state: State,
     look_at: Option<Instant>,
     /// What was said last, so that it is said once.
     said: Option<NicEvent>,
+}
+
+/// Its interface of the kernel's.
+struct Path {
+    ifindex: u32,
+    stage: Stage,
+}
+
+enum Stage {
+    /// Nobody runs it yet.
+    Made(Option<ExceptionPath>),
+    Runs(RunningPath),
+}
+
+/// The device as the exception path sees it, whose thread looks at it all the time.
+struct Current {
+    device: Mutex<Option<Arc<Device>>>,
+    /// Of the device; one of our own before there was any.
+    mac: Mutex<[u8; 6]>,
+    most: u16,
+    mtu: AtomicU32,
 }
 
 enum State {
@@ -63,9 +94,7 @@ enum State {
 /// What has become of what a NIC stands on.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Stands {
-    Up,
-    /// Down, or gone.
-    Down,
+    As,
     /// Another one has its name.
     Replaced,
 }
@@ -74,14 +103,13 @@ struct Open {
     device: Arc<Device>,
     /// The number of the interface that it stands on.
     ifindex: Option<u32>,
-    up: bool,
     /// When it must have a carrier, or it has lost the process at the other end.
     connected_by: Option<Instant>,
 }
 
 impl Nics {
-    /// Starts DPDK over the arena's frames. No NIC is open yet, but [`tend`](Self::tend) says what becomes of each. Called once in a process, before other threads are
-    /// spawned: those that DPDK makes have the rights of the caller.
+    /// Starts DPDK over the arena's frames, opens the devices that are there, and makes the interface of each NIC. Called once in a process, before other threads are
+    /// spawned: those that DPDK makes have the rights of the caller. [`tend`](Self::tend) says afterwards what has become of each device.
     pub fn start(config: &NicsConfig, arena: &'static Arena) -> Result<Nics, NicsError> {
         let pci = config.nics.iter().filter(|nic| nic.device.contains(':'));
         let options = Options {
@@ -96,25 +124,93 @@ impl Nics {
             interfaces: RouteQuery::new().map_err(|error| refused(&error))?,
             is_done: false,
         };
-        let nics = config.nics.iter().map(|nic| Nic::new(nic, config.workers));
-        Ok(Nics {
-            maker,
-            nics: nics.collect(),
-        })
+        let mut nics = Vec::new();
+        for (nic, number) in config.nics.iter().zip(0..) {
+            let mut nic = Nic::new(nic, config.workers, number);
+            if let NicEvent::Refused(why) = nic.try_open(&maker, None) {
+                return Err(NicsError::Refused(format!("{}: {why}", nic.config.interface)));
+            }
+            nic.make_interface(config.workers, arena)
+                .map_err(|error| NicsError::Refused(unmade(&nic.config.interface, &error)))?;
+            nics.push(nic);
+        }
+        Ok(Nics { maker, nics })
     }
 
-    /// A NIC's ports, by worker, the first time.
-    pub fn take_ports(&mut self, nic: usize) -> NicPorts {
-        std::mem::take(&mut self.nics[nic].ports)
+    /// Has each NIC's exception path run on a thread of its own, which has the rights of the caller. `say` says what happens to the interfaces.
+    pub fn run(
+        &mut self,
+        now: fn() -> Instant,
+        say: impl FnMut(usize, Exception) + Clone + Send + 'static,
+    ) -> io::Result<()> {
+        for (at, nic) in self.nics.iter_mut().enumerate() {
+            let mut say = say.clone();
+            if let Some(Path { stage, .. }) = &mut nic.path
+                && let Stage::Made(made) = stage
+                && let Some(path) = made.take()
+            {
+                *stage = Stage::Runs(path.start(now, move |event| say(at, event))?);
+            }
+        }
+        Ok(())
     }
 
-    /// Looks after the NICs that are due, and says what has become of them. Returns when the next one is due. Opens one at most, which takes milliseconds.
+    /// The NIC with this interface.
+    pub fn number(&self, interface: &str) -> Option<usize> {
+        self.nics.iter().position(|nic| nic.config.interface == interface)
+    }
+
+    /// The number of its interface.
+    pub fn ifindex(&self, nic: usize) -> u32 {
+        self.nics[nic].path.as_ref().map_or(0, |path| path.ifindex)
+    }
+
+    /// Its link address.
+    pub fn mac(&self, nic: usize) -> [u8; 6] {
+        exception::Nic::mac(&self.nics[nic].current)
+    }
+
+    /// What its exception path counts, once that runs.
+    pub fn host_counters(&self, nic: usize) -> Option<&Arc<PortCounters>> {
+        match &self.nics[nic].path {
+            Some(Path {
+                stage: Stage::Runs(path),
+                ..
+            }) => Some(path.counters()),
+            _ => None,
+        }
+    }
+
+    /// A NIC's queues, by worker, the first time.
+    pub fn take_queues(&mut self, nic: usize) -> NicQueues {
+        std::mem::take(&mut self.nics[nic].queues)
+    }
+
+    /// Which frames of a NIC are the engine's; none: all are the host's. An error if there are too many addresses: nothing changes.
+    pub fn set(&mut self, nic: usize, take: Option<Take>) -> io::Result<()> {
+        let nic = &mut self.nics[nic];
+        if nic.takes == take {
+            return Ok(());
+        }
+        match &take {
+            Some(take) => nic.rule.set(take)?,
+            None => nic.rule.clear(),
+        }
+        nic.takes = take;
+        Ok(())
+    }
+
+    /// Looks after the devices that are due, and says what has become of them. Returns when the next one is due. Opens one at most, which takes milliseconds.
     pub fn tend(&mut self, now: Instant, mut say: impl FnMut(usize, NicEvent)) -> Instant {
         self.maker.is_done = false;
         for (at, nic) in self.nics.iter_mut().enumerate() {
             if nic.look_at.is_none_or(|due| due <= now) {
                 nic.look_at = Some(now + LOOK_EVERY);
-                nic.tend(&mut self.maker, now, |event| say(at, event));
+                let said = nic.said.clone();
+                nic.tend(&mut self.maker, now);
+                if let Some(event) = nic.said.clone().filter(|event| Some(event) != said.as_ref()) {
+                    say(at, event);
+                }
             }
         }
         let due = self.nics.iter().filter_map(|nic| nic.look_at).min();
@@ -122,35 +218,75 @@ impl Nics {
     }
 }
 
+/// Why there is no interface of this name.
+fn unmade(name: &str, error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::ResourceBusy | io::ErrorKind::AlreadyExists => format!(
+            "there is an interface {name} already, and the engine makes one of that name for the host: choose another name"
+        ),
+        io::ErrorKind::NotFound => {
+            format!(
+                "cannot make interface {name}: /dev/net/tun is not there: load the module with `modprobe tun`"
+            )
+        }
+        _ => format!("cannot make interface {name}: {error}"),
+    }
+}
+
 impl Nic {
-    fn new(config: &NicConfig, workers: u16) -> Nic {
-        let seats: Vec<Arc<Seat>> = (0..workers).map(|_| Arc::default()).collect();
-        let counters: Vec<Arc<PortCounters>> = (0..workers).map(|_| Arc::default()).collect();
-        let ports = seats.iter().zip(&counters);
-        let ports = ports
-            .map(|(seat, counters)| Box::new(SeatPort::new(Arc::clone(seat), Arc::clone(counters))) as _);
+    fn new(config: &NicConfig, workers: u16, number: u8) -> Nic {
         Nic {
             config: config.clone(),
-            ports: ports.collect(),
-            seats,
-            counters,
+            seats: (0..workers).map(|_| Arc::default()).collect(),
+            counters: (0..workers).map(|_| Arc::default()).collect(),
+            queues: Vec::new(),
+            rule: Rule::new(),
+            takes: None,
+            path: None,
+            current: Arc::new(Current {
+                device: Mutex::default(),
+                // Of local administration (IEEE 802).
+                mac: Mutex::new([2, 0, 0, 0, 0, number]),
+                most: config.mtu,
+                mtu: AtomicU32::new(config.mtu.into()),
+            }),
             state: State::Absent,
             look_at: None,
             said: None,
         }
     }
 
-    fn tend(&mut self, maker: &mut Maker, now: Instant, mut say: impl FnMut(NicEvent)) {
+    /// Makes its interface, and the workers' queues.
+    fn make_interface(&mut self, workers: u16, arena: &'static Arena) -> io::Result<()> {
+        let current = Box::new(Arc::clone(&self.current));
+        let (path, sides) = ExceptionPath::create(&self.config.interface, current, workers.into(), arena)?;
+        let unfinished = self.config.is_of(PACKET_SOCKETS);
+        let seats = self.seats.iter().zip(&self.counters).zip(sides);
+        let queues = seats.map(|((seat, counters), side)| {
+            let port = SeatPort::new(Arc::clone(seat), Arc::clone(counters));
+            let port = SplitPort::new(port, self.rule.sieve(), side);
+            Box::new(port.with_unfinished_checksums(unfinished)) as _
+        });
+        self.queues = queues.collect();
+        self.path = Some(Path {
+            ifindex: path.host().ifindex(),
+            stage: Stage::Made(Some(path)),
+        });
+        Ok(())
+    }
+
+    fn tend(&mut self, maker: &mut Maker, now: Instant) {
         match &mut self.state {
             State::Open(open) => {
                 let stands = open.stands(&self.config, &maker.interfaces);
-                if open.is_lost(&self.seats, stands, now) {
+                let calls = self.config.calls_another_process();
+                if open.is_lost(&self.seats, stands, calls, now) {
+                    self.current.set(None);
                     self.want_seats();
                     self.state = State::Closing;
                     self.said = Some(NicEvent::Lost);
-                    say(NicEvent::Lost);
-                } else if let Some(up) = open.follow_link(stands) {
-                    say(NicEvent::Link(up));
+                } else {
+                    self.said.get_or_insert(NicEvent::Opened);
                 }
             }
             State::Closing => {
@@ -161,11 +297,7 @@ impl Nic {
                 }
             }
             State::Absent if !std::mem::replace(&mut maker.is_done, true) => {
-                let event = self.try_open(maker, now);
-                if self.said.as_ref() != Some(&event) {
-                    self.said = Some(event.clone());
-                    say(event);
-                }
+                self.said = Some(self.try_open(maker, Some(now)));
             }
             // Another one's turn: soon.
             State::Absent => self.look_at = Some(now),
@@ -180,7 +312,8 @@ impl Nic {
         all
     }
 
-    fn try_open(&mut self, maker: &Maker, now: Instant) -> NicEvent {
+    /// Without `now`, at the start.
+    fn try_open(&mut self, maker: &Maker, now: Option<Instant>) -> NicEvent {
         let ifindex = match self.config.stands_on() {
             None => None,
             Some(name) => match maker.interfaces.running(name) {
@@ -200,37 +333,31 @@ impl Nic {
             ..DeviceConfig::new(self.config.device.as_str())
         };
         match maker.dpdk.open(&config) {
-            Ok((device, ports)) => self.opened(device, ports, ifindex, now),
+            Ok((device, ports)) => {
+                self.opened(device, ports, ifindex);
+                NicEvent::Opened
+            }
             Err(DpdkError::Device(..)) if self.config.calls_another_process() => {
                 NicEvent::Missing("nobody answers at its socket".to_owned())
             }
             Err(error) => {
-                self.look_at = Some(now + REFUSED_RETRY);
+                self.look_at = now.map(|now| now + REFUSED_RETRY);
                 NicEvent::Refused(error.to_string())
             }
         }
     }
 
-    fn opened(
-        &mut self,
-        device: Arc<Device>,
-        ports: Vec<DpdkPort>,
-        ifindex: Option<u32>,
-        now: Instant,
-    ) -> NicEvent {
+    fn opened(&mut self, device: Arc<Device>, ports: Vec<DpdkPort>, ifindex: Option<u32>) {
         for ((mut port, seat), counters) in ports.into_iter().zip(&self.seats).zip(&self.counters) {
             port.count_into(Arc::clone(counters));
             seat.fill(port);
         }
-        let mac = device.info().mac;
-        let calls = self.config.calls_another_process();
+        self.current.set(Some(&device));
         self.state = State::Open(Open {
-            up: true,
-            connected_by: calls.then(|| now + CONNECT),
+            connected_by: None,
             device,
             ifindex,
         });
-        NicEvent::Opened(mac, self.config.mtu)
     }
 }
 
@@ -238,37 +365,67 @@ impl Open {
     /// What has become of the interface that it stands on.
     fn stands(&self, config: &NicConfig, interfaces: &RouteQuery) -> Stands {
         let (Some(name), Some(before)) = (config.stands_on(), self.ifindex) else {
-            return Stands::Up;
+            return Stands::As;
         };
         match interfaces.running(name) {
             Ok(Some(ifindex)) if ifindex != before => Stands::Replaced,
-            Ok(None) => Stands::Down,
-            // Who cannot be asked has not said that it is gone.
-            Ok(Some(_)) | Err(_) => Stands::Up,
+            // One that is gone has no carrier. Who cannot be asked has not said anything.
+            Ok(_) | Err(_) => Stands::As,
         }
     }
 
     /// Whether it has to be opened anew.
-    fn is_lost(&mut self, seats: &[Arc<Seat>], stands: Stands, now: Instant) -> bool {
+    fn is_lost(&mut self, seats: &[Arc<Seat>], stands: Stands, calls: bool, now: Instant) -> bool {
         let gone = stands == Stands::Replaced || self.device.is_removed();
         if gone || seats.iter().any(|seat| seat.is_returned()) {
             return true;
         }
-        // Whoever calls has to call again; the driver does not.
-        let Some(by) = &mut self.connected_by else {
+        // Whoever calls another process has to call again; the driver does not.
+        if !calls || self.device.link().up {
+            self.connected_by = None;
             return false;
-        };
-        if self.device.link().up {
-            *by = now;
         }
-        *by < now
+        now > *self.connected_by.get_or_insert(now + CONNECT)
+    }
+}
+
+impl Current {
+    fn set(&self, device: Option<&Arc<Device>>) {
+        if let Some(device) = device {
+            *lock(&self.mac) = device.info().mac;
+        }
+        *lock(&self.device) = device.cloned();
+    }
+}
+
+impl exception::Nic for Arc<Current> {
+    fn mac(&self) -> [u8; 6] {
+        *lock(&self.mac)
     }
 
-    /// Whether the link is another one than it was: which.
-    fn follow_link(&mut self, stands: Stands) -> Option<bool> {
-        let up = self.device.look_at_link() && stands == Stands::Up;
-        (std::mem::replace(&mut self.up, up) != up).then_some(up)
+    fn mtu(&self) -> u32 {
+        self.mtu.load(Ordering::Relaxed)
     }
+
+    fn set_mtu(&self, mtu: u32) -> io::Result<()> {
+        match &*lock(&self.device) {
+            Some(device) => device.set_mtu(mtu)?,
+            None if mtu <= self.most.into() => {}
+            None => return Err(io::ErrorKind::InvalidInput.into()),
+        }
+        self.mtu.store(mtu, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn is_up(&self) -> bool {
+        lock(&self.device)
+            .as_ref()
+            .is_some_and(|device| device.look_at_link())
+    }
+}
+
+fn lock<T>(value: &Mutex<T>) -> MutexGuard<'_, T> {
+    value.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl NicConfig {
@@ -287,7 +444,7 @@ impl NicConfig {
         self.argument("iface").filter(|_| is_over)
     }
 
-    /// Whether it is there only as long as another process listens, which it calls once.
+    /// Whether it is there only as long as another process listens, which its driver calls once.
     fn calls_another_process(&self) -> bool {
         self.is_of(MEMIF) && !matches!(self.argument("role"), Some("server" | "master"))
     }

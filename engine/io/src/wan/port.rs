@@ -33,6 +33,45 @@ pub trait Queue: Port {
     }
 }
 
+/// A queue whoever drives the NIC.
+pub type AnyQueue = Box<dyn Queue + Send>;
+
+impl Port for AnyQueue {
+    fn rx_burst(&mut self, frames: &mut FrameCache, burst: &mut Burst) -> Result<usize, PortError> {
+        (**self).rx_burst(frames, burst)
+    }
+
+    fn tx_burst(&mut self, frames: &mut FrameCache, burst: &mut Burst) -> Result<(), PortError> {
+        (**self).tx_burst(frames, burst)
+    }
+
+    fn wait_fds(&self) -> ArrayVec<BorrowedFd<'_>, PORT_FDS> {
+        (**self).wait_fds()
+    }
+
+    fn has_pending(&self) -> bool {
+        (**self).has_pending()
+    }
+
+    fn take_stale_source(&mut self) -> Option<IpAddr> {
+        (**self).take_stale_source()
+    }
+
+    fn counters(&self) -> &Arc<PortCounters> {
+        (**self).counters()
+    }
+}
+
+impl Queue for AnyQueue {
+    fn takes(&self, pkt: &PktBuf) -> bool {
+        (**self).takes(pkt)
+    }
+
+    fn is_polled(&self) -> bool {
+        (**self).is_polled()
+    }
+}
+
 /// Where a queue is while no port has it. The slow path's, which may not open another one: a port comes and goes with its link.
 pub struct QueuePlace<Q>(Arc<Mutex<Option<Q>>>);
 
@@ -51,6 +90,12 @@ impl<Q> QueuePlace<Q> {
     /// Whether the queue is there.
     pub fn is_full(&self) -> bool {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    /// Does something with the queue, if it is there.
+    pub fn if_full<R>(&self, work: impl FnOnce(&mut Q) -> R) -> Option<R> {
+        let mut place = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        place.as_mut().map(work)
     }
 
     /// The queue, if it is there.
