@@ -8,6 +8,7 @@ use patronus_engine::engine::{Config, DpdkConfig, WORKERS_MAX};
 use patronus_engine::keeper::Kept;
 use patronus_engine::log::{Level, Log};
 use patronus_engine::site::Site;
+use patronus_io::nics::BUILT_IN;
 
 /// Where `wg` looks for userspace interfaces.
 const UAPI_DIR: &str = "/var/run/wireguard";
@@ -212,7 +213,8 @@ fn level() -> Level {
 }
 
 fn version() -> String {
-    format!("patronus-engine {}\n", env!("CARGO_PKG_VERSION"))
+    let dpdk = if BUILT_IN { ", with DPDK" } else { "" };
+    format!("patronus-engine {}{dpdk}\n", env!("CARGO_PKG_VERSION"))
 }
 
 fn text(parser: &mut lexopt::Parser) -> Result<String, String> {

@@ -264,10 +264,15 @@ const ALLOWED: &[i64] = &[
     libc::SYS_dup3,
 ];
 
-/// What DPDK calls beside [`ALLOWED`] when a virtual device comes back: sockets that listen to another process, and memory that is shared with it.
+/// What DPDK calls beside [`ALLOWED`]: its thread for interrupts makes what it waits on anew, a virtual device that comes back listens to another process, and they
+/// share memory.
 const NICS_ALLOWED: &[i64] = &[
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_epoll_create,
     libc::SYS_listen,
     libc::SYS_accept,
+    libc::SYS_faccessat,
+    libc::SYS_faccessat2,
     libc::SYS_memfd_create,
     libc::SYS_ftruncate,
     #[cfg(target_arch = "x86_64")]

@@ -245,6 +245,7 @@ impl SlowPath {
         let there = slow_path.lans.iter().enumerate();
         let there: Vec<usize> = there.filter_map(|(at, lan)| lan.ifindex().map(|_| at)).collect();
         there.into_iter().for_each(|at| slow_path.begin_lan(at));
+        slow_path.count_hosts();
         slow_path
     }
 

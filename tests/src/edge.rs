@@ -1,8 +1,9 @@
 //! An engine that runs from a site's file, and hosts on its Ethernet LANs.
 
 use crate::control::stats_of;
-use crate::{Stats, engine_program, eventually};
+use crate::{LIMIT, Stats, engine_program, eventually};
 use patronus_netns::{Keys, Namespace, Process, RUNTIME_DIR, Result, prepare_runtime_dir, unique_name};
+use rustix::process::Signal;
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -48,6 +49,17 @@ impl Edge {
     /// Its counters.
     pub fn stats(&self) -> Result<Stats> {
         stats_of(&self.interface)
+    }
+
+    /// Kills it, so that it can leave nothing in order.
+    pub fn kill(&mut self) {
+        self.process.signal(Signal::KILL);
+        let _ = self.process.wait(LIMIT);
+    }
+
+    /// The name of its TUN.
+    pub fn interface(&self) -> &str {
+        &self.interface
     }
 
     /// What it has said.

@@ -94,6 +94,11 @@ impl EthernetLan {
         configs.iter().zip(sources).map(new).collect()
     }
 
+    /// The name of its interface.
+    pub(super) fn name(&self) -> &str {
+        &self.interface
+    }
+
     /// What the keeper knows it by, if he takes it.
     pub(super) fn place(&self) -> Option<Place> {
         match self.source {

@@ -1,6 +1,7 @@
 //! What comes from the keeper, at the start and later: interfaces of LANs, and queues of links; and what becomes of the NICs that DPDK drives.
 
 use std::io;
+use std::sync::Arc;
 
 use patronus_crypto::{Duration, Time};
 use patronus_io::exception::Exception;
@@ -205,6 +206,17 @@ impl SlowPath {
         let [lans, links] = [self.ask_for_lans(now), self.ask_for_links(now)];
         self.ask_again_at = lans.into_iter().chain(links).min();
         self.tend_nics(now);
+    }
+
+    /// Keeps the counters of what NICs bring to the host, and take from it.
+    pub(super) fn count_hosts(&mut self) {
+        let Some(nics) = &self.nics else { return };
+        let lans = self.lans.iter().map(EthernetLan::name);
+        for name in lans.chain(self.uplinks.iter().filter_map(Uplink::name)) {
+            let counters = nics.number(name).and_then(|nic| nics.host_counters(nic));
+            let named = counters.map(|counters| (format!("{name}.host"), Arc::clone(counters)));
+            self.counters.add_all(named.into_iter());
+        }
     }
 
     /// Looks after NICs. Nobody tells of them, so this happens by the clock.

@@ -7,6 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use patronus_mem::Arena;
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use super::seat::{Seat, SeatPort};
 use super::{DESCRIPTORS, NicConfig, NicEvent, NicQueues, NicsConfig, NicsError};
@@ -326,6 +328,7 @@ impl Nic {
                 Err(error) => return NicEvent::Missing(format!("cannot ask for interface {name}: {error}")),
             },
         };
+        self.config.clear_socket();
         let config = DeviceConfig {
             queues: maker.workers,
             descriptors: DESCRIPTORS,
@@ -442,6 +445,27 @@ impl NicConfig {
     fn stands_on(&self) -> Option<&str> {
         let is_over = OVER_INTERFACES.iter().any(|driver| self.is_of(driver));
         self.argument("iface").filter(|_| is_over)
+    }
+
+    /// Removes the socket that a process has left that was killed while it listened: else nobody can listen there again.
+    fn clear_socket(&self) {
+        let listens = self.is_of(MEMIF) && !self.calls_another_process();
+        let path = self
+            .argument("socket")
+            .filter(|_| listens && self.argument("socket-abstract") == Some("no"));
+        let Some(path) = path else { return };
+        let (kind, flags) = (
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+        );
+        let calling = rustix::net::socket_with(AddressFamily::UNIX, kind, flags, None);
+        let (Ok(calling), Ok(address)) = (calling, SocketAddrUnix::new(path)) else {
+            return;
+        };
+        if rustix::net::connect(&calling, &address) == Err(Errno::CONNREFUSED) {
+            // If it cannot be removed, listening fails and says so.
+            let _ = rustix::fs::unlink(path);
+        }
     }
 
     /// Whether it is there only as long as another process listens, which its driver calls once.
