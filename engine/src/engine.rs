@@ -102,6 +102,8 @@ pub struct DpdkConfig {
     pub memory_mib: u32,
     /// That memory is on huge pages.
     pub huge_pages: bool,
+    /// Their size, mebibytes. None: whichever there are.
+    pub huge_page_mib: Option<u32>,
 }
 
 impl Default for DpdkConfig {
@@ -109,6 +111,7 @@ impl Default for DpdkConfig {
         DpdkConfig {
             memory_mib: patronus_abi::device::DPDK_MEMORY,
             huge_pages: true,
+            huge_page_mib: None,
         }
     }
 }
@@ -313,6 +316,7 @@ fn wanted_nics(config: &Config) -> NicsConfig {
     NicsConfig {
         memory_mib: config.dpdk.memory_mib,
         huge_pages: config.dpdk.huge_pages,
+        huge_page_mib: config.dpdk.huge_page_mib,
         workers: config.workers as u16,
         nics: config.nic_links.iter().chain(lans).cloned().collect(),
     }

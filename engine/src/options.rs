@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use patronus_crypto::Duration;
+use patronus_engine::devices::{Wanted, report};
 use patronus_engine::engine::{Config, DpdkConfig, WORKERS_MAX};
 use patronus_engine::keeper::Kept;
 use patronus_engine::log::{Level, Log};
@@ -22,7 +23,8 @@ patronus-engine NAME      create the WireGuard interface NAME and serve it in th
 patronus-engine --config FILE   the same for a whole site from its file; SIGHUP: read it again (docs/config.md)
 patronus-engine --check-config FILE    say what is wrong with a site's file, if anything is
 patronus-engine --stats NAME    print the counters of a running engine
-patronus-engine devices    show network cards and what DPDK needs to drive them (docs/dpdk.md)
+patronus-engine devices [--config FILE]    show network cards, or what a site's file names, and what DPDK needs to
+                          drive them (docs/dpdk.md); with --addresses only the PCI addresses in the file
 
   -f, --foreground        stay in the foreground (also: WG_PROCESS_FOREGROUND=1)
       --workers N         packet threads, 1 to 64 (default 1)
@@ -73,8 +75,8 @@ pub enum Action {
 pub fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Action, String> {
     use lexopt::prelude::*;
     let arguments: Vec<OsString> = arguments.collect();
-    if arguments == ["devices"] {
-        return Ok(Action::Print(patronus_engine::devices::report(Path::new("/"))));
+    if arguments.first().is_some_and(|word| word == "devices") {
+        return devices(&arguments[1..]).map(Action::Print);
     }
     let mut parser = lexopt::Parser::from_args(arguments.iter().cloned());
     let mut name: Option<String> = None;
@@ -147,6 +149,28 @@ pub fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Action, String
     }
     config.name = name;
     Ok(run(config, None, announce))
+}
+
+/// `devices`, with these arguments behind it.
+fn devices(arguments: &[OsString]) -> Result<String, String> {
+    use lexopt::prelude::*;
+    let mut parser = lexopt::Parser::from_args(arguments.iter().cloned());
+    let (mut file, mut addresses) = (None, false);
+    while let Some(argument) = parser.next().map_err(|e| e.to_string())? {
+        match argument {
+            Long("config") => file = Some(path(&mut parser)?),
+            Long("addresses") => addresses = true,
+            other => return Err(format!("{}; see --help", other.unexpected())),
+        }
+    }
+    let wanted = file.map(|file| Wanted::load(&file)).transpose()?;
+    match (wanted, addresses) {
+        (Some(wanted), true) => Ok(wanted.addresses()),
+        (None, true) => {
+            Err("--addresses wants a file: `patronus-engine devices --config FILE --addresses`".to_owned())
+        }
+        (wanted, false) => Ok(report(Path::new("/"), wanted.as_ref())),
+    }
 }
 
 /// The same for a site from its file. It is read here, so that what is wrong is said at once and where it was typed.

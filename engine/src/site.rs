@@ -150,6 +150,7 @@ impl Site {
             dpdk: engine::DpdkConfig {
                 memory_mib: self.told.dpdk.memory_mib,
                 huge_pages: self.told.dpdk.huge_pages,
+                huge_page_mib: self.told.dpdk.huge_page_mib,
             },
             ethernet: self.ethernet().filter_map(|(lan, _)| port(lan)).collect(),
             router: self.told.routes_packets().then_some(engine::RouterConfig {

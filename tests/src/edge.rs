@@ -20,6 +20,26 @@ impl Edge {
     /// Starts an engine in `namespace`; `text` is what its file has beside the key, the UDP port and the TUN's name: first what is missing in
     /// `[engine]`, then the other tables.
     pub fn start(namespace: &Namespace, keys: &Keys, text: &str) -> Result<Edge> {
+        let edge = Edge::begin(namespace, keys, text)?;
+        let socket = Path::new(RUNTIME_DIR).join(format!("{}.sock", edge.interface));
+        assert!(eventually(|| socket.exists()), "{}", edge.log());
+        namespace.ip(&format!("link set {} up", edge.interface))?;
+        Ok(edge)
+    }
+
+    /// The same for one that does not start: what it says.
+    pub fn refusal(namespace: &Namespace, keys: &Keys, text: &str) -> Result<String> {
+        let mut edge = Edge::begin(namespace, keys, text)?;
+        let status = edge.process.wait(LIMIT);
+        assert!(
+            status.is_some_and(|status| !status.success()),
+            "{status:?}: {}",
+            edge.log()
+        );
+        Ok(edge.log())
+    }
+
+    fn begin(namespace: &Namespace, keys: &Keys, text: &str) -> Result<Edge> {
         let interface = unique_name("pn");
         let folder = Folder::new(&interface)?;
         let key = folder.0.join("site.key");
@@ -35,12 +55,8 @@ impl Edge {
         prepare_runtime_dir()?;
         let mut command = Command::new(engine_program());
         command.args(["--foreground", "--config"]).arg(file);
-        let process = namespace.spawn(command)?;
-        let socket = Path::new(RUNTIME_DIR).join(format!("{interface}.sock"));
-        assert!(eventually(|| socket.exists()), "{}", process.log());
-        namespace.ip(&format!("link set {interface} up"))?;
         Ok(Edge {
-            process,
+            process: namespace.spawn(command)?,
             interface,
             _folder: folder,
         })

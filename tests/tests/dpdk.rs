@@ -282,6 +282,44 @@ fn a_device_may_come_later() {
     assert!(eventually(answered), "{}", edge.log());
 }
 
+/// What cannot be had is said before anything runs, with what to do.
+#[test]
+fn what_cannot_be_had_is_refused() {
+    if !may_run(&[Need::Dpdk]) {
+        return;
+    }
+    let namespace = Namespace::new("edge").unwrap();
+    let lan = |device: &str| {
+        format!("[[lan]]\nname = 'a'\ninterface = 'lan0'\nport = 'dpdk'\ndevice = '{device}'\n")
+    };
+    namespace.ip("link add lan0 type veth peer name other").unwrap();
+    let no_huge = "[dpdk]\nhuge_pages = false\n";
+    for (text, word) in [
+        (
+            format!("{no_huge}{}", lan("net_nonesuch0")),
+            "lan0: DPDK cannot use device net_nonesuch0",
+        ),
+        (
+            format!("{no_huge}{}", lan("ffff:ff:1f.7")),
+            "there is no PCI device ffff:ff:1f.7",
+        ),
+        (
+            format!("{no_huge}{}", lan("net_null0")),
+            "there is an interface lan0 already",
+        ),
+        (
+            format!(
+                "[dpdk]\nhuge_page_size = '1GiB'\nmemory = '64GiB'\n{}",
+                lan("net_null0")
+            ),
+            "DPDK wants 64 huge pages of 1GiB and",
+        ),
+    ] {
+        let said = Edge::refusal(&namespace, &Keys::generate().unwrap(), &text).unwrap();
+        assert!(said.contains(word), "{word} is missing in: {said}");
+    }
+}
+
 /// The tunnel itself goes over DPDK.
 #[test]
 fn a_link_reaches_a_stock_peer() {

@@ -37,6 +37,8 @@ pub struct NicsConfig {
     pub memory_mib: u32,
     /// That memory is on huge pages.
     pub huge_pages: bool,
+    /// Their size, mebibytes: so many of these have to be free. None: whichever there are.
+    pub huge_page_mib: Option<u32>,
     /// Pairs of queues of each NIC: one for each worker.
     pub workers: u16,
     /// The NICs.

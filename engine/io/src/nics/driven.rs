@@ -115,7 +115,7 @@ impl Nics {
     pub fn start(config: &NicsConfig, arena: &'static Arena) -> Result<Nics, NicsError> {
         let pci = config.nics.iter().filter(|nic| nic.device.contains(':'));
         let options = Options {
-            memory: config.memory_mib,
+            memory: memory(config)?,
             huge_pages: config.huge_pages,
             pci: pci.map(|nic| nic.device.clone()).collect(),
         };
@@ -218,6 +218,31 @@ impl Nics {
         let due = self.nics.iter().filter_map(|nic| nic.look_at).min();
         due.unwrap_or(now + LOOK_EVERY)
     }
+}
+
+/// How much memory DPDK is to take: in whole pages of the wanted size. It takes the largest that fit, so a wanted size of 1 GiB is one that it takes.
+fn memory(config: &NicsConfig) -> Result<u32, NicsError> {
+    let Some(page) = config.huge_page_mib.filter(|_| config.huge_pages) else {
+        return Ok(config.memory_mib);
+    };
+    let memory = config.memory_mib.next_multiple_of(page);
+    let (pages, kib) = (memory / page, u64::from(page) << 10);
+    let free = std::fs::read_to_string(format!(
+        "/sys/kernel/mm/hugepages/hugepages-{kib}kB/free_hugepages"
+    ));
+    let free: u32 = free.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0);
+    if free >= pages {
+        return Ok(memory);
+    }
+    let size = if page < 1024 {
+        format!("{page}M")
+    } else {
+        format!("{}G", page / 1024)
+    };
+    Err(NicsError::Refused(format!(
+        "DPDK wants {pages} huge pages of {size}iB and {free} are free: `hugepagesz={size} hugepages={pages}` on the kernel's command line, or `echo {pages} > \
+         /sys/kernel/mm/hugepages/hugepages-{kib}kB/nr_hugepages` while memory is whole; or change `huge_page_size` in [dpdk]"
+    )))
 }
 
 /// Why there is no interface of this name.
