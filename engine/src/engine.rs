@@ -423,7 +423,8 @@ fn acquire(
 
 /// Starts DPDK and opens its devices. The threads that it makes keep the rights of this one, so that has given up before what none of them needs.
 fn start_nics(wanted: &NicsConfig, opening: &mut Opening) -> Result<(), StartError> {
-    sandbox::drop_privileges_for_nics().map_err(StartError::Sandbox)?;
+    let cards = wanted.nics.iter().any(NicConfig::is_card);
+    sandbox::drop_privileges_for_nics(cards).map_err(StartError::Sandbox)?;
     let nics = Nics::start(wanted, opening.arena).map_err(|error| StartError::Lan(error.to_string()))?;
     opening.use_nics(nics);
     Ok(())

@@ -90,15 +90,14 @@ pub fn drop_privileges(rights: Rights) -> Result<(), SandboxError> {
     keep_only(kept)
 }
 
-/// Before DPDK is started, whose threads keep what the caller has: what the engine keeps itself, and what drivers need to reach a card.
-/// Without an IOMMU they ask for physical addresses (`CAP_SYS_ADMIN`) and the card's registers (`CAP_SYS_RAWIO`).
-pub fn drop_privileges_for_nics() -> Result<(), SandboxError> {
-    let kept = CapabilitySet::NET_ADMIN
+/// Before DPDK is started, whose threads keep what the caller has: what the engine keeps itself, and with `cards` what drivers need to reach
+/// them without an IOMMU: physical addresses (`CAP_SYS_ADMIN`) and registers (`CAP_SYS_RAWIO`).
+pub fn drop_privileges_for_nics(cards: bool) -> Result<(), SandboxError> {
+    let mut kept = CapabilitySet::NET_ADMIN
         .union(CapabilitySet::NET_BIND_SERVICE)
         .union(CapabilitySet::NET_RAW)
-        .union(CapabilitySet::IPC_LOCK)
-        .union(CapabilitySet::SYS_ADMIN)
-        .union(CapabilitySet::SYS_RAWIO);
+        .union(CapabilitySet::IPC_LOCK);
+    kept.set(CapabilitySet::SYS_ADMIN.union(CapabilitySet::SYS_RAWIO), cards);
     keep_only(kept)
 }
 

@@ -56,6 +56,13 @@ pub struct NicConfig {
     pub mtu: u16,
 }
 
+impl NicConfig {
+    /// Whether it is a card, by its PCI address; otherwise a virtual device.
+    pub fn is_card(&self) -> bool {
+        self.device.contains(':') && !self.device.contains(',')
+    }
+}
+
 /// A queue of a NIC for each worker. They have the engine's frames alone; the others go to the host, but only while somebody polls them.
 pub type NicQueues = Vec<AnyQueue>;
 

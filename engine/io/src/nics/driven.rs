@@ -113,7 +113,7 @@ impl Nics {
     /// Starts DPDK over the arena's frames, opens the devices that are there, and makes the interface of each NIC. Called once in a process, before other threads are
     /// spawned: those that DPDK makes have the rights of the caller. [`tend`](Self::tend) says afterwards what has become of each device.
     pub fn start(config: &NicsConfig, arena: &'static Arena) -> Result<Nics, NicsError> {
-        let pci = config.nics.iter().filter(|nic| nic.device.contains(':'));
+        let pci = config.nics.iter().filter(|nic| nic.is_card());
         let options = Options {
             memory: memory(config)?,
             huge_pages: config.huge_pages,
