@@ -23,8 +23,10 @@ fn free_huge_pages() -> u32 {
     line.and_then(|count| count.trim().parse().ok()).unwrap_or(0)
 }
 
-fn over(nic: &str) -> String {
-    format!("port = 'dpdk'\ndevice = 'net_af_packet0,iface={nic},blocksz=28672,framesz=1792,framecnt=512'\n")
+fn over(nic: &str, queues: u32) -> String {
+    format!(
+        "port = 'dpdk'\ndevice = 'net_af_packet0,iface={nic},qpairs={queues},blocksz=28672,framesz=1792,framecnt=512'\n"
+    )
 }
 
 /// A veth pair whose end `nic` here is a NIC: nothing of the kernel's answers there.
@@ -157,7 +159,7 @@ fn join(office: &Namespace, host: &Namespace) {
     }
 }
 
-fn office() -> Office {
+fn office(workers: u32) -> Office {
     let (namespace, host) = (Namespace::new("edge").unwrap(), Namespace::new("host").unwrap());
     let (ours, theirs) = (Keys::generate().unwrap(), Keys::generate().unwrap());
     join(&namespace, &host);
@@ -167,9 +169,9 @@ fn office() -> Office {
     far.address("path", "192.0.2.2/24").unwrap();
     let peer_site = stock_peer(far, &theirs, &ours);
     let text = format!(
-        "{}[[lan]]\nname = 'office'\ninterface = 'lan0'\n{}{}",
+        "workers = {workers}\n{}[[lan]]\nname = 'office'\ninterface = 'lan0'\n{}{}",
         dpdk(),
-        over("nic"),
+        over("nic", workers),
         peer(&theirs.public, Some(peer_site.outer), 2)
     );
     let edge = Edge::start(&namespace, &ours, &text).unwrap();
@@ -187,7 +189,7 @@ fn a_lan_reaches_a_stock_peer() {
     if !may_run(&[Need::Dpdk, Need::Daemon(Kind::WireguardGo)]) {
         return;
     }
-    let office = office();
+    let office = office(1);
     exchange(&office.host, &office.peer);
     let flow = Flow::start(&office.host, &office.peer, false, Duration::from_micros(500)).unwrap();
     let received = flow.run_for(Duration::from_secs(1));
@@ -205,13 +207,30 @@ fn a_lan_reaches_a_stock_peer() {
     }
 }
 
+/// Each has a pair of the device's queues; the kernel, which stands for a card's hash here, spreads flows over them.
+#[test]
+fn several_workers_share_a_device() {
+    if !may_run(&[Need::Dpdk, Need::Daemon(Kind::WireguardGo)]) {
+        return;
+    }
+    let office = office(2);
+    exchange(&office.host, &office.peer);
+    let both_have_some = || {
+        tcp(&office.host, &office.peer, false, 10_000).unwrap();
+        let stats = office.edge.stats().unwrap();
+        let received = |queue| stats.sum(&format!("lan0.queue{queue}.rx_packets"));
+        received(0) > 0 && received(1) > 0
+    };
+    assert!(eventually(both_have_some), "{:?}", office.edge.stats());
+}
+
 /// What is for the host itself is the host's, as on any interface.
 #[test]
 fn the_host_keeps_what_is_its_own() {
     if !may_run(&[Need::Dpdk, Need::Daemon(Kind::WireguardGo)]) {
         return;
     }
-    let office = office();
+    let office = office(1);
     for address in ["192.168.1.1", "fd00:1::1"] {
         let answered = || {
             let said = ping(&office.host.namespace, &format!("-c 1 -W 1 {address}")).unwrap();
@@ -235,7 +254,7 @@ fn a_device_may_vanish_and_come_back() {
     if !may_run(&[Need::Dpdk, Need::Daemon(Kind::WireguardGo)]) {
         return;
     }
-    let mut office = office();
+    let mut office = office(1);
     exchange(&office.host, &office.peer);
     for round in 1..=2 {
         office.namespace.ip("link del nic").unwrap();
@@ -267,7 +286,7 @@ fn a_device_may_come_later() {
     let text = format!(
         "{}[[lan]]\nname = 'office'\ninterface = 'lan0'\n{}",
         dpdk(),
-        over("nic")
+        over("nic", 1)
     );
     let edge = Edge::start(&namespace, &Keys::generate().unwrap(), &text).unwrap();
     raise(&edge, &namespace, "lan0", &ROUTER);
@@ -334,7 +353,7 @@ fn a_link_reaches_a_stock_peer() {
     let text = format!(
         "{}[[link]]\nid = 1\ninterface = 'wan0'\n{}{}",
         dpdk(),
-        over("nic"),
+        over("nic", 1),
         peer(&theirs.public, Some(peer_site.outer), 2)
     );
     let edge = Edge::start(&namespace, &ours, &text).unwrap();
