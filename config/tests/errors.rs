@@ -549,10 +549,8 @@ fn dpdks_memory_can_be_had() {
 
 #[test]
 fn an_engine_without_dpdk_says_so() {
-    let text = format!(
-        "[site]\nprivate_key_file = 'site.key'\n[[lan]]\nname = 'a'\ninterface = 'a'\nport = 'dpdk'\ndevice = '0000:03:00.0'"
-    );
-    let said = parse(&text).unwrap().without_dpdk(&text).unwrap().to_string();
+    let text = "[site]\nprivate_key_file = 'site.key'\n[[lan]]\nname = 'a'\ninterface = 'a'\nport = 'dpdk'\ndevice = '0000:03:00.0'";
+    let said = parse(text).unwrap().without_dpdk(text).unwrap().to_string();
     assert!(
         said.starts_with("7:10: this engine was built without DPDK (cargo feature `dpdk`)"),
         "{said}"

@@ -30,6 +30,11 @@ const OVER_INTERFACES: [&str; 2] = ["net_af_packet", "net_pcap"];
 const PACKET_SOCKETS: &str = "net_af_packet";
 /// Shared memory with another process.
 const MEMIF: &str = "net_memif";
+/// Its socket, if the device does not name one.
+const MEMIF_SOCKET: &str = "/run/memif.sock";
+
+/// Why shared memory is not there.
+const NOBODY: &str = "nobody answers at its socket";
 
 /// The NICs of an engine.
 pub struct Nics {
@@ -354,6 +359,12 @@ impl Nic {
             },
         };
         self.config.clear_socket();
+        // DPDK would say so each time.
+        if self.config.calls_another_process()
+            && let Err(Errno::NOENT | Errno::CONNREFUSED) = self.config.call()
+        {
+            return NicEvent::Missing(NOBODY.to_owned());
+        }
         let config = DeviceConfig {
             queues: maker.workers,
             descriptors: DESCRIPTORS,
@@ -366,7 +377,7 @@ impl Nic {
                 NicEvent::Opened
             }
             Err(DpdkError::Device(..)) if self.config.calls_another_process() => {
-                NicEvent::Missing("nobody answers at its socket".to_owned())
+                NicEvent::Missing(NOBODY.to_owned())
             }
             Err(error) => {
                 self.look_at = now.map(|now| now + REFUSED_RETRY);
@@ -472,22 +483,33 @@ impl NicConfig {
         self.argument("iface").filter(|_| is_over)
     }
 
-    /// Removes the socket that a process has left that was killed while it listened: else nobody can listen there again.
-    fn clear_socket(&self) {
-        let listens = self.is_of(MEMIF) && !self.calls_another_process();
-        let path = self
-            .argument("socket")
-            .filter(|_| listens && self.argument("socket-abstract") == Some("no"));
-        let Some(path) = path else { return };
+    /// Looks who listens at the socket of shared memory; what was wrong, if nobody does.
+    fn call(&self) -> Result<(), Errno> {
+        let path = self.argument("socket").unwrap_or(MEMIF_SOCKET);
+        let address = match self.socket_file() {
+            Some(path) => SocketAddrUnix::new(path)?,
+            None => SocketAddrUnix::new_abstract_name(path.as_bytes())?,
+        };
         let (kind, flags) = (
             SocketType::SEQPACKET,
             SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
         );
-        let calling = rustix::net::socket_with(AddressFamily::UNIX, kind, flags, None);
-        let (Ok(calling), Ok(address)) = (calling, SocketAddrUnix::new(path)) else {
-            return;
-        };
-        if rustix::net::connect(&calling, &address) == Err(Errno::CONNREFUSED) {
+        let calling = rustix::net::socket_with(AddressFamily::UNIX, kind, flags, None)?;
+        rustix::net::connect(&calling, &address)
+    }
+
+    /// The file of that socket, if it is one.
+    fn socket_file(&self) -> Option<&str> {
+        let is_file = self.argument("socket-abstract") == Some("no");
+        is_file.then(|| self.argument("socket").unwrap_or(MEMIF_SOCKET))
+    }
+
+    /// Removes the socket that a process has left that was killed while it listened: else nobody can listen there again.
+    fn clear_socket(&self) {
+        let listens = self.is_of(MEMIF) && !self.calls_another_process();
+        if let Some(path) = self.socket_file().filter(|_| listens)
+            && self.call() == Err(Errno::CONNREFUSED)
+        {
             // If it cannot be removed, listening fails and says so.
             let _ = rustix::fs::unlink(path);
         }
