@@ -13,7 +13,7 @@ use patronus_netns::{Error, Result};
 use super::lan::{Lan, Ports, Sink, Source, Wire};
 use super::route::{measure, measure_wire};
 use super::size::Size;
-use super::{Options, Row, cryptoperf, testpmd};
+use super::{Options, Row, cryptoperf, memif, testpmd};
 use crate::report::median;
 
 /// Flows that packets are of.
@@ -28,6 +28,9 @@ pub enum PortKind {
     /// A ring of DPDK's, whose end is its beginning.
     #[value(name = "net_ring")]
     Ring,
+    /// Memory that two processes share: a tunnel between two engines.
+    #[value(name = "net_memif")]
+    Memif,
 }
 
 impl PortKind {
@@ -35,6 +38,7 @@ impl PortKind {
         match self {
             PortKind::Null => "net_null",
             PortKind::Ring => "net_ring",
+            PortKind::Memif => "net_memif",
         }
     }
 
@@ -43,6 +47,7 @@ impl PortKind {
         match self {
             PortKind::Null => format!("net_null{number},size={frame}"),
             PortKind::Ring => format!("net_ring{number}"),
+            PortKind::Memif => format!("net_memif{number}"),
         }
     }
 }
@@ -74,6 +79,13 @@ impl Setup {
 
 /// Measures and prints; the rows go behind those that there are.
 pub fn run(options: &Options, kinds: &[PortKind], rows: &mut Vec<Row>) -> Result<()> {
+    let (between, kinds): (Vec<_>, Vec<_>) = kinds.iter().partition(|kind| **kind == PortKind::Memif);
+    if !between.is_empty() {
+        memif::run(options, rows)?;
+    }
+    if kinds.is_empty() {
+        return Ok(());
+    }
     let arena = Arena::new(&ArenaConfig {
         frames: 16384,
         jumbo_frames: 0,
@@ -88,7 +100,7 @@ pub fn run(options: &Options, kinds: &[PortKind], rows: &mut Vec<Row>) -> Result
     for &size in &options.sizes {
         // Neither DPDK's source nor its programs know a mix.
         let Size::Bytes(bytes) = size else { continue };
-        for &kind in kinds {
+        for &kind in &kinds {
             let mut setups = setups(arena, &devices, kind, bytes)?;
             let (mut forwarded, mut sealed) = (Vec::new(), Vec::new());
             for round in 0..options.rounds.max(1) {
