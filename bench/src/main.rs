@@ -41,6 +41,9 @@ enum Command {
     Soak(soak::Options),
     /// The engine's stages alone on one core, beside the AEAD alone.
     Engine(engine::Options),
+    /// One end of the tunnel of `engine --port net_memif`, which starts it.
+    #[command(hide = true)]
+    TunnelEnd(engine::End),
     /// Two sites with Ethernet LANs over veths: AF_XDP, packet sockets and UDP sockets side by side, by our own generator.
     Wire(Box<wire::Options>),
     /// Every ChaCha20-Poly1305 side by side: ours, and those of libraries.
@@ -57,6 +60,7 @@ fn main() -> ExitCode {
         Command::Demo(options) => sandboxed(&|| demo::run(options)),
         Command::Soak(options) => sandboxed(&|| soak::run(options)),
         Command::Engine(options) => sandboxed(&|| engine::run(options)),
+        Command::TunnelEnd(options) => engine::end(options),
         Command::Wire(options) => sandboxed(&|| wire::run(options)),
         // These send nothing anywhere. The second is to be counted alone.
         Command::Aead(options) => aead::run(options),

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use toml::Spanned;
 
+use crate::dpdk;
 use crate::error::{Error, nearest};
 use crate::matching::{OneOrMore, Via};
 use crate::schema::{Action, Config, Lan, Link, Policy};
@@ -47,6 +48,7 @@ pub(crate) fn check(text: &str, config: &Config) -> Result<(), Error> {
             .with_hint("name the WAN interfaces in [[link]]s, or make it a [[peer]]"));
     }
     check_lans(text, config)?;
+    dpdk::check(text, config)?;
     check_peers(text, config)?;
     check_room(text, config)?;
     let prefixes = config.routes.iter().map(|route| &route.prefix);

@@ -8,15 +8,19 @@ use patronus_abi::{Prefix, Site, site};
 
 use crate::check::HOST;
 use crate::matching::{Name, OneOrMore, Ports, Via};
-use crate::schema::{Action, Config, Engine, Lan, Link, LinkPort, Peer, Policy, PortKind};
-use crate::value::Network;
+use crate::schema::{Action, Config, Dpdk, Engine, Lan, Link, LinkPort, Mtu, Peer, Policy, PortKind};
+use crate::value::{Device, Network};
 use crate::{Number, Spanned};
+
+/// Bytes of a device's largest packet, if the file says nothing else: Ethernet's.
+const MTU: u16 = 1500;
 
 impl Config {
     /// The site that the file describes, without its secrets: those are in its [`key_files`](Config::key_files).
     pub fn compile(&self) -> Site {
         Site {
             engine: engine(&self.engine),
+            dpdk: dpdk(&self.dpdk),
             listen_port: self.site.listen_port.get() as u16,
             fwmark: self.site.fwmark.get() as u32,
             links: self.links.iter().map(link).collect(),
@@ -103,6 +107,21 @@ fn engine(engine: &Engine) -> site::Engine {
     }
 }
 
+fn dpdk(dpdk: &Dpdk) -> site::Dpdk {
+    site::Dpdk {
+        memory_mib: dpdk.memory.get_ref().0,
+        huge_pages: dpdk.huge_pages,
+        huge_page_mib: dpdk.huge_page_size.as_ref().map(|size| size.get_ref().0),
+    }
+}
+
+fn device(device: &Option<Spanned<Device>>, mtu: &Option<Spanned<Mtu>>) -> Option<site::Device> {
+    device.as_ref().map(|device| site::Device {
+        name: device.get_ref().as_str().to_owned(),
+        mtu: mtu.as_ref().map_or(MTU, |mtu| mtu.get_ref().get() as u16),
+    })
+}
+
 fn whole<const MIN: u64, const MAX: u64>(number: Number<MIN, MAX>) -> u32 {
     const { assert!(MAX <= u32::MAX as u64) }
     number.get() as u32
@@ -115,7 +134,9 @@ fn link(link: &Link) -> site::Link {
         port: match link.port {
             LinkPort::Udp => site::LinkPort::Udp,
             LinkPort::AfXdp => site::LinkPort::AfXdp,
+            LinkPort::Dpdk => site::LinkPort::Dpdk,
         },
+        device: device(&link.device, &link.mtu),
         group: link.group.get() as u8,
         metered: link.metered,
         behind_nat: link.behind_nat,
@@ -146,8 +167,10 @@ fn lan(lan: &Lan) -> site::Lan {
             Some(PortKind::Tun) => site::LanPort::Tun,
             Some(PortKind::AfXdp) => site::LanPort::AfXdp,
             Some(PortKind::AfPacket) => site::LanPort::AfPacket,
+            Some(PortKind::Dpdk) => site::LanPort::Dpdk,
         },
         interface: interface.map(|name| name.get_ref().as_str().to_owned()),
+        device: device(&lan.device, &lan.mtu),
         networks: networks(&lan.networks),
         neighbours: neighbours.map(|n| (*n.address.get_ref(), n.mac.0)).collect(),
     }

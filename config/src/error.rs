@@ -72,7 +72,9 @@ impl Error {
         self
     }
 
-    pub(crate) fn in_file(mut self, path: &Path) -> Error {
+    /// The same, with the name of the file.
+    #[must_use]
+    pub fn in_file(mut self, path: &Path) -> Error {
         self.file = Some(path.to_owned());
         self
     }

@@ -13,6 +13,7 @@
 
 mod check;
 mod compile;
+mod dpdk;
 mod error;
 pub mod key_file;
 pub mod matching;
@@ -29,7 +30,8 @@ pub use check::{AEADS, HOST};
 pub use error::Error;
 pub use number::Number;
 pub use schema::{
-    Action, Config, Engine, Lan, Link, LinkPort, Neighbour, Peer, Policy, PortKind, Route, Site, Workers,
+    Action, Config, Dpdk, Engine, Lan, Link, LinkPort, Neighbour, Peer, Policy, PortKind, Route, Site,
+    Workers,
 };
 
 /// Bytes of a file at most.

@@ -2,13 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
+use patronus_abi::device::{MTU_MAX, MTU_MIN};
 use patronus_abi::site::{FLOWS_MAX, FLOWS_MIN, ROUTES_MAX, ROUTES_MIN};
 use serde::Deserialize;
 use toml::Spanned;
 
 use crate::matching::{Dscp, Name, OneOrMore, Ports, Protocol, Via};
 use crate::number::Number;
-use crate::value::{Endpoint, InterfaceName, Mac, Millis, Network, PublicKey};
+use crate::value::{Device, Endpoint, InterfaceName, Mac, Mebibytes, Millis, Network, PublicKey};
 
 /// A whole configuration.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -19,6 +20,9 @@ pub struct Config {
     /// How its engine runs.
     #[serde(default)]
     pub engine: Engine,
+    /// How DPDK runs, if a port wants it.
+    #[serde(default)]
+    pub dpdk: Dpdk,
     /// Its WAN attachments. None: whatever the host's routes say.
     #[serde(default, rename = "link")]
     pub links: Vec<Link>,
@@ -61,6 +65,8 @@ pub type Core = Number<0, 1023>;
 pub type Flows = Number<{ FLOWS_MIN as u64 }, { FLOWS_MAX as u64 }>;
 /// Prefixes that are routed by.
 pub type Routes = Number<{ ROUTES_MIN as u64 }, { ROUTES_MAX as u64 }>;
+/// Bytes of a device's largest packet.
+pub type Mtu = Number<{ MTU_MIN as u64 }, { MTU_MAX as u64 }>;
 /// A link's number.
 pub type LinkId = Number<1, 15>;
 
@@ -110,6 +116,30 @@ pub enum LinkPort {
     Udp,
     /// The interface's queues, past the kernel's network stack, and UDP sockets for the rest.
     AfXdp,
+    /// A NIC that DPDK drives, and UDP sockets for the rest.
+    Dpdk,
+}
+
+/// How DPDK runs. None of this can be changed while it does.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Dpdk {
+    /// For what drivers need besides packets.
+    pub memory: Spanned<Mebibytes>,
+    /// That memory is on huge pages.
+    pub huge_pages: bool,
+    /// Their size. None: whichever the system has.
+    pub huge_page_size: Option<Spanned<Mebibytes>>,
+}
+
+impl Default for Dpdk {
+    fn default() -> Dpdk {
+        Dpdk {
+            memory: Spanned::new(0..0, Mebibytes::default()),
+            huge_pages: true,
+            huge_page_size: None,
+        }
+    }
 }
 
 /// One WAN attachment of the site.
@@ -118,11 +148,15 @@ pub enum LinkPort {
 pub struct Link {
     /// 1 to 15, for good: paths are named by it on both sides.
     pub id: Spanned<LinkId>,
-    /// The network interface that it is.
+    /// The network interface that it is; with DPDK, the one that the host gets in its place.
     pub interface: Spanned<InterfaceName>,
     /// How its datagrams are taken and given.
     #[serde(default)]
     pub port: LinkPort,
+    /// What DPDK drives, if that is how.
+    pub device: Option<Spanned<Device>>,
+    /// The device's. None: Ethernet's usual one.
+    pub mtu: Option<Spanned<Mtu>>,
     /// Paths to remotes lead between links of the same group.
     #[serde(default)]
     pub group: Number<0, 255>,
@@ -168,6 +202,8 @@ pub enum PortKind {
     AfXdp,
     /// An Ethernet interface, through packet sockets.
     AfPacket,
+    /// A NIC that DPDK drives.
+    Dpdk,
 }
 
 /// Something on the inside.
@@ -178,8 +214,12 @@ pub struct Lan {
     pub name: Spanned<Name>,
     /// How its packets are taken and given. None: `af_xdp` where that can be had, else `af_packet`.
     pub port: Option<Spanned<PortKind>>,
-    /// The Ethernet interface that it is. The TUN's is the engine's.
+    /// The Ethernet interface that it is, with DPDK the one that the host gets in its place. The TUN's is the engine's.
     pub interface: Option<Spanned<InterfaceName>>,
+    /// What DPDK drives, if that is how.
+    pub device: Option<Spanned<Device>>,
+    /// The device's. None: Ethernet's usual one.
+    pub mtu: Option<Spanned<Mtu>>,
     /// The networks that are there.
     #[serde(default)]
     pub networks: Vec<Spanned<Network>>,
@@ -260,6 +300,12 @@ impl Config {
             .iter()
             .any(|lan| lan.is_ethernet() || !lan.networks.is_empty());
         lan_networks || !self.routes.is_empty() || !self.policies.is_empty()
+    }
+
+    /// What DPDK is to drive: the links' devices, then the LANs'.
+    pub fn devices(&self) -> impl Iterator<Item = &Spanned<Device>> {
+        let links = self.links.iter().filter_map(|link| link.device.as_ref());
+        links.chain(self.lans.iter().filter_map(|lan| lan.device.as_ref()))
     }
 
     /// Puts the remotes among the peers, behind them.

@@ -6,6 +6,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use base64ct::{Base64, Encoding};
+use patronus_abi::device::{DPDK_MEMORY, is_device};
 use serde::Deserialize;
 use serde::de::{self, Deserializer, Visitor};
 
@@ -80,6 +81,80 @@ impl FromStr for Millis {
 }
 
 from_text!(Millis, "a duration with its unit, such as \"25s\" or \"50ms\"");
+
+/// Memory in whole mebibytes, with its unit: `"64MiB"`, `"1GiB"`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Mebibytes(pub u32);
+
+impl Default for Mebibytes {
+    /// What DPDK gets unless told otherwise.
+    fn default() -> Mebibytes {
+        Mebibytes(DPDK_MEMORY)
+    }
+}
+
+impl FromStr for Mebibytes {
+    type Err = Expected;
+
+    fn from_str(text: &str) -> Result<Mebibytes, Expected> {
+        const EXPECTED: Expected = Expected("a whole number and a unit: \"64MiB\" or \"1GiB\"");
+        let digits = text.find(|c: char| !c.is_ascii_digit()).ok_or(EXPECTED)?;
+        let (number, unit) = text.split_at(digits);
+        let unit = match unit.trim_start() {
+            "MiB" => 1,
+            "GiB" => 1024,
+            _ => return Err(EXPECTED),
+        };
+        let number: u32 = number.parse().map_err(|_| EXPECTED)?;
+        number.checked_mul(unit).map(Mebibytes).ok_or(EXPECTED)
+    }
+}
+
+from_text!(Mebibytes, "memory with its unit, such as \"64MiB\" or \"1GiB\"");
+
+/// A device that DPDK drives: a PCI address, or a virtual device's name and arguments.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Device(String);
+
+impl Device {
+    /// As DPDK has it.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Device {
+    type Err = Expected;
+
+    fn from_str(text: &str) -> Result<Device, Expected> {
+        if is_device(text) {
+            return Ok(Device(text.to_owned()));
+        }
+        // What lspci shows on a machine with one domain, and what people take over from elsewhere.
+        let whole = format!("0000:{text}");
+        Err(match text.parse::<InterfaceName>() {
+            _ if is_device(&whole) => {
+                Expected("a PCI address with its domain, as `lspci -D` shows it: 0000:03:00.0")
+            }
+            _ if is_device(&text.to_ascii_lowercase()) => {
+                Expected("small letters, as DPDK has them: 0000:0a:00.0, net_memif0,role=server")
+            }
+            Ok(_) if !text.starts_with("net_") => Expected(
+                "a PCI address such as 0000:03:00.0 (`ethtool -i INTERFACE` shows an interface's as bus-info), or a virtual device such as \
+                 net_memif0,role=server",
+            ),
+            _ => Expected(
+                "a PCI address such as 0000:03:00.0, or a virtual device and its arguments, such as net_memif0,role=server: no spaces, \
+                 quotation marks or brackets, 255 characters at most",
+            ),
+        })
+    }
+}
+
+from_text!(
+    Device,
+    "a device, such as \"0000:03:00.0\" or \"net_memif0,role=server\""
+);
 
 /// A public key, as `wg pubkey` prints it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -393,7 +393,7 @@ fn values_of_the_wrong_form_are_told_what_is_expected() {
         (
             lan.replace("interface", "iface"),
             "5:1",
-            "known here: name, port, interface, networks, neighbours",
+            "known here: name, port, interface, device, mtu, networks, neighbours",
         ),
         (
             lan.replace("office", "host"),
@@ -419,4 +419,142 @@ fn values_of_the_wrong_form_are_told_what_is_expected() {
             "{text}\n{said}"
         );
     }
+}
+
+#[test]
+fn devices_of_dpdk_are_named_rightly() {
+    let lan = |lines: &str| format!("[[lan]]\nname = 'office'\ninterface = 'lan0'\nport = 'dpdk'\n{lines}");
+    says(
+        &lan(""),
+        r#"
+4:8: with `port = "dpdk"` this needs to know its `device`
+  |
+4 | name = 'office'
+  |        ^^^^^^^^ a PCI address such as "0000:03:00.0": `patronus-engine devices` shows them
+"#,
+    );
+    for (device, said_of_it) in [
+        (
+            "03:00.0",
+            "expected a PCI address with its domain, as `lspci -D` shows it: 0000:03:00.0",
+        ),
+        (
+            "0000:0A:00.0",
+            "expected small letters, as DPDK has them: 0000:0a:00.0, net_memif0,role=server",
+        ),
+        (
+            "eth0",
+            "expected a PCI address such as 0000:03:00.0 (`ethtool -i INTERFACE` shows an interface's as bus-info), or a virtual device such \
+             as net_memif0,role=server",
+        ),
+        (
+            "net_memif0,socket=/run/a b",
+            "expected a PCI address such as 0000:03:00.0, or a virtual device and its arguments, such as net_memif0,role=server: no spaces, \
+             quotation marks or brackets, 255 characters at most",
+        ),
+    ] {
+        let said = said(&lan(&format!("device = '{device}'")));
+        let first = said.lines().next().unwrap();
+        assert_eq!(first, format!("7:10: `{device}`: {said_of_it}"));
+    }
+    says(
+        &lan(
+            "device = 'net_memif0,id=1'\nmtu = 1500\n[[link]]\nid = 1\ninterface = 'wan0'\nport = 'dpdk'\ndevice = 'net_memif0,id=2'",
+        ),
+        r"
+7:10: another port has the device `net_memif0`
+  |
+7 | device = 'net_memif0,id=1'
+  |          ^^^^^^^^^^^^^^^^^ the first is in line 13
+",
+    );
+    says(
+        &lan("device = 'net_af_xdp0,iface=eth0'"),
+        r#"
+7:10: the driver net_af_xdp keeps packets where the engine's are not
+  |
+7 | device = 'net_af_xdp0,iface=eth0'
+  |          ^^^^^^^^^^^^^^^^^^^^^^^^ the engine has its own: `port = "af_xdp"`
+"#,
+    );
+    says(
+        &lan("device = '0000:03:00.0'\nmtu = 900"),
+        r"
+8:7: `900`: expected a whole number from 1280 to 9216
+  |
+8 | mtu = 900
+  |       ^^^
+",
+    );
+}
+
+#[test]
+fn what_belongs_to_dpdk_stands_nowhere_else() {
+    let link = "[[link]]\nid = 1\ninterface = 'eth0'\n";
+    says(
+        &format!("{link}device = '0000:03:00.0'"),
+        r#"
+6:10: only a port with `port = "dpdk"` has a device
+  |
+6 | device = '0000:03:00.0'
+  |          ^^^^^^^^^^^^^^ else it is the `interface` that says which
+"#,
+    );
+    says(
+        &format!("{link}mtu = 9000"),
+        r#"
+6:7: only a port with `port = "dpdk"` has its MTU here
+  |
+6 | mtu = 9000
+  |       ^^^^ set the interface's: `ip link set INTERFACE mtu ...`
+"#,
+    );
+}
+
+#[test]
+fn dpdks_memory_can_be_had() {
+    says(
+        "[dpdk]\nmemory = '4MiB'",
+        r"
+4:10: expected 16MiB to 64GiB
+  |
+4 | memory = '4MiB'
+  |          ^^^^^^ 64MiB is enough for most
+",
+    );
+    let said = said("[dpdk]\nmemory = '64'");
+    assert!(
+        said.contains("a whole number and a unit: \"64MiB\" or \"1GiB\""),
+        "{said}"
+    );
+    says(
+        "[dpdk]\nhuge_page_size = '4MiB'",
+        r"
+4:18: huge pages have 2MiB or 1GiB
+  |
+4 | huge_page_size = '4MiB'
+  |                  ^^^^^^
+",
+    );
+    says(
+        "[dpdk]\nhuge_pages = false\nhuge_page_size = '2MiB'",
+        r"
+5:18: with `huge_pages = false` there are none that could have a size
+  |
+5 | huge_page_size = '2MiB'
+  |                  ^^^^^^ leave one of the two lines out
+",
+    );
+}
+
+#[test]
+fn an_engine_without_dpdk_says_so() {
+    let text = "[site]\nprivate_key_file = 'site.key'\n[[lan]]\nname = 'a'\ninterface = 'a'\nport = 'dpdk'\ndevice = '0000:03:00.0'";
+    let said = parse(text).unwrap().without_dpdk(text).unwrap().to_string();
+    assert!(
+        said.starts_with("7:10: this engine was built without DPDK (cargo feature `dpdk`)"),
+        "{said}"
+    );
+    let without = "[site]\nprivate_key_file = 'site.key'";
+    assert_eq!(parse(without).unwrap().without_dpdk(without), None);
 }

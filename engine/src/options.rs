@@ -4,10 +4,12 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use patronus_crypto::Duration;
-use patronus_engine::engine::{Config, WORKERS_MAX};
+use patronus_engine::devices::{Wanted, report};
+use patronus_engine::engine::{Config, DpdkConfig, WORKERS_MAX};
 use patronus_engine::keeper::Kept;
 use patronus_engine::log::{Level, Log};
 use patronus_engine::site::Site;
+use patronus_io::nics::BUILT_IN;
 
 /// Where `wg` looks for userspace interfaces.
 const UAPI_DIR: &str = "/var/run/wireguard";
@@ -21,7 +23,8 @@ patronus-engine NAME      create the WireGuard interface NAME and serve it in th
 patronus-engine --config FILE   the same for a whole site from its file; SIGHUP: read it again (docs/config.md)
 patronus-engine --check-config FILE    say what is wrong with a site's file, if anything is
 patronus-engine --stats NAME    print the counters of a running engine
-patronus-engine devices    show network cards and what DPDK needs to drive them (docs/dpdk.md)
+patronus-engine devices [--config FILE]    show network cards, or what a site's file names, and what DPDK needs to
+                          drive them (docs/dpdk.md); with --addresses only the PCI addresses in the file
 
   -f, --foreground        stay in the foreground (also: WG_PROCESS_FOREGROUND=1)
       --workers N         packet threads, 1 to 64 (default 1)
@@ -72,8 +75,8 @@ pub enum Action {
 pub fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Action, String> {
     use lexopt::prelude::*;
     let arguments: Vec<OsString> = arguments.collect();
-    if arguments == ["devices"] {
-        return Ok(Action::Print(patronus_engine::devices::report(Path::new("/"))));
+    if arguments.first().is_some_and(|word| word == "devices") {
+        return devices(&arguments[1..]).map(Action::Print);
     }
     let mut parser = lexopt::Parser::from_args(arguments.iter().cloned());
     let mut name: Option<String> = None;
@@ -148,6 +151,28 @@ pub fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Action, String
     Ok(run(config, None, announce))
 }
 
+/// `devices`, with these arguments behind it.
+fn devices(arguments: &[OsString]) -> Result<String, String> {
+    use lexopt::prelude::*;
+    let mut parser = lexopt::Parser::from_args(arguments.iter().cloned());
+    let (mut file, mut addresses) = (None, false);
+    while let Some(argument) = parser.next().map_err(|e| e.to_string())? {
+        match argument {
+            Long("config") => file = Some(path(&mut parser)?),
+            Long("addresses") => addresses = true,
+            other => return Err(format!("{}; see --help", other.unexpected())),
+        }
+    }
+    let wanted = file.map(|file| Wanted::load(&file)).transpose()?;
+    match (wanted, addresses) {
+        (Some(wanted), true) => Ok(wanted.addresses()),
+        (None, true) => {
+            Err("--addresses wants a file: `patronus-engine devices --config FILE --addresses`".to_owned())
+        }
+        (wanted, false) => Ok(report(Path::new("/"), wanted.as_ref())),
+    }
+}
+
 /// The same for a site from its file. It is read here, so that what is wrong is said at once and where it was typed.
 fn with_file(file: &Path, config: Config, foreground: bool, announce: bool) -> Result<Action, String> {
     let site = Site::load(file)?;
@@ -191,6 +216,7 @@ fn defaults() -> Config {
         cores: Vec::new(),
         links: Vec::new(),
         af_xdp: Vec::new(),
+        nic_links: Vec::new(),
         spin: Duration::ZERO,
         max_peers: MAX_PEERS,
         aead: None,
@@ -199,6 +225,7 @@ fn defaults() -> Config {
         offload: true,
         wan_offload: true,
         ethernet: Vec::new(),
+        dpdk: DpdkConfig::default(),
         router: None,
         remotes: false,
         log: Log::new("", Level::default()),
@@ -210,7 +237,8 @@ fn level() -> Level {
 }
 
 fn version() -> String {
-    format!("patronus-engine {}\n", env!("CARGO_PKG_VERSION"))
+    let dpdk = if BUILT_IN { ", with DPDK" } else { "" };
+    format!("patronus-engine {}{dpdk}\n", env!("CARGO_PKG_VERSION"))
 }
 
 fn text(parser: &mut lexopt::Parser) -> Result<String, String> {

@@ -11,16 +11,17 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
 use patronus_abi::Site as Told;
-use patronus_abi::site::{Action, Hop, Lan, LanPort, LinkPort, Peer, Policy};
+use patronus_abi::site::{Action, Device, Hop, Lan, LanPort, LinkPort, Peer, Policy};
 use patronus_abi::{BlobError, decode, encode};
 use patronus_config::key_file;
 use patronus_crypto::{Duration, PeerId, PublicKey};
+use patronus_io::nics::{self, NicConfig};
 use patronus_mem::Secret;
 
 use crate::allowedips::Prefix;
 use crate::classify::Match;
 use crate::engine;
-use crate::lans::{EthernetConfig, PortChoice};
+use crate::lans::{EthernetConfig, LanConfig, PortChoice};
 use crate::plan::{Verdict, Via, Wanted};
 use crate::uapi::parse::clamp;
 
@@ -69,6 +70,9 @@ impl Site {
     pub fn load(path: &Path) -> Result<Site, String> {
         let text = patronus_config::read(path).map_err(|error| error.to_string())?;
         let config = patronus_config::parse_file(path, &text).map_err(|error| error.to_string())?;
+        if let Some(error) = config.without_dpdk(&text).filter(|_| !nics::BUILT_IN) {
+            return Err(error.in_file(path).to_string());
+        }
         let mut keys = Keys::default();
         for file in config.key_files() {
             keys.take(file, key_file::open_regular(file))?;
@@ -129,6 +133,9 @@ impl Site {
         let engine = &self.told.engine;
         let links = self.told.links.iter();
         let by_xdp = links.clone().filter(|link| link.port == LinkPort::AfXdp);
+        let by_nic = links
+            .clone()
+            .filter_map(|link| nic(&link.interface, link.device.as_ref()));
         engine::Config {
             name: engine.interface.clone(),
             workers: engine.workers.into(),
@@ -136,9 +143,15 @@ impl Site {
             spin: Duration::from_millis(engine.spin_ms.into()),
             links: links.map(|link| link.interface.clone()).collect(),
             af_xdp: by_xdp.map(|link| link.interface.clone()).collect(),
+            nic_links: by_nic.collect(),
             aead: engine.aead.clone(),
             offload: engine.offload,
             remotes: self.told.has_remotes(),
+            dpdk: engine::DpdkConfig {
+                memory_mib: self.told.dpdk.memory_mib,
+                huge_pages: self.told.dpdk.huge_pages,
+                huge_page_mib: self.told.dpdk.huge_page_mib,
+            },
             ethernet: self.ethernet().filter_map(|(lan, _)| port(lan)).collect(),
             router: self.told.routes_packets().then_some(engine::RouterConfig {
                 flows: engine.flows as usize,
@@ -304,16 +317,26 @@ impl Keys {
     }
 }
 
-/// The port of an Ethernet LAN.
-fn port(lan: &Lan) -> Option<EthernetConfig> {
+/// What an Ethernet LAN is.
+fn port(lan: &Lan) -> Option<LanConfig> {
+    let interface = lan.interface.clone()?;
     let port = match lan.port {
         LanPort::Any => PortChoice::Any,
         LanPort::AfXdp => PortChoice::AfXdp,
         LanPort::AfPacket => PortChoice::AfPacket,
+        LanPort::Dpdk => return nic(&interface, lan.device.as_ref()).map(LanConfig::Nic),
         LanPort::Tun => return None,
     };
-    let interface = lan.interface.clone()?;
-    Some(EthernetConfig { interface, port })
+    Some(LanConfig::Interface(EthernetConfig { interface, port }))
+}
+
+/// What a port over DPDK is.
+fn nic(interface: &str, device: Option<&Device>) -> Option<NicConfig> {
+    device.map(|device| NicConfig {
+        interface: interface.to_owned(),
+        device: device.name.clone(),
+        mtu: device.mtu,
+    })
 }
 
 fn matching(policy: &Policy) -> Match {

@@ -25,10 +25,11 @@ use std::sync::Arc;
 use patronus_crypto::{Device, Duration, PeerId, Random, Refusal, Time};
 use patronus_io::PortCounters;
 use patronus_io::netlink::{Addresses, LinkEvent, LinkWatch, RouteQuery};
+use patronus_io::nics::Nics;
 use patronus_io::signal::{self, Asked};
 use patronus_io::tun::TunDevice;
 use patronus_io::udp::UdpConfig;
-use patronus_mem::Arena;
+use patronus_mem::{Arena, FrameCache};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -172,6 +173,12 @@ pub struct SlowPath {
     /// Takes their interfaces, and those of links by AF_XDP.
     keeper: Option<Keeper>,
     ask_again_at: Option<Time>,
+    /// Those that DPDK drives.
+    nics: Option<Nics>,
+    nics_again_at: Option<Time>,
+    /// When to poll the queues of theirs that no worker has.
+    idle_again_at: Option<Time>,
+    idle_frames: FrameCache,
     arena: &'static Arena,
     ways_again_at: Option<Time>,
     reader: Option<Reader>,
@@ -226,6 +233,10 @@ impl SlowPath {
             lans: parts.opening.lans,
             keeper: parts.opening.keeper,
             ask_again_at: None,
+            nics: parts.opening.nics,
+            nics_again_at: None,
+            idle_again_at: None,
+            idle_frames: FrameCache::new(parts.opening.arena),
             arena: parts.opening.arena,
             ways_again_at: None,
             reader: parts.reader,
@@ -234,6 +245,7 @@ impl SlowPath {
         let there = slow_path.lans.iter().enumerate();
         let there: Vec<usize> = there.filter_map(|(at, lan)| lan.ifindex().map(|_| at)).collect();
         there.into_iter().for_each(|at| slow_path.begin_lan(at));
+        slow_path.count_hosts();
         slow_path
     }
 
@@ -501,6 +513,8 @@ impl SlowPath {
             self.neighbours_deadline(),
             self.ways_again_at,
             self.ask_again_at,
+            self.nics_again_at,
+            self.idle_again_at,
             retry,
         ];
         let next = deadlines.into_iter().flatten().min()?;

@@ -14,7 +14,7 @@ use patronus_netns::{Error, Namespace, Result};
 use super::lan::{Lan, Ports, Sink, Source, Wire};
 use super::route::{SLICE, measure, measure_wire};
 use super::size::Size;
-use super::{Options, Row, cryptoperf, testpmd};
+use super::{Options, Row, cryptoperf, memif, testpmd};
 use crate::report::median;
 
 /// Flows that packets are of.
@@ -38,6 +38,9 @@ pub enum PortKind {
     /// Packet sockets of the kernel's on both ends of a veth, between which packets go to and fro.
     #[value(name = "net_af_packet")]
     AfPacket,
+    /// Memory that two processes share: a tunnel between two engines.
+    #[value(name = "net_memif")]
+    Memif,
 }
 
 impl PortKind {
@@ -46,6 +49,7 @@ impl PortKind {
             PortKind::Null => "net_null",
             PortKind::Ring => "net_ring",
             PortKind::AfPacket => "net_af_packet",
+            PortKind::Memif => "net_memif",
         }
     }
 
@@ -58,6 +62,7 @@ impl PortKind {
                 let [interface, ..] = if number == 0 { VETH } else { [VETH[1], VETH[0]] };
                 format!("net_af_packet{number},iface={interface},blocksz=28672,framesz=1792,framecnt=512")
             }
+            PortKind::Memif => format!("net_memif{number}"),
         }
     }
 
@@ -95,6 +100,13 @@ impl Setup {
 
 /// Measures and prints; the rows go behind those that there are.
 pub fn run(options: &Options, kinds: &[PortKind], rows: &mut Vec<Row>) -> Result<()> {
+    let (between, kinds): (Vec<_>, Vec<_>) = kinds.iter().partition(|kind| **kind == PortKind::Memif);
+    if !between.is_empty() {
+        memif::run(options, rows)?;
+    }
+    if kinds.is_empty() {
+        return Ok(());
+    }
     let arena = Arena::new(&ArenaConfig {
         frames: 16384,
         jumbo_frames: 0,
@@ -123,7 +135,7 @@ pub fn run(options: &Options, kinds: &[PortKind], rows: &mut Vec<Row>) -> Result
     for &size in &options.sizes {
         // Neither DPDK's source nor its programs know a mix.
         let Size::Bytes(bytes) = size else { continue };
-        for &kind in kinds {
+        for &kind in &kinds {
             let (mut forwarded, mut sealed) = (Vec::new(), Vec::new());
             let forward = || testpmd::macswap(&kind.loops(frame(bytes)));
             // While somebody has sockets there, they cost everybody else's packets.
@@ -139,7 +151,7 @@ pub fn run(options: &Options, kinds: &[PortKind], rows: &mut Vec<Row>) -> Result
                         Subject::Lan(lan) => measure(lan),
                     });
                 }
-                if std::env::var_os("FAST_ONLY").is_none() && round % options.rounds.div_ceil(3).max(1) == 0 {
+                if round % options.rounds.div_ceil(3).max(1) == 0 {
                     if !shared {
                         forwarded.push(forward()?);
                     }

@@ -4,7 +4,7 @@
 //! [`Site`], [`encode`]s it and passes the bytes on. The engine believes nothing of them: [`decode`] looks at everything before anybody
 //! acts on it, and what comes out names nothing that is not there. No secret is in a blob: private and pre-shared keys go beside it.
 //!
-//! * [`site`]: the values
+//! * [`site`]: the values; [`device`]: those that concern DPDK
 //! * [`blob`]: from values to bytes and back, and why bytes are refused
 //! * `record`: the layout, sizes asserted at compile time
 //!
@@ -16,6 +16,7 @@
 extern crate alloc;
 
 pub mod blob;
+pub mod device;
 mod prefix;
 mod record;
 pub mod site;
@@ -25,4 +26,4 @@ pub use prefix::Prefix;
 pub use site::Site;
 
 /// The number of this layout. Another layout has another number; a test holds the bytes of a sample against it.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;

@@ -523,6 +523,8 @@ int pd_setup(uint16_t port, struct pd_setup *setup, const char **step)
 	rte_eth_dev_callback_register(port, RTE_ETH_EVENT_INTR_RMV, on_removal, NULL);
 	if (setup->promiscuous)
 		rte_eth_promiscuous_enable(port);
+	/* The host's: neighbour discovery, routing protocols. */
+	rte_eth_allmulticast_enable(port);
 	return 0;
 }
 

@@ -10,6 +10,7 @@
 
 mod device;
 mod error;
+mod nic;
 mod port;
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};

@@ -280,6 +280,7 @@ impl SlowPath {
         }
         if !events.is_empty() {
             self.name_links();
+            self.name_lans();
             self.describe_links();
             self.follow_lans(&events);
         }
@@ -380,7 +381,8 @@ fn refuse_fixed(before: &Site, now: &Site) -> Result<(), String> {
     let (was, is) = (before.told(), now.told());
     let ports = |site: &Site| -> Vec<_> {
         let lans = site.told().lans.iter();
-        lans.map(|lan| (lan.port, lan.interface.clone())).collect()
+        lans.map(|lan| (lan.port, lan.interface.clone(), lan.device.clone()))
+            .collect()
     };
     let remotes = |site: &Site| -> HashSet<PublicKey> {
         let peers = site.told().peers.iter().enumerate();
@@ -403,6 +405,8 @@ fn refuse_fixed(before: &Site, now: &Site) -> Result<(), String> {
         "that there are no [[remote]]s"
     } else if was.engine != is.engine {
         "[engine]"
+    } else if was.dpdk != is.dpdk {
+        "[dpdk]"
     } else if was.links != is.links {
         "[[link]]"
     } else if ports(before) != ports(now) {

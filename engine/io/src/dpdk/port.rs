@@ -197,6 +197,11 @@ impl DpdkPort {
         }
     }
 
+    /// Goes on counting where another port has stopped.
+    pub fn count_into(&mut self, counters: Arc<PortCounters>) {
+        self.counters = counters;
+    }
+
     /// The device.
     pub fn device(&self) -> &Arc<Device> {
         &self.device
@@ -381,10 +386,9 @@ impl DpdkPort {
     /// Whether the device is still there. Asked when nothing comes.
     #[cold]
     fn look(&mut self) -> Result<usize, PortError> {
-        // SAFETY: the function reads a flag.
-        match unsafe { sys::pd_is_removed(self.device.port) } {
-            0 => Ok(0),
-            _ => Err(PortError::Gone),
+        match self.device.is_removed() {
+            false => Ok(0),
+            true => Err(PortError::Gone),
         }
     }
 }
