@@ -239,6 +239,7 @@ impl Lan {
 
     /// One worker of a site with one end of a session, whose other end is at `endpoint`: what goes to the site's own place, 0 for the near end and else 1, leaves by the first port, the
     /// source; what goes to the other end's in a tunnel by the second one, the sink.
+    #[cfg(feature = "dpdk")]
     pub fn site(
         arena: &'static Arena,
         flows: u32,
