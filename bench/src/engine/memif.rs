@@ -47,6 +47,8 @@ struct Running {
 struct Rates {
     seal: [Vec<f64>; 2],
     open: [Vec<f64>; 2],
+    /// Frames that the sieve alone looks at.
+    sieve: Vec<f64>,
     /// Delivered at this end, while only the other one sends.
     one_way: [Vec<f64>; 2],
     /// While both do.
@@ -121,6 +123,10 @@ pub fn run(options: &Options, rows: &mut Vec<Row>) -> Result<()> {
         let of = |rates: &[f64]| median(rates.iter().copied()).unwrap_or(f64::NAN);
         let seal = rates.seal.each_ref().map(|rates| of(rates));
         let open = rates.open.each_ref().map(|rates| of(rates));
+        let (sieve, open_ns) = (1e9 / of(&rates.sieve), 1e9 / open[1]);
+        println!(
+            "{size} B: the sieve alone takes {sieve:.1} ns a packet, the receiver's stages {open_ns:.0}"
+        );
         let one_way = |to: usize| (of(&rates.one_way[to]), seal[1 - to].min(open[to]));
         // An end that does both needs the time of both for one packet there and one back.
         let both = (0..2).map(|end| 1.0 / (1.0 / seal[end] + 1.0 / open[end]));
@@ -177,6 +183,7 @@ fn measure_at(socket: &Path, bytes: usize, rounds: usize) -> Result<Rates> {
             rates.seal[at].push(end.measure("seal")?);
             rates.open[at].push(end.measure("open")?);
         }
+        rates.sieve.push(ends[1].measure("sieve")?);
         let there = together(&mut ends, ["tunnel-send", "tunnel-listen"])?;
         rates.one_way[1].push(there[1]);
         let back = together(&mut ends, ["tunnel-listen", "tunnel-send"])?;

@@ -1,5 +1,6 @@
 //! One end of the tunnel over net_memif: an engine's worker that runs for as long as it is told to.
 
+use std::hint::black_box;
 use std::io::BufRead;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::Command;
@@ -13,7 +14,7 @@ use patronus_io::exception::{ExceptionPath, Rule, RunningPath, SplitPort, Take};
 use patronus_io::udp::{UdpConfig, UdpSockets};
 use patronus_io::wan::{Link, LinkPort, QueuePlace, WayFinder, ways};
 use patronus_io::{Port, PortCounters, PortError};
-use patronus_mem::{Arena, ArenaConfig, Burst, FrameCache, PktBuf};
+use patronus_mem::{Arena, ArenaConfig, BURST_MAX, Burst, FrameCache, PktBuf};
 use patronus_netns::{Error, Result};
 
 use super::super::lan::{Lan, Ports, Sink, Source, now};
@@ -220,12 +221,7 @@ fn link(options: &End, arena: &'static Arena) -> Result<(Wan, Box<dyn Port + Sen
     })
     .map_err(failed("rtnetlink"))?;
     std::thread::spawn(move || find(finder));
-    let mut rule = Rule::new();
-    rule.set(&Take::Datagrams {
-        addresses: vec![address(options.side).into()],
-        ports: vec![UDP_PORT],
-    })
-    .map_err(failed("a rule"))?;
+    let rule = rule(options.side)?;
     let missing = || Error::new("no queue");
     let (queue, side) = (
         queues.pop().ok_or_else(missing)?,
@@ -288,6 +284,7 @@ pub fn end(options: &End) -> Result<()> {
                 rate(slice, |time| run_for(worker, time), || sent.tx_packets.get())
             }
             "open" => open.rate(slice),
+            "sieve" => sieve(options, slice)?,
             _ => {
                 tunnel.on.store(order == "tunnel-send", Ordering::Relaxed);
                 let delivered = Arc::clone(&tunnel.delivered);
@@ -297,6 +294,36 @@ pub fn end(options: &End) -> Result<()> {
         println!("{rate}");
     }
     Ok(())
+}
+
+/// The rule of the link.
+fn rule(side: u8) -> Result<Rule> {
+    let mut rule = Rule::new();
+    rule.set(&Take::Datagrams {
+        addresses: vec![address(side).into()],
+        ports: vec![UDP_PORT],
+    })
+    .map_err(failed("a rule"))?;
+    Ok(rule)
+}
+
+/// Frames a second that the sieve says to be the engine's.
+fn sieve(options: &End, slice: Duration) -> Result<f64> {
+    let mut sieve = rule(options.side)?.sieve();
+    sieve.refresh();
+    let mut frame = vec![0; 42 + options.size];
+    frame[12..15].copy_from_slice(&[0x08, 0x00, 0x45]);
+    frame[23] = 17;
+    frame[30..34].copy_from_slice(&address(options.side).octets());
+    frame[36..38].copy_from_slice(&UDP_PORT.to_be_bytes());
+    let burst = vec![frame; BURST_MAX];
+    let (start, mut taken) = (Instant::now(), 0);
+    while start.elapsed() < slice {
+        for _ in 0..TURNS {
+            taken += burst.iter().filter(|frame| sieve.takes(black_box(frame))).count();
+        }
+    }
+    Ok(taken as f64 / start.elapsed().as_secs_f64())
 }
 
 /// A worker that opens what another one makes for it.
