@@ -7,7 +7,7 @@ use rustix::process::Signal;
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 
 /// An engine with a file. (The process goes before what it needs.)
 pub struct Edge {
@@ -85,7 +85,12 @@ impl Edge {
 
     /// Whether it still runs.
     pub fn runs(&mut self) -> bool {
-        self.process.ended().is_none()
+        self.ended().is_none()
+    }
+
+    /// How it ended, if it has.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.process.ended()
     }
 }
 

@@ -16,6 +16,7 @@ use crate::PortCounters;
 use crate::dpdk::{Device, DeviceConfig, Dpdk, DpdkError, DpdkPort, Options};
 use crate::exception::{self, Exception, ExceptionPath, Rule, RunningPath, SplitPort, Take};
 use crate::netlink::RouteQuery;
+use crate::schedule::{Wakeup, set_wakeup, wakeup};
 
 /// Between two looks at a NIC: whether it is there.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -125,8 +126,15 @@ impl Nics {
             pci: pci.map(|nic| nic.device.clone()).collect(),
         };
         let refused = |why: &dyn Display| NicsError::Refused(why.to_string());
+        // DPDK's thread for interrupts takes over how this one wakes. It unmaps memory that net_memif's queues are read from: not in the middle of a worker's call, then.
+        let before = wakeup();
+        let waiting = before.map(|_| set_wakeup(Wakeup::Waiting));
+        let dpdk = Dpdk::start(&options, arena);
+        if let (Some(before), Some(Ok(()))) = (before, waiting) {
+            set_wakeup(before).map_err(|error| refused(&error))?;
+        }
         let maker = Maker {
-            dpdk: Dpdk::start(&options, arena).map_err(|error| refused(&error))?,
+            dpdk: dpdk.map_err(|error| refused(&error))?,
             workers: config.workers,
             interfaces: RouteQuery::new().map_err(|error| refused(&error))?,
             is_done: false,
@@ -360,9 +368,7 @@ impl Nic {
         };
         self.config.clear_socket();
         // DPDK would say so each time.
-        if self.config.calls_another_process()
-            && let Err(Errno::NOENT | Errno::CONNREFUSED) = self.config.call()
-        {
+        if self.config.calls_another_process() && !self.config.has_owner() {
             return NicEvent::Missing(NOBODY.to_owned());
         }
         let config = DeviceConfig {
@@ -483,19 +489,19 @@ impl NicConfig {
         self.argument("iface").filter(|_| is_over)
     }
 
-    /// Looks who listens at the socket of shared memory; what was wrong, if nobody does.
-    fn call(&self) -> Result<(), Errno> {
+    /// Whether a process has the socket of shared memory. Asked with a socket of another kind, so that nobody is called: a process whose caller hangs up before it has
+    /// answered is ended by its DPDK (22.11).
+    fn has_owner(&self) -> bool {
         let path = self.argument("socket").unwrap_or(MEMIF_SOCKET);
         let address = match self.socket_file() {
-            Some(path) => SocketAddrUnix::new(path)?,
-            None => SocketAddrUnix::new_abstract_name(path.as_bytes())?,
+            Some(path) => SocketAddrUnix::new(path),
+            None => SocketAddrUnix::new_abstract_name(path.as_bytes()),
         };
-        let (kind, flags) = (
-            SocketType::SEQPACKET,
-            SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
-        );
-        let calling = rustix::net::socket_with(AddressFamily::UNIX, kind, flags, None)?;
-        rustix::net::connect(&calling, &address)
+        let (kind, flags) = (SocketType::DGRAM, SocketFlags::CLOEXEC);
+        let asking = rustix::net::socket_with(AddressFamily::UNIX, kind, flags, None);
+        let asked = asking.and_then(|asking| rustix::net::connect(&asking, &address?));
+        // For another reason than that nobody is there: DPDK finds out.
+        !matches!(asked, Err(Errno::NOENT | Errno::CONNREFUSED))
     }
 
     /// The file of that socket, if it is one.
@@ -508,7 +514,7 @@ impl NicConfig {
     fn clear_socket(&self) {
         let listens = self.is_of(MEMIF) && !self.calls_another_process();
         if let Some(path) = self.socket_file().filter(|_| listens)
-            && self.call() == Err(Errno::CONNREFUSED)
+            && !self.has_owner()
         {
             // If it cannot be removed, listening fails and says so.
             let _ = rustix::fs::unlink(path);
