@@ -29,7 +29,7 @@ const _: () = assert!(size_of::<Line>() == 64);
 #[repr(C)]
 pub struct PktBuf {
     line: NonNull<Line>,
-    /// Where in the frame the packet begins, in the upper half, with [`ADDRESSED`] and [`UNFINISHED`]; its length in the lower half. `offset + len <= capacity` always holds.
+    /// Where in the frame the packet begins, in the upper half, with [`ADDRESSED`], [`UNFINISHED`] and the [mark](MARK); its length in the lower half. `offset + len <= capacity` always holds.
     /// One word, so that a handle is two registers: as three fields it would go through memory in one piece, and wait there for the parts that were
     /// just written.
     place: u64,
@@ -44,6 +44,16 @@ const UNFINISHED_AT: u32 = 61;
 
 /// One byte of the offset.
 const OFFSET: u64 = 1 << 32;
+
+/// One of the mark, which has the bits between the offset and [`UNFINISHED`].
+const MARK: u64 = 1 << MARK_SHIFT;
+const MARK_SHIFT: u32 = 52;
+
+/// The bits of the mark.
+const MARK_MASK: u64 = (1 << UNFINISHED_AT) - MARK;
+
+/// The bits of the offset.
+const OFFSET_MASK: u64 = MARK - OFFSET;
 
 /// The packet of a fresh frame.
 const FRESH: u64 = HEADROOM as u64 * OFFSET;
@@ -138,7 +148,7 @@ impl PktBuf {
     /// Where the packet begins in the frame.
     #[inline]
     fn offset(&self) -> usize {
-        ((self.place & !(ADDRESSED | UNFINISHED)) >> 32) as usize
+        ((self.place & OFFSET_MASK) >> 32) as usize
     }
 
     /// The packet's first byte.
@@ -280,6 +290,29 @@ impl PktBuf {
             1 => Some(Unfinished::UdpV4),
             _ => Some(Unfinished::UdpV6),
         }
+    }
+
+    /// A number that the packet carries for whoever follows packets on their way, below [`MARKS`](PktBuf::MARKS); 0 in a fresh frame.
+    #[inline]
+    pub fn mark(&self) -> u16 {
+        ((self.place & MARK_MASK) >> MARK_SHIFT) as u16
+    }
+
+    /// Marks a packet.
+    ///
+    /// # Panics
+    /// If the mark is [`MARKS`](PktBuf::MARKS) or more.
+    pub fn set_mark(&mut self, mark: u16) {
+        assert!(mark < Self::MARKS);
+        self.place = self.place & !MARK_MASK | (u64::from(mark) * MARK);
+    }
+
+    /// How many different marks there are.
+    pub const MARKS: u16 = 1 << (UNFINISHED_AT - MARK_SHIFT);
+
+    /// The number of the frame: as long as this packet is there, no other has it.
+    pub fn frame(&self) -> u32 {
+        self.line().index
     }
 
     /// The outer addresses: where the packet came from, or where it goes.

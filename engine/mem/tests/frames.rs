@@ -150,11 +150,23 @@ fn addresses_are_the_packets_and_stay_with_it() {
         assert_eq!((pkt.headroom(), pkt.len(), *pkt.outer()), (0, 9, outer));
         pkt.outer_mut().set_tos(3);
         assert!(pkt.outer().same_path(&outer) && pkt.outer().tos() == 3);
+        let frame = pkt.frame();
+        for mark in [0, 1, PktBuf::MARKS - 1, 2] {
+            pkt.set_mark(mark);
+            pkt.prepend(0);
+            pkt.truncate(8);
+            assert_eq!(
+                (pkt.mark(), pkt.headroom(), pkt.len(), pkt.frame()),
+                (mark, 0, 8, frame)
+            );
+            assert!(pkt.outer().same_path(&outer));
+        }
         pkt.reset();
         assert_eq!(
             (pkt.headroom(), pkt.len(), *pkt.outer()),
             (HEADROOM, 0, Outer::NONE)
         );
+        assert_eq!(pkt.mark(), 0);
         // What an earlier packet left is not an address of this one.
         pkt.outer_mut().set_tos(1);
         assert_eq!(pkt.outer().remote(), None);
