@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod background;
+mod follow;
 mod options;
 
 use std::path::Path;
@@ -29,6 +30,11 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Action::Stats(path) => show_stats(&path),
+        Action::Observe {
+            socket,
+            request,
+            file,
+        } => follow::run(&socket, &request, &file),
         Action::Background(arguments) => background::start(&arguments),
         Action::Check(path) => check(&path),
         Action::Read(path) => read(&path),

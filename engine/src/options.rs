@@ -10,6 +10,7 @@ use patronus_engine::keeper::Kept;
 use patronus_engine::log::{Level, Log};
 use patronus_engine::site::Site;
 use patronus_io::nics::BUILT_IN;
+use patronus_observe::Request;
 
 /// Where `wg` looks for userspace interfaces.
 const UAPI_DIR: &str = "/var/run/wireguard";
@@ -25,6 +26,8 @@ patronus-engine --check-config FILE    say what is wrong with a site's file, if 
 patronus-engine --stats NAME    print the counters of a running engine
 patronus-engine devices [--config FILE]    show network cards, or what a site's file names, and what DPDK needs to
                           drive them (docs/dpdk.md); with --addresses only the PCI addresses in the file
+patronus-engine --trace NAME [FILTER]      show where packets pass in a running engine, and why (docs/trace.md)
+patronus-engine --capture NAME [FILTER]    write packets of a running engine to a pcapng file
 
   -f, --foreground        stay in the foreground (also: WG_PROCESS_FOREGROUND=1)
       --workers N         packet threads, 1 to 64 (default 1)
@@ -37,6 +40,11 @@ patronus-engine devices [--config FILE]    show network cards, or what a site's 
                           ours-portable (default: the first of them that the processor can run)
       --no-offload        neither segmentation nor checksum offload
       --no-wan-offload    no segmentation offload on the UDP sockets
+      --packets N         with --trace and --capture: end after so many packets (a trace: 20)
+      --write FILE        with --capture: the file; `-` (default): standard output
+      --sides WHICH       with --capture: outer packets (on the WAN), inner ones (on the LAN), or both (default)
+      --snap N            with --capture: at most so many bytes of each packet (default 9216)
+      --bytes N           with --capture: end after so many bytes of packets
       --version           print the version
   -h, --help              print this
 
@@ -52,6 +60,15 @@ pub enum Action {
     Print(String),
     /// Print the counters of the engine behind this socket.
     Stats(PathBuf),
+    /// Trace or capture packets of the engine behind this socket.
+    Observe {
+        /// The socket.
+        socket: PathBuf,
+        /// What is wanted.
+        request: Request,
+        /// Where a capture goes; `-`: standard output.
+        file: PathBuf,
+    },
     /// Say whether this site can be run.
     Check(PathBuf),
     /// Read this file for the engine at the other end of standard input.
@@ -82,6 +99,8 @@ pub fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Action, String
     let mut name: Option<String> = None;
     let mut config = defaults();
     let (mut foreground, mut announce, mut stats) = (false, false, false);
+    let mut observe: Option<Request> = None;
+    let mut write: Option<PathBuf> = None;
     let mut file: Option<PathBuf> = None;
     // The first option that says what stands in a file, if there is one.
     let mut in_file = None;
@@ -106,6 +125,19 @@ pub fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Action, String
             Long("version") => return Ok(Action::Print(version())),
             Short('f') | Long("foreground") => foreground = true,
             Long("stats") => stats = true,
+            Long("trace") => observe = Some(Request::trace()),
+            Long("capture") => observe = Some(Request::capture()),
+            Long("write") => write = Some(text(&mut parser)?.into()),
+            Long(option @ ("packets" | "sides" | "snap" | "bytes")) => {
+                let option = option.to_owned();
+                let value = text(&mut parser)?;
+                let request = observe.as_mut();
+                let request =
+                    request.ok_or_else(|| format!("--{option} goes behind --trace or --capture"))?;
+                request
+                    .set(&option, &value)
+                    .map_err(|error| format!("--{error}"))?;
+            }
             Long("workers") => config.workers = number(&mut parser, "--workers", 1, WORKERS_MAX)?,
             Long("spin") => {
                 config.spin = Duration::from_micros(number(&mut parser, "--spin", 0, 1_000_000)? as u64)
@@ -128,6 +160,11 @@ pub fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Action, String
                         .map_err(|_| "the interface's name must be text")?,
                 );
             }
+            Value(word) if observe.is_some() => {
+                let filter = &mut observe.as_mut().expect("looked at just now").filter;
+                filter.push_str(word.to_str().ok_or("a filter is text")?);
+                filter.push(' ');
+            }
             Value(value) => return Err(format!("one interface at a time: what is `{}`?", value.display())),
             other => return Err(format!("{}; see --help", other.unexpected())),
         }
@@ -141,6 +178,17 @@ pub fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Action, String
     let name = name.ok_or("which interface? `patronus-engine NAME`, for example wg0; see --help")?;
     if stats {
         return Ok(Action::Stats(config.uapi_dir.join(format!("{name}.sock"))));
+    }
+    if let Some(mut request) = observe {
+        request.filter.truncate(request.filter.trim_end().len());
+        request.parsed_filter().map_err(|error| error.to_string())?;
+        let socket = config.uapi_dir.join(format!("{name}.sock"));
+        let file = write.unwrap_or_else(|| "-".into());
+        return Ok(Action::Observe {
+            socket,
+            request,
+            file,
+        });
     }
     if goes_to_background(foreground, announce) {
         let mut again = vec![OsString::from("--announce")];

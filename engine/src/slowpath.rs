@@ -15,6 +15,7 @@ mod lans;
 mod ledger;
 mod links;
 mod neighbours;
+mod observe;
 mod opening;
 mod site;
 mod uplinks;
@@ -38,6 +39,7 @@ pub use self::lans::EthernetLan;
 use self::ledger::Ledger;
 pub use self::links::Workers;
 pub use self::neighbours::Neighbourhood;
+use self::observe::Observation;
 pub use self::opening::Opening;
 use self::site::Routing;
 use self::uplinks::LinkSockets;
@@ -184,6 +186,10 @@ pub struct SlowPath {
     reader: Option<Reader>,
     /// The one that is in force.
     site: Option<Box<Site>>,
+    /// The trace or the capture that is on.
+    observation: Option<Observation>,
+    /// How many there were; it wraps.
+    observations: u16,
 }
 
 impl SlowPath {
@@ -241,6 +247,8 @@ impl SlowPath {
             ways_again_at: None,
             reader: parts.reader,
             site: None,
+            observation: None,
+            observations: 0,
         };
         let there = slow_path.lans.iter().enumerate();
         let there: Vec<usize> = there.filter_map(|(at, lan)| lan.ifindex().map(|_| at)).collect();
@@ -264,6 +272,7 @@ impl SlowPath {
             self.run_chores();
             self.watch_interface();
             self.serve_uapi();
+            self.tend_observation();
             self.take_reloaded();
             self.follow_addresses();
             self.tend_interfaces();
@@ -481,7 +490,9 @@ impl SlowPath {
         let ways = self
             .way_fds()
             .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
-        let mut fds: Vec<PollFd<'_>> = fixed.into_iter().chain(ways).collect();
+        let observation = self.observation_poll();
+        let observation = observation.map(|(fd, wants)| PollFd::from_borrowed_fd(fd, wants));
+        let mut fds: Vec<PollFd<'_>> = fixed.into_iter().chain(ways).chain(observation).collect();
         // An interruption is as good as an event: the next turn looks at everything.
         let _ = poll(&mut fds, timeout.as_ref());
         let [signalled, called] = [0, 1].map(|i: usize| !fds[i].revents().is_empty());
@@ -515,6 +526,7 @@ impl SlowPath {
             self.ask_again_at,
             self.nics_again_at,
             self.idle_again_at,
+            self.observation_deadline(),
             retry,
         ];
         let next = deadlines.into_iter().flatten().min()?;

@@ -197,6 +197,11 @@ fn c65_handshake() {
 }
 
 #[test]
+fn observe() {
+    replay("observe", targets::observe::run, 30_000);
+}
+
+#[test]
 fn c80_uapi() {
     replay("uapi", targets::uapi::run, 30_000);
 }

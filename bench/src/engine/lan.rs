@@ -336,6 +336,7 @@ impl Lan {
                     slow: &slow,
                     wake_slow: false,
                     crew: &mut crew,
+                    observing: None,
                 };
                 pair::add_peer(&mut wg, &mut cx, near, endpoint);
                 wans = vec![Some(WanPort {

@@ -52,6 +52,7 @@ impl Side {
             slow: &self.slow,
             wake_slow: false,
             crew: &mut self.crew,
+            observing: None,
         };
         step(&mut self.wg, &mut cx)
     }

@@ -154,7 +154,7 @@ pub struct Packet {
     /// What the engine knows of the frame.
     pub line: *mut u8,
     /// Bytes of the packet; in bits 32 to 47, where in the frame they begin; in bits 61 and 62, what is left to the device: nothing, the checksums of the IPv4 header and of
-    /// UDP behind it (1), UDP's checksum behind an IPv6 header (2).
+    /// UDP behind it (1), UDP's checksum behind an IPv6 header (2). What the engine has between is not looked at.
     pub place: u64,
 }
 
