@@ -8,6 +8,7 @@ pub mod control;
 pub mod handshake;
 pub mod ip;
 pub mod messages;
+pub mod observe;
 pub mod offload;
 pub mod site;
 pub mod uapi;
