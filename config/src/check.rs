@@ -2,7 +2,6 @@
 
 use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
-use std::net::IpAddr;
 use std::ops::Range;
 use std::time::Duration;
 
@@ -10,9 +9,9 @@ use toml::Spanned;
 
 use crate::error::{Error, nearest};
 use crate::matching::{OneOrMore, Via};
+use crate::on_link::OnLink;
 use crate::schema::{Action, Config, Lan, Link, Policy};
 use crate::steering::BUILT_IN;
-use crate::value::Network;
 
 /// Seconds between keepalives at most: 16 bits, as everywhere with WireGuard.
 const KEEPALIVE_MAX: u64 = u16::MAX as u64;
@@ -274,8 +273,7 @@ struct Names<'a> {
     named: HashSet<&'a str>,
     /// The LANs that packets cannot be sent to without saying to whom there.
     ethernet: Vec<&'a str>,
-    networks: Vec<&'a Network>,
-    neighbours: Vec<IpAddr>,
+    on_link: OnLink,
 }
 
 impl<'a> Names<'a> {
@@ -288,14 +286,7 @@ impl<'a> Names<'a> {
         Names {
             named,
             ethernet: ethernet.iter().map(|lan| lan.name.get_ref().as_str()).collect(),
-            networks: ethernet
-                .iter()
-                .flat_map(|lan| lan.networks.iter().map(Spanned::get_ref))
-                .collect(),
-            neighbours: ethernet
-                .iter()
-                .flat_map(|lan| lan.neighbours.iter().map(|n| *n.address.get_ref()))
-                .collect(),
+            on_link: OnLink::of(&config.lans),
         }
     }
 
@@ -332,8 +323,7 @@ impl<'a> Names<'a> {
                 Err(Error::at(text, place, said).with_hint(nearest(name, &known)))
             }
             Via::Neighbour(address) => {
-                let known = self.neighbours.contains(address);
-                if known || self.networks.iter().any(|network| network.contains(*address)) {
+                if self.on_link.lan(*address).is_some() {
                     return Ok(());
                 }
                 let said = format!("{address} is on no LAN");

@@ -9,6 +9,7 @@ use patronus_abi::{Prefix, Site, site};
 
 use crate::check::HOST;
 use crate::matching::{Name, OneOrMore, Ports, Via};
+use crate::on_link::OnLink;
 use crate::schema::{Action, Config, Engine, Lan, Link, LinkPort, Peer, Policy, PortKind};
 use crate::value::Network;
 use crate::{Number, Spanned};
@@ -35,9 +36,9 @@ impl Config {
 
 /// Where in their lists those are whom routes and policies name.
 struct Places<'a> {
-    config: &'a Config,
     host: &'a str,
     peers: HashMap<&'a str, u32>,
+    on_link: OnLink,
 }
 
 impl<'a> Places<'a> {
@@ -48,9 +49,9 @@ impl<'a> Places<'a> {
             Some((name.get_ref().as_str(), at as u32))
         };
         Places {
-            config,
             host: tun.map_or(HOST, |lan| lan.name.get_ref().as_str()),
             peers: config.peers.iter().enumerate().filter_map(named).collect(),
+            on_link: OnLink::of(&config.lans),
         }
     }
 
@@ -96,12 +97,7 @@ impl<'a> Places<'a> {
                 peer.map_or(site::Hop::Discard, |at| site::Hop::Peer(*at))
             }
             Via::Neighbour(address) => {
-                let there = |lan: &Lan| {
-                    let known = lan.neighbours.iter().any(|n| n.address.get_ref() == address);
-                    let on_link = lan.networks.iter().any(|n| n.get_ref().contains(*address));
-                    lan.is_ethernet() && (known || on_link)
-                };
-                let lan = self.config.lans.iter().position(there);
+                let lan = self.on_link.lan(*address);
                 lan.map_or(site::Hop::Discard, |at| site::Hop::Neighbour(at as u16, *address))
             }
         }

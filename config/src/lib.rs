@@ -21,6 +21,7 @@ mod error;
 pub mod key_file;
 pub mod matching;
 mod number;
+mod on_link;
 pub mod plan;
 mod schema;
 pub mod services;

@@ -197,20 +197,20 @@ impl FromStr for Network {
 }
 
 impl Network {
-    /// Whether the address is in it.
-    pub fn contains(&self, addr: IpAddr) -> bool {
-        match (self.addr, addr) {
-            (IpAddr::V4(own), IpAddr::V4(ip)) => {
-                let host = u32::MAX.unbounded_shr(self.len.into());
-                own.to_bits() & !host == ip.to_bits() & !host
-            }
-            (IpAddr::V6(own), IpAddr::V6(ip)) => {
-                let host = u128::MAX.unbounded_shr(self.len.into());
-                own.to_bits() & !host == ip.to_bits() & !host
-            }
-            _ => false,
-        }
+    /// The network with a prefix of this length that the address is in; none if no address is so long.
+    pub fn around(addr: IpAddr, len: u8) -> Option<Network> {
+        let addr = match addr {
+            IpAddr::V4(ip) if len <= 32 => IpAddr::from((ip.to_bits() & mask(32 - len) as u32).to_be_bytes()),
+            IpAddr::V6(ip) if len <= 128 => IpAddr::from((ip.to_bits() & mask(128 - len)).to_be_bytes()),
+            _ => return None,
+        };
+        Some(Network { addr, len })
     }
+}
+
+/// All bits but the lowest `host`.
+fn mask(host: u8) -> u128 {
+    u128::MAX.unbounded_shl(host.into())
 }
 
 impl fmt::Display for Network {
