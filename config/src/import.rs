@@ -291,7 +291,7 @@ impl<'a> Reader<'a> {
                     Some(line.number(u32::MAX.into(), "a mark: a number, 0x and one, or `off`")? as u32)
             }
             "Address" => interface.addresses.extend(line.addresses()?),
-            "DNS" => interface.dns.extend(line.list().map(|(_, one)| plain(one))),
+            "DNS" => interface.dns.extend(line.names()?),
             "MTU" => interface.mtu = Some(line.number(65535, "an MTU from 0 to 65535")? as u16),
             "Table" => interface.table = Some(line.table()?),
             "SaveConfig" => interface.saves = value.eq_ignore_ascii_case("true"),
@@ -627,6 +627,19 @@ impl<'a> Line<'a> {
             addresses.push(format!("{address}/{len}"));
         }
         Ok(addresses)
+    }
+
+    /// Name servers, and domains to look for names in.
+    fn names(&self) -> Result<Vec<String>, Error> {
+        let letter = |b: u8| b.is_ascii_alphanumeric() || b"-_.:~".contains(&b);
+        let mut names = Vec::new();
+        for (at, text) in self.list() {
+            if !text.bytes().all(letter) {
+                return Err(self.wrong_at(at, text, "expected a name server's address, or a domain"));
+            }
+            names.push(without_keys(text));
+        }
+        Ok(names)
     }
 
     fn table(&self) -> Result<&'a str, Error> {

@@ -183,6 +183,11 @@ fn what_is_wrong_is_shown_where_it_is_and_without_secrets() {
             "wg-quick(8)",
         ),
         (
+            "[Interface]\nDNS = 10.0.0.1, a b",
+            "2:17: `a b`: expected a name server's address, or a domain",
+            "",
+        ),
+        (
             "[Interface]\n[Peer]\nPublicKey = abc",
             "3:13: `abc`: expected a key",
             "wg pubkey",
