@@ -250,6 +250,35 @@ impl Site {
     }
 }
 
+/// What differs between two sites and cannot while an engine runs. `patronus_config::diff` says the same to people beforehand.
+pub fn cannot_change(was: &Told, is: &Told) -> Option<&'static str> {
+    let ports = |site: &Told| -> Vec<_> {
+        let lans = site.lans.iter();
+        lans.map(|lan| (lan.port, lan.interface.clone())).collect()
+    };
+    let is_remote = |site: &Told| -> BTreeMap<[u8; 32], bool> {
+        let peers = site.peers.iter();
+        peers.map(|peer| (peer.public_key, peer.is_remote)).collect()
+    };
+    let (before, now) = (is_remote(was), is_remote(is));
+    let turned = |(key, is_remote): (&[u8; 32], &bool)| now.get(key).is_some_and(|now| now != is_remote);
+    if before.iter().any(turned) {
+        Some("whether a peer is a [[remote]]")
+    } else if is.has_remotes() && !was.has_remotes() {
+        Some("that there are no [[remote]]s")
+    } else if was.engine != is.engine {
+        Some("[engine]")
+    } else if was.links != is.links {
+        Some("[[link]]")
+    } else if ports(was) != ports(is) {
+        Some("the interfaces of [[lan]]")
+    } else if is.routes_packets() && !was.routes_packets() {
+        Some("whether there is anything to route by")
+    } else {
+        None
+    }
+}
+
 fn refused(path: &Path, error: &BlobError) -> String {
     format!("{}: {error}", path.display())
 }
