@@ -341,6 +341,15 @@ fn shuffled(count: u32) -> Vec<u32> {
     numbers
 }
 
+/// Exchanges the first six bytes and the next six, in a register.
+#[inline]
+fn exchange(frame: &mut [u8; 16]) {
+    const ADDRESS: u128 = (1 << 48) - 1;
+    let word = u128::from_le_bytes(*frame);
+    let exchanged = (word >> 48) & ADDRESS | (word & ADDRESS) << 48 | word & !(ADDRESS | ADDRESS << 48);
+    *frame = exchanged.to_le_bytes();
+}
+
 /// A packet through two ports and nothing between them but an exchange of the link addresses: what ports and frames cost.
 pub struct Wire {
     source: Box<dyn Port + Send>,
@@ -373,8 +382,9 @@ impl Wire {
         let mut burst = Burst::new();
         let _ = self.source.rx_burst(&mut self.frames, &mut burst);
         for pkt in burst.iter_mut() {
-            let (to, from) = pkt.data_mut().split_at_mut(6);
-            to.swap_with_slice(&mut from[..6]);
+            if let Some(frame) = pkt.data_mut().first_chunk_mut() {
+                exchange(frame);
+            }
         }
         let packets = burst.len();
         let sink = self.sink.as_mut().unwrap_or(&mut self.source);

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use patronus_dpdk_sys as sys;
 use patronus_mem::FrameCache;
 
-use super::{Dpdk, DpdkError, DpdkPort, check, held};
+use super::{Dpdk, DpdkError, DpdkPort, check};
 
 /// Drivers that look for packets behind mbufs' headers, where ours are not.
 const OWN_MEMORY: [&str; 1] = ["net_af_xdp"];
@@ -325,22 +325,12 @@ impl Device {
         }
     }
 
-    /// Frames that its driver has.
-    pub fn held(&self) -> usize {
-        held(self.dpdk.arena, self.port)
-    }
-
     /// Takes what still arrives, so that nothing is left in a ring that closing it would forget.
     pub(super) fn drain(&self, queue: u16) {
         let mut frames = FrameCache::new(self.dpdk.arena);
-        let mut found = [sys::Frame::default(); patronus_mem::BURST_MAX];
         for _ in 0..DRAIN_MAX {
-            let received = super::port::receive(self.port, queue, &mut frames, &mut found);
-            if received.is_empty() {
+            if !super::port::drain((self.port, queue), self.dpdk.arena, &mut frames) {
                 break;
-            }
-            for frame in received {
-                super::port::discard(frame, &mut frames);
             }
         }
     }
