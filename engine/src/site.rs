@@ -32,6 +32,8 @@ pub struct Site {
     private_key: Secret<32>,
     /// By peer.
     psks: Vec<Option<Secret<32>>>,
+    /// What should be looked at in its file.
+    warnings: Vec<String>,
 }
 
 /// A next hop by who it is.
@@ -78,7 +80,9 @@ impl Site {
             keys.take(file, key_file::open_regular(file))?;
         }
         let blob = encode(&config.compile(), 1).map_err(|error| refused(path, &error))?;
-        Site::assemble(path, &blob, keys)
+        let mut site = Site::assemble(path, &blob, keys)?;
+        site.warnings = config.warnings().iter().map(ToString::to_string).collect();
+        Ok(site)
     }
 
     /// Puts a site together from its blob and all its keys. `path` is what messages call it.
@@ -100,7 +104,15 @@ impl Site {
             psks: psks.collect(),
             told,
             private_key,
+            warnings: Vec::new(),
         })
+    }
+
+    /// Says on standard error what is not wrong with its file, and should be looked at.
+    pub fn warn(&self) {
+        for warning in &self.warnings {
+            eprintln!("patronus-engine: warning: {warning}");
+        }
     }
 
     /// Where it comes from.
@@ -248,6 +260,38 @@ impl Site {
                 Target::Lan(port as u16, Some(address))
             }
         }
+    }
+}
+
+/// What differs between two sites and cannot while an engine runs. `patronus_config::diff` says the same to people beforehand.
+pub fn cannot_change(was: &Told, is: &Told) -> Option<&'static str> {
+    let ports = |site: &Told| -> Vec<_> {
+        let lans = site.lans.iter();
+        lans.map(|lan| (lan.port, lan.interface.clone(), lan.device.clone()))
+            .collect()
+    };
+    let is_remote = |site: &Told| -> BTreeMap<[u8; 32], bool> {
+        let peers = site.peers.iter();
+        peers.map(|peer| (peer.public_key, peer.is_remote)).collect()
+    };
+    let (before, now) = (is_remote(was), is_remote(is));
+    let turned = |(key, is_remote): (&[u8; 32], &bool)| now.get(key).is_some_and(|now| now != is_remote);
+    if before.iter().any(turned) {
+        Some("whether a peer is a [[remote]]")
+    } else if is.has_remotes() && !was.has_remotes() {
+        Some("that there are no [[remote]]s")
+    } else if was.engine != is.engine {
+        Some("[engine]")
+    } else if was.dpdk != is.dpdk {
+        Some("[dpdk]")
+    } else if was.links != is.links {
+        Some("[[link]]")
+    } else if ports(was) != ports(is) {
+        Some("the interfaces of [[lan]]")
+    } else if is.routes_packets() && !was.routes_packets() {
+        Some("whether there is anything to route by")
+    } else {
+        None
     }
 }
 
