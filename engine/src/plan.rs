@@ -389,8 +389,7 @@ impl Builder {
 
     /// The neighbours that what is wanted names as next hops.
     pub fn next_hops(&self) -> BTreeSet<(u16, IpAddr)> {
-        let coming = self.coming.as_ref().map(|(_, coming)| coming);
-        let wanted = self.next.as_ref().or(coming).unwrap_or(&self.present);
+        let wanted = self.wanted();
         let policies = wanted.policies.iter().filter_map(over);
         let vias = wanted.routes.values().chain(policies).flatten();
         vias.filter_map(|via| match via {
@@ -398,6 +397,12 @@ impl Builder {
             _ => None,
         })
         .collect()
+    }
+
+    /// What workers route by now, or go over to.
+    pub fn wanted(&self) -> &Wanted {
+        let coming = self.coming.as_ref().map(|(_, coming)| coming);
+        self.next.as_ref().or(coming).unwrap_or(&self.present)
     }
 
     /// A worker has let go of this peer. Its number comes back from [`advance`](Builder::advance) once nobody can come across it.

@@ -9,6 +9,7 @@
 //! A turn of the loop: notices of workers, handshake messages, timers, the interface's state, requests over the UAPI,
 //! then the commands that found a worker's queue full.
 
+mod answers;
 mod config;
 pub mod core;
 mod lans;

@@ -23,6 +23,7 @@ use self::client::{Client, Wants};
 use self::socket::BoundSocket;
 use super::format::Reply;
 use super::parse::{Limits, SetRequest};
+use super::question::Question;
 
 /// Connections served at a time. More wait in the socket's queue until one of them ends.
 pub const MAX_CLIENTS: usize = 16;
@@ -47,8 +48,8 @@ pub trait UapiDevice {
     /// Writes the interface's lines and then each peer's.
     fn get(&mut self, out: &mut Reply);
 
-    /// Writes the engine's counters as `name=value` lines. A device without counters has none.
-    fn stats(&mut self, _out: &mut Reply) {}
+    /// Answers a question in `name=value` lines.
+    fn tell(&mut self, question: Question, out: &mut Reply);
 
     /// Applies a request, whole or not at all.
     fn set(&mut self, request: SetRequest) -> Result<(), Errno>;

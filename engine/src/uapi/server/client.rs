@@ -11,6 +11,7 @@ use zeroize::Zeroize;
 use super::{MAX_LINE, READ_BUDGET, UapiDevice};
 use crate::uapi::format::Reply;
 use crate::uapi::parse::{Limits, SetParser};
+use crate::uapi::question::Question;
 
 /// Bytes received and not yet understood, at most. More than [`MAX_LINE`].
 const INBOX: usize = 64 << 10;
@@ -41,12 +42,12 @@ impl Wants {
 
 /// What the next line belongs to.
 enum Operation {
-    /// None: it has to be `get=1`, `get=stats` or `set=1`.
+    /// None: it has to be `get=1`, a question or `set=1`.
     None,
     /// A `get=1`: the blank line.
     Get,
-    /// A `get=stats`, which is ours alone: the blank line.
-    Stats,
+    /// A question, which is ours alone: the blank line.
+    Ask(Question),
     /// A `set=1`: one of its lines, or the blank one.
     Set(Box<SetParser>),
 }
@@ -140,21 +141,23 @@ impl Client {
         match &mut self.operation {
             Operation::None => match line {
                 b"get=1" => self.operation = Operation::Get,
-                b"get=stats" => self.operation = Operation::Stats,
                 b"set=1" => self.operation = Operation::Set(Box::new(SetParser::new(self.limits))),
-                _ => self.refuse(Errno::INVAL),
+                line => match Question::of_line(line) {
+                    Some(question) => self.operation = Operation::Ask(question),
+                    None => self.refuse(Errno::INVAL),
+                },
             },
             Operation::Get if line.is_empty() => {
                 let mut reply = Reply::new();
                 device.get(&mut reply);
                 self.answer(reply, Ok(()));
             }
-            Operation::Stats if line.is_empty() => {
+            Operation::Ask(question) if line.is_empty() => {
                 let mut reply = Reply::new();
-                device.stats(&mut reply);
+                device.tell(*question, &mut reply);
                 self.answer(reply, Ok(()));
             }
-            Operation::Get | Operation::Stats => self.refuse(Errno::INVAL),
+            Operation::Get | Operation::Ask(_) => self.refuse(Errno::INVAL),
             Operation::Set(_) if line.is_empty() => {
                 let Operation::Set(parser) = std::mem::replace(&mut self.operation, Operation::None) else {
                     return;
