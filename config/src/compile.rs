@@ -2,12 +2,14 @@
 //!
 //! Called by whoever passes a site on to an engine. What parsed has been checked, so nothing can go wrong here.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use patronus_abi::{Prefix, Site, site};
 
 use crate::check::HOST;
 use crate::matching::{Name, OneOrMore, Ports, Via};
+use crate::on_link::OnLink;
 use crate::schema::{Action, Config, Engine, Lan, Link, LinkPort, Peer, Policy, PortKind};
 use crate::value::Network;
 use crate::{Number, Spanned};
@@ -15,15 +17,41 @@ use crate::{Number, Spanned};
 impl Config {
     /// The site that the file describes, without its secrets: those are in its [`key_files`](Config::key_files).
     pub fn compile(&self) -> Site {
+        let places = Places::of(self);
+        // In which order links stand in the file means nothing.
+        let mut links: Vec<site::Link> = self.links.iter().map(link).collect();
+        links.sort_unstable_by_key(|link| link.id);
         Site {
             engine: engine(&self.engine),
             listen_port: self.site.listen_port.get() as u16,
             fwmark: self.site.fwmark.get() as u32,
-            links: self.links.iter().map(link).collect(),
+            links,
             peers: self.peers.iter().map(peer).collect(),
             lans: self.lans.iter().map(lan).collect(),
-            routes: self.routes.iter().map(|route| self.route(route)).collect(),
-            policies: self.policies.iter().map(|policy| self.policy(policy)).collect(),
+            routes: self.routes.iter().map(|route| places.route(route)).collect(),
+            policies: self.policies.iter().map(|policy| places.policy(policy)).collect(),
+        }
+    }
+}
+
+/// Where in their lists those are whom routes and policies name.
+struct Places<'a> {
+    host: &'a str,
+    peers: HashMap<&'a str, u32>,
+    on_link: OnLink,
+}
+
+impl<'a> Places<'a> {
+    fn of(config: &'a Config) -> Places<'a> {
+        let tun = config.lans.iter().find(|lan| !lan.is_ethernet());
+        let named = |(at, peer): (usize, &'a Peer)| {
+            let name = peer.name.as_ref()?;
+            Some((name.get_ref().as_str(), at as u32))
+        };
+        Places {
+            host: tun.map_or(HOST, |lan| lan.name.get_ref().as_str()),
+            peers: config.peers.iter().enumerate().filter_map(named).collect(),
+            on_link: OnLink::of(&config.lans),
         }
     }
 
@@ -63,25 +91,13 @@ impl Config {
     fn hop(&self, word: &Via) -> site::Hop {
         match word {
             Via::Discard => site::Hop::Discard,
-            Via::Named(wanted) => {
-                let tun = self.lans.iter().find(|lan| !lan.is_ethernet());
-                if wanted == tun.map_or(HOST, |lan| lan.name.get_ref().as_str()) {
-                    return site::Hop::Host;
-                }
-                let named = |peer: &Peer| {
-                    let name = peer.name.as_ref();
-                    name.is_some_and(|name| name.get_ref().as_str() == wanted)
-                };
-                let peer = self.peers.iter().position(named);
-                peer.map_or(site::Hop::Discard, |at| site::Hop::Peer(at as u32))
+            Via::Named(name) if name == self.host => site::Hop::Host,
+            Via::Named(name) => {
+                let peer = self.peers.get(name.as_str());
+                peer.map_or(site::Hop::Discard, |at| site::Hop::Peer(*at))
             }
             Via::Neighbour(address) => {
-                let there = |lan: &Lan| {
-                    let known = lan.neighbours.iter().any(|n| n.address.get_ref() == address);
-                    let on_link = lan.networks.iter().any(|n| n.get_ref().contains(*address));
-                    lan.is_ethernet() && (known || on_link)
-                };
-                let lan = self.lans.iter().position(there);
+                let lan = self.on_link.lan(*address);
                 lan.map_or(site::Hop::Discard, |at| site::Hop::Neighbour(at as u16, *address))
             }
         }

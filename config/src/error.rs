@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 /// Names this far from a known one (edits) are taken for misspelt.
 const MISSPELT: usize = 3;
 
+/// Known names that are listed at most.
+const LISTED: usize = 20;
+
 /// Keys that people may write into the file although they do not belong there: what follows is not repeated.
 const SECRETS: [&str; 2] = ["private_key", "preshared_key"];
 
@@ -215,6 +218,23 @@ pub(crate) fn nearest(unknown: &str, known: &[&str]) -> String {
         .min();
     match near {
         Some((_, name)) => format!("did you mean `{name}`?"),
+        None if known.len() > LISTED => {
+            let more = known.len() - LISTED;
+            format!("known here: {} and {more} more", known[..LISTED].join(", "))
+        }
         None => format!("known here: {}", known.join(", ")),
     }
+}
+
+/// Text for a terminal: what would do something to it is replaced, character by character.
+pub(crate) fn plain(text: &str) -> String {
+    text.chars()
+        .map(|c| if acts(c) { char::REPLACEMENT_CHARACTER } else { c })
+        .collect()
+}
+
+/// Whether a terminal does something with it instead of showing it: control characters, and those that turn the direction of writing
+/// (Unicode Standard Annex 9, section 2).
+fn acts(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }

@@ -2,8 +2,11 @@
 //!
 //! * [`Config`] and what it is made of: the schema
 //! * [`value`]: durations, keys, networks, endpoints; [`matching`]: what policies and routes are made of; [`Number`]: what has a range
+//! * [`steering`]: classes; [`services`]: what the control process does beside
 //! * [`Error`]: where in the file something is wrong, what was expected, and what may have been meant
+//! * [`Warning`]: what is not wrong, and should be looked at
 //! * [`key_file`]: secrets, which never stand in the file itself
+//! * [`diff`]: what it takes to get from one to another, in words
 //! * [`Config::compile`]: what an engine takes, as `patronus_abi` has it
 //!
 //! [`parse`] is sans-IO; [`load`] reads a file. What parses is complete and consistent: nobody has to check it again.
@@ -13,12 +16,18 @@
 
 mod check;
 mod compile;
+mod describe;
 mod error;
 pub mod key_file;
 pub mod matching;
 mod number;
+mod on_link;
+pub mod plan;
 mod schema;
+pub mod services;
+pub mod steering;
 pub mod value;
+mod warning;
 
 use std::io::Read;
 use std::path::Path;
@@ -28,9 +37,11 @@ pub use toml::Spanned;
 pub use check::{AEADS, HOST};
 pub use error::Error;
 pub use number::Number;
+pub use plan::{Plan, diff};
 pub use schema::{
     Action, Config, Engine, Lan, Link, LinkPort, Neighbour, Peer, Policy, PortKind, Route, Site, Workers,
 };
+pub use warning::Warning;
 
 /// Bytes of a file at most.
 pub const FILE_MAX: u64 = 16 << 20;
@@ -58,6 +69,8 @@ pub fn read(path: &Path) -> Result<String, Error> {
 pub fn parse_file(path: &Path, text: &str) -> Result<Config, Error> {
     let mut config = parse(text).map_err(|error| error.in_file(path))?;
     config.resolve_paths(path.parent().unwrap_or(Path::new("")));
+    let warnings = config.warnings.0.into_iter();
+    config.warnings.0 = warnings.map(|warning| warning.in_file(path)).collect();
     Ok(config)
 }
 
@@ -66,5 +79,6 @@ pub fn parse(text: &str) -> Result<Config, Error> {
     let mut config: Config = toml::from_str(text).map_err(|error| Error::of_toml(text, &error))?;
     config.gather_remotes();
     check::check(text, &config)?;
+    config.warnings = warning::of(text, &config);
     Ok(config)
 }

@@ -8,7 +8,10 @@ use toml::Spanned;
 
 use crate::matching::{Dscp, Name, OneOrMore, Ports, Protocol, Via};
 use crate::number::Number;
-use crate::value::{Endpoint, InterfaceName, Mac, Millis, Network, PublicKey};
+use crate::services::{Bgp, Control, Metrics};
+use crate::steering::Class;
+use crate::value::{Endpoint, InterfaceName, Mac, Millis, Network, PublicKey, Rate};
+use crate::warning::{Warning, Warnings};
 
 /// A whole configuration.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -37,6 +40,19 @@ pub struct Config {
     /// What becomes of which flows; the first that matches decides.
     #[serde(default, rename = "policy")]
     pub policies: Vec<Policy>,
+    /// What kinds of traffic need of a path.
+    #[serde(default, rename = "class")]
+    pub classes: Vec<Class>,
+    /// Routes by BGP.
+    pub bgp: Option<Spanned<Bgp>>,
+    /// Metrics over HTTP. None: nobody listens.
+    pub metrics: Option<Metrics>,
+    /// How the control process is reached.
+    #[serde(default)]
+    pub control: Control,
+    /// What is not wrong, and should be looked at all the same.
+    #[serde(skip)]
+    pub(crate) warnings: Warnings,
 }
 
 /// This site.
@@ -63,6 +79,8 @@ pub type Flows = Number<{ FLOWS_MIN as u64 }, { FLOWS_MAX as u64 }>;
 pub type Routes = Number<{ ROUTES_MIN as u64 }, { ROUTES_MAX as u64 }>;
 /// A link's number.
 pub type LinkId = Number<1, 15>;
+/// What a link costs, in whatever unit.
+pub type Cost = Number<0, 65535>;
 
 /// How the engine runs. None of this can be changed while it does.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -134,6 +152,12 @@ pub struct Link {
     pub behind_nat: bool,
     /// Where remotes can call it. None: at its interface's own addresses.
     pub endpoint: Option<Endpoint>,
+    /// What it carries away from the site.
+    pub rate_up: Option<Spanned<Rate>>,
+    /// What it carries towards the site.
+    pub rate_down: Option<Spanned<Rate>>,
+    /// Of paths that are good enough, those of the lowest cost are used.
+    pub cost: Option<Spanned<Cost>>,
 }
 
 /// A peer.
@@ -243,6 +267,8 @@ pub struct Policy {
     pub action: Spanned<Action>,
     /// Where they go next, if the action is "via".
     pub via: Option<Spanned<OneOrMore<Via>>>,
+    /// What they need of a path.
+    pub class: Option<Spanned<Name>>,
 }
 
 impl Lan {
@@ -260,6 +286,11 @@ impl Config {
             .iter()
             .any(|lan| lan.is_ethernet() || !lan.networks.is_empty());
         lan_networks || !self.routes.is_empty() || !self.policies.is_empty()
+    }
+
+    /// What is not wrong, and should be looked at all the same: a key that is understood and that nothing uses yet.
+    pub fn warnings(&self) -> &[Warning] {
+        &self.warnings.0
     }
 
     /// Puts the remotes among the peers, behind them.
@@ -286,7 +317,15 @@ impl Config {
             .peers
             .iter_mut()
             .filter_map(|peer| peer.preshared_key_file.as_mut());
-        for path in keys.chain([&mut self.site.private_key_file]) {
+        let bgp = self.bgp.iter_mut().flat_map(|bgp| &mut bgp.get_mut().neighbours);
+        let passwords = bgp.filter_map(|neighbour| neighbour.password_file.as_mut());
+        let control = &mut self.control;
+        let own = [
+            &mut self.site.private_key_file,
+            &mut control.socket,
+            &mut control.engine_socket,
+        ];
+        for path in keys.chain(passwords).chain(own) {
             *path = folder.join(&*path);
         }
     }

@@ -196,7 +196,7 @@ fn routes_and_policies_name_what_there_is() {
         (
             "[[route]]\nprefix = '10.0.0.0/8'\nvia = ['hub', 'nowhere']",
             "13:15: there is no peer and no LAN named `nowhere`",
-            "known here: hub, host, discard",
+            "known here: host, hub, discard",
         ),
         (
             "[[route]]\nprefix = '10.0.0.0/8'\nvia = 'office'",

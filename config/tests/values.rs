@@ -360,6 +360,25 @@ proptest! {
         prop_assert_eq!(text.parse::<Network>().map(|n| n.to_string()), Ok(text));
     }
 
+    /// The network around an address is written like it, with nothing behind the prefix; and no address is longer than itself.
+    #[test]
+    fn networks_around_addresses(bits: u128, len: u8, v4: bool) {
+        let addr: std::net::IpAddr = if v4 { (bits as u32).to_be_bytes().into() } else { bits.to_be_bytes().into() };
+        let width = if v4 { 32 } else { 128 };
+        match Network::around(addr, len) {
+            Some(network) => {
+                prop_assert!(len <= width);
+                prop_assert_eq!(network.to_string().parse(), Ok(network));
+                let at = |addr: std::net::IpAddr| match addr {
+                    std::net::IpAddr::V4(ip) => u128::from(ip.to_bits()),
+                    std::net::IpAddr::V6(ip) => ip.to_bits(),
+                };
+                prop_assert_eq!((at(addr) ^ at(network.addr)).checked_shr((width - len).into()).unwrap_or(0), 0);
+            }
+            None => prop_assert!(len > width),
+        }
+    }
+
     /// Whatever stands in a file: an answer, and a place within the file.
     #[test]
     fn no_text_is_too_strange(text in "[\\[\\]a-z_=\"'{}., \n\t0-9#\u{e9}-]{0,200}") {

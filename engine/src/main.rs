@@ -70,6 +70,7 @@ fn check(path: &Path) -> ExitCode {
     });
     match checked {
         Ok(site) => {
+            site.warn();
             println!("{}: {}", path.display(), site.summary());
             ExitCode::SUCCESS
         }

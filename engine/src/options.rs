@@ -151,6 +151,9 @@ pub fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Action, String
 /// The same for a site from its file. It is read here, so that what is wrong is said at once and where it was typed.
 fn with_file(file: &Path, config: Config, foreground: bool, announce: bool) -> Result<Action, String> {
     let site = Site::load(file)?;
+    if !announce {
+        site.warn();
+    }
     if goes_to_background(foreground, announce) {
         // By its whole path: the process in the background is in another directory.
         let mut again: Vec<OsString> = vec!["--announce".into(), "--config".into(), file.into()];

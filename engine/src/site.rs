@@ -31,6 +31,8 @@ pub struct Site {
     private_key: Secret<32>,
     /// By peer.
     psks: Vec<Option<Secret<32>>>,
+    /// What should be looked at in its file.
+    warnings: Vec<String>,
 }
 
 /// A next hop by who it is.
@@ -74,7 +76,9 @@ impl Site {
             keys.take(file, key_file::open_regular(file))?;
         }
         let blob = encode(&config.compile(), 1).map_err(|error| refused(path, &error))?;
-        Site::assemble(path, &blob, keys)
+        let mut site = Site::assemble(path, &blob, keys)?;
+        site.warnings = config.warnings().iter().map(ToString::to_string).collect();
+        Ok(site)
     }
 
     /// Puts a site together from its blob and all its keys. `path` is what messages call it.
@@ -96,7 +100,15 @@ impl Site {
             psks: psks.collect(),
             told,
             private_key,
+            warnings: Vec::new(),
         })
+    }
+
+    /// Says on standard error what is not wrong with its file, and should be looked at.
+    pub fn warn(&self) {
+        for warning in &self.warnings {
+            eprintln!("patronus-engine: warning: {warning}");
+        }
     }
 
     /// Where it comes from.
