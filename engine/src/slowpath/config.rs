@@ -10,6 +10,7 @@ use patronus_crypto::timers::Traffic;
 use patronus_io::udp::{UdpConfig, UdpSockets};
 
 use super::SlowPath;
+use crate::control::{Control, Refusals};
 use crate::uapi::{Errno, PeerView, Reply, SetRequest, UapiDevice};
 
 /// New sockets: the link's place, its interface, and they.
@@ -46,6 +47,10 @@ impl UapiDevice for SlowPath {
             // Writing into memory cannot fail.
             let _ = writeln!(out, "handshake.{}={value}", refusal.name());
         }
+        let refusals = self.control.as_ref().map(Control::refusals);
+        for (name, value) in refusals.iter().flat_map(Refusals::named) {
+            let _ = writeln!(out, "control.{name}={value}");
+        }
         let _ = writeln!(out, "controls-unknown={}", self.core.unknown_controls());
         for (id, peer) in self.core.peers().filter(|(id, _)| self.core.is_remote(*id)) {
             let device = self.core.device();
@@ -70,6 +75,17 @@ impl UapiDevice for SlowPath {
     }
 
     fn set(&mut self, request: SetRequest) -> Result<(), Errno> {
+        // What control says would be undone, and nobody would know why.
+        match self.control {
+            Some(_) => Err(Errno::PERM),
+            None => self.carry_out(request),
+        }
+    }
+}
+
+impl SlowPath {
+    /// Applies a request, whole or not at all.
+    pub(super) fn carry_out(&mut self, request: SetRequest) -> Result<(), Errno> {
         self.core.check_room(&request)?;
         let sockets = self.bind_if_wanted(&request)?;
         if let Some(mark) = request.fwmark {
@@ -84,9 +100,7 @@ impl UapiDevice for SlowPath {
         self.follow_routes();
         Ok(())
     }
-}
 
-impl SlowPath {
     /// New sockets, if the interface is up and the request names another UDP port, or any while there are none.
     fn bind_if_wanted(&self, request: &SetRequest) -> Result<Option<Bound>, Errno> {
         match request.listen_port {
