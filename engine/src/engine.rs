@@ -16,11 +16,13 @@ use patronus_io::netlink::{Addresses, LinkWatch, RouteQuery};
 use patronus_io::tun::{Tun, TunConfig, TunDevice, TunPort};
 use patronus_io::udp::UdpConfig;
 use patronus_mem::{Arena, ArenaConfig, FrameCache, lock_secrets_ahead, secrets_len};
+use patronus_sync::Segment;
 use rustix::fd::OwnedFd;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use crate::channel::ToSlowPath;
 use crate::clock::{Clock, SystemClock, SystemRandom};
+use crate::control::Control;
 use crate::crew::Crew;
 use crate::flow::HashKeys;
 use crate::keeper::{Keeper, Kept, QUEUE_FRAMES};
@@ -86,6 +88,8 @@ pub struct Config {
     pub router: Option<RouterConfig>,
     /// Whether some peers are sites of our own.
     pub remotes: bool,
+    /// Whether the interface stays when the engine is gone, so that what is routed there goes nowhere meanwhile, and is taken again by the next one.
+    pub persistent: bool,
     /// Where messages go.
     pub log: Log,
 }
@@ -149,11 +153,60 @@ impl fmt::Display for StartError {
 
 impl std::error::Error for StartError {}
 
-/// Makes the interface and everything behind it, and configures it as `site` says if there is one. The slow path comes back ready to run on
-/// the calling thread.
-pub fn start(config: &Config, site: Option<Box<Site>>) -> Result<SlowPath, StartError> {
+/// Where an engine's site comes from, now and later.
+pub enum Source {
+    /// There is none: `wg` configures the interface.
+    None,
+    /// A file, which is read again on SIGHUP.
+    File(Box<Site>),
+    /// The control process.
+    Control(Box<Controlled>),
+}
+
+/// An engine under control.
+pub struct Controlled {
+    /// Where control attaches.
+    pub control: Control,
+    /// Where counters are placed.
+    pub segment: Segment,
+    /// The first site that control has published,
+    pub site: Box<Site>,
+    /// and what tells it from others.
+    pub content: [u8; 32],
+}
+
+/// Keeps the memory of this process to itself. Called before a key can arrive.
+pub fn prepare() -> Result<(), StartError> {
     sandbox::hide_memory().map_err(StartError::Sandbox)?;
     sandbox::allow_locked_memory();
+    Ok(())
+}
+
+/// Makes the interface and everything behind it, and configures it as the site of `source` says if there is one. The slow path comes back ready to run on
+/// the calling thread.
+pub fn start(config: &Config, source: Source) -> Result<SlowPath, StartError> {
+    prepare()?;
+    let started = put_together(config, &source);
+    match (source, started) {
+        (Source::File(site), Ok(mut slow_path)) => {
+            slow_path.begin_with(site).map_err(StartError::Site)?;
+            Ok(slow_path)
+        }
+        (Source::Control(controlled), Ok(mut slow_path)) => {
+            slow_path.begin_under(*controlled).map_err(StartError::Site)?;
+            Ok(slow_path)
+        }
+        (Source::Control(mut controlled), Err(error)) => {
+            let generation = controlled.site.generation();
+            controlled.control.refused(generation, error.to_string());
+            Err(error)
+        }
+        (_, started) => started,
+    }
+}
+
+/// Makes everything, and gives up what it took to make it.
+fn put_together(config: &Config, source: &Source) -> Result<SlowPath, StartError> {
     let aead = match &config.aead {
         None => aead::default(),
         Some(name) => aead::by_name(name).map_err(|e| StartError::Option(e.to_string()))?,
@@ -161,7 +214,10 @@ pub fn start(config: &Config, site: Option<Box<Site>>) -> Result<SlowPath, Start
     check_cores(&config.cores)?;
     check_links(&config.links)?;
     warn_of_strict_filters(&config.log, &config.links);
-    let reader = site.as_ref().map(|site| Reader::start(site.path()));
+    let reader = match source {
+        Source::File(site) => Some(Reader::start(site.path())),
+        Source::None | Source::Control(_) => None,
+    };
     let reader = reader
         .transpose()
         .map_err(system("start the process that reads the configuration"))?;
@@ -174,11 +230,7 @@ pub fn start(config: &Config, site: Option<Box<Site>>) -> Result<SlowPath, Start
     let lock_later = kept.queues() > 0 && sandbox::locked_memory_limit().is_some();
     sandbox::drop_privileges(lock_later).map_err(StartError::Sandbox)?;
     sandbox::filter_system_calls().map_err(StartError::Sandbox)?;
-    let mut slow_path = launch(config, aead, means, reader)?;
-    if let Some(site) = site {
-        slow_path.begin_with(site).map_err(StartError::Site)?;
-    }
-    Ok(slow_path)
+    launch(config, aead, means, reader)
 }
 
 /// Whether a site's routes and policies can be had.
@@ -199,6 +251,7 @@ pub fn check(site: &Site) -> Result<(), StartError> {
         ethernet: Vec::new(),
         router: None,
         remotes: false,
+        persistent: false,
         log: Log::new("", Level::default()),
     };
     let config = site.engine(defaults);
@@ -523,6 +576,7 @@ fn make_tun(config: &Config) -> Result<(TunDevice, Vec<TunPort>), StartError> {
         mtu: Some(DEFAULT_MTU),
         txqueuelen: TUN_QUEUE,
         offload: config.offload,
+        persistent: config.persistent,
     })
     .map_err(|e| StartError::Tun(config.name.clone(), e))
 }

@@ -42,6 +42,7 @@
 //! * [`channel`]: what workers and the slow path say to each other; [`crew`]: what workers hand to each other.
 //! * [`stats`]: a name for each packet that goes no further, cycles for each stage.
 //! * [`site`], [`reader`]: the configuration file, at the start and again; [`plan`]: keeps what routers look at in step with it.
+//! * [`control`]: the same from the control process, and what it is told.
 //! * [`keeper`]: takes interfaces for [`lans`] and [`wans`], at the start and when they come back.
 //! * [`engine`]: puts it together.
 //!
@@ -53,6 +54,7 @@ mod beside;
 pub mod channel;
 pub mod classify;
 pub mod clock;
+pub mod control;
 pub mod courtesy;
 pub mod crew;
 pub mod devices;

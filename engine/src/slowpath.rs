@@ -11,6 +11,7 @@
 
 mod answers;
 mod config;
+mod controlled;
 pub mod core;
 mod lans;
 mod ledger;
@@ -44,6 +45,7 @@ use self::uplinks::LinkSockets;
 pub use self::uplinks::{Uplink, uplinks};
 use crate::channel::{Command, Notice, ToSlowPath};
 use crate::clock::Clock;
+use crate::control::Control;
 use crate::keeper::Keeper;
 use crate::log::Log;
 use crate::plan::Builder;
@@ -176,6 +178,8 @@ pub struct SlowPath {
     arena: &'static Arena,
     ways_again_at: Option<Time>,
     reader: Option<Reader>,
+    /// Where control attaches, if this engine is under control.
+    control: Option<Control>,
     /// The one that is in force.
     site: Option<Box<Site>>,
 }
@@ -230,6 +234,7 @@ impl SlowPath {
             arena: parts.opening.arena,
             ways_again_at: None,
             reader: parts.reader,
+            control: None,
             site: None,
         };
         let there = slow_path.lans.iter().enumerate();
@@ -254,6 +259,7 @@ impl SlowPath {
             self.watch_interface();
             self.serve_uapi();
             self.take_reloaded();
+            self.serve_control();
             self.follow_addresses();
             self.tend_interfaces();
             self.tend_neighbours();
@@ -446,7 +452,12 @@ impl SlowPath {
         let timeout = self.timeout(backlog);
         self.core.inbox().waker.announce_sleep();
         let idle = self.core.inbox().is_empty();
-        let timeout = if idle { timeout } else { Some(Timespec::default()) };
+        let busy = self.control.as_ref().is_some_and(Control::is_busy);
+        let timeout = if idle && !busy {
+            timeout
+        } else {
+            Some(Timespec::default())
+        };
         let Some(uapi) = &self.uapi else { return };
         // Without a reader there is nothing to hear: the signals stand for it.
         let reader = self
@@ -457,6 +468,8 @@ impl SlowPath {
         let neighbours = self.neighbours_fd().unwrap_or(self.signals.as_fd());
         let keeper = self.keeper.as_ref().and_then(Keeper::fd);
         let keeper = keeper.unwrap_or(self.signals.as_fd());
+        let control = self.control.as_ref().map(Control::fd);
+        let control = control.unwrap_or(self.signals.as_fd());
         let fixed = [
             PollFd::new(&self.signals, PollFlags::IN),
             PollFd::from_borrowed_fd(self.core.inbox().waker.as_fd(), PollFlags::IN),
@@ -466,6 +479,7 @@ impl SlowPath {
             PollFd::from_borrowed_fd(addresses, PollFlags::IN),
             PollFd::from_borrowed_fd(neighbours, PollFlags::IN),
             PollFd::from_borrowed_fd(keeper, PollFlags::IN),
+            PollFd::from_borrowed_fd(control, PollFlags::IN),
         ];
         let ways = self
             .way_fds()
@@ -484,6 +498,10 @@ impl SlowPath {
         match (signal::take(&self.signals), &mut self.reader) {
             (None, _) => {}
             (Some(Asked::Reload), Some(reader)) => reader.ask(),
+            (Some(Asked::Reload), None) if self.control.is_some() => {
+                let log = self.core.log();
+                log.notice(format_args!("under control: the control process is what reloads"));
+            }
             (Some(_), _) => self.end(Ended::Signal),
         }
     }

@@ -7,6 +7,7 @@
 
 mod capture;
 mod control;
+mod controlled;
 mod edge;
 mod handshake;
 mod lab;
@@ -18,6 +19,7 @@ mod traffic;
 
 pub use capture::{Capture, Datagram, Kind as MessageKind};
 pub use control::{Stats, background_pid, stats, uapi, uapi_value};
+pub use controlled::{Controlled, answer};
 pub use edge::{Edge, host_on};
 pub use handshake::Initiations;
 pub use lab::{LIMIT, OUTER, divided, endpoint_of, engine_options, eventually, hop_plan, sites};

@@ -15,7 +15,7 @@ pub fn engine_program() -> &'static Path {
         named_or_built(
             "PATRONUS_ENGINE",
             "patronus-engine",
-            &["config", "engine", "crypto"],
+            &["config", "control/link", "engine", "crypto"],
         )
     })
 }

@@ -9,6 +9,7 @@ use patronus_crypto::{PeerId, PublicKey};
 
 use super::SlowPath;
 use super::core::Peer;
+use crate::control::{Control, Refusals};
 use crate::plan::Via;
 use crate::uapi::{Question, Reply};
 
@@ -48,6 +49,10 @@ impl SlowPath {
         let device = self.core.device();
         for (refusal, value) in device.counters().iter() {
             line(out, &format!("handshake.{}", refusal.name()), value);
+        }
+        let refusals = self.control.as_ref().map(Control::refusals);
+        for (name, value) in refusals.iter().flat_map(Refusals::named) {
+            line(out, &format!("control.{name}"), value);
         }
         line(out, "controls-unknown", self.core.unknown_controls());
         for (id, peer) in self.core.peers().filter(|(id, _)| self.core.is_remote(*id)) {

@@ -41,6 +41,17 @@ impl UapiDevice for SlowPath {
     }
 
     fn set(&mut self, request: SetRequest) -> Result<(), Errno> {
+        // What control says would be undone, and nobody would know why.
+        match self.control {
+            Some(_) => Err(Errno::PERM),
+            None => self.carry_out(request),
+        }
+    }
+}
+
+impl SlowPath {
+    /// Applies a request, whole or not at all.
+    pub(super) fn carry_out(&mut self, request: SetRequest) -> Result<(), Errno> {
         self.core.check_room(&request)?;
         let sockets = self.bind_if_wanted(&request)?;
         if let Some(mark) = request.fwmark {
@@ -55,9 +66,7 @@ impl UapiDevice for SlowPath {
         self.follow_routes();
         Ok(())
     }
-}
 
-impl SlowPath {
     /// New sockets, if the interface is up and the request names another UDP port, or any while there are none.
     fn bind_if_wanted(&self, request: &SetRequest) -> Result<Option<Bound>, Errno> {
         match request.listen_port {

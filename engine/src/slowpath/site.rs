@@ -1,4 +1,4 @@
-//! A site as it comes: at the start, and again on SIGHUP.
+//! A site as it comes: at the start, and again on SIGHUP or from control.
 //!
 //! What it says becomes a request like one over the UAPI and takes the same way. Only what differs from what is in force is in it, so the
 //! sessions of peers that stay as they are never notice. Nothing is changed unless everything can be.
@@ -17,7 +17,7 @@ use crate::plan::Builder;
 use crate::remote::message::LinkInfo;
 use crate::site::{Own, Rules, Site};
 use crate::uapi::parse::AllowedIpChange;
-use crate::uapi::{SetPeer, SetRequest, UapiDevice};
+use crate::uapi::{SetPeer, SetRequest};
 
 /// How soon to look whether workers have gone on to the next snapshot.
 const ROUTING_PAUSE: Duration = Duration::from_millis(1);
@@ -87,7 +87,7 @@ impl SlowPath {
     }
 
     /// Does what a site's file says, or nothing. Returns what has changed, a line each.
-    fn adopt(&mut self, site: Box<Site>) -> Result<Vec<String>, String> {
+    pub(super) fn adopt(&mut self, site: Box<Site>) -> Result<Vec<String>, String> {
         let mut changes = Vec::new();
         if let Some(before) = &self.site {
             refuse_fixed(before, &site)?;
@@ -109,7 +109,7 @@ impl SlowPath {
             .unwrap_or_default();
         let routing = self.routing.as_mut();
         let before = routing.map(|routing| std::mem::replace(&mut routing.rules, rules));
-        if let Err(errno) = self.set(request) {
+        if let Err(errno) = self.carry_out(request) {
             if let Some((routing, before)) = self.routing.as_mut().zip(before) {
                 routing.rules = before;
             }

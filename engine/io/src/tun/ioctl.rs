@@ -20,6 +20,18 @@ pub fn attach(queue: &OwnedFd, name: &str, several: bool) -> io::Result<String> 
     Ok(name_of(&request))
 }
 
+/// Says whether the device outlives its queues.
+pub fn set_persistent(queue: &OwnedFd, persistent: bool) -> io::Result<()> {
+    // SAFETY: TUNSETPERSIST takes its argument by value and touches no memory of ours.
+    check(unsafe {
+        libc::ioctl(
+            queue.as_raw_fd(),
+            libc::TUNSETPERSIST,
+            libc::c_ulong::from(persistent),
+        )
+    })
+}
+
 /// Sets the length of the virtio-net header, in bytes.
 pub fn set_vnet_header(queue: &OwnedFd, len: libc::c_int) -> io::Result<()> {
     // SAFETY: TUNSETVNETHDRSZ reads an int.

@@ -1,0 +1,245 @@
+//! Engines under control: what is published, what is refused, and what becomes of the traffic when either end is gone.
+
+use patronus_link::{Event, Link, LinkError, content_of};
+use patronus_netns::{Keys, Namespace};
+use patronus_tests::{Controlled, Flow, answer, eventually, may_run, ping};
+use rustix::process::Signal;
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::{Duration, Instant};
+
+/// Two engines under control, a network between them, and a tunnel over that.
+struct Pair {
+    a: End,
+    b: End,
+}
+
+struct End {
+    engine: Controlled,
+    namespace: Namespace,
+    link: Option<Link>,
+    number: u8,
+}
+
+impl End {
+    fn new(number: u8) -> End {
+        let namespace = Namespace::new("site").unwrap();
+        End {
+            engine: Controlled::start(&namespace).unwrap(),
+            namespace,
+            link: None,
+            number,
+        }
+    }
+
+    fn inner(&self) -> IpAddr {
+        Ipv4Addr::new(10, 66, self.number, 1).into()
+    }
+
+    /// The other as a peer of this one's file.
+    fn text(&self, other: &End, more: &str) -> String {
+        let (key, number) = (&other.engine.keys.public, other.number);
+        format!(
+            "[[peer]]\npublic_key = '{key}'\nallowed_ips = ['10.66.{number}.0/24']\nendpoint = '192.0.2.{number}:51820'\n{more}"
+        )
+    }
+
+    /// Publishes a site with the other as its peer.
+    fn publish(&mut self, text: &str, generation: u64) -> Event {
+        let site = self.engine.site(text);
+        let engine = &self.engine;
+        let link = self.link.get_or_insert_with(|| engine.attach().unwrap());
+        engine.publish(link, &site, generation)
+    }
+
+    /// Brings the interface up. What is said of it here stays when the engine goes.
+    fn set_up(&self) {
+        let interface = &self.engine.interface;
+        self.namespace.ip(&format!("link set {interface} up")).unwrap();
+        self.namespace
+            .address(interface, &format!("{}/32", self.inner()))
+            .unwrap();
+        self.namespace
+            .ip(&format!("route add 10.66.0.0/16 dev {interface}"))
+            .unwrap();
+    }
+
+    fn stat(&self, name: &str) -> u64 {
+        let text = patronus_link::query(&self.engine.uapi(), "stats").unwrap();
+        let value = text
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+        value.expect("a counter").parse().unwrap()
+    }
+}
+
+fn is_applied(event: &Event, number: u64) -> bool {
+    matches!(event, Event::Applied { generation, .. } if *generation == number)
+}
+
+impl Pair {
+    fn up() -> Pair {
+        let (mut a, mut b) = (End::new(1), End::new(2));
+        a.namespace.veth("wan", &b.namespace, "wan", 1500).unwrap();
+        a.namespace.address("wan", "192.0.2.1/24").unwrap();
+        b.namespace.address("wan", "192.0.2.2/24").unwrap();
+        let (to_a, to_b) = (a.text(&b, ""), b.text(&a, ""));
+        let said = a.publish(&to_a, 1);
+        assert!(is_applied(&said, 1), "{said:?}");
+        let said = b.publish(&to_b, 1);
+        assert!(is_applied(&said, 1), "{said:?}");
+        a.set_up();
+        b.set_up();
+        let pair = Pair { a, b };
+        assert!(eventually(|| pair.answers()), "{}", pair.a.engine.process.log());
+        pair
+    }
+
+    fn answers(&self) -> bool {
+        let said = ping(&self.a.namespace, "-c 1 -W 1 10.66.2.1").unwrap();
+        said.contains(" 0% packet loss")
+    }
+
+    /// Datagrams from the first to the second, one each millisecond.
+    fn flow(&self) -> Flow {
+        let to = (&self.b.namespace, self.b.inner());
+        Flow::between(
+            (&self.a.namespace, self.a.inner()),
+            &[to],
+            Duration::from_millis(1),
+        )
+        .unwrap()
+    }
+}
+
+/// The engine is set up by the first site, goes over to the next one, and stays with it when what comes then cannot be.
+#[test]
+fn sites_are_applied_or_refused_with_a_reason() {
+    if !may_run(&[]) {
+        return;
+    }
+    let mut pair = Pair::up();
+    let before = pair.a.text(&pair.b, "");
+    let flow = pair.flow();
+    let more = format!(
+        "[[peer]]\npublic_key = '{}'\nallowed_ips = ['10.99.0.0/16']\n",
+        Keys::generate().unwrap().public
+    );
+    let said = pair.a.publish(&format!("{before}{more}"), 2);
+    assert!(is_applied(&said, 2), "{said:?}");
+    // Another number of workers cannot be had.
+    let said = pair.a.publish(&format!("workers = 2\n{before}"), 3);
+    let Event::Refused {
+        generation: 3,
+        reason,
+    } = said
+    else {
+        panic!("{said:?}")
+    };
+    assert!(reason.contains("restart"), "{reason}");
+    // A key file that others may read.
+    let key = pair.a.engine.folder().join("site.key");
+    std::fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+    let said = pair.a.publish(&before, 4);
+    assert!(
+        matches!(&said, Event::Refused { generation: 4, reason } if reason.contains("others may use it")),
+        "{said:?}"
+    );
+    std::fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    let said = pair.a.publish(&before, 5);
+    assert!(is_applied(&said, 5), "{said:?}");
+    let received = flow.run_for(Duration::from_millis(300));
+    assert_eq!(received.lost(), 0);
+    assert_eq!(
+        (pair.a.stat("control.sites"), pair.a.stat("control.blobs")),
+        (2, 1)
+    );
+    // `wg` may look, and not change anything.
+    let said = pair
+        .a
+        .namespace
+        .exec("wg", &["set", &pair.a.engine.interface, "listen-port", "1"]);
+    assert!(said.unwrap_err().to_string().contains("not permitted"));
+    assert!(
+        pair.a
+            .namespace
+            .exec("wg", &["show", &pair.a.engine.interface])
+            .is_ok()
+    );
+}
+
+/// One control at a time; the next one finds what is in force.
+#[test]
+fn the_next_control_finds_what_is_in_force() {
+    if !may_run(&[]) {
+        return;
+    }
+    let mut pair = Pair::up();
+    let path = pair.a.engine.socket();
+    assert!(matches!(Link::attach(&path), Err(LinkError::Refused(_))));
+    drop(pair.a.link.take());
+    let (_link, attached) = Link::attach(&path).unwrap();
+    let site = pair.a.engine.site(&pair.a.text(&pair.b, ""));
+    assert_eq!(attached.generation, 1);
+    assert_eq!(attached.content, content_of(&site.compile()).unwrap());
+    assert_eq!(pair.a.stat("control.seconds"), 1);
+}
+
+/// Killed under traffic: nobody notices, and the next one neither.
+#[test]
+fn control_goes_and_comes_back_and_no_packet_is_lost() {
+    if !may_run(&[]) {
+        return;
+    }
+    let mut pair = Pair::up();
+    let flow = pair.flow();
+    let text = pair.a.text(&pair.b, "");
+    for generation in 2..7 {
+        std::thread::sleep(Duration::from_millis(50));
+        drop(pair.a.link.take());
+        std::thread::sleep(Duration::from_millis(50));
+        let said = pair.a.publish(&text, generation);
+        assert!(matches!(said, Event::Applied { changes: 0, .. }), "{said:?}");
+    }
+    let received = flow.finish();
+    assert!(received.sent > 200, "{}", received.sent);
+    assert_eq!(received.lost(), 0);
+}
+
+/// Killed under traffic: nothing leaves in clear, and the next one goes on.
+#[test]
+fn an_engine_that_is_killed_fails_closed_and_comes_back() {
+    if !may_run(&[]) {
+        return;
+    }
+    let mut pair = Pair::up();
+    let text = pair.a.text(&pair.b, "");
+    let capture = patronus_tests::Capture::start(&pair.b.namespace).unwrap();
+    let flow = pair.flow();
+    std::thread::sleep(Duration::from_millis(200));
+    pair.a.engine.process.signal(Signal::KILL);
+    assert!(eventually(|| pair.a.engine.process.ended().is_some()));
+    std::thread::sleep(Duration::from_millis(300));
+    let mut events = Vec::new();
+    assert!(pair.a.link.take().unwrap().events(&mut events).engine);
+    capture.clear();
+    std::thread::sleep(Duration::from_millis(200));
+    assert_eq!(
+        capture.count(|_| true),
+        0,
+        "nothing at all leaves without an engine"
+    );
+    pair.a.engine.start_again().unwrap();
+    let started = Instant::now();
+    let said = pair.a.publish(&text, 1);
+    assert!(is_applied(&said, 1), "{said:?}");
+    let inner = pair.b.inner();
+    assert!(eventually(|| capture.count(|d| d.target.ip() == inner) > 0));
+    println!("traffic again {:?} after the engine's start", started.elapsed());
+    let received = flow.finish();
+    assert!(received.lost() > 0 && received.in_order());
+    // What was captured is either inside of the second site, or sealed.
+    let wan = |d: &patronus_tests::Datagram| d.source.ip() != pair.a.inner();
+    let sealed = |d: &patronus_tests::Datagram| d.kind() != patronus_tests::MessageKind::Other;
+    assert_eq!(capture.count(|d| wan(d) && !sealed(d)), 0);
+    let _ = answer;
+}
