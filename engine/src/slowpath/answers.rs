@@ -170,7 +170,9 @@ impl SlowPath {
             Via::Tunnel(peer) => {
                 let key = self.core.peer(*peer).map(|peer| Hex(peer.key));
                 // Gone since: what leads there goes nowhere.
-                let Some(key) = key else { return line(out, "via", "discard") };
+                let Some(key) = key else {
+                    return line(out, "via", "discard");
+                };
                 line(out, "via", format_args!("peer {key}"));
             }
             Via::Lan(0, _) => line(out, "via", "host"),
