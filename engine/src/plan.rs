@@ -490,6 +490,20 @@ impl Builder {
         .collect()
     }
 
+    /// What workers are to route by of the configuration, after what is under way.
+    pub fn wanted(&self) -> &Wanted {
+        let coming = self
+            .coming
+            .as_ref()
+            .and_then(|(_, coming)| coming.wanted.as_ref());
+        self.next.as_ref().or(coming).unwrap_or(&self.present)
+    }
+
+    /// The dynamic routes that are there, in no order. What the configuration says of the same prefix counts more.
+    pub fn dynamic_routes(&self) -> impl Iterator<Item = (&Prefix, &[Via])> {
+        self.dynamic.iter().map(|(prefix, vias)| (prefix, &vias[..]))
+    }
+
     /// A worker has let go of this peer. Its number comes back from [`advance`](Builder::advance) once nobody can come across it.
     pub fn leave(&mut self, peer: PeerId) {
         self.leaving.push(LeavingPeer {
