@@ -63,7 +63,9 @@ impl Hostile<'_> {
                 control.send(PacketRecord::of(packet::BELL).as_bytes(), &[])
             }
             // Most of what follows ends the connection, and another one takes its time.
-            14 | 15 if self.random.below(8) > 0 => control.send(PacketRecord::of(packet::BELL).as_bytes(), &[]),
+            14 | 15 if self.random.below(8) > 0 => {
+                control.send(PacketRecord::of(packet::BELL).as_bytes(), &[])
+            }
             // A blob, damaged, mostly with a right check sum.
             12 | 13 => {
                 let mut blob = self.good.clone();
