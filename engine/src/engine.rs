@@ -22,6 +22,7 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use crate::channel::ToSlowPath;
 use crate::clock::{Clock, SystemClock, SystemRandom};
+use crate::control::Control;
 use crate::crew::Crew;
 use crate::flow::HashKeys;
 use crate::keeper::{Keeper, Kept, QUEUE_FRAMES};
@@ -33,7 +34,7 @@ use crate::route::Router;
 use crate::sandbox::{self, SandboxError};
 use crate::site::{Own, Site};
 use crate::slowpath::{self, EthernetLan, Neighbourhood, Opening, SlowPath, Workers, peer_numbers};
-use crate::stats::WorkerStats;
+use crate::stats::{Directory, Placed};
 use crate::uapi::UapiServer;
 use crate::wg::{JUMBO_SHARE, Wg};
 use crate::worker::{IdleLadder, LanPort, PORTS_MAX, Parts, Worker};
@@ -91,6 +92,8 @@ pub struct Config {
     pub router: Option<RouterConfig>,
     /// Whether some peers are sites of our own.
     pub remotes: bool,
+    /// Whether the interface stays when the engine is gone, so that what is routed there goes nowhere meanwhile, and is taken again by the next one.
+    pub persistent: bool,
     /// Where messages go.
     pub log: Log,
 }
@@ -175,11 +178,68 @@ impl fmt::Display for StartError {
 
 impl std::error::Error for StartError {}
 
-/// Makes the interface and everything behind it, and configures it as `site` says if there is one. The slow path comes back ready to run on
-/// the calling thread.
-pub fn start(config: &Config, site: Option<Box<Site>>) -> Result<SlowPath, StartError> {
+/// Where an engine's site comes from, now and later.
+pub enum Source {
+    /// There is none: `wg` configures the interface.
+    None,
+    /// A file, which is read again on SIGHUP.
+    File(Box<Site>),
+    /// The control process.
+    Control(Box<Controlled>),
+}
+
+/// An engine under control.
+pub struct Controlled {
+    /// Where control attaches.
+    pub control: Control,
+    /// Where counters are shown.
+    pub directory: Option<Directory>,
+    /// The first site that control has published,
+    pub site: Box<Site>,
+    /// and what tells it from others.
+    pub content: [u8; 32],
+}
+
+/// Keeps the memory of this process to itself. Called before a key can arrive.
+pub fn prepare() -> Result<(), StartError> {
     sandbox::hide_memory().map_err(StartError::Sandbox)?;
     sandbox::allow_locked_memory();
+    Ok(())
+}
+
+/// Makes the interface and everything behind it, and configures it as the site of `source` says if there is one. The slow path comes back ready to run on
+/// the calling thread.
+pub fn start(config: &Config, mut source: Source) -> Result<SlowPath, StartError> {
+    prepare()?;
+    let directory = match &mut source {
+        Source::Control(controlled) => controlled.directory.take(),
+        Source::None | Source::File(_) => None,
+    };
+    let started = put_together(config, &source, directory);
+    match (source, started) {
+        (Source::File(site), Ok(mut slow_path)) => {
+            slow_path.begin_with(site).map_err(StartError::Site)?;
+            Ok(slow_path)
+        }
+        (Source::Control(controlled), Ok(mut slow_path)) => {
+            slow_path.begin_under(*controlled).map_err(StartError::Site)?;
+            Ok(slow_path)
+        }
+        (Source::Control(mut controlled), Err(error)) => {
+            let generation = controlled.site.generation();
+            controlled.control.refused(generation, error.to_string());
+            Err(error)
+        }
+        (_, started) => started,
+    }
+}
+
+/// Makes everything, and gives up what it took to make it.
+fn put_together(
+    config: &Config,
+    source: &Source,
+    directory: Option<Directory>,
+) -> Result<SlowPath, StartError> {
     let aead = match &config.aead {
         None => aead::default(),
         Some(name) => aead::by_name(name).map_err(|e| StartError::Option(e.to_string()))?,
@@ -187,7 +247,10 @@ pub fn start(config: &Config, site: Option<Box<Site>>) -> Result<SlowPath, Start
     check_cores(&config.cores)?;
     check_links(&config.links)?;
     warn_of_strict_filters(&config.log, &config.links);
-    let reader = site.as_ref().map(|site| Reader::start(site.path()));
+    let reader = match source {
+        Source::File(site) => Some(Reader::start(site.path())),
+        Source::None | Source::Control(_) => None,
+    };
     let reader = reader
         .transpose()
         .map_err(system("start the process that reads the configuration"))?;
@@ -203,6 +266,15 @@ pub fn start(config: &Config, site: Option<Box<Site>>) -> Result<SlowPath, Start
         nics: !nics.nics.is_empty(),
     };
     let mut means = acquire(config, &kept, keeper, &nics)?;
+    if let Source::Control(controlled) = source {
+        let user = controlled.control.user();
+        let admitted = if user.is_somebody() {
+            means.uapi.admit(user)
+        } else {
+            Ok(())
+        };
+        admitted.map_err(system("let the control process ask questions"))?;
+    }
     if rights.nics {
         start_nics(&nics, &mut means.opening)?;
     }
@@ -212,11 +284,7 @@ pub fn start(config: &Config, site: Option<Box<Site>>) -> Result<SlowPath, Start
         .opening
         .run_nics(&config.log)
         .map_err(system("start a thread"))?;
-    let mut slow_path = launch(config, aead, means, reader)?;
-    if let Some(site) = site {
-        slow_path.begin_with(site).map_err(StartError::Site)?;
-    }
-    Ok(slow_path)
+    launch(config, aead, means, reader, directory)
 }
 
 /// Whether a site's routes and policies can be had.
@@ -239,6 +307,7 @@ pub fn check(site: &Site) -> Result<(), StartError> {
         dpdk: DpdkConfig::default(),
         router: None,
         remotes: false,
+        persistent: false,
         log: Log::new("", Level::default()),
     };
     let config = site.engine(defaults);
@@ -436,6 +505,7 @@ fn launch(
     aead: &'static dyn Aead,
     means: Means,
     reader: Option<Reader>,
+    mut directory: Option<Directory>,
 ) -> Result<SlowPath, StartError> {
     let (builder, mut routers) = match config.router {
         None => (None, Vec::new()),
@@ -450,7 +520,8 @@ fn launch(
     let (mut threads, mut stats, mut ports) = (Vec::new(), Vec::new(), Vec::new());
     for (crew, tun) in crews.into_iter().zip(means.tun_ports) {
         let me = crew.me();
-        stats.push(Arc::<WorkerStats>::default());
+        let counters = directory.as_mut().map(|directory| directory.worker(me));
+        stats.push(counters.unwrap_or_default());
         ports.push((format!("tun{me}"), Arc::clone(tun.counters())));
         let staged_limit = FRAMES / 4 / config.workers;
         let mut lans = vec![Some(LanPort {
@@ -466,7 +537,7 @@ fn launch(
             router: routers.pop(),
             frames: FrameCache::new(means.arena),
             crew,
-            stats: Arc::clone(&stats[me]),
+            stats: Placed::clone(&stats[me]),
             slow: Arc::clone(&inbox),
             clock: Box::new(SystemClock),
             idle: IdleLadder { spin: config.spin },
@@ -514,6 +585,7 @@ fn launch(
         neighbourhood,
         opening: means.opening,
         reader,
+        directory,
     }))
 }
 
@@ -600,6 +672,7 @@ fn make_tun(config: &Config) -> Result<(TunDevice, Vec<TunPort>), StartError> {
         mtu: Some(DEFAULT_MTU),
         txqueuelen: TUN_QUEUE,
         offload: config.offload,
+        persistent: config.persistent,
     })
     .map_err(|e| StartError::Tun(config.name.clone(), e))
 }

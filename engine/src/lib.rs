@@ -43,6 +43,8 @@
 //! * [`observe`]: traces and captures.
 //! * [`stats`]: a name for each packet that goes no further, cycles for each stage.
 //! * [`site`], [`reader`]: the configuration file, at the start and again; [`plan`]: keeps what routers look at in step with it.
+//! * [`control`]: the same from the control process, and what it is told.
+//! * [`rib`]: dynamic routes, beside the site's.
 //! * [`keeper`]: takes interfaces for [`lans`] and [`wans`], at the start and when they come back.
 //! * [`engine`]: puts it together.
 //!
@@ -54,6 +56,7 @@ mod beside;
 pub mod channel;
 pub mod classify;
 pub mod clock;
+pub mod control;
 pub mod courtesy;
 pub mod crew;
 pub mod devices;
@@ -70,6 +73,7 @@ pub mod observe;
 pub mod plan;
 pub mod reader;
 pub mod remote;
+pub mod rib;
 pub mod route;
 pub mod sandbox;
 pub mod site;

@@ -1,4 +1,5 @@
-//! `patronus-engine NAME`: a userspace WireGuard interface, in place of wireguard-go. `patronus-engine --config FILE`: a whole site.
+//! `patronus-engine NAME`: a userspace WireGuard interface, in place of wireguard-go. `patronus-engine --config FILE`: a whole site. `patronus-engine --control PATH`:
+//! a site that the control process says.
 
 #![forbid(unsafe_code)]
 
@@ -9,9 +10,15 @@ mod options;
 use std::path::Path;
 use std::process::ExitCode;
 
+use patronus_crypto::Random;
+use patronus_engine::clock::SystemRandom;
+use patronus_engine::control::{Control, User};
+use patronus_engine::engine::{Controlled, Source};
 use patronus_engine::keeper::Kept;
+use patronus_engine::log::Log;
 use patronus_engine::site::Site;
 use patronus_engine::slowpath::Ended;
+use patronus_engine::stats::Directory;
 use patronus_engine::{engine, keeper, reader};
 
 use crate::options::Action;
@@ -43,13 +50,20 @@ fn main() -> ExitCode {
             config,
             site,
             announce,
-        } => run(&config, site, announce),
+        } => run(&config, site.map_or(Source::None, Source::File), announce),
+        Action::Control { path, user, config } => match attend(&path, user, *config) {
+            Ok((config, source)) => run(&config, source, false),
+            Err(error) => {
+                eprintln!("patronus-engine: {error}");
+                ExitCode::FAILURE
+            }
+        },
     }
 }
 
 /// Runs the engine on this process until its interface or socket is gone.
-fn run(config: &engine::Config, site: Option<Box<Site>>, announce: bool) -> ExitCode {
-    let slow_path = match engine::start(config, site) {
+fn run(config: &engine::Config, source: Source, announce: bool) -> ExitCode {
+    let slow_path = match engine::start(config, source) {
         Ok(slow_path) => slow_path,
         Err(error) => {
             eprintln!("patronus-engine: {error}");
@@ -66,6 +80,30 @@ fn run(config: &engine::Config, site: Option<Box<Site>>, announce: bool) -> Exit
     } else {
         ExitCode::SUCCESS
     }
+}
+
+/// Waits for control to say what to be.
+fn attend(path: &Path, user: User, config: engine::Config) -> Result<(engine::Config, Source), String> {
+    engine::prepare().map_err(|error| error.to_string())?;
+    let mut boot = [0; 16];
+    SystemRandom.fill(&mut boot);
+    let bound = Control::bind(path, user, boot);
+    let (mut control, segment) =
+        bound.map_err(|error| format!("cannot listen at {}: {error}", path.display()))?;
+    let log = Log::new(&path.display().to_string(), options::level());
+    let published = control.wait_for_site(&log);
+    let published = published.map_err(|error| format!("cannot wait for the control process: {error}"))?;
+    let site = published.site?;
+    let mut config = site.engine(config);
+    config.log = Log::new(&config.name, options::level());
+    let content = published.content;
+    let controlled = Controlled {
+        control,
+        directory: Directory::new(segment),
+        site,
+        content,
+    };
+    Ok((config, Source::Control(Box::new(controlled))))
 }
 
 /// Says whether a site's file, its keys and what it routes by are right.

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use patronus_crypto::Duration;
+use patronus_engine::control::User;
 use patronus_engine::devices::{Wanted, report};
 use patronus_engine::engine::{Config, DpdkConfig, WORKERS_MAX};
 use patronus_engine::keeper::Kept;
@@ -22,6 +23,7 @@ const MAX_PEERS: usize = 1 << 16;
 const HELP: &str = "\
 patronus-engine NAME      create the WireGuard interface NAME and serve it in the background
 patronus-engine --config FILE   the same for a whole site from its file; SIGHUP: read it again (docs/config.md)
+patronus-engine --control PATH  the same as the control process says that attaches to this socket
 patronus-engine --check-config FILE    say what is wrong with a site's file, if anything is
 patronus-engine --stats NAME    print the counters of a running engine
 patronus-engine devices [--config FILE]    show network cards, or what a site's file names, and what DPDK needs to
@@ -38,6 +40,7 @@ patronus-engine --capture NAME [FILTER]    write packets of a running engine to 
                           time of a quiet tunnel, costs the CPU time of as much waiting; try 3000
       --aead NAME         cryptography backend: ours-avx512, ours-avx512-noifma, ours-avx2, aws-lc, rustcrypto or
                           ours-portable (default: the first of them that the processor can run)
+      --control-user NAME who may attach beside root and this user: this user and its group, or UID:GID
       --no-offload        neither segmentation nor checksum offload
       --no-wan-offload    no segmentation offload on the UDP sockets
       --packets N         with --trace and --capture: end after so many packets (a trace: 20)
@@ -77,6 +80,15 @@ pub enum Action {
     Keep(Kept),
     /// Start again in the background with these arguments.
     Background(Vec<OsString>),
+    /// Run here as the control process says that attaches.
+    Control {
+        /// The socket.
+        path: PathBuf,
+        /// Who may attach.
+        user: User,
+        /// How, where the site does not say.
+        config: Box<Config>,
+    },
     /// Run here.
     Run {
         /// How.
@@ -102,6 +114,8 @@ pub fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Action, String
     let mut observe: Option<Request> = None;
     let mut write: Option<PathBuf> = None;
     let mut file: Option<PathBuf> = None;
+    let mut control: Option<PathBuf> = None;
+    let mut user = User::default();
     // The first option that says what stands in a file, if there is one.
     let mut in_file = None;
     while let Some(argument) = parser.next().map_err(|e| e.to_string())? {
@@ -113,6 +127,8 @@ pub fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Action, String
         }
         match argument {
             Long("config") => file = Some(path(&mut parser)?),
+            Long("control") => control = Some(path(&mut parser)?),
+            Long("control-user") => user = control_user(&mut parser)?,
             Long("check-config") => return Ok(Action::Check(path(&mut parser)?)),
             // Not in the help: the engine starts these itself.
             Long("config-reader") => return Ok(Action::Read(path(&mut parser)?)),
@@ -174,6 +190,16 @@ pub fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Action, String
             return Err(format!("with --config, what `{option}` says stands in the file"));
         }
         return with_file(&file, config, foreground, announce);
+    }
+    if let Some(path) = control {
+        if let Some(option) = in_file.or(name) {
+            return Err(format!(
+                "with --control, what `{option}` says is the control process's to say"
+            ));
+        }
+        config.persistent = true;
+        let config = Box::new(config);
+        return Ok(Action::Control { path, user, config });
     }
     let name = name.ok_or("which interface? `patronus-engine NAME`, for example wg0; see --help")?;
     if stats {
@@ -250,6 +276,16 @@ fn run(mut config: Config, site: Option<Box<Site>>, announce: bool) -> Action {
     }
 }
 
+/// Who may attach, by a name of this system or by numbers.
+fn control_user(parser: &mut lexopt::Parser) -> Result<User, String> {
+    const PASSWD: &str = "/etc/passwd";
+    let name = text(parser)?;
+    let passwd = std::fs::read_to_string(PASSWD).unwrap_or_default();
+    User::named(&name, &passwd).ok_or_else(|| {
+        format!("--control-user takes a user of {PASSWD}, or numbers such as 998:998, not `{name}`")
+    })
+}
+
 fn goes_to_background(foreground: bool, announce: bool) -> bool {
     let stays = std::env::var_os("WG_PROCESS_FOREGROUND").is_some_and(|v| v == "1");
     !foreground && !announce && !stays
@@ -279,11 +315,13 @@ fn defaults() -> Config {
         dpdk: DpdkConfig::default(),
         router: None,
         remotes: false,
+        persistent: false,
         log: Log::new("", Level::default()),
     }
 }
 
-fn level() -> Level {
+/// How much is to be said.
+pub fn level() -> Level {
     Level::from_env(std::env::var("LOG_LEVEL").ok().as_deref())
 }
 

@@ -218,10 +218,18 @@ const ALLOWED: &[i64] = &[
     libc::SYS_ioctl,
     libc::SYS_close,
     libc::SYS_shutdown,
-    // The UAPI socket's file: whether it is still there, and its removal.
+    // A control process that attaches: memory that is shared with it, what it publishes there, whose it is and what its key files lie on.
+    libc::SYS_memfd_create,
+    libc::SYS_ftruncate,
+    libc::SYS_pread64,
+    libc::SYS_pwrite64,
+    libc::SYS_fstatfs,
+    // The sockets' files: whether they are still there, and their removal.
     libc::SYS_newfstatat,
     libc::SYS_fstat,
     libc::SYS_statx,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_unlink,
     libc::SYS_unlinkat,
     // Memory.
     libc::SYS_mmap,

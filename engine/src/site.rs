@@ -2,7 +2,8 @@
 //!
 //! The one place where the types of [`patronus_abi`] are known. From here on there are requests as the UAPI has them ([`SetRequest`](crate::uapi::SetRequest)), an
 //! engine's set-up ([`engine::Config`]) and routing [`Rules`] in plain values. A file is compiled into a blob and takes the same way as one
-//! that somebody else has made: at the start in the main thread, and again in the slow path, which gets it from the [`reader`](crate::reader).
+//! that somebody else has made: at the start in the main thread, and again in the slow path, which gets it from the [`reader`](crate::reader) or from
+//! [`control`](crate::control).
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -28,6 +29,7 @@ use crate::uapi::parse::clamp;
 /// A site, its secrets, and where both come from.
 pub struct Site {
     path: PathBuf,
+    generation: u64,
     told: Told,
     private_key: Secret<32>,
     /// By peer.
@@ -87,7 +89,7 @@ impl Site {
 
     /// Puts a site together from its blob and all its keys. `path` is what messages call it.
     pub fn assemble(path: &Path, blob: &[u8], keys: Keys) -> Result<Site, String> {
-        let (told, _) = decode(blob).map_err(|error| refused(path, &error))?;
+        let (told, generation) = decode(blob).map_err(|error| refused(path, &error))?;
         if keys.0.len() != told.secrets() {
             let (count, wanted) = (keys.0.len(), told.secrets());
             return Err(format!(
@@ -101,6 +103,7 @@ impl Site {
         let psks = told.peers.iter().map(|peer| peer.has_psk.then(&mut next));
         Ok(Site {
             path: path.to_owned(),
+            generation,
             psks: psks.collect(),
             told,
             private_key,
@@ -118,6 +121,11 @@ impl Site {
     /// Where it comes from.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Which one it is of those that its maker has made.
+    pub fn generation(&self) -> u64 {
+        self.generation
     }
 
     /// What the engine is told of it.
@@ -352,6 +360,16 @@ impl Rules {
 pub struct Keys(Vec<Secret<32>>);
 
 impl Keys {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Reads the next one from its file, which may not have been there to open.
     pub fn take(&mut self, path: &Path, file: io::Result<File>) -> Result<(), String> {
         let file = file.map_err(|error| key_file::KeyError::Io(path.to_owned(), error));

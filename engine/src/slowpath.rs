@@ -9,7 +9,9 @@
 //! A turn of the loop: notices of workers, handshake messages, timers, the interface's state, requests over the UAPI,
 //! then the commands that found a worker's queue full.
 
+mod answers;
 mod config;
+mod controlled;
 pub mod core;
 mod lans;
 mod ledger;
@@ -46,12 +48,13 @@ use self::uplinks::LinkSockets;
 pub use self::uplinks::{Uplink, uplinks};
 use crate::channel::{Command, Notice, ToSlowPath};
 use crate::clock::Clock;
+use crate::control::Control;
 use crate::keeper::Keeper;
 use crate::log::Log;
 use crate::plan::Builder;
 use crate::reader::Reader;
 use crate::site::Site;
-use crate::stats::WorkerStats;
+use crate::stats::{Directory, Placed, WorkerStats};
 use crate::uapi::UapiServer;
 
 /// How soon to try again when the UDP port is taken.
@@ -110,7 +113,7 @@ pub struct Parts {
     /// The workers.
     pub workers: Workers,
     /// The workers' counters.
-    pub stats: Vec<Arc<WorkerStats>>,
+    pub stats: Vec<Placed<WorkerStats>>,
     /// Real or simulated time.
     pub clock: Box<dyn Clock>,
     /// Real or simulated randomness.
@@ -135,6 +138,8 @@ pub struct Parts {
     pub neighbourhood: Option<Neighbourhood>,
     /// Reads the site's file again, if there is one.
     pub reader: Option<Reader>,
+    /// Shows counters to other processes, under control.
+    pub directory: Option<Directory>,
 }
 
 /// The slow path's state.
@@ -146,7 +151,7 @@ pub struct SlowPath {
     routes: RouteQuery,
     uapi: Option<UapiServer>,
     signals: OwnedFd,
-    stats: Vec<Arc<WorkerStats>>,
+    stats: Vec<Placed<WorkerStats>>,
     counters: Ledger,
     null: OwnedFd,
     udp: UdpConfig,
@@ -184,6 +189,12 @@ pub struct SlowPath {
     arena: &'static Arena,
     ways_again_at: Option<Time>,
     reader: Option<Reader>,
+    /// Where control attaches, if this engine is under control.
+    control: Option<Control>,
+    /// Shows counters to other processes.
+    directory: Option<Directory>,
+    /// When to copy those that are counted elsewhere.
+    copy_again_at: Option<Time>,
     /// The one that is in force.
     site: Option<Box<Site>>,
     /// The trace or the capture that is on.
@@ -246,6 +257,9 @@ impl SlowPath {
             arena: parts.opening.arena,
             ways_again_at: None,
             reader: parts.reader,
+            control: None,
+            directory: parts.directory,
+            copy_again_at: None,
             site: None,
             observation: None,
             observations: 0,
@@ -274,6 +288,8 @@ impl SlowPath {
             self.serve_uapi();
             self.tend_observation();
             self.take_reloaded();
+            self.serve_control();
+            self.copy_counters();
             self.follow_addresses();
             self.tend_interfaces();
             self.tend_neighbours();
@@ -466,7 +482,12 @@ impl SlowPath {
         let timeout = self.timeout(backlog);
         self.core.inbox().waker.announce_sleep();
         let idle = self.core.inbox().is_empty();
-        let timeout = if idle { timeout } else { Some(Timespec::default()) };
+        let busy = self.control.as_ref().is_some_and(Control::is_busy);
+        let timeout = if idle && !busy {
+            timeout
+        } else {
+            Some(Timespec::default())
+        };
         let Some(uapi) = &self.uapi else { return };
         // Without a reader there is nothing to hear: the signals stand for it.
         let reader = self
@@ -477,6 +498,8 @@ impl SlowPath {
         let neighbours = self.neighbours_fd().unwrap_or(self.signals.as_fd());
         let keeper = self.keeper.as_ref().and_then(Keeper::fd);
         let keeper = keeper.unwrap_or(self.signals.as_fd());
+        let control = self.control.as_ref().map(Control::fd);
+        let control = control.unwrap_or(self.signals.as_fd());
         let fixed = [
             PollFd::new(&self.signals, PollFlags::IN),
             PollFd::from_borrowed_fd(self.core.inbox().waker.as_fd(), PollFlags::IN),
@@ -486,6 +509,7 @@ impl SlowPath {
             PollFd::from_borrowed_fd(addresses, PollFlags::IN),
             PollFd::from_borrowed_fd(neighbours, PollFlags::IN),
             PollFd::from_borrowed_fd(keeper, PollFlags::IN),
+            PollFd::from_borrowed_fd(control, PollFlags::IN),
         ];
         let ways = self
             .way_fds()
@@ -506,6 +530,10 @@ impl SlowPath {
         match (signal::take(&self.signals), &mut self.reader) {
             (None, _) => {}
             (Some(Asked::Reload), Some(reader)) => reader.ask(),
+            (Some(Asked::Reload), None) if self.control.is_some() => {
+                let log = self.core.log();
+                log.notice(format_args!("under control: the control process is what reloads"));
+            }
             (Some(_), _) => self.end(Ended::Signal),
         }
     }
@@ -527,6 +555,7 @@ impl SlowPath {
             self.nics_again_at,
             self.idle_again_at,
             self.observation_deadline(),
+            self.copy_again_at,
             retry,
         ];
         let next = deadlines.into_iter().flatten().min()?;

@@ -7,22 +7,30 @@
 
 mod capture;
 mod control;
+mod controlled;
 mod edge;
 mod handshake;
 mod lab;
 mod memory;
 mod needs;
 mod program;
+mod raw;
 mod star;
+mod terminal;
 mod traffic;
+mod transcript;
 
 pub use capture::{Capture, Datagram, Kind as MessageKind};
 pub use control::{Stats, background_pid, stats, uapi, uapi_value};
+pub use controlled::{Controlled, answer};
 pub use edge::{Edge, host_on};
 pub use handshake::Initiations;
 pub use lab::{LIMIT, OUTER, divided, endpoint_of, engine_options, eventually, hop_plan, sites};
 pub use memory::Memory;
 pub use needs::{Need, may_run};
-pub use program::{engine_program, hop_program};
+pub use program::{cli_program, control_program, engine_program, hop_program};
+pub use raw::{Random, RawControl};
 pub use star::{Spoke, Star};
+pub use terminal::{Terminal, cable};
 pub use traffic::{Flow, Received, ping, tcp};
+pub use transcript::Transcript;

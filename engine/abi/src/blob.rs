@@ -9,6 +9,7 @@ use core::fmt;
 use core::net::{IpAddr, SocketAddr, SocketAddrV6};
 use core::ops::RangeInclusive;
 
+use blake2::{Blake2s256, Digest};
 use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -301,6 +302,13 @@ pub fn seal(blob: &mut [u8]) {
     head[COVERED - 4..].copy_from_slice(&crc32fast::hash(covered).to_le_bytes());
 }
 
+/// What tells the site of a blob from another one, whatever their generations: BLAKE2s-256 (RFC 7693) of the bytes behind the generation.
+/// Of what is no blob, of no bytes.
+pub fn content(blob: &[u8]) -> [u8; 32] {
+    let behind = core::mem::offset_of!(Header, site);
+    Blake2s256::digest(blob.get(behind..).unwrap_or_default()).into()
+}
+
 /// The sections of a blob, each less what has been taken from it.
 struct Sections<'a> {
     cores: &'a [U16],
@@ -317,10 +325,10 @@ struct Sections<'a> {
 }
 
 /// What is wrong with a record.
-type Wrong = &'static str;
+pub(crate) type Wrong = &'static str;
 
 const MISSING: Wrong = "more belongs to it than is there";
-const UNKNOWN: Wrong = "a value that this version does not know";
+pub(crate) const UNKNOWN: Wrong = "a value that this version does not know";
 
 /// The site in these bytes and its generation, if they are the blob of one.
 pub fn decode(blob: &[u8]) -> Result<(Site, u64), BlobError> {
@@ -577,7 +585,7 @@ fn bits<const N: usize>(flags: u8) -> Result<[bool; N], Wrong> {
     Ok(core::array::from_fn(|bit| flags >> bit & 1 != 0))
 }
 
-fn zero(unused: &[u8]) -> Result<(), Wrong> {
+pub(crate) fn zero(unused: &[u8]) -> Result<(), Wrong> {
     if unused.iter().any(|byte| *byte != 0) {
         return Err(UNKNOWN);
     }
@@ -590,7 +598,7 @@ fn prefixes(records: &[PrefixRecord]) -> Result<Vec<Prefix>, Wrong> {
 }
 
 impl AddrRecord {
-    fn of(addr: Option<IpAddr>) -> AddrRecord {
+    pub(crate) fn of(addr: Option<IpAddr>) -> AddrRecord {
         let mut bytes = [0; 16];
         let family = match addr {
             None => 0,
@@ -606,7 +614,7 @@ impl AddrRecord {
         AddrRecord { family, bytes }
     }
 
-    fn read(&self) -> Result<Option<IpAddr>, Wrong> {
+    pub(crate) fn read(&self) -> Result<Option<IpAddr>, Wrong> {
         let (v4, behind) = self.bytes.split_first_chunk::<4>().expect("16 bytes");
         match self.family {
             0 => zero(&self.bytes).map(|()| None),
@@ -618,7 +626,7 @@ impl AddrRecord {
 }
 
 impl PrefixRecord {
-    const NONE: PrefixRecord = PrefixRecord {
+    pub(crate) const NONE: PrefixRecord = PrefixRecord {
         addr: AddrRecord {
             family: 0,
             bytes: [0; 16],
@@ -626,14 +634,14 @@ impl PrefixRecord {
         len: 0,
     };
 
-    fn of(prefix: &Prefix) -> PrefixRecord {
+    pub(crate) fn of(prefix: &Prefix) -> PrefixRecord {
         PrefixRecord {
             addr: AddrRecord::of(Some(prefix.addr())),
             len: prefix.cidr(),
         }
     }
 
-    fn read(&self) -> Result<Option<Prefix>, Wrong> {
+    pub(crate) fn read(&self) -> Result<Option<Prefix>, Wrong> {
         let Some(addr) = self.addr.read()? else {
             return zero(&[self.len]).map(|()| None);
         };

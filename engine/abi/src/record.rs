@@ -14,22 +14,61 @@ pub const MAGIC: [u8; 8] = *b"PATRSITE";
 pub trait Record: FromBytes + IntoBytes + Immutable + KnownLayout + Unaligned + Copy {}
 impl<T: FromBytes + IntoBytes + Immutable + KnownLayout + Unaligned + Copy> Record for T {}
 
+/// What docs/abi.md says of a record.
+pub struct Described {
+    /// Its name here.
+    pub name: &'static str,
+    /// What it is, a line each.
+    pub about: &'static [&'static str],
+    /// Bytes.
+    pub size: usize,
+    /// Its fields in order.
+    pub fields: &'static [DescribedField],
+}
+
+/// A field of a record.
+pub struct DescribedField {
+    /// Its name here.
+    pub name: &'static str,
+    /// Its type here.
+    pub kind: &'static str,
+    /// Where it begins, bytes.
+    pub offset: usize,
+    /// What it is, a line each.
+    pub about: &'static [&'static str],
+}
+
 macro_rules! records {
-    ($($(#[$doc:meta])* $name:ident, $size:literal { $($(#[$fdoc:meta])* $field:ident: $type:ty,)* })*) => {
+    ($all:ident: $($(#[doc = $doc:literal])* $name:ident, $size:literal { $($(#[doc = $fdoc:literal])* $field:ident: $type:ty,)* })*) => {
         $(
-            $(#[$doc])*
+            $(#[doc = $doc])*
+            #[allow(missing_docs, reason = "names and types say it; docs/abi.md has them all")]
             #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
             #[repr(C)]
-            pub struct $name { $($(#[$fdoc])* pub $field: $type,)* }
+            pub struct $name { $($(#[doc = $fdoc])* pub $field: $type,)* }
             const _: () = assert!(size_of::<$name>() == $size);
         )*
+
+        /// The records of this part of the layout, for its description.
+        pub const $all: &[$crate::record::Described] = &[$($crate::record::Described {
+            name: stringify!($name),
+            about: &[$($doc),*],
+            size: $size,
+            fields: &[$($crate::record::DescribedField {
+                name: stringify!($field),
+                kind: stringify!($type),
+                offset: core::mem::offset_of!($name, $field),
+                about: &[$($fdoc),*],
+            }),*],
+        }),*];
     };
 }
+pub(crate) use records;
 
 /// Sections: cores, links, peers, allowed-ips, LANs, networks of LANs, neighbours, routes, policies, next hops, text.
 pub const SECTIONS: usize = 11;
 
-records! {
+records! { BLOB:
     /// The beginning of a blob.
     Header, 108 {
         /// [`MAGIC`].

@@ -32,6 +32,18 @@ fn set_interface(queue: &OwnedFd, name: &str, flags: libc::c_int) -> io::Result<
     Ok(name_of(&request))
 }
 
+/// Says whether the device outlives its queues.
+pub fn set_persistent(queue: &OwnedFd, persistent: bool) -> io::Result<()> {
+    // SAFETY: TUNSETPERSIST takes its argument by value and touches no memory of ours.
+    check(unsafe {
+        libc::ioctl(
+            queue.as_raw_fd(),
+            libc::TUNSETPERSIST,
+            libc::c_ulong::from(persistent),
+        )
+    })
+}
+
 /// Sets the length of the virtio-net header, in bytes.
 pub fn set_vnet_header(queue: &OwnedFd, len: libc::c_int) -> io::Result<()> {
     // SAFETY: TUNSETVNETHDRSZ reads an int.

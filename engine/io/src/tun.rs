@@ -46,6 +46,8 @@ pub struct TunConfig<'a> {
     pub txqueuelen: u32,
     /// Exchange super-packets with the kernel.
     pub offload: bool,
+    /// The interface outlives its ports. One that is there already is taken, and its MTU left as it is.
+    pub persistent: bool,
 }
 
 impl Default for TunConfig<'_> {
@@ -56,6 +58,7 @@ impl Default for TunConfig<'_> {
             mtu: None,
             txqueuelen: 4000,
             offload: true,
+            persistent: false,
         }
     }
 }
@@ -66,7 +69,7 @@ pub enum Tun {}
 
 impl Tun {
     /// Creates the interface and one port for each of its queues. The interface is down and lives
-    /// until the last port is dropped.
+    /// until the last port is dropped, or until [`remove`](Tun::remove) if it is persistent.
     ///
     /// Errors of the system come back with their kind and number: `NotFound` when there is no
     /// `/dev/net/tun`, `PermissionDenied` without `CAP_NET_ADMIN`, `ResourceBusy` when another process
@@ -74,11 +77,16 @@ impl Tun {
     /// `InvalidInput` for a name that cannot be one.
     pub fn create(config: &TunConfig<'_>) -> io::Result<(TunDevice, Vec<TunPort>)> {
         check_name(config.name)?;
-        let several = config.queues > 1;
+        // Whoever takes it again may have another number of queues, which the kernel allows only in this mode.
+        let several = config.queues > 1 || config.persistent;
         let control = ioctl::Control::new()?;
+        let was_there = config.persistent && control.index(config.name).is_ok();
         let first = open_queue()?;
         let name =
             ioctl::attach(&first, config.name, several).map_err(|e| explain(e, &control, config.name))?;
+        if config.persistent {
+            ioctl::set_persistent(&first, true)?;
+        }
         let mut queues = vec![first];
         while queues.len() < config.queues {
             let queue = open_queue()?;
@@ -101,10 +109,21 @@ impl Tun {
             control,
         };
         netlink::set_txqueuelen(device.ifindex, config.txqueuelen)?;
-        if let Some(mtu) = config.mtu {
+        if let Some(mtu) = config.mtu.filter(|_| !was_there) {
             device.set_mtu(mtu)?;
         }
         Ok((device, ports))
+    }
+
+    /// Removes a persistent interface that nobody serves: `ResourceBusy` if somebody does with as many queues as there may be, `NotFound` if there is none. One that is served
+    /// goes when its last port is dropped.
+    pub fn remove(name: &str) -> io::Result<()> {
+        check_name(name)?;
+        let control = ioctl::Control::new()?;
+        control.index(name).map_err(|_| io::ErrorKind::NotFound)?;
+        let queue = open_queue()?;
+        ioctl::attach(&queue, name, true).map_err(|e| explain(e, &control, name))?;
+        ioctl::set_persistent(&queue, false)
     }
 }
 

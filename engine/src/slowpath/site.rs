@@ -1,4 +1,4 @@
-//! A site as it comes: at the start, and again on SIGHUP.
+//! A site as it comes: at the start, and again on SIGHUP or from control.
 //!
 //! What it says becomes a request like one over the UAPI and takes the same way. Only what differs from what is in force is in it, so the
 //! sessions of peers that stay as they are never notice. Nothing is changed unless everything can be.
@@ -13,11 +13,12 @@ use patronus_io::netlink::Addresses;
 
 use super::SlowPath;
 use crate::allowedips::Prefix;
-use crate::plan::Builder;
+use crate::plan::{Builder, Wanted};
 use crate::remote::message::LinkInfo;
+use crate::rib::Rib;
 use crate::site::{Own, Rules, Site, cannot_change};
 use crate::uapi::parse::AllowedIpChange;
-use crate::uapi::{SetPeer, SetRequest, UapiDevice};
+use crate::uapi::{SetPeer, SetRequest};
 
 /// How soon to look whether workers have gone on to the next snapshot.
 const ROUTING_PAUSE: Duration = Duration::from_millis(1);
@@ -33,16 +34,34 @@ pub struct Routing {
     rules: Rules,
     /// What is the host's own.
     pub(super) own: Own,
+    /// What control says beside it.
+    pub(super) rib: Rib,
 }
 
 impl Routing {
     /// Nothing is routed yet.
     pub fn new(builder: Builder) -> Routing {
         Routing {
+            rib: Rib::new(builder.routes_limit()),
             builder,
             rules: Rules::default(),
             own: Own::default(),
         }
+    }
+
+    /// What workers are to route by, but for dynamic routes. To a default route among those yields the one to the host that is there whatever the site says.
+    fn wanted(
+        &self,
+        allowed_ips: &[(Prefix, PeerId)],
+        peer: impl Fn(&PublicKey) -> Option<PeerId>,
+    ) -> Wanted {
+        let mut wanted = self.rules.wanted(allowed_ips.iter().copied(), &self.own, peer);
+        wanted.routes.retain(|prefix, _| {
+            let said = || self.rules.routes.iter().any(|(other, _)| other == prefix);
+            let allowed = || allowed_ips.iter().any(|(other, _)| other == prefix);
+            prefix.cidr() > 0 || self.rib.best(prefix).is_none() || said() || allowed()
+        });
+        wanted
     }
 }
 
@@ -87,7 +106,7 @@ impl SlowPath {
     }
 
     /// Does what a site's file says, or nothing. Returns what has changed, a line each.
-    fn adopt(&mut self, site: Box<Site>) -> Result<Vec<String>, String> {
+    pub(super) fn adopt(&mut self, site: Box<Site>) -> Result<Vec<String>, String> {
         let mut changes = Vec::new();
         if let Some(before) = &self.site {
             refuse_fixed(before, &site)?;
@@ -101,6 +120,9 @@ impl SlowPath {
             checked.map_err(|error| format!("{}: {error}", site.path().display()))?;
             note_rules(&routing.rules, &rules, &mut changes);
         }
+        let device = self.core.device();
+        let mut changed = request.peers.iter();
+        let other_peers = changed.any(|peer| peer.remove || device.peer(&peer.public_key).is_none());
         let neighbours = site.neighbours();
         let gone = self
             .site
@@ -109,7 +131,7 @@ impl SlowPath {
             .unwrap_or_default();
         let routing = self.routing.as_mut();
         let before = routing.map(|routing| std::mem::replace(&mut routing.rules, rules));
-        if let Err(errno) = self.set(request) {
+        if let Err(errno) = self.carry_out(request) {
             if let Some((routing, before)) = self.routing.as_mut().zip(before) {
                 routing.rules = before;
             }
@@ -126,6 +148,9 @@ impl SlowPath {
             }
         }
         self.want_routes();
+        if other_peers {
+            self.place_dynamic_routes();
+        }
         for at in (0..site.told().peers.len()).filter(|at| site.told().peers[*at].is_remote) {
             if let Some(id) = self.core.device().peer(&site.public_key(at)) {
                 self.core.make_remote(id);
@@ -257,10 +282,8 @@ impl SlowPath {
     pub(super) fn want_routes(&mut self) {
         let Some(routing) = &mut self.routing else { return };
         let device = self.core.device();
-        let allowed_ips = self.core.allowed_ips().iter();
-        let wanted = routing
-            .rules
-            .wanted(allowed_ips, &routing.own, |key| device.peer(key));
+        let allowed_ips: Vec<(Prefix, PeerId)> = self.core.allowed_ips().iter().collect();
+        let wanted = routing.wanted(&allowed_ips, |key| device.peer(key));
         if let Err(error) = routing.builder.want(wanted) {
             self.core.log().error(format_args!(
                 "the routes stay as they are, and peers may not get what is theirs: {error}"

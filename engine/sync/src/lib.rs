@@ -5,6 +5,8 @@
 //! | [`ring()`] | one producer | one consumer | nobody: full and empty are answers |
 //! | [`Published`] | one publisher | any number of readers | only the publisher, and only to free memory |
 //! | [`SeqLock`] | one writer | anybody | nobody: a reader that is disturbed is told so |
+//! | [`RingSender`], [`RingReceiver`] | one process | one other, which is not believed | nobody |
+//! | [`Segment`] | this process | others, read-only | nobody |
 //! | [`Bell`] | anybody | one sleeper | the sleeper, which is the point |
 //!
 //! Everything is built on the names in [`facade`], so that the same code runs on the processor and, with
@@ -19,11 +21,21 @@
 
 mod bell;
 mod facade;
+#[cfg(not(loom))]
+mod placed;
 mod qsbr;
+#[cfg(not(loom))]
+mod region;
 mod ring;
 mod seqlock;
+mod shared_ring;
 
 pub use bell::Bell;
+#[cfg(not(loom))]
+pub use placed::{Placed, Segment};
 pub use qsbr::{Domain, DomainId, Grace, Published, Publisher, Reader, publish};
+#[cfg(not(loom))]
+pub use region::{Region, RegionReader, create};
 pub use ring::{Consumer, Drain, Producer, ring};
 pub use seqlock::{SeqLock, SeqWriter};
+pub use shared_ring::{Layout, RingReceiver, RingSender, Words, WordsMut};

@@ -430,6 +430,10 @@ fn c78_statistics() {
         bench.exchange(&mut client, "get=stats\n\n"),
         "counted=42\nerrno=0\n\n"
     );
+    for word in ["peers", "lanes", "routes", "links", "memory"] {
+        let answer = bench.exchange(&mut client, &format!("get={word}\n\n"));
+        assert_eq!(answer, "other=1\nerrno=0\n\n");
+    }
     assert_eq!(bench.exchange(&mut client, GET), SEVEN);
     assert_eq!(
         bench.exchange(&mut client, "get=stats\nlisten_port=1\n\n"),

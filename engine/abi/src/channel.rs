@@ -1,0 +1,572 @@
+//! What the engine and the control process share while control is attached: where what stands in their shared memory, and what they say over the socket beside it.
+//!
+//! ```text
+//!              socket (SEQPACKET): hello and descriptors ->, <- publish and descriptors of keys, bells both ways
+//!  engine  --  control region      control writes: two slots for blobs, the ring of commands, how far it has read events
+//!              event region        engine writes:  the ring of events, how far it has read commands
+//!              statistics segment  engine writes, everybody may read: a directory and counters
+//! ```
+//!
+//! Each region has one side that writes and is made anew for every control that attaches. Nothing in the other side's region is believed: records are
+//! copied out by words and then looked at, positions are taken modulo the ring.
+//!
+//! Values in, records out, and back: no threads, no system calls. The rings themselves are in `patronus_sync`.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::net::IpAddr;
+
+use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use crate::ABI_VERSION;
+use crate::blob::{BLOB_MAX, UNKNOWN, Wrong, zero};
+use crate::prefix::Prefix;
+use crate::record::{AddrRecord, PrefixRecord, records};
+
+/// What a hello begins with.
+pub const HELLO_MAGIC: [u8; 8] = *b"PATRCHAN";
+/// What the control region begins with.
+pub const CONTROL_MAGIC: [u8; 8] = *b"PATRCTRL";
+/// What the event region begins with.
+pub const EVENT_MAGIC: [u8; 8] = *b"PATREVNT";
+/// What the statistics segment begins with.
+pub const STATS_MAGIC: [u8; 8] = *b"PATRSTAT";
+
+/// Descriptors in a packet at most (`SCM_MAX_FD` of the kernel).
+pub const DESCRIPTORS_MAX: usize = 253;
+/// Bytes of a packet at most.
+pub const PACKET_MAX: usize = 512;
+/// Next hops of a dynamic route at most.
+pub const DYNAMIC_HOPS_MAX: usize = 4;
+/// Bytes of the text of an event at most.
+pub const EVENT_TEXT_MAX: usize = 200;
+
+/// Where in both regions what stands there is, bytes.
+pub mod place {
+    use super::{BLOB_MAX, CommandRecord, EventRecord};
+
+    /// In the control region: how many commands control has put in, modulo 2^64.
+    pub const COMMAND_TAIL: usize = 64;
+    /// In the control region: how many events control has taken out.
+    pub const EVENT_HEAD: usize = 128;
+    /// In the control region: the ring of commands.
+    pub const COMMANDS: usize = 4096;
+    /// Commands in the ring at most.
+    pub const COMMAND_COUNT: usize = 4096;
+    /// In the control region: the slots for blobs.
+    pub const SLOTS: usize = 1 << 20;
+    /// Slots.
+    pub const SLOT_COUNT: usize = 2;
+    /// Bytes of a slot.
+    pub const SLOT: usize = BLOB_MAX;
+    /// Bytes of the control region. What is not written takes no memory.
+    pub const CONTROL_LEN: usize = SLOTS + SLOT_COUNT * SLOT;
+    /// Bytes of the control region that are mapped: the slots are read and written as a file.
+    pub const CONTROL_MAPPED: usize = SLOTS;
+
+    /// In the event region: how many commands the engine has taken out.
+    pub const COMMAND_HEAD: usize = 64;
+    /// In the event region: how many events the engine has put in.
+    pub const EVENT_TAIL: usize = 128;
+    /// In the event region: events that found the ring full.
+    pub const EVENTS_LOST: usize = 192;
+    /// In the event region: the ring of events.
+    pub const EVENTS: usize = 4096;
+    /// Events in the ring at most.
+    pub const EVENT_COUNT: usize = 1024;
+    /// Bytes of the event region.
+    pub const EVENT_LEN: usize = EVENTS + EVENT_COUNT * size_of::<EventRecord>();
+
+    const _: () = assert!(COMMANDS + COMMAND_COUNT * size_of::<CommandRecord>() <= SLOTS);
+
+    /// In the statistics segment: entries of the directory that have ever been used.
+    pub const ENTRIES: usize = 64;
+    /// In the statistics segment: when the counters that are copied were copied last, nanoseconds of CLOCK_BOOTTIME.
+    pub const COPIED_AT: usize = 72;
+    /// In the statistics segment: the directory.
+    pub const DIRECTORY: usize = 4096;
+    /// Entries of the directory at most.
+    pub const ENTRY_COUNT: usize = 1 << 18;
+    /// In the statistics segment: the counters, of 8 bytes each.
+    pub const COUNTERS: usize = DIRECTORY + ENTRY_COUNT * size_of::<super::EntryRecord>();
+    /// Bytes for counters.
+    pub const COUNTERS_LEN: usize = 4 << 20;
+    /// Bytes of the statistics segment. What is not written takes no memory.
+    pub const STATS_LEN: usize = COUNTERS + COUNTERS_LEN;
+}
+
+/// Every place with its name, for the description of the layout.
+pub const PLACES: &[(&str, usize)] = &[
+    ("control region: COMMAND_TAIL", place::COMMAND_TAIL),
+    ("control region: EVENT_HEAD", place::EVENT_HEAD),
+    ("control region: COMMANDS", place::COMMANDS),
+    (
+        "control region: commands in the ring (COMMAND_COUNT)",
+        place::COMMAND_COUNT,
+    ),
+    ("control region: SLOTS", place::SLOTS),
+    ("control region: slots (SLOT_COUNT)", place::SLOT_COUNT),
+    ("control region: bytes of a slot (SLOT)", place::SLOT),
+    ("control region: bytes (CONTROL_LEN)", place::CONTROL_LEN),
+    ("event region: COMMAND_HEAD", place::COMMAND_HEAD),
+    ("event region: EVENT_TAIL", place::EVENT_TAIL),
+    ("event region: EVENTS_LOST", place::EVENTS_LOST),
+    ("event region: EVENTS", place::EVENTS),
+    (
+        "event region: events in the ring (EVENT_COUNT)",
+        place::EVENT_COUNT,
+    ),
+    ("event region: bytes (EVENT_LEN)", place::EVENT_LEN),
+    ("statistics segment: ENTRIES", place::ENTRIES),
+    ("statistics segment: COPIED_AT", place::COPIED_AT),
+    ("statistics segment: DIRECTORY", place::DIRECTORY),
+    ("statistics segment: entries (ENTRY_COUNT)", place::ENTRY_COUNT),
+    ("statistics segment: COUNTERS", place::COUNTERS),
+    (
+        "statistics segment: bytes of counters (COUNTERS_LEN)",
+        place::COUNTERS_LEN,
+    ),
+    ("statistics segment: bytes (STATS_LEN)", place::STATS_LEN),
+];
+
+/// Kinds of [`PacketRecord`]s.
+pub mod packet {
+    /// From control: apply the blob in this slot. The first of its keys come along.
+    pub const PUBLISH: u32 = 1;
+    /// From control: more keys of it.
+    pub const KEYS: u32 = 2;
+    /// From either: there is something in a ring.
+    pub const BELL: u32 = 3;
+}
+
+records! { CHANNEL:
+    /// The beginning of each region.
+    RegionRecord, 16 {
+        /// Which one.
+        magic: [u8; 8],
+        /// [`ABI_VERSION`].
+        abi: U32,
+        zero: U32,
+    }
+
+    /// What the engine says first to who connects. Behind it is text if it does not want him: why. Otherwise three descriptors come along: of the control region,
+    /// the event region and the statistics segment. Magic and version stand where they are in every version.
+    HelloRecord, 72 {
+        /// [`HELLO_MAGIC`].
+        magic: [u8; 8],
+        /// [`ABI_VERSION`].
+        abi: U32,
+        zero: U32,
+        /// Drawn when this engine started.
+        boot: [u8; 16],
+        /// Of the blob that is in force; 0: none.
+        generation: U64,
+        /// [`content`](crate::content) of that blob; zeros if there is none.
+        content: [u8; 32],
+    }
+
+    /// Everything else that is said over the socket.
+    PacketRecord, 24 {
+        /// See [`packet`].
+        kind: U32,
+        /// Which slot the blob is in.
+        slot: U32,
+        /// Its generation.
+        generation: U64,
+        /// How many keys belong to it.
+        keys: U32,
+        zero: U32,
+    }
+
+    /// A next hop of a dynamic route. What its kind does not need is zero.
+    DynamicHopRecord, 40 {
+        /// 0: nowhere; 1: a peer; 2: the host; 3: a neighbour on a LAN.
+        kind: u8,
+        zero: [u8; 5],
+        /// The LAN, by its place among the LANs of the blob.
+        lan: U16,
+        /// The peer's public key, or the neighbour's address as in AddrRecord.
+        bytes: [u8; 32],
+    }
+
+    /// A command. What its kind does not need is zero.
+    CommandRecord, 192 {
+        /// 1: a dynamic route is there; 2: it is there no more; 3: those of other epochs are there no more.
+        kind: u8,
+        /// Next hops.
+        hops: u8,
+        /// Whose route it is.
+        owner: U16,
+        /// Which life of its owner it is of.
+        epoch: U32,
+        /// Of several owners' routes with this prefix the lowest one counts.
+        preference: U32,
+        prefix: PrefixRecord,
+        zero: [u8; 2],
+        to: [DynamicHopRecord; DYNAMIC_HOPS_MAX],
+    }
+
+    /// An event. What its kind does not need is zero.
+    EventRecord, 256 {
+        /// 1: applied; 2: refused; 3: commands refused.
+        kind: U16,
+        /// Bytes of text.
+        text_len: U16,
+        zero: U32,
+        generation: U64,
+        /// How many: changes, or commands.
+        count: U64,
+        /// The site's public key.
+        key: [u8; 32],
+        text: [u8; EVENT_TEXT_MAX],
+    }
+
+    /// An entry of the statistics' directory. While the sequence number is odd it is being changed.
+    EntryRecord, 192 {
+        sequence: U64,
+        /// The counter's place in the segment, bytes; 0: none, the entry is free.
+        offset: U32,
+        /// 0: a counter, which only grows; 1: a value at this moment.
+        kind: u8,
+        /// Bytes of the name.
+        name_len: u8,
+        /// Bytes of the labels.
+        labels_len: u8,
+        zero: u8,
+        /// As in the Prometheus text format, without a prefix.
+        name: [u8; 56],
+        /// As in the Prometheus text format: `worker="0",reason="route-none"`.
+        labels: [u8; 120],
+    }
+}
+
+/// A next hop, named so that it means the same in every snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NextHop {
+    /// Nowhere.
+    Discard,
+    /// The peer with this public key. Nowhere as long as there is none.
+    Peer([u8; 32]),
+    /// The host.
+    Host,
+    /// The neighbour with this address on the LAN in this place.
+    Neighbour(u16, IpAddr),
+}
+
+/// From control to the engine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// A route, beside those of the configuration. What its owner said of this prefix before is forgotten.
+    RouteAdd {
+        /// To which network.
+        prefix: Prefix,
+        /// Who says so.
+        owner: u16,
+        /// In which of its lives.
+        epoch: u32,
+        /// Of several owners' routes with this prefix the lowest one counts; then the lowest owner.
+        preference: u32,
+        /// 1 to [`DYNAMIC_HOPS_MAX`]; each flow goes by one of them.
+        hops: Vec<NextHop>,
+    },
+    /// The owner has no route to this network any more.
+    RouteDel {
+        /// To which network.
+        prefix: Prefix,
+        /// Whose.
+        owner: u16,
+    },
+    /// The owner has said everything again: what it said in another life is void.
+    Sweep {
+        /// Whose routes.
+        owner: u16,
+        /// The life that counts.
+        epoch: u32,
+    },
+}
+
+/// From the engine to control.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The blob of this generation is in force.
+    Applied {
+        /// Which one.
+        generation: u64,
+        /// How much has changed.
+        changes: u64,
+        /// The site's own.
+        public_key: [u8; 32],
+    },
+    /// It is not, and the one of before is.
+    Refused {
+        /// Which one.
+        generation: u64,
+        /// Why.
+        reason: String,
+    },
+    /// Some commands were not carried out.
+    CommandsRefused {
+        /// How many since the last event of this kind.
+        count: u64,
+        /// Why the last of them was not.
+        reason: String,
+    },
+    /// Of a kind that this version does not know.
+    Unknown(u16),
+}
+
+/// Words of a command in the ring.
+pub const COMMAND_WORDS: usize = size_of::<CommandRecord>() / 8;
+/// Words of an event in the ring.
+pub const EVENT_WORDS: usize = size_of::<EventRecord>() / 8;
+
+impl RegionRecord {
+    /// The beginning of this region.
+    pub fn new(magic: [u8; 8]) -> RegionRecord {
+        RegionRecord {
+            magic,
+            abi: ABI_VERSION.into(),
+            zero: 0.into(),
+        }
+    }
+
+    /// As words.
+    pub fn words(self) -> [u64; 2] {
+        zerocopy::transmute!(self)
+    }
+}
+
+impl PacketRecord {
+    /// A packet that says no more than its kind.
+    pub fn of(kind: u32) -> PacketRecord {
+        PacketRecord {
+            kind: kind.into(),
+            slot: 0.into(),
+            generation: 0.into(),
+            keys: 0.into(),
+            zero: 0.into(),
+        }
+    }
+}
+
+impl DynamicHopRecord {
+    const NONE: DynamicHopRecord = DynamicHopRecord {
+        kind: 0,
+        zero: [0; 5],
+        lan: U16::ZERO,
+        bytes: [0; 32],
+    };
+
+    fn of(hop: &NextHop) -> DynamicHopRecord {
+        let mut record = DynamicHopRecord::NONE;
+        match hop {
+            NextHop::Discard => {}
+            NextHop::Peer(key) => {
+                record.kind = 1;
+                record.bytes = *key;
+            }
+            NextHop::Host => record.kind = 2,
+            NextHop::Neighbour(lan, address) => {
+                record.kind = 3;
+                record.lan = (*lan).into();
+                record.bytes[..size_of::<AddrRecord>()]
+                    .copy_from_slice(AddrRecord::of(Some(*address)).as_bytes());
+            }
+        }
+        record
+    }
+
+    fn read(&self) -> Result<NextHop, Wrong> {
+        zero(&self.zero)?;
+        if self.kind != 3 {
+            zero(self.lan.as_bytes())?;
+        }
+        match self.kind {
+            0 => zero(&self.bytes).map(|()| NextHop::Discard),
+            1 => Ok(NextHop::Peer(self.bytes)),
+            2 => zero(&self.bytes).map(|()| NextHop::Host),
+            3 => {
+                let (address, behind) = AddrRecord::read_from_prefix(&self.bytes).map_err(|_| UNKNOWN)?;
+                zero(behind)?;
+                Ok(NextHop::Neighbour(
+                    self.lan.get(),
+                    address.read()?.ok_or(UNKNOWN)?,
+                ))
+            }
+            _ => Err(UNKNOWN),
+        }
+    }
+}
+
+impl Command {
+    /// As words of the ring. `None`: a route with no next hop, or with too many.
+    pub fn words(&self) -> Option<[u64; COMMAND_WORDS]> {
+        let (kind, owner, epoch) = match *self {
+            Command::RouteAdd { owner, epoch, .. } => (1, owner, epoch),
+            Command::RouteDel { owner, .. } => (2, owner, 0),
+            Command::Sweep { owner, epoch } => (3, owner, epoch),
+        };
+        let mut record = CommandRecord {
+            kind,
+            hops: 0,
+            owner: owner.into(),
+            epoch: epoch.into(),
+            preference: 0.into(),
+            prefix: PrefixRecord::NONE,
+            zero: [0; 2],
+            to: [DynamicHopRecord::NONE; DYNAMIC_HOPS_MAX],
+        };
+        match self {
+            Command::RouteAdd {
+                prefix,
+                preference,
+                hops,
+                ..
+            } => {
+                if hops.is_empty() || hops.len() > DYNAMIC_HOPS_MAX {
+                    return None;
+                }
+                record.prefix = PrefixRecord::of(prefix);
+                record.preference = (*preference).into();
+                record.hops = hops.len() as u8;
+                for (to, hop) in record.to.iter_mut().zip(hops) {
+                    *to = DynamicHopRecord::of(hop);
+                }
+            }
+            Command::RouteDel { prefix, .. } => record.prefix = PrefixRecord::of(prefix),
+            Command::Sweep { .. } => {}
+        }
+        Some(zerocopy::transmute!(record))
+    }
+
+    /// The command in these words, or why they are none.
+    pub fn read(words: [u64; COMMAND_WORDS]) -> Result<Command, &'static str> {
+        let record: CommandRecord = zerocopy::transmute!(words);
+        zero(&record.zero)?;
+        let (owner, epoch, preference) = (record.owner.get(), record.epoch.get(), record.preference.get());
+        let count = usize::from(record.hops);
+        let (to, unused) = record.to.split_at_checked(count).ok_or(UNKNOWN)?;
+        unused.iter().try_for_each(|hop| zero(hop.as_bytes()))?;
+        let hops: Vec<NextHop> = to
+            .iter()
+            .map(DynamicHopRecord::read)
+            .collect::<Result<_, Wrong>>()?;
+        match (record.kind, record.prefix.read()?, count) {
+            (1, Some(prefix), 1..) => Ok(Command::RouteAdd {
+                prefix,
+                owner,
+                epoch,
+                preference,
+                hops,
+            }),
+            (2, Some(prefix), 0) if epoch == 0 && preference == 0 => Ok(Command::RouteDel { prefix, owner }),
+            (3, None, 0) if preference == 0 => Ok(Command::Sweep { owner, epoch }),
+            _ => Err(UNKNOWN),
+        }
+    }
+}
+
+impl Event {
+    /// As words of the ring. Text that is too long is cut.
+    pub fn words(&self) -> [u64; EVENT_WORDS] {
+        let mut record = EventRecord {
+            kind: 0.into(),
+            text_len: 0.into(),
+            zero: 0.into(),
+            generation: 0.into(),
+            count: 0.into(),
+            key: [0; 32],
+            text: [0; EVENT_TEXT_MAX],
+        };
+        match self {
+            Event::Applied {
+                generation,
+                changes,
+                public_key,
+            } => {
+                record.kind = 1.into();
+                record.generation = (*generation).into();
+                record.count = (*changes).into();
+                record.key = *public_key;
+            }
+            Event::Refused { generation, reason } => {
+                record.kind = 2.into();
+                record.generation = (*generation).into();
+                record.say(reason);
+            }
+            Event::CommandsRefused { count, reason } => {
+                record.kind = 3.into();
+                record.count = (*count).into();
+                record.say(reason);
+            }
+            Event::Unknown(kind) => record.kind = (*kind).into(),
+        }
+        zerocopy::transmute!(record)
+    }
+
+    /// The event in these words. What is no text is not shown as such.
+    pub fn read(words: [u64; EVENT_WORDS]) -> Event {
+        let record: EventRecord = zerocopy::transmute!(words);
+        let text = || {
+            let len = usize::from(record.text_len.get()).min(EVENT_TEXT_MAX);
+            String::from_utf8_lossy(&record.text[..len]).into_owned()
+        };
+        match record.kind.get() {
+            1 => Event::Applied {
+                generation: record.generation.get(),
+                changes: record.count.get(),
+                public_key: record.key,
+            },
+            2 => Event::Refused {
+                generation: record.generation.get(),
+                reason: text(),
+            },
+            3 => Event::CommandsRefused {
+                count: record.count.get(),
+                reason: text(),
+            },
+            kind => Event::Unknown(kind),
+        }
+    }
+}
+
+impl EntryRecord {
+    /// The entry of a counter in this place that only grows, or of a value that does not.
+    pub fn default_at(offset: u32, is_counter: bool) -> EntryRecord {
+        EntryRecord {
+            sequence: 0.into(),
+            offset: offset.into(),
+            kind: u8::from(!is_counter),
+            name_len: 0,
+            labels_len: 0,
+            zero: 0,
+            name: [0; 56],
+            labels: [0; 120],
+        }
+    }
+
+    /// Gives it a name and labels, cut if they are too long.
+    pub fn say(&mut self, name: &str, labels: &str) {
+        let (name, labels) = (
+            &name.as_bytes()[..name.floor_char_boundary(self.name.len())],
+            &labels.as_bytes()[..labels.floor_char_boundary(self.labels.len())],
+        );
+        self.name[..name.len()].copy_from_slice(name);
+        self.labels[..labels.len()].copy_from_slice(labels);
+        (self.name_len, self.labels_len) = (name.len() as u8, labels.len() as u8);
+    }
+
+    /// As words.
+    pub fn words(self) -> [u64; size_of::<EntryRecord>() / 8] {
+        zerocopy::transmute!(self)
+    }
+}
+
+impl EventRecord {
+    fn say(&mut self, text: &str) {
+        let len = text.floor_char_boundary(EVENT_TEXT_MAX);
+        self.text[..len].copy_from_slice(&text.as_bytes()[..len]);
+        self.text_len = (len as u16).into();
+    }
+}
