@@ -7,6 +7,7 @@ mod check;
 mod doctor;
 mod import;
 mod keys;
+mod observe;
 mod options;
 mod output;
 mod setup;
@@ -52,6 +53,8 @@ fn run(output: Output, options: Options) -> Outcome {
             "what was in force before is so again",
         ),
         Command::Show { what } => show::show(output, socket, what.0),
+        Command::Trace(options) => observe::trace(output, socket, &options),
+        Command::Capture(options) => observe::capture(socket, &options),
         Command::Keygen { file } => keys::keygen(output, file.as_deref()),
         Command::Pubkey { file } => keys::pubkey(output, file.as_deref()),
         Command::Genpsk { file } => keys::genpsk(output, file.as_deref()),

@@ -69,6 +69,10 @@ pub enum Command {
         #[arg(value_enum, default_value_t = What(Topic::Summary))]
         what: What,
     },
+    /// Show where packets pass in the engine, and why (docs/trace.md)
+    Trace(Trace),
+    /// Write packets of the engine to a pcapng file
+    Capture(Capture),
     /// Make a private key
     Keygen {
         /// Write it to this new file with mode 0600, and print the public key
@@ -159,6 +163,47 @@ pub struct Up {
     /// The site's file
     #[command(flatten)]
     pub site: File,
+}
+
+/// Which packets.
+#[derive(Args)]
+pub struct Observe {
+    /// Which packets, such as `src 10.1.0.0/16 and udp port 53`; all of them without it
+    pub filter: Vec<String>,
+    /// End after so many packets
+    #[arg(long, value_name = "N")]
+    pub packets: Option<u64>,
+    /// The engine's query socket, if it is not the site's
+    #[arg(long, value_name = "PATH")]
+    pub engine: Option<PathBuf>,
+}
+
+/// What to trace.
+#[derive(Args)]
+pub struct Trace {
+    /// Which packets.
+    #[command(flatten)]
+    pub observe: Observe,
+}
+
+/// What to capture.
+#[derive(Args)]
+pub struct Capture {
+    /// Which packets.
+    #[command(flatten)]
+    pub observe: Observe,
+    /// Write to this file, with mode 0600 (default: standard output)
+    #[arg(long, short, value_name = "FILE")]
+    pub write: Option<PathBuf>,
+    /// `outer` (on the WAN), `inner` (on the LAN) or `both`
+    #[arg(long, value_name = "WHICH")]
+    pub sides: Option<String>,
+    /// At most so many bytes of each packet
+    #[arg(long, value_name = "BYTES")]
+    pub snap: Option<u32>,
+    /// End after so many bytes of packets
+    #[arg(long, value_name = "BYTES")]
+    pub bytes: Option<u64>,
 }
 
 /// How to put the file in force.
