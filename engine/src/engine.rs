@@ -226,7 +226,16 @@ fn put_together(config: &Config, source: &Source) -> Result<SlowPath, StartError
     let keeper = keeper
         .transpose()
         .map_err(system("start the process that takes interfaces"))?;
-    let means = acquire(config, &kept, keeper)?;
+    let mut means = acquire(config, &kept, keeper)?;
+    if let Source::Control(controlled) = source {
+        let user = controlled.control.user();
+        let admitted = if user.is_somebody() {
+            means.uapi.admit(user)
+        } else {
+            Ok(())
+        };
+        admitted.map_err(system("let the control process ask questions"))?;
+    }
     let lock_later = kept.queues() > 0 && sandbox::locked_memory_limit().is_some();
     sandbox::drop_privileges(lock_later).map_err(StartError::Sandbox)?;
     sandbox::filter_system_calls().map_err(StartError::Sandbox)?;

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use patronus_config::{Config, key_file};
+use patronus_io::netlink::RouteQuery;
 use serde_json::json;
 
 use crate::output::{Outcome, Output, Wrong, escaped};
@@ -44,8 +45,11 @@ fn missing(config: &Config) -> Vec<String> {
     let links = config.links.iter().map(|link| link.interface.get_ref().as_str());
     let lans = config.lans.iter().filter_map(|lan| lan.interface.as_ref());
     let all = links.chain(lans.map(|name| name.get_ref().as_str()));
-    let missing = all.filter(|name| !Path::new("/sys/class/net").join(name).exists());
+    let Ok(routes) = RouteQuery::new() else {
+        return Vec::new();
+    };
+    let missing = all.filter(|name| matches!(routes.running(name), Ok(None)));
     missing
-        .map(|name| format!("interface {name} is not there yet"))
+        .map(|name| format!("interface {name} is not there, or has no carrier"))
         .collect()
 }

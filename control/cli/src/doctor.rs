@@ -227,7 +227,7 @@ fn of_site(root: &Path, config: &Config) -> Vec<Finding> {
         config
             .links
             .iter()
-            .map(|link| link_state(root, link.interface.get_ref().as_str())),
+            .map(|link| link_state(link.interface.get_ref().as_str())),
     );
     findings.extend(
         config
@@ -268,22 +268,15 @@ fn offload(config: &Config) -> Finding {
     }
 }
 
-fn link_state(root: &Path, name: &str) -> Finding {
+fn link_state(name: &str) -> Finding {
     const WHAT: &str = "link";
-    let state = read(root, &format!("sys/class/net/{name}/operstate"));
-    match state.as_str() {
-        "up" | "unknown" => Finding::good(WHAT, format!("{name} is up")),
-        "" => Finding::wrong(
+    match RouteQuery::new().and_then(|routes| routes.running(name)) {
+        Ok(Some(_)) => Finding::good(WHAT, format!("{name} is up")),
+        _ => Finding::wrong(
             WHAT,
             Grade::Bad,
-            format!("{name} is not there"),
-            "correct `interface` in its [[link]]",
-        ),
-        state => Finding::wrong(
-            WHAT,
-            Grade::Bad,
-            format!("{name} is {state}"),
-            format!("`ip link set {name} up`, or plug it in"),
+            format!("{name} is not there, down or without a carrier"),
+            format!("`ip link set {name} up`, plug it in, or correct `interface` in its [[link]]"),
         ),
     }
 }

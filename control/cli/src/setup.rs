@@ -26,20 +26,15 @@ const INVITATION_MAX: u64 = 64 << 10;
 /// `patronus init`.
 pub fn init(output: Output, options: Init) -> Outcome {
     let (file, key_file) = (options.dir.join("site.toml"), options.dir.join("site.key"));
-    for path in [&file, &key_file] {
-        if path.exists() {
-            return Err(Wrong::failed(format!("{} is there already", path.display())));
-        }
-    }
+    must_be_new(&file)?;
+    must_be_new(&key_file)?;
     let links = match (options.no_links, options.links.is_empty()) {
         (true, _) => Vec::new(),
         (false, true) if std::io::stdin().is_terminal() => ask_for_links()?,
         _ => options.links,
     };
     let text = site(&links, options.listen_port)?;
-    let mut folder = fs::DirBuilder::new();
-    let made = folder.recursive(true).mode(0o755).create(&options.dir);
-    made.map_err(|error| Wrong::failed(format!("{}: {error}", options.dir.display())))?;
+    make_folder(&options.dir)?;
     let key = keys::private()?;
     keys::write(&key_file, &key)?;
     create(&file, &text)?;
@@ -53,6 +48,21 @@ pub fn init(output: Output, options: Init) -> Outcome {
         &json!({ "file": file, "key_file": key_file, "public_key": public }),
         said,
     )
+}
+
+/// Refuses to write over what is there.
+pub fn must_be_new(path: &Path) -> Result<(), Wrong> {
+    match path.symlink_metadata() {
+        Err(_) => Ok(()),
+        Ok(_) => Err(Wrong::failed(format!("{} is there already", path.display()))),
+    }
+}
+
+/// Makes a folder for a site's file.
+pub fn make_folder(path: &Path) -> Result<(), Wrong> {
+    let mut folder = fs::DirBuilder::new();
+    let made = folder.recursive(true).mode(0o755).create(path);
+    made.map_err(|error| Wrong::failed(format!("{}: {error}", path.display())))
 }
 
 /// The text of a new site's file.
@@ -241,7 +251,7 @@ fn read(path: &Path) -> Result<String, Wrong> {
 }
 
 /// Writes a file that must not be there yet.
-fn create(path: &Path, text: &str) -> Result<(), Wrong> {
+pub fn create(path: &Path, text: &str) -> Result<(), Wrong> {
     let mut options = OpenOptions::new();
     let file = options.write(true).create_new(true).mode(0o644).open(path);
     let written = file.and_then(|mut file| file.write_all(text.as_bytes()).and_then(|()| file.sync_all()));

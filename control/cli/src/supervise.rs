@@ -13,6 +13,7 @@ use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use patronus_io::signal;
+use patronus_io::tun::Tun;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
@@ -263,14 +264,9 @@ fn end(name: &str, pid: Pid) -> Result<(), Wrong> {
 
 /// Removes what is left: the TUN, which stays on purpose when an engine dies, sockets and the record.
 fn clean(places: &Places, interface: Option<&str>) {
-    if let Some(interface) = interface
-        && Path::new("/sys/class/net")
-            .join(interface)
-            .join("tun_flags")
-            .exists()
-    {
-        // Gone meanwhile is as good.
-        let _ = Command::new("ip").args(["link", "delete", interface]).output();
+    if let Some(interface) = interface {
+        // Gone already is as good.
+        let _ = Tun::remove(interface);
     }
     for socket in [places.up(), places.engine(), places.control.clone()] {
         let _ = fs::remove_file(socket);

@@ -24,6 +24,7 @@ use self::socket::BoundSocket;
 use super::format::Reply;
 use super::parse::{Limits, SetRequest};
 use super::question::Question;
+use crate::control::{Rank, User};
 
 /// Connections served at a time. More wait in the socket's queue until one of them ends.
 pub const MAX_CLIENTS: usize = 16;
@@ -55,6 +56,14 @@ pub trait UapiDevice {
     fn set(&mut self, request: SetRequest) -> Result<(), Errno>;
 }
 
+/// What has become of a connection that waited.
+enum Taken {
+    Client(Box<Client>),
+    HungUp,
+    /// None waited.
+    Nobody,
+}
+
 /// Events in the set that are not about a client, which has its slot's number.
 const LISTENER: u64 = MAX_CLIENTS as u64;
 const REMOVAL: u64 = LISTENER + 1;
@@ -70,6 +79,8 @@ pub struct UapiServer {
     limits: Limits,
     next_removal_check: Time,
     removed: bool,
+    /// Who may ask questions, and nothing else, beside root and the engine's own user.
+    guests: Option<User>,
 }
 
 impl UapiServer {
@@ -100,7 +111,16 @@ impl UapiServer {
             limits: Limits::default(),
             next_removal_check: Time::default(),
             removed: false,
+            guests: None,
         })
+    }
+
+    /// Lets this user ask questions, whose answers hold no secret key. From now on anybody can connect, and whoever is neither root, the engine's own user
+    /// nor this one is hung up on.
+    pub fn admit(&mut self, guests: User) -> io::Result<()> {
+        self.socket.open_to_all()?;
+        self.guests = Some(guests);
+        Ok(())
     }
 
     /// Replaces the limits on a request, for connections that are yet to come.
@@ -195,16 +215,23 @@ impl UapiServer {
         while let Some(slot) = self.clients.iter().position(Option::is_none) {
             let accepted = self.socket.accept().and_then(|connection| {
                 let Some(connection) = connection else {
-                    return Ok(None);
+                    return Ok(Taken::Nobody);
                 };
-                let client = Client::new(connection, self.limits, now);
+                let asks_only = match self.guests.map(|guests| guests.rank(connection.as_fd())) {
+                    // The socket's mode has let in nobody else.
+                    None | Some(Some(Rank::Own)) => false,
+                    Some(Some(Rank::Control)) => true,
+                    Some(None) => return Ok(Taken::HungUp),
+                };
+                let client = Client::new(connection, self.limits, asks_only, now);
                 let data = EventData::new_u64(slot as u64);
                 epoll::add(&self.epoll, client.fd(), data, client.wants().events())?;
-                Ok(Some(client))
+                Ok(Taken::Client(Box::new(client)))
             });
             match accepted {
-                Ok(Some(client)) => self.clients[slot] = Some(client),
-                Ok(None) => return,
+                Ok(Taken::Client(client)) => self.clients[slot] = Some(*client),
+                Ok(Taken::HungUp) => {}
+                Ok(Taken::Nobody) => return,
                 Err(_) => {
                     self.accept_again = Some(now.after(ACCEPT_PAUSE));
                     return;

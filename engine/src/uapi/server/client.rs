@@ -62,12 +62,14 @@ pub(super) struct Client {
     reply: Option<(Reply, usize)>,
     /// The connection ends as soon as there is nothing left to send.
     closing: bool,
+    /// Neither `get=1`, whose answer holds keys, nor `set=1`.
+    asks_only: bool,
     wants: Wants,
     last_progress: Time,
 }
 
 impl Client {
-    pub(super) fn new(connection: OwnedFd, limits: Limits, now: Time) -> Self {
+    pub(super) fn new(connection: OwnedFd, limits: Limits, asks_only: bool, now: Time) -> Self {
         Client {
             connection,
             limits,
@@ -75,6 +77,7 @@ impl Client {
             inbox: Inbox::new(),
             reply: None,
             closing: false,
+            asks_only,
             wants: Wants::Read,
             last_progress: now,
         }
@@ -140,6 +143,7 @@ impl Client {
         let line = self.inbox.line(len);
         match &mut self.operation {
             Operation::None => match line {
+                b"get=1" | b"set=1" if self.asks_only => self.refuse(Errno::PERM),
                 b"get=1" => self.operation = Operation::Get,
                 b"set=1" => self.operation = Operation::Set(Box::new(SetParser::new(self.limits))),
                 line => match Question::of_line(line) {

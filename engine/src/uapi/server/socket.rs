@@ -54,6 +54,17 @@ impl BoundSocket {
         })
     }
 
+    /// Lets everybody connect: who is at the other end decides.
+    pub(super) fn open_to_all(&self) -> io::Result<()> {
+        let read_write = Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::WGRP | Mode::ROTH | Mode::WOTH;
+        Ok(fs::chmodat(
+            &self.dir,
+            &self.file_name,
+            read_write,
+            AtFlags::empty(),
+        )?)
+    }
+
     pub(super) fn listener(&self) -> BorrowedFd<'_> {
         self.listener.as_fd()
     }
