@@ -4,8 +4,14 @@ use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use crate::hints;
+use crate::value::HINT;
+
 /// Names this far from a known one (edits) are taken for misspelt.
 const MISSPELT: usize = 3;
+
+/// Characters of a line that are shown at most.
+const SHOWN: usize = 160;
 
 /// Known names that are listed at most.
 const LISTED: usize = 20;
@@ -75,6 +81,17 @@ impl Error {
         self
     }
 
+    /// With an example of the key that is wrong, if there is no better hint.
+    pub(crate) fn with_example(mut self, text: &str) -> Error {
+        if self.hint.is_none() {
+            let missing = self.message.strip_prefix("the key `");
+            let missing = missing.and_then(|rest| rest.strip_suffix("` is missing"));
+            let line = self.place.as_ref().map_or(0, |place| place.line);
+            self.hint = Some(hints::example(text, line, missing));
+        }
+        self
+    }
+
     pub(crate) fn in_file(mut self, path: &Path) -> Error {
         self.file = Some(path.to_owned());
         self
@@ -125,7 +142,7 @@ impl Place {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(file) = &self.file {
-            write!(f, "{}:", file.display())?;
+            write!(f, "{}:", plain(&file.display().to_string()))?;
         }
         if let Some(place) = &self.place {
             write!(f, "{}:{}:", place.line, place.column)?;
@@ -133,24 +150,44 @@ impl fmt::Display for Error {
         if self.file.is_some() || self.place.is_some() {
             f.write_str(" ")?;
         }
-        f.write_str(&self.message)?;
+        f.write_str(&plain(&self.message))?;
         if let Some(place) = &self.place {
-            let number = place.line.to_string();
-            let margin = " ".repeat(number.len());
-            let before: String = place
-                .text
-                .chars()
-                .take(place.column - 1)
-                .map(|c| if c == '\t' { '\t' } else { ' ' })
-                .collect();
-            write!(f, "\n{margin} |\n{number} | {}\n{margin} | ", place.text)?;
-            write!(f, "{before}{}", "^".repeat(place.width))?;
+            place.show(f)?;
         }
         match (&self.hint, &self.place) {
-            (Some(hint), Some(_)) => write!(f, " {hint}"),
-            (Some(hint), None) => write!(f, ": {hint}"),
+            (Some(hint), Some(_)) => write!(f, " {}", plain(hint)),
+            (Some(hint), None) => write!(f, ": {}", plain(hint)),
             (None, _) => Ok(()),
         }
+    }
+}
+
+impl Place {
+    /// The line, or as much of a long one as can be looked at, and marks below what is meant.
+    fn show(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let number = self.line.to_string();
+        let margin = " ".repeat(number.len());
+        let skipped = if self.column > SHOWN / 2 && self.text.chars().count() > SHOWN {
+            self.column - SHOWN / 4
+        } else {
+            0
+        };
+        let shown: Vec<char> = self.text.chars().skip(skipped).take(SHOWN).collect();
+        let cut = |is_cut: bool| if is_cut { "..." } else { "" };
+        let (front, behind) = (
+            cut(skipped > 0),
+            cut(self.text.chars().nth(skipped + SHOWN).is_some()),
+        );
+        let at = self.column - 1 - skipped;
+        let text: String = shown
+            .iter()
+            .map(|c| if *c == '\t' { '\t' } else { plain_char(*c) })
+            .collect();
+        let before = shown.iter().take(at);
+        let before: String = before.map(|c| if *c == '\t' { '\t' } else { ' ' }).collect();
+        let width = self.width.min(shown.len().saturating_sub(at)).max(1);
+        write!(f, "\n{margin} |\n{number} | {front}{text}{behind}\n{margin} | ")?;
+        write!(f, "{}{before}{}", " ".repeat(front.len()), "^".repeat(width))
     }
 }
 
@@ -177,12 +214,16 @@ const EXPECTED: [(&str, &str); 5] = [
 /// The parser's message in our words, and a hint if there is one: for a name that nobody knows the nearest one. `line` is where it is.
 fn explained(message: &str, line: &str) -> (String, Option<String>) {
     let message = message.trim();
+    if let Some((message, meant)) = message.split_once(HINT) {
+        return (message.to_owned(), Some(meant.to_owned()));
+    }
     if message == "invalid type: map, expected a sequence" && line.starts_with('[') {
         let said = "there may be several of these, each in double brackets";
         return (said.to_owned(), Some(format!("[{line}]")));
     }
     if message == "missing field `site`" {
-        return ("the table [site] is missing".to_owned(), None);
+        let hint = "a site has at least `[site]`, and below it `private_key_file = \"site.key\"`";
+        return ("the table [site] is missing".to_owned(), Some(hint.to_owned()));
     }
     if let Some(name) = message.strip_prefix("missing field ") {
         return (format!("the key {name} is missing"), None);
@@ -228,9 +269,11 @@ pub(crate) fn nearest(unknown: &str, known: &[&str]) -> String {
 
 /// Text for a terminal: what would do something to it is replaced, character by character.
 pub(crate) fn plain(text: &str) -> String {
-    text.chars()
-        .map(|c| if acts(c) { char::REPLACEMENT_CHARACTER } else { c })
-        .collect()
+    text.chars().map(plain_char).collect()
+}
+
+fn plain_char(c: char) -> char {
+    if acts(c) { char::REPLACEMENT_CHARACTER } else { c }
 }
 
 /// Whether a terminal does something with it instead of showing it: control characters, and those that turn the direction of writing

@@ -6,6 +6,7 @@
 //! * [`Error`]: where in the file something is wrong, what was expected, and what may have been meant
 //! * [`Warning`]: what is not wrong, and should be looked at
 //! * [`key_file`]: secrets, which never stand in the file itself
+//! * [`json_schema`], [`keys`]: what editors are told
 //! * [`diff`]: what it takes to get from one to another, in words
 //! * [`Config::compile`]: what an engine takes, as `patronus_abi` has it
 //!
@@ -18,12 +19,15 @@ mod check;
 mod compile;
 mod describe;
 mod error;
+mod hints;
 pub mod key_file;
+pub mod keys;
 pub mod matching;
 mod number;
 mod on_link;
 pub mod plan;
 mod schema;
+mod schema_for_editors;
 pub mod services;
 pub mod steering;
 pub mod value;
@@ -41,6 +45,7 @@ pub use plan::{Plan, diff};
 pub use schema::{
     Action, Config, Engine, Lan, Link, LinkPort, Neighbour, Peer, Policy, PortKind, Route, Site, Workers,
 };
+pub use schema_for_editors::json_schema;
 pub use warning::Warning;
 
 /// Bytes of a file at most.
@@ -76,6 +81,10 @@ pub fn parse_file(path: &Path, text: &str) -> Result<Config, Error> {
 
 /// Understands the text of a configuration.
 pub fn parse(text: &str) -> Result<Config, Error> {
+    understand(text).map_err(|error| error.with_example(text))
+}
+
+fn understand(text: &str) -> Result<Config, Error> {
     let mut config: Config = toml::from_str(text).map_err(|error| Error::of_toml(text, &error))?;
     config.gather_remotes();
     check::check(text, &config)?;

@@ -210,7 +210,7 @@ impl FromStr for Name {
     }
 }
 
-from_text!(Name, "a name");
+from_text!(Name, "a name", crate::hints::name);
 
 /// One value, or a list of them.
 #[derive(Clone, Debug, PartialEq)]

@@ -6,6 +6,8 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use base64ct::{Base64, Encoding};
+
+use crate::error::plain;
 /// Why a text is no such value: what was expected, with an example.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Expected(&'static str);
@@ -14,7 +16,16 @@ impl Expected {
     pub(crate) const fn of(what: &'static str) -> Expected {
         Expected(what)
     }
+
+    /// What is said of a value that is something else, and behind [`HINT`] what may have been meant.
+    pub(crate) fn instead_of(self, text: &str, meant: Option<String>) -> String {
+        let hint = meant.map(|meant| format!("{HINT}{}", plain(&meant)));
+        format!("`{}`: {self}{}", plain(text), hint.unwrap_or_default())
+    }
 }
+
+/// Between what is wrong and what may have been meant. What people write never has it: it is no [`plain`] text.
+pub(crate) const HINT: char = '\u{1f}';
 
 impl fmt::Display for Expected {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -25,6 +36,9 @@ impl fmt::Display for Expected {
 /// Deserializes through [`FromStr`], naming the value that was wrong.
 macro_rules! from_text {
     ($name:ident, $expected:literal) => {
+        crate::value::from_text!($name, $expected, |_| None);
+    };
+    ($name:ident, $expected:literal, $meant:expr) => {
         impl<'de> serde::Deserialize<'de> for $name {
             fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
                 struct Text;
@@ -36,8 +50,11 @@ macro_rules! from_text {
                     }
 
                     fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<$name, E> {
-                        text.parse()
-                            .map_err(|expected| E::custom(format_args!("`{text}`: {expected}")))
+                        let wrong = |expected: crate::value::Expected| {
+                            let meant: fn(&str) -> Option<String> = $meant;
+                            E::custom(expected.instead_of(text, meant(text)))
+                        };
+                        text.parse().map_err(wrong)
                     }
                 }
                 deserializer.deserialize_str(Text)
@@ -61,8 +78,9 @@ macro_rules! from_text_or_number {
                     }
 
                     fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<$name, E> {
-                        text.parse()
-                            .map_err(|expected| E::custom(format_args!("`{text}`: {expected}")))
+                        let wrong =
+                            |expected: crate::value::Expected| E::custom(expected.instead_of(text, None));
+                        text.parse().map_err(wrong)
                     }
 
                     fn visit_i64<E: serde::de::Error>(self, number: i64) -> Result<$name, E> {
@@ -123,7 +141,11 @@ impl fmt::Display for Millis {
     }
 }
 
-from_text!(Millis, "a duration with its unit, such as \"25s\" or \"50ms\"");
+from_text!(
+    Millis,
+    "a duration with its unit, such as \"25s\" or \"50ms\"",
+    crate::hints::duration
+);
 
 /// A public key, as `wg pubkey` prints it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -219,7 +241,11 @@ impl fmt::Display for Network {
     }
 }
 
-from_text!(Network, "a network, such as \"10.1.0.0/16\"");
+from_text!(
+    Network,
+    "a network, such as \"10.1.0.0/16\"",
+    crate::hints::network
+);
 
 /// Where a peer is: address and UDP port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -239,7 +265,8 @@ impl FromStr for Endpoint {
 
 from_text!(
     Endpoint,
-    "an address and a UDP port, such as \"198.51.100.1:51820\""
+    "an address and a UDP port, such as \"198.51.100.1:51820\"",
+    crate::hints::endpoint
 );
 
 /// The name of a network interface.
@@ -315,7 +342,11 @@ impl fmt::Display for Mac {
     }
 }
 
-from_text!(Mac, "an Ethernet address, such as \"02:00:5e:10:00:01\"");
+from_text!(
+    Mac,
+    "an Ethernet address, such as \"02:00:5e:10:00:01\"",
+    crate::hints::mac
+);
 
 /// What a line carries, in bits per second, with its unit: `"512kbps"`, `"100Mbps"`, `"10Gbps"`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -344,7 +375,11 @@ impl fmt::Display for Rate {
     }
 }
 
-from_text!(Rate, "a rate with its unit, such as \"100Mbps\"");
+from_text!(
+    Rate,
+    "a rate with its unit, such as \"100Mbps\"",
+    crate::hints::rate
+);
 
 /// A share of the packets, in thousandths of a percent: `"1%"`, `"0.3%"`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -382,7 +417,7 @@ impl fmt::Display for Loss {
     }
 }
 
-from_text!(Loss, "a part of a hundred, such as \"0.3%\"");
+from_text!(Loss, "a part of a hundred, such as \"0.3%\"", crate::hints::loss);
 
 /// Where to wait for connections: address and TCP port. The address may be that of no interface in particular.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -403,7 +438,11 @@ impl FromStr for Listen {
     }
 }
 
-from_text!(Listen, "an address and a TCP port, such as \"127.0.0.1:9586\"");
+from_text!(
+    Listen,
+    "an address and a TCP port, such as \"127.0.0.1:9586\"",
+    crate::hints::listen
+);
 
 /// The name of a group of users (group(5)).
 #[derive(Clone, Debug, PartialEq, Eq)]
