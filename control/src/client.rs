@@ -69,7 +69,7 @@ fn not_there(path: &Path, error: &io::Error) -> Failure {
         }
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
             Failure::new(Code::System, format!("no control process answers at {path}"))
-                .hint("start it: `systemctl start patronus`, or `patronus up FILE` in the foreground")
+                .hint("start it: `systemctl start patronus-engine patronus-control`, or `patronus up FILE` in the foreground")
         }
         _ => Failure::new(Code::System, format!("{path}: {error}")),
     }

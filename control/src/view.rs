@@ -265,7 +265,7 @@ impl<'a> Viewer<'a> {
         }
         if known.gone_back {
             notes.push(
-                "the file was applied and not confirmed in time: what was in force before is so again"
+                "the file was applied and not confirmed: what was in force before is so again"
                     .to_owned(),
             );
         }

@@ -21,7 +21,7 @@ pub fn check(output: Output, file: &Path) -> Outcome {
     let mut notes: Vec<String> = config.warnings().iter().map(ToString::to_string).collect();
     notes.extend(missing(&config));
     let said = format!(
-        "{}: {} tunnels, {} links, {} LANs, {} routes, {} policies; nothing is wrong\n",
+        "{}: nothing is wrong; tunnels {}, links {}, LANs {}, routes {}, policies {}\n",
         file.display(),
         config.peers.len(),
         config.links.len(),
