@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod aead;
+mod config;
 mod demo;
 mod engine;
 mod goals;
@@ -45,6 +46,8 @@ enum Command {
     Wire(Box<wire::Options>),
     /// Every ChaCha20-Poly1305 side by side: ours, and those of libraries.
     Aead(aead::Options),
+    /// From a site's file to its blob, step by step, with many peers and routes.
+    Config(config::Options),
     /// Instructions a packet, counted by callgrind (Debian's valgrind).
     Instructions(instructions::Options),
 }
@@ -58,8 +61,9 @@ fn main() -> ExitCode {
         Command::Soak(options) => sandboxed(&|| soak::run(options)),
         Command::Engine(options) => sandboxed(&|| engine::run(options)),
         Command::Wire(options) => sandboxed(&|| wire::run(options)),
-        // These send nothing anywhere. The second is to be counted alone.
+        // These send nothing anywhere. The last is to be counted alone.
         Command::Aead(options) => aead::run(options),
+        Command::Config(options) => config::run(options),
         Command::Instructions(options) => instructions::run(options),
     };
     match result {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use toml::Spanned;
 
 use crate::error::{Error, nearest};
-use crate::matching::{OneOrMore, Via};
+use crate::matching::{Name, OneOrMore, Via};
 use crate::on_link::OnLink;
 use crate::schema::{Action, Config, Lan, Link, Policy};
 use crate::steering::BUILT_IN;
@@ -206,6 +206,12 @@ fn check_peers(text: &str, config: &Config) -> Result<(), Error> {
     let peers = config.peers.iter().filter_map(|peer| peer.name.as_ref());
     let names = peers.chain(config.lans.iter().map(|lan| &lan.name));
     once(text, names, "another peer or LAN has this name")?;
+    let is_host = |name: &&Spanned<Name>| name.get_ref().as_str() == HOST;
+    let mut peers = config.peers.iter().filter_map(|peer| peer.name.as_ref());
+    if let Some(name) = peers.find(is_host) {
+        let said = format!("`{HOST}` is what routes call the host behind the TUN");
+        return Err(Error::at(text, name.span(), said).with_hint("choose another name"));
+    }
     let networks = config.peers.iter().flat_map(|peer| &peer.allowed_ips);
     once(text, networks, "this network stands here twice")?;
     for keepalive in config.peers.iter().filter_map(|peer| peer.keepalive.as_ref()) {

@@ -48,6 +48,16 @@ impl Error {
         }
     }
 
+    /// Of what stands in no file.
+    pub(crate) fn nowhere(message: impl Into<String>) -> Error {
+        Error {
+            file: None,
+            place: None,
+            message: message.into(),
+            hint: None,
+        }
+    }
+
     pub(crate) fn at(text: &str, span: Range<usize>, message: impl Into<String>) -> Error {
         Error {
             file: None,
@@ -58,22 +68,53 @@ impl Error {
     }
 
     pub(crate) fn of_toml(text: &str, error: &toml::de::Error) -> Error {
-        let mut place = error.span().map(|span| Place::new(text, span));
+        let place = error.span().map(|span| Place::new(text, span));
         let line = place.as_ref().map_or("", |place| place.text.trim());
         let (message, hint) = explained(error.message(), line);
-        if let Some(place) = &mut place
-            && SECRETS
-                .iter()
-                .any(|name| place.text.trim_start().starts_with(name))
-        {
-            place.hide_value();
-        }
-        Error {
+        let is_public = line.split('=').next().is_some_and(|name| {
+            let name = name.trim().trim_start_matches("[[peer]]");
+            strsim::damerau_levenshtein(name, "public_key") <= MISSPELT
+        });
+        let error = Error {
+            message: if is_public {
+                message
+            } else {
+                without_keys(&message)
+            },
             file: None,
             place,
-            message,
             hint,
+        };
+        let error = error.hidden(&SECRETS);
+        if is_public { error } else { error.without_keys() }
+    }
+
+    /// Without the value, if the line is one of these keys', whose values are not repeated.
+    pub(crate) fn hidden(self, keys: &[&str]) -> Error {
+        let line = self.place.as_ref().map_or("", |place| place.text.trim_start());
+        let begins = |key: &&str| {
+            line.get(..key.len())
+                .is_some_and(|begin| begin.eq_ignore_ascii_case(key))
+        };
+        if keys.iter().any(begins) {
+            self.hidden_always()
+        } else {
+            self
         }
+    }
+
+    /// Without the value, if something in the line could be a key.
+    pub(crate) fn without_keys(self) -> Error {
+        let has_key = self.place.as_ref().is_some_and(|place| has_key_text(&place.text));
+        if has_key { self.hidden_always() } else { self }
+    }
+
+    /// Without the value, whatever the key is.
+    pub(crate) fn hidden_always(mut self) -> Error {
+        if let Some(place) = &mut self.place {
+            place.hide_value();
+        }
+        self
     }
 
     pub(crate) fn with_hint(mut self, hint: impl Into<String>) -> Error {
@@ -131,11 +172,19 @@ impl Place {
 impl Place {
     /// Leaves out what stands behind the key.
     fn hide_value(&mut self) {
-        if let Some(at) = self.text.find('=') {
-            self.text.truncate(at + 1);
-            self.text.push_str(" (not shown)");
-            self.width = 1;
-        }
+        let key = self.text.split('=').next().unwrap_or_default();
+        let first_word = || {
+            let begin = self.text.len() - self.text.trim_start().len();
+            let end = self.text[begin..].find(char::is_whitespace);
+            end.map_or(0, |end| begin + end)
+        };
+        let is_one_word = key.len() < self.text.len() && !key.trim().contains(char::is_whitespace);
+        let behind = if is_one_word { key.len() + 1 } else { first_word() };
+        self.text.truncate(behind);
+        self.text = without_keys(&self.text);
+        self.column = self.column.min(self.text.chars().count() + 2);
+        self.text.push_str(" (not shown)");
+        self.width = 1;
     }
 }
 
@@ -280,4 +329,25 @@ fn plain_char(c: char) -> char {
 /// (Unicode Standard Annex 9, section 2).
 fn acts(c: char) -> bool {
     c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// Characters of a key in base64, without the `=` at its end.
+const KEY_TEXT: usize = 43;
+
+fn is_key_letter(c: char) -> bool {
+    c.is_ascii_alphanumeric() || c == '+' || c == '/'
+}
+
+/// Whether something in a text could be a key.
+fn has_key_text(text: &str) -> bool {
+    text.split(|c| !is_key_letter(c))
+        .any(|word| word.len() >= KEY_TEXT)
+}
+
+/// A text without what could be keys in it.
+pub(crate) fn without_keys(text: &str) -> String {
+    let words = text.split_inclusive(|c| !is_key_letter(c));
+    words
+        .map(|word| if has_key_text(word) { "(not shown)" } else { word })
+        .collect()
 }

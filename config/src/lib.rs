@@ -7,6 +7,7 @@
 //! * [`Warning`]: what is not wrong, and should be looked at
 //! * [`key_file`]: secrets, which never stand in the file itself
 //! * [`json_schema`], [`keys`]: what editors are told
+//! * [`import_wg_quick`]: from the file that people have
 //! * [`diff`]: what it takes to get from one to another, in words
 //! * [`Config::compile`]: what an engine takes, as `patronus_abi` has it
 //!
@@ -20,6 +21,7 @@ mod compile;
 mod describe;
 mod error;
 mod hints;
+pub mod import;
 pub mod key_file;
 pub mod keys;
 pub mod matching;
@@ -40,6 +42,7 @@ pub use toml::Spanned;
 
 pub use check::{AEADS, HOST};
 pub use error::Error;
+pub use import::{Imported, import_wg_quick};
 pub use number::Number;
 pub use plan::{Plan, diff};
 pub use schema::{

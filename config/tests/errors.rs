@@ -398,6 +398,11 @@ fn values_of_the_wrong_form_are_told_what_is_expected() {
             "known here: name, port, interface, networks, neighbours",
         ),
         (
+            format!("[[peer]]\npublic_key = '{KEY}'\nname = 'host'"),
+            "5:8",
+            "`host` is what routes call the host behind the TUN",
+        ),
+        (
             lan.replace("office", "host"),
             "4:8",
             "`host` is what routes call the host behind the TUN",

@@ -212,6 +212,16 @@ fn c46_c66_offload() {
 }
 
 #[test]
+fn config() {
+    replay("config", targets::config::run, 20_000);
+}
+
+#[test]
+fn wg_quick() {
+    replay("wg_quick", targets::wg_quick::run, 30_000);
+}
+
+#[test]
 fn site() {
     replay("site", targets::site::run, 50_000);
 }

@@ -4,6 +4,7 @@
 //! seeds and a fixed set of mutations of them in every `cargo test`.
 
 pub mod aead;
+pub mod config;
 pub mod control;
 pub mod handshake;
 pub mod ip;
@@ -11,5 +12,6 @@ pub mod messages;
 pub mod offload;
 pub mod site;
 pub mod uapi;
+pub mod wg_quick;
 
 mod input;
