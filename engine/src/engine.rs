@@ -16,7 +16,6 @@ use patronus_io::netlink::{Addresses, LinkWatch, RouteQuery};
 use patronus_io::tun::{Tun, TunConfig, TunDevice, TunPort};
 use patronus_io::udp::UdpConfig;
 use patronus_mem::{Arena, ArenaConfig, FrameCache, lock_secrets_ahead, secrets_len};
-use patronus_sync::Segment;
 use rustix::fd::OwnedFd;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
@@ -34,7 +33,7 @@ use crate::route::Router;
 use crate::sandbox::{self, SandboxError};
 use crate::site::{Own, Site};
 use crate::slowpath::{self, EthernetLan, Neighbourhood, Opening, SlowPath, Workers, peer_numbers};
-use crate::stats::WorkerStats;
+use crate::stats::{Directory, Placed};
 use crate::uapi::UapiServer;
 use crate::wg::{JUMBO_SHARE, Wg};
 use crate::worker::{IdleLadder, LanPort, PORTS_MAX, Parts, Worker};
@@ -167,8 +166,8 @@ pub enum Source {
 pub struct Controlled {
     /// Where control attaches.
     pub control: Control,
-    /// Where counters are placed.
-    pub segment: Segment,
+    /// Where counters are shown.
+    pub directory: Option<Directory>,
     /// The first site that control has published,
     pub site: Box<Site>,
     /// and what tells it from others.
@@ -184,9 +183,13 @@ pub fn prepare() -> Result<(), StartError> {
 
 /// Makes the interface and everything behind it, and configures it as the site of `source` says if there is one. The slow path comes back ready to run on
 /// the calling thread.
-pub fn start(config: &Config, source: Source) -> Result<SlowPath, StartError> {
+pub fn start(config: &Config, mut source: Source) -> Result<SlowPath, StartError> {
     prepare()?;
-    let started = put_together(config, &source);
+    let directory = match &mut source {
+        Source::Control(controlled) => controlled.directory.take(),
+        Source::None | Source::File(_) => None,
+    };
+    let started = put_together(config, &source, directory);
     match (source, started) {
         (Source::File(site), Ok(mut slow_path)) => {
             slow_path.begin_with(site).map_err(StartError::Site)?;
@@ -206,7 +209,11 @@ pub fn start(config: &Config, source: Source) -> Result<SlowPath, StartError> {
 }
 
 /// Makes everything, and gives up what it took to make it.
-fn put_together(config: &Config, source: &Source) -> Result<SlowPath, StartError> {
+fn put_together(
+    config: &Config,
+    source: &Source,
+    directory: Option<Directory>,
+) -> Result<SlowPath, StartError> {
     let aead = match &config.aead {
         None => aead::default(),
         Some(name) => aead::by_name(name).map_err(|e| StartError::Option(e.to_string()))?,
@@ -239,7 +246,7 @@ fn put_together(config: &Config, source: &Source) -> Result<SlowPath, StartError
     let lock_later = kept.queues() > 0 && sandbox::locked_memory_limit().is_some();
     sandbox::drop_privileges(lock_later).map_err(StartError::Sandbox)?;
     sandbox::filter_system_calls().map_err(StartError::Sandbox)?;
-    launch(config, aead, means, reader)
+    launch(config, aead, means, reader, directory)
 }
 
 /// Whether a site's routes and policies can be had.
@@ -421,6 +428,7 @@ fn launch(
     aead: &'static dyn Aead,
     means: Means,
     reader: Option<Reader>,
+    mut directory: Option<Directory>,
 ) -> Result<SlowPath, StartError> {
     let (builder, mut routers) = match config.router {
         None => (None, Vec::new()),
@@ -435,7 +443,8 @@ fn launch(
     let (mut threads, mut stats, mut ports) = (Vec::new(), Vec::new(), Vec::new());
     for (crew, tun) in crews.into_iter().zip(means.tun_ports) {
         let me = crew.me();
-        stats.push(Arc::<WorkerStats>::default());
+        let counters = directory.as_mut().map(|directory| directory.worker(me));
+        stats.push(counters.unwrap_or_default());
         ports.push((format!("tun{me}"), Arc::clone(tun.counters())));
         let staged_limit = FRAMES / 4 / config.workers;
         let mut lans = vec![Some(LanPort {
@@ -451,7 +460,7 @@ fn launch(
             router: routers.pop(),
             frames: FrameCache::new(means.arena),
             crew,
-            stats: Arc::clone(&stats[me]),
+            stats: Placed::clone(&stats[me]),
             slow: Arc::clone(&inbox),
             clock: Box::new(SystemClock),
             idle: IdleLadder { spin: config.spin },
@@ -499,6 +508,7 @@ fn launch(
         neighbourhood,
         opening: means.opening,
         reader,
+        directory,
     }))
 }
 

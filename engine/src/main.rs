@@ -17,6 +17,7 @@ use patronus_engine::keeper::Kept;
 use patronus_engine::log::Log;
 use patronus_engine::site::Site;
 use patronus_engine::slowpath::Ended;
+use patronus_engine::stats::Directory;
 use patronus_engine::{engine, keeper, reader};
 
 use crate::options::Action;
@@ -92,7 +93,7 @@ fn attend(path: &Path, user: User, config: engine::Config) -> Result<(engine::Co
     let content = published.content;
     let controlled = Controlled {
         control,
-        segment,
+        directory: Directory::new(segment),
         site,
         content,
     };

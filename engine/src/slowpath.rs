@@ -51,7 +51,7 @@ use crate::log::Log;
 use crate::plan::Builder;
 use crate::reader::Reader;
 use crate::site::Site;
-use crate::stats::WorkerStats;
+use crate::stats::{Directory, Placed, WorkerStats};
 use crate::uapi::UapiServer;
 
 /// How soon to try again when the UDP port is taken.
@@ -110,7 +110,7 @@ pub struct Parts {
     /// The workers.
     pub workers: Workers,
     /// The workers' counters.
-    pub stats: Vec<Arc<WorkerStats>>,
+    pub stats: Vec<Placed<WorkerStats>>,
     /// Real or simulated time.
     pub clock: Box<dyn Clock>,
     /// Real or simulated randomness.
@@ -135,6 +135,8 @@ pub struct Parts {
     pub neighbourhood: Option<Neighbourhood>,
     /// Reads the site's file again, if there is one.
     pub reader: Option<Reader>,
+    /// Shows counters to other processes, under control.
+    pub directory: Option<Directory>,
 }
 
 /// The slow path's state.
@@ -146,7 +148,7 @@ pub struct SlowPath {
     routes: RouteQuery,
     uapi: Option<UapiServer>,
     signals: OwnedFd,
-    stats: Vec<Arc<WorkerStats>>,
+    stats: Vec<Placed<WorkerStats>>,
     counters: Ledger,
     null: OwnedFd,
     udp: UdpConfig,
@@ -180,6 +182,10 @@ pub struct SlowPath {
     reader: Option<Reader>,
     /// Where control attaches, if this engine is under control.
     control: Option<Control>,
+    /// Shows counters to other processes.
+    directory: Option<Directory>,
+    /// When to copy those that are counted elsewhere.
+    copy_again_at: Option<Time>,
     /// The one that is in force.
     site: Option<Box<Site>>,
 }
@@ -235,6 +241,8 @@ impl SlowPath {
             ways_again_at: None,
             reader: parts.reader,
             control: None,
+            directory: parts.directory,
+            copy_again_at: None,
             site: None,
         };
         let there = slow_path.lans.iter().enumerate();
@@ -260,6 +268,7 @@ impl SlowPath {
             self.serve_uapi();
             self.take_reloaded();
             self.serve_control();
+            self.copy_counters();
             self.follow_addresses();
             self.tend_interfaces();
             self.tend_neighbours();
@@ -520,6 +529,7 @@ impl SlowPath {
             self.neighbours_deadline(),
             self.ways_again_at,
             self.ask_again_at,
+            self.copy_again_at,
             retry,
         ];
         let next = deadlines.into_iter().flatten().min()?;

@@ -1,12 +1,20 @@
 //! What the engine counts: packets, bursts and cycles per stage, and a name for every packet that disappears.
 //!
 //! Each worker owns one [`WorkerStats`] and is its only writer, so counting is a load, an add and a store without a
-//! bus lock; the slow path reads the same cells when somebody asks.
+//! bus lock; the slow path reads the same cells when somebody asks. Under control they lie in memory that other processes may read
+//! ([`Directory`]), so that nobody has to be asked.
+
+pub mod directory;
 
 use std::fmt::Write;
+use std::mem::offset_of;
 
 pub use patronus_io::Counter;
 use patronus_mem::cycles;
+pub use patronus_sync::Placed;
+use zerocopy::FromBytes;
+
+pub use self::directory::Directory;
 
 macro_rules! named {
     ($(#[$doc:meta])* $vis:vis enum $name:ident { $($(#[$vdoc:meta])* $variant:ident => $text:literal,)* }) => {
@@ -140,7 +148,8 @@ impl Lap {
 }
 
 /// What a stage has done.
-#[derive(Default)]
+#[derive(Default, FromBytes)]
+#[repr(C)]
 pub struct StageCounters {
     /// Packets.
     pub packets: Counter,
@@ -151,6 +160,8 @@ pub struct StageCounters {
 }
 
 /// One counter for each drop reason.
+#[derive(FromBytes)]
+#[repr(transparent)]
 struct Drops([Counter; DropReason::ALL.len()]);
 
 impl Default for Drops {
@@ -159,8 +170,9 @@ impl Default for Drops {
     }
 }
 
-/// The counters of one worker.
-#[derive(Default)]
+/// The counters of one worker. On cache lines of their own: the next ones are another worker's.
+#[derive(Default, FromBytes)]
+#[repr(C, align(64))]
 pub struct WorkerStats {
     stages: [StageCounters; Stage::ALL.len()],
     drops: Drops,
@@ -214,6 +226,54 @@ impl WorkerStats {
     /// Packets taken from the ports so far.
     pub fn received(&self) -> u64 {
         self.stage(Stage::LanRx).packets.get() + self.stage(Stage::WanRx).packets.get()
+    }
+
+    /// Every counter: what it counts, a label, and where in this it is, bytes.
+    pub fn places() -> impl Iterator<Item = (&'static str, Option<(&'static str, &'static str)>, usize)> {
+        let stages = Stage::ALL.iter().enumerate().flat_map(|(at, stage)| {
+            let first = offset_of!(WorkerStats, stages) + at * size_of::<StageCounters>();
+            let label = Some(("stage", stage.name()));
+            [
+                (
+                    "stage_packets_total",
+                    label,
+                    first + offset_of!(StageCounters, packets),
+                ),
+                (
+                    "stage_bursts_total",
+                    label,
+                    first + offset_of!(StageCounters, bursts),
+                ),
+                (
+                    "stage_cycles_total",
+                    label,
+                    first + offset_of!(StageCounters, cycles),
+                ),
+            ]
+        });
+        let drops = DropReason::ALL.iter().enumerate().map(|(at, reason)| {
+            let place = offset_of!(WorkerStats, drops) + at * size_of::<Counter>();
+            ("dropped_packets_total", Some(("reason", reason.name())), place)
+        });
+        let others = [
+            (
+                "keepalives_received_total",
+                offset_of!(WorkerStats, keepalives_received),
+            ),
+            ("controls_sent_total", offset_of!(WorkerStats, controls_sent)),
+            (
+                "controls_received_total",
+                offset_of!(WorkerStats, controls_received),
+            ),
+            ("icmp_sent_total", offset_of!(WorkerStats, icmp_sent)),
+            (
+                "flows_unremembered_total",
+                offset_of!(WorkerStats, flows_unremembered),
+            ),
+            ("worker_sleeps_total", offset_of!(WorkerStats, sleeps)),
+        ];
+        let others = others.map(|(name, place)| (name, None, place));
+        stages.chain(drops).chain(others)
     }
 
     /// Appends the counters as `name=value` lines, each name behind `prefix`.

@@ -22,7 +22,7 @@ use crate::courtesy::Courtesy;
 use crate::crew::{Crew, Taken};
 use crate::ethernet;
 use crate::route::{Bound, Exits, Ingress, Parsed, Router, Spread};
-use crate::stats::{DropReason, Lap, Stage, WorkerStats};
+use crate::stats::{DropReason, Lap, Placed, Stage, WorkerStats};
 use crate::wg::{Context, Wg};
 
 /// Bursts that one port may take before the others have their turn.
@@ -67,7 +67,7 @@ pub struct Parts {
     /// The other workers.
     pub crew: Crew,
     /// Counters.
-    pub stats: Arc<WorkerStats>,
+    pub stats: Placed<WorkerStats>,
     /// The slow path's inbox.
     pub slow: Arc<ToSlowPath>,
     /// Where the time comes from.
@@ -95,7 +95,7 @@ pub struct Worker {
     expected: Box<[Box<Taken>]>,
     /// An empty one, to be filled while another is worked off.
     spare: Option<Box<Taken>>,
-    stats: Arc<WorkerStats>,
+    stats: Placed<WorkerStats>,
     slow: Arc<ToSlowPath>,
     clock: Box<dyn Clock>,
     idle: IdleLadder,
@@ -171,7 +171,7 @@ impl Worker {
     }
 
     /// What is counted.
-    pub fn stats(&self) -> &Arc<WorkerStats> {
+    pub fn stats(&self) -> &Placed<WorkerStats> {
         &self.stats
     }
 

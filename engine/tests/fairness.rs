@@ -10,7 +10,7 @@ use patronus_crypto::aead;
 use patronus_engine::channel::{Command, ToSlowPath, ToWorker as Inbox, WanPort};
 use patronus_engine::clock::SystemClock;
 use patronus_engine::crew::Crew;
-use patronus_engine::stats::WorkerStats;
+use patronus_engine::stats::{Placed, WorkerStats};
 use patronus_engine::wg::Wg;
 use patronus_engine::worker::{IdleLadder, LanPort, Parts, Worker};
 use patronus_io::{PORT_FDS, Port, PortCounters, PortError};
@@ -71,7 +71,7 @@ impl Port for AlwaysReadable {
 struct Rig {
     worker: Worker,
     inbox: Arc<Inbox>,
-    stats: Arc<WorkerStats>,
+    stats: Placed<WorkerStats>,
 }
 
 fn rig(lan: Box<AlwaysReadable>, wan: Box<AlwaysReadable>) -> Rig {
@@ -83,7 +83,7 @@ fn rig(lan: Box<AlwaysReadable>, wan: Box<AlwaysReadable>) -> Rig {
     let slow = Arc::new(ToSlowPath::new(1).unwrap());
     let crew = Crew::assemble(1).unwrap().pop().unwrap();
     let inbox = Arc::clone(crew.inbox());
-    let stats = Arc::<WorkerStats>::default();
+    let stats = Placed::<WorkerStats>::default();
     let worker = Worker::new(Parts {
         wg: Wg::new(aead::default(), 1, 1420, 16),
         lans: vec![Some(LanPort {
@@ -97,7 +97,7 @@ fn rig(lan: Box<AlwaysReadable>, wan: Box<AlwaysReadable>) -> Rig {
         router: None,
         frames: FrameCache::new(arena),
         crew,
-        stats: Arc::clone(&stats),
+        stats: Placed::clone(&stats),
         slow,
         clock: Box::new(SystemClock),
         idle: IdleLadder { spin: Duration::ZERO },

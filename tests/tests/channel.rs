@@ -184,6 +184,44 @@ fn the_next_control_finds_what_is_in_force() {
     assert_eq!(pair.a.stat("control.seconds"), 1);
 }
 
+/// Counters are read where they are counted, and what is copied there follows; both stand still when the engine is gone.
+#[test]
+fn counters_are_read_without_asking() {
+    if !may_run(&[]) {
+        return;
+    }
+    let mut pair = Pair::up();
+    let statistics = pair.a.link.as_ref().unwrap().statistics();
+    let of = |name: &str, labels: &str| {
+        let mut values = statistics.values();
+        let found = values.find(|value| value.name == name && value.labels.contains(labels));
+        found.map(|value| value.value)
+    };
+    let sealed = || of("stage_packets_total", "stage=\"encap\"").unwrap();
+    let before = sealed();
+    for _ in 0..10 {
+        assert!(pair.answers());
+    }
+    assert!(sealed() >= before + 10);
+    assert_eq!(sealed(), pair.a.stat("worker0.stage.encap.packets"));
+    let key = pair.b.engine.keys.public.clone();
+    let sent = || of("sent_bytes_total", &key).unwrap_or(0);
+    assert!(eventually(|| sent() >= 10 * 128), "{}", sent());
+    assert!(of("port_tx_packets_total", "tun0").unwrap() >= 10);
+    assert_eq!(of("peers", ""), Some(1));
+    // A peer that is gone is not shown.
+    let key = Keys::generate().unwrap().public;
+    let text = format!("{}[[peer]]\npublic_key = '{key}'\n", pair.a.text(&pair.b, ""));
+    assert!(is_applied(&pair.a.publish(&text, 2), 2));
+    assert!(eventually(|| of("sent_bytes_total", &key).is_some()));
+    let text = pair.a.text(&pair.b, "");
+    assert!(is_applied(&pair.a.publish(&text, 3), 3));
+    assert!(eventually(|| of("sent_bytes_total", &key).is_none()));
+    pair.a.engine.process.signal(Signal::KILL);
+    assert!(eventually(|| pair.a.engine.process.ended().is_some()));
+    assert!(sealed() >= before + 10);
+}
+
 /// Killed under traffic: nobody notices, and the next one neither.
 #[test]
 fn control_goes_and_comes_back_and_no_packet_is_lost() {

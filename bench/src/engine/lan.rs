@@ -12,6 +12,7 @@ use patronus_engine::fib::{FibWriterV4, FibWriterV6, Group, Limits};
 use patronus_engine::flow::HashKeys;
 use patronus_engine::route::{Router, Rules};
 use patronus_engine::snapshot::{Exit, Hop, Plan, Snapshot};
+use patronus_engine::stats::Placed;
 use patronus_engine::wg::{Context, Wg};
 use patronus_engine::worker::{IdleLadder, LanPort, Parts, Worker};
 use patronus_io::ip::{FlowKey, Packet};
@@ -285,7 +286,7 @@ impl Lan {
             let port = |port| LanPort { port, ethernet: true };
             let (mut lans, mut wans) = (vec![Some(port(source))], vec![None]);
             let mut frames = FrameCache::new(arena);
-            let stats = Arc::default();
+            let stats = Placed::default();
             let mut wg = Wg::new(aead::default(), 1, 1420, 0);
             if let Exit::Tunnel(_) = exit {
                 let mut cx = Context {

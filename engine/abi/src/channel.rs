@@ -531,6 +531,38 @@ impl Event {
     }
 }
 
+impl EntryRecord {
+    /// The entry of a counter in this place that only grows, or of a value that does not.
+    pub fn default_at(offset: u32, is_counter: bool) -> EntryRecord {
+        EntryRecord {
+            sequence: 0.into(),
+            offset: offset.into(),
+            kind: u8::from(!is_counter),
+            name_len: 0,
+            labels_len: 0,
+            zero: 0,
+            name: [0; 56],
+            labels: [0; 120],
+        }
+    }
+
+    /// Gives it a name and labels, cut if they are too long.
+    pub fn say(&mut self, name: &str, labels: &str) {
+        let (name, labels) = (
+            &name.as_bytes()[..name.floor_char_boundary(self.name.len())],
+            &labels.as_bytes()[..labels.floor_char_boundary(self.labels.len())],
+        );
+        self.name[..name.len()].copy_from_slice(name);
+        self.labels[..labels.len()].copy_from_slice(labels);
+        (self.name_len, self.labels_len) = (name.len() as u8, labels.len() as u8);
+    }
+
+    /// As words.
+    pub fn words(self) -> [u64; size_of::<EntryRecord>() / 8] {
+        zerocopy::transmute!(self)
+    }
+}
+
 impl EventRecord {
     fn say(&mut self, text: &str) {
         let len = text.floor_char_boundary(EVENT_TEXT_MAX);

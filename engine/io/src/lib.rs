@@ -102,10 +102,16 @@ pub trait Port {
 }
 
 /// A count with one writer at a time, readable by any thread.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, zerocopy::FromBytes)]
+#[repr(transparent)]
 pub struct Counter(AtomicU64);
 
 impl Counter {
+    /// Goes on from `n`. Only the counter's one writer calls this.
+    pub fn set(&self, n: u64) {
+        self.0.store(n, Ordering::Relaxed);
+    }
+
     /// Adds `n`. Only the counter's one writer calls this: the addition is not atomic, which makes it as cheap as that of a plain
     /// integer.
     #[inline]

@@ -1,8 +1,46 @@
 //! The slow path under control: sites that are published, and what becomes of them.
 
+use base64ct::{Base64, Encoding};
+use patronus_crypto::timers::Traffic;
+use patronus_crypto::{Duration, PeerId};
+
 use super::SlowPath;
-use crate::control::Published;
+use crate::control::{Control, Published};
 use crate::engine::Controlled;
+use crate::stats::directory::Name;
+
+/// How often counters that are not counted where others can read them are copied there.
+const COPY_PAUSE: Duration = Duration::from_secs(1);
+
+/// What is copied of a port, in the order of its counters (`patronus_io::PortCounters::named`).
+const OF_PORTS: &[Name] = &[
+    ("port_rx_packets_total", true),
+    ("port_rx_bytes_total", true),
+    ("port_rx_calls_total", true),
+    ("port_tx_packets_total", true),
+    ("port_tx_bytes_total", true),
+    ("port_tx_calls_total", true),
+    ("port_rx_no_frame_total", true),
+    ("port_rx_malformed_total", true),
+    ("port_tx_no_buffer_total", true),
+    ("port_tx_unreachable_total", true),
+    ("port_tx_too_big_total", true),
+    ("port_tx_forbidden_total", true),
+    ("port_tx_down_total", true),
+    ("port_tx_error_total", true),
+];
+/// What is copied of a peer, as exporters for WireGuard call it.
+const OF_PEERS: &[Name] = &[
+    ("sent_bytes_total", true),
+    ("received_bytes_total", true),
+    ("latest_handshake_seconds", false),
+];
+/// What is copied of the handshakes that were refused, by the reason.
+const OF_HANDSHAKES: &[Name] = &[("handshakes_refused_total", true)];
+/// What is copied of what control did that was refused, by the reason.
+const OF_CONTROL: &[Name] = &[("control_refused_total", true)];
+/// What is copied of the whole.
+const OF_ENGINE: &[Name] = &[("peers", false), ("statistics_without_room_total", true)];
 
 impl SlowPath {
     /// Configures an engine that has just been put together as control has said.
@@ -60,6 +98,53 @@ impl SlowPath {
             }
         }
         self.control = Some(control);
+    }
+
+    /// Copies what is not counted where other processes can read it, once a second while control is attached.
+    pub(super) fn copy_counters(&mut self) {
+        let now = self.core.mono();
+        if !self.control.as_ref().is_some_and(Control::is_attached) {
+            self.copy_again_at = None;
+            return;
+        }
+        if self.copy_again_at.is_some_and(|at| at > now) {
+            return;
+        }
+        self.copy_again_at = Some(now.after(COPY_PAUSE));
+        let Some(mut to) = self.directory.take() else {
+            return;
+        };
+        for (name, values) in self.counters.lines() {
+            to.set(&format!("port=\"{name}\""), OF_PORTS, values);
+        }
+        let device = self.core.device();
+        for (refusal, value) in device.counters().iter() {
+            to.set(
+                &format!("handshake=\"{}\"", refusal.name()),
+                OF_HANDSHAKES,
+                [value],
+            );
+        }
+        let refusals = self.control.as_ref().map(Control::refusals).unwrap_or_default();
+        for (name, value) in refusals.named() {
+            to.set(&format!("control=\"{name}\""), OF_CONTROL, [value]);
+        }
+        let mut peers = 0;
+        for (id, peer) in self.core.peers() {
+            let sessions: Vec<PeerId> = device.lanes(id).map(|(_, lane)| lane).chain([id]).collect();
+            let sum = |of: fn(&Traffic) -> u64| sessions.iter().map(|id| of(device.traffic(*id))).sum();
+            let handshakes = sessions.iter().filter_map(|id| device.last_handshake(*id));
+            let last = handshakes.map(|at| at.secs).max().unwrap_or(0);
+            let mut key = [0; 44];
+            let key = Base64::encode(&peer.key.0, &mut key).unwrap_or_default();
+            let values = [sum(Traffic::sent_bytes), sum(Traffic::received_bytes), last];
+            to.set(&format!("public_key=\"{key}\""), OF_PEERS, values);
+            peers += 1;
+        }
+        let refused = to.refused();
+        to.set("", OF_ENGINE, [peers, refused]);
+        to.end_round(now.0);
+        self.directory = Some(to);
     }
 
     /// The site's public key.

@@ -37,6 +37,17 @@ impl Ledger {
         all.for_each(|(name, counters)| self.add(name, counters));
     }
 
+    /// What the counters of each name have come to, in the order of [`PortCounters::named`].
+    pub(super) fn lines(&self) -> impl Iterator<Item = (&str, Vec<u64>)> {
+        self.0.iter().map(|line| {
+            let ports = line.ports.iter();
+            (
+                &*line.name,
+                ports.fold(line.past.clone(), |sum, port| add(sum, port)),
+            )
+        })
+    }
+
     /// What each counter of each name has come to.
     pub(super) fn totals(&self) -> impl Iterator<Item = (&str, &'static str, u64)> {
         self.0.iter().flat_map(|line| {

@@ -8,7 +8,9 @@ use std::sync::atomic::{AtomicUsize as PlainUsize, Ordering::SeqCst as PLAIN};
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicUsize, Ordering};
 use loom::thread;
-use patronus_sync::{Bell, Domain, SeqLock, publish, ring};
+use patronus_sync::{
+    Bell, Domain, Layout, RingReceiver, RingSender, SeqLock, Words, WordsMut, publish, ring,
+};
 
 /// Tries the executions with up to three preemptions, which is where such errors are.
 fn model(test: impl Fn() + Sync + Send + 'static) {
@@ -237,5 +239,79 @@ fn a_reader_that_comes_back_sees_what_was_published_while_it_was_away() {
         publisher.replace(&mut domain, maker.make(2));
         publisher.collect(&domain);
         thread.join().unwrap();
+    });
+}
+
+/// Memory by words, as loom has it.
+#[derive(Clone)]
+struct Memory(Arc<Vec<loom::sync::atomic::AtomicU64>>);
+
+impl Memory {
+    fn new() -> Memory {
+        Memory(Arc::new(
+            (0..5).map(|_| loom::sync::atomic::AtomicU64::new(0)).collect(),
+        ))
+    }
+}
+
+impl Words for Memory {
+    fn load(&self, at: usize, order: Ordering) -> u64 {
+        self.0[at / 8].load(order)
+    }
+}
+
+impl WordsMut for Memory {
+    fn store(&self, at: usize, value: u64, order: Ordering) {
+        self.0[at / 8].store(value, order);
+    }
+}
+
+const SHARED: Layout = Layout {
+    tail: 0,
+    head: 0,
+    slots: 8,
+    count: 2,
+};
+
+#[test]
+fn a_shared_ring_hands_over_every_record_once_and_whole() {
+    model(|| {
+        let (a, b) = (Memory::new(), Memory::new());
+        let mut sender = RingSender::<_, _, 2>::new(a.clone(), b.clone(), SHARED);
+        let mut receiver = RingReceiver::<_, _, 2>::new(b, a, SHARED);
+        let thread = thread::spawn(move || {
+            (1..4)
+                .filter(|n| sender.send([*n, 10 * n]).is_some())
+                .collect::<Vec<_>>()
+        });
+        let mut taken = Vec::new();
+        for _ in 0..2 {
+            taken.extend(receiver.receive());
+        }
+        let sent = thread.join().unwrap();
+        while let Some(record) = receiver.receive() {
+            taken.push(record);
+        }
+        assert_eq!(taken, sent.iter().map(|n| [*n, 10 * n]).collect::<Vec<_>>());
+        assert_eq!(receiver.nonsense(), 0);
+    });
+}
+
+/// The receiver looks once more before it sleeps; either that finds the record, or the sender is told to wake it.
+#[test]
+fn a_sender_of_a_shared_ring_knows_whom_to_wake() {
+    model(|| {
+        let (a, b) = (Memory::new(), Memory::new());
+        let mut sender = RingSender::<_, _, 2>::new(a.clone(), b.clone(), SHARED);
+        let mut receiver = RingReceiver::<_, _, 2>::new(b, a, SHARED);
+        assert_eq!(sender.send([1, 1]), Some(true));
+        let thread = thread::spawn(move || sender.send([2, 2]).unwrap());
+        let mut taken = 0;
+        // As long as there is something it looks again.
+        while receiver.receive().is_some() {
+            taken += 1;
+        }
+        let told = thread.join().unwrap();
+        assert!(taken == 2 || told, "a record lies there, and nobody comes for it");
     });
 }

@@ -515,7 +515,7 @@ impl Net {
                 router: None,
                 frames: FrameCache::new(self.arena),
                 crew,
-                stats: Arc::default(),
+                stats: Default::default(),
                 slow: Arc::clone(&inbox),
                 clock: Box::new(VirtualClock(Arc::clone(&self.clock))),
                 idle: IdleLadder { spin: secs(0) },

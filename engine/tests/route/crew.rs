@@ -13,6 +13,7 @@ use patronus_engine::crew::{Crew, HANDOFF_MAX};
 use patronus_engine::fib::{FibWriterV4, FibWriterV6, Group, Limits};
 use patronus_engine::route::{Router, Rules};
 use patronus_engine::snapshot::{Exit, Hop, Plan, Snapshot};
+use patronus_engine::stats::Placed;
 use patronus_engine::stats::{DropReason, Stage};
 use patronus_engine::wg::Wg;
 use patronus_engine::worker::{IdleLadder, LanPort, Parts, Worker};
@@ -226,12 +227,12 @@ fn a_sleeping_worker_is_woken_by_another() {
             router: Some(Router::new(100, keys(), rules).unwrap()),
             frames: FrameCache::new(arena),
             crew,
-            stats: Arc::default(),
+            stats: Placed::default(),
             slow: Arc::clone(&slow),
             clock: Box::new(SystemClock),
             idle: IdleLadder { spin: Duration::ZERO },
         });
-        stats.push(Arc::clone(worker.stats()));
+        stats.push(Placed::clone(worker.stats()));
         workers.push(worker);
         far.push(other);
         bells.push(bell);

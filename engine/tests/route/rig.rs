@@ -12,7 +12,7 @@ use patronus_engine::fib::{FibWriterV4, FibWriterV6, Group, Limits};
 use patronus_engine::flow::HashKeys;
 use patronus_engine::route::{Router, Rules};
 use patronus_engine::snapshot::{Exit, Hop, Plan, Snapshot};
-use patronus_engine::stats::{DropReason, WorkerStats};
+use patronus_engine::stats::{DropReason, Placed, WorkerStats};
 use patronus_engine::wg::Wg;
 use patronus_engine::worker::{IdleLadder, LanPort, Parts, Worker};
 use patronus_io::Port;
@@ -57,7 +57,7 @@ static ARENAS: Mutex<Vec<&'static Arena>> = Mutex::new(Vec::new());
 
 pub struct Rig {
     pub workers: Vec<Worker>,
-    pub stats: Vec<Arc<WorkerStats>>,
+    pub stats: Vec<Placed<WorkerStats>>,
     /// The far ends of each worker's LAN ports.
     pub far: Vec<Vec<LoopbackPort>>,
     pub frames: FrameCache,
@@ -112,7 +112,7 @@ impl Rig {
                     ethernet: lan != TUN,
                 })
             });
-            let stats = Arc::<WorkerStats>::default();
+            let stats = Placed::<WorkerStats>::default();
             rig.workers.push(Worker::new(Parts {
                 wg: Wg::new(aead::default(), 8, 1420, 16),
                 lans: lans.collect(),
@@ -120,7 +120,7 @@ impl Rig {
                 router: Some(Router::new(flows, keys(), rules).unwrap()),
                 frames: FrameCache::new(arena),
                 crew,
-                stats: Arc::clone(&stats),
+                stats: Placed::clone(&stats),
                 slow: Arc::clone(&slow),
                 clock: Box::new(SystemClock),
                 idle: IdleLadder {

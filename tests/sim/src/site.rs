@@ -268,7 +268,7 @@ impl Site {
                 router: routers.next(),
                 frames: FrameCache::new(arena),
                 crew,
-                stats: Arc::default(),
+                stats: Default::default(),
                 slow: Arc::clone(&inbox),
                 clock: Box::new(clock.clone()),
                 idle: IdleLadder { spin: Duration::ZERO },
