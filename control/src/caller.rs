@@ -1,7 +1,7 @@
 //! Who is at the other end of a connection, as the kernel says, and what he may do.
 //!
 //! Whoever may open the socket may look: its mode and group are for that. Changing takes an administrator: root, the user that we run as, or a member
-//! of the group `patronus-admin`. Called on the connection's thread, once for each connection.
+//! of the administrators' group. Called on the connection's thread, once for each connection.
 
 use std::ffi::CString;
 use std::os::fd::AsFd;
@@ -9,9 +9,6 @@ use std::os::fd::AsFd;
 use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
 
 use crate::message::{Code, Failure, Order};
-
-/// The group whose members may change things.
-pub const ADMINISTRATORS: &str = "patronus-admin";
 
 /// Who has connected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,13 +21,13 @@ pub struct Caller {
 
 impl Caller {
     /// Asks the kernel.
-    pub fn of(connection: impl AsFd) -> std::io::Result<Caller> {
+    pub fn of(connection: impl AsFd, administrators: &str) -> std::io::Result<Caller> {
         let peer = rustix::net::sockopt::socket_peercred(connection)?;
         let (uid, gid) = (peer.uid.as_raw(), peer.gid.as_raw());
         let own = rustix::process::geteuid().as_raw();
         Ok(Caller {
             uid,
-            is_administrator: uid == 0 || uid == own || is_member(uid, gid),
+            is_administrator: uid == 0 || uid == own || is_member(uid, gid, administrators),
         })
     }
 
@@ -40,15 +37,15 @@ impl Caller {
             return Ok(());
         }
         let said = format!("user {} may look and not change anything", self.uid);
-        Err(Failure::new(Code::NotAllowed, said).hint(format!(
-            "run this as root, or become a member of the group `{ADMINISTRATORS}`"
-        )))
+        Err(Failure::new(Code::NotAllowed, said).hint(
+            "run this as root, or become a member of the administrators' group (`admin_group` in [control])",
+        ))
     }
 }
 
 /// Whether a user with this primary group is an administrator by his groups. Who cannot be found is none.
-fn is_member(uid: u32, gid: u32) -> bool {
-    let Ok(Some(group)) = Group::from_name(ADMINISTRATORS) else {
+fn is_member(uid: u32, gid: u32, administrators: &str) -> bool {
+    let Ok(Some(group)) = Group::from_name(administrators) else {
         return false;
     };
     if group.gid == Gid::from_raw(gid) {
@@ -71,7 +68,7 @@ mod tests {
     #[test]
     fn we_ourselves_may_do_anything() {
         let (here, _there) = UnixStream::pair().expect("a pair");
-        let caller = Caller::of(&here).expect("the kernel knows");
+        let caller = Caller::of(&here, "").expect("the kernel knows");
         assert!(caller.is_administrator);
         assert_eq!(caller.may(&Order::Confirm), Ok(()));
     }
@@ -80,7 +77,7 @@ mod tests {
     fn others_may_look() {
         let nobody = Caller {
             uid: 65534,
-            is_administrator: is_member(65534, 65534),
+            is_administrator: is_member(65534, 65534, "root"),
         };
         let refused = nobody.may(&Order::Confirm).expect_err("a change");
         assert_eq!(refused.code, Code::NotAllowed);

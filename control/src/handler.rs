@@ -49,6 +49,13 @@ impl Answerer {
 }
 
 impl Handler for Answerer {
+    fn administrators(&self) -> String {
+        let config = self.board.get().config.clone();
+        config.map_or_else(String::new, |config| {
+            config.control.admin_group.as_str().to_owned()
+        })
+    }
+
     fn handle(&self, order: Order) -> Result<Value, Failure> {
         match order {
             Order::Show { what } => Viewer::new(&self.board.get(), &self.uapi_dir)?.show(what),

@@ -79,7 +79,8 @@ fn run(options: &Options) -> Result<(), (u8, String)> {
     });
     let control = control.map_err(|failure| (BAD_CONFIG, failure.to_string()))?;
     let socket = options.socket.clone().unwrap_or(services.socket);
-    let listener = server::bind(&socket).map_err(failed(&format!("listen at {}", socket.display())))?;
+    let listener = server::bind(&socket, services.group.as_str())
+        .map_err(failed(&format!("listen at {}", socket.display())))?;
     let metrics = bind_metrics(control.config()).map_err(|message| (1, message))?;
     sandbox::enter().map_err(|message| (1, message))?;
     let handler = Answerer::new(Arc::clone(&board), desk, &options.uapi_dir);

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use nix::unistd::Group;
 use serde_json::Value;
 use tracing::{debug, info, warn};
 
@@ -29,12 +30,16 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 /// Carries orders out. Called on the threads of connections, several at a time.
 pub trait Handler: Send + Sync + 'static {
+    /// The group whose members may change things.
+    fn administrators(&self) -> String;
+
     /// Does what is wanted; the caller may.
     fn handle(&self, order: Order) -> Result<Value, Failure>;
 }
 
-/// Listens at `path`, with mode 0660: who is in the process's group may connect. What stands there of an earlier process is replaced.
-pub fn bind(path: &Path) -> io::Result<UnixListener> {
+/// Listens at `path`, with mode 0660: who is in `group` may connect, or in the process's own if there is no such group or we are not in it. What stands
+/// there of an earlier process is replaced.
+pub fn bind(path: &Path, group: &str) -> io::Result<UnixListener> {
     if path
         .symlink_metadata()
         .is_ok_and(|meta| meta.file_type().is_socket())
@@ -48,6 +53,13 @@ pub fn bind(path: &Path) -> io::Result<UnixListener> {
         std::fs::remove_file(path)?;
     }
     let listener = UnixListener::bind(path)?;
+    // First whose it is: with the other order, the wrong group could connect for a moment.
+    let group = Group::from_name(group).ok().flatten();
+    if let Some(group) = group
+        && let Err(error) = std::os::unix::fs::chown(path, None, Some(group.gid.as_raw()))
+    {
+        warn!(%error, group = group.name, "the group cannot be let in");
+    }
     std::fs::set_permissions(path, PermissionsExt::from_mode(0o660))?;
     Ok(listener)
 }
@@ -115,7 +127,7 @@ fn converse(mut stream: UnixStream, place: Place, handler: &dyn Handler) -> io::
         let said = format!("{CLIENTS_MAX} connections are open, and there are no more");
         return send(&mut stream, 0, Err(Failure::new(Code::Busy, said)));
     }
-    let caller = Caller::of(&stream)?;
+    let caller = Caller::of(&stream, &handler.administrators())?;
     while let Some(text) = frame::read(&mut stream)? {
         let (id, outcome) = answer(&caller, &text, handler);
         send(&mut stream, id, outcome)?;

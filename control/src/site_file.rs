@@ -60,7 +60,7 @@ fn open_key(path: &Path) -> Result<File, Failure> {
             key_file::KeyError::Io(_, error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
                 let path = path.display();
                 failure.hint(format!(
-                    "let the control process open it: `chgrp patronus-keys {path} && chmod 640 {path}`"
+                    "let the control process open it: `chgrp patronus-control {path} && chmod 640 {path}`"
                 ))
             }
             _ => failure,

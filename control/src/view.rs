@@ -265,8 +265,7 @@ impl<'a> Viewer<'a> {
         }
         if known.gone_back {
             notes.push(
-                "the file was applied and not confirmed: what was in force before is so again"
-                    .to_owned(),
+                "the file was applied and not confirmed: what was in force before is so again".to_owned(),
             );
         }
         let file = patronus_config::read(&known.file).ok();

@@ -16,6 +16,10 @@ use serde_json::{Value, json};
 struct Echo;
 
 impl Handler for Echo {
+    fn administrators(&self) -> String {
+        String::new()
+    }
+
     fn handle(&self, order: Order) -> Result<Value, Failure> {
         match order {
             Order::Confirm => Err(Failure::new(Code::NothingPending, "nothing").hint("nothing to do")),
@@ -39,7 +43,7 @@ impl Folder {
     }
 
     fn serve(&self) {
-        let listener = server::bind(&self.socket()).expect("a socket");
+        let listener = server::bind(&self.socket(), "").expect("a socket");
         server::serve(listener, Arc::new(Echo)).expect("a thread");
     }
 }
@@ -119,14 +123,14 @@ fn one_connection_too_many_is_told_so_and_the_others_go_on() {
 #[test]
 fn a_socket_in_use_is_not_replaced_and_one_that_was_left_behind_is() {
     let folder = Folder::new("left");
-    let listener = server::bind(&folder.socket()).expect("a socket");
-    let error = server::bind(&folder.socket()).expect_err("in use");
+    let listener = server::bind(&folder.socket(), "").expect("a socket");
+    let error = server::bind(&folder.socket(), "").expect_err("in use");
     assert_eq!(error.kind(), std::io::ErrorKind::AddrInUse);
     drop(listener);
     assert!(folder.socket().exists(), "it is left behind");
-    server::bind(&folder.socket()).expect("a socket");
+    server::bind(&folder.socket(), "").expect("a socket");
     std::fs::remove_file(folder.socket()).expect("there");
     std::fs::write(folder.socket(), "somebody's").expect("a file");
-    server::bind(&folder.socket()).expect_err("not a socket");
+    server::bind(&folder.socket(), "").expect_err("not a socket");
     assert_eq!(std::fs::read(folder.socket()).expect("there"), b"somebody's");
 }

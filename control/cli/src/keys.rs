@@ -2,7 +2,7 @@
 
 use std::fs::OpenOptions;
 use std::io::{Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use base64ct::{Base64, Encoding};
@@ -15,6 +15,9 @@ use crate::output::{Outcome, Output, Wrong};
 
 /// Characters of a key in base64.
 const KEY_TEXT: usize = 44;
+
+/// The group that the package's control process runs as.
+const CONTROL: &str = "patronus-control";
 
 /// A key in base64, with its line end.
 type Text = Secret<{ KEY_TEXT + 1 }>;
@@ -46,6 +49,25 @@ pub fn write(path: &Path, key: &Secret<32>) -> Result<(), Wrong> {
     file.write_all(&*text(key)?)
         .and_then(|()| file.sync_all())
         .map_err(wrong)
+}
+
+/// Lets the control process of the package open a key file, where it is installed. It opens keys for the engine, and never reads them.
+pub fn let_control_in(path: &Path) -> Result<(), Wrong> {
+    let groups = std::fs::read_to_string("/etc/group").unwrap_or_default();
+    let Some(gid) = gid_of(&groups, CONTROL) else {
+        return Ok(());
+    };
+    let wrong = |error: std::io::Error| Wrong::failed(format!("{}: {error}", path.display()));
+    std::os::unix::fs::chown(path, None, Some(gid)).map_err(wrong)?;
+    std::fs::set_permissions(path, PermissionsExt::from_mode(0o640)).map_err(wrong)
+}
+
+/// The number of a group, in a file like group(5).
+fn gid_of(groups: &str, name: &str) -> Option<u32> {
+    let line = groups
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    line.split(':').nth(1)?.parse().ok()
 }
 
 /// `patronus keygen`.
@@ -124,5 +146,17 @@ fn typed() -> Result<Secret<32>, Wrong> {
         _ => Err(Wrong::failed(
             "expected a private key in base64 on standard input, as `patronus keygen` prints it",
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::gid_of;
+
+    #[test]
+    fn a_group_is_found_by_its_whole_name() {
+        let groups = "root:x:0:\npatronus-control-x:x:7:\npatronus-control:x:998:a,b\n";
+        assert_eq!(gid_of(groups, "patronus-control"), Some(998));
+        assert_eq!(gid_of(groups, "patronus"), None);
     }
 }

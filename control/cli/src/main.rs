@@ -5,6 +5,7 @@
 mod ask;
 mod check;
 mod doctor;
+mod import;
 mod keys;
 mod options;
 mod output;
@@ -35,6 +36,8 @@ fn run(output: Output, options: Options) -> Outcome {
         Command::Init(init) => setup::init(output, init),
         Command::Invite(invite) => setup::invite(output, &invite),
         Command::Join(join) => setup::join(output, &join),
+        Command::Import(import) => import::import(output, &import),
+        Command::Schema => schema(output),
         Command::Up(up) => supervise::up(socket, &up),
         Command::Down => supervise::down(output, socket),
         Command::Check(site) => check::check(output, &site.file),
@@ -54,4 +57,11 @@ fn run(output: Output, options: Options) -> Outcome {
         Command::Genpsk { file } => keys::genpsk(output, file.as_deref()),
         Command::Doctor(site) => doctor::doctor(output, &site.file),
     }
+}
+
+/// `patronus schema`.
+fn schema(output: Output) -> Outcome {
+    let text = patronus_config::json_schema();
+    let value: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+    output.print(&value, text)
 }

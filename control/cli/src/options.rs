@@ -40,6 +40,10 @@ pub enum Command {
     Invite(Invite),
     /// Add a site to this one's file, from what `invite` has printed there
     Join(Join),
+    /// Make a site's file from a wg-quick file, and say what could not be carried over
+    Import(Import),
+    /// Print the schema of a site's file, for editors (JSON Schema)
+    Schema,
     /// Run a site in the foreground, engine and control process, until Ctrl-C
     Up(Up),
     /// End engine and control process, and leave nothing behind
@@ -137,6 +141,16 @@ pub struct Join {
     /// The site's file
     #[command(flatten)]
     pub site: File,
+}
+
+/// What to carry over.
+#[derive(Args)]
+pub struct Import {
+    /// The wg-quick file; the interface is called as it is
+    pub file: PathBuf,
+    /// The folder for site.toml and the key files
+    #[arg(long, value_name = "PATH", default_value = "/etc/patronus")]
+    pub dir: PathBuf,
 }
 
 /// What to run.

@@ -37,6 +37,7 @@ pub fn init(output: Output, options: Init) -> Outcome {
     make_folder(&options.dir)?;
     let key = keys::private()?;
     keys::write(&key_file, &key)?;
+    keys::let_control_in(&key_file)?;
     create(&file, &text)?;
     let public = keys::public(&key);
     let said = format!(
