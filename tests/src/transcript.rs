@@ -59,10 +59,12 @@ impl Transcript {
                 .find(|(name, _)| terminal.is_empty() || name == terminal);
             let (_, shell) = found.ok_or_else(|| Error::new(format!("no terminal {terminal}")))?;
             let text = settled(shell, typed, if bless { None } else { Some(printed) })?;
-            if bless {
-                *printed = text;
-            } else if alike(&text) != alike(printed) {
-                wrong.push(format!("$ {typed}\n{text}--- and the document says\n{printed}"));
+            match (alike(&text) == alike(printed), bless) {
+                (true, _) => {}
+                (false, true) => *printed = text,
+                (false, false) => {
+                    wrong.push(format!("$ {typed}\n{text}--- and the document says\n{printed}"))
+                }
             }
         }
         match (bless, wrong.is_empty()) {

@@ -25,7 +25,8 @@ fn play(document: &str) {
     if !may_run(&[Need::Root]) {
         return;
     }
-    let folder = Folder::new("document");
+    let name = document.trim_start_matches("docs/").trim_end_matches(".md");
+    let folder = Folder::new(name);
     let mut hub = Terminal::open("hub", &folder.0).unwrap();
     let mut branch = Terminal::open("branch", &folder.0).unwrap();
     cable(&hub, "eth0", &branch, "eth0").unwrap();
