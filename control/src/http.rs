@@ -2,7 +2,7 @@
 //!
 //! A thread of its own answers one connection after the other; each has its time and its length, so that nobody holds the others up for long and nobody
 //! can make it remember anything. What a page is costs as much as a scrape, and a scrape is all that can be asked for. Requests are understood by
-//! `httparse`; there is no keeping alive, no body, no encryption: whoever wants that puts a proxy in front (docs/adr/0025).
+//! `httparse`; there is no keeping alive, no body, no encryption: whoever wants that puts a proxy in front (docs/adr/0029).
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};

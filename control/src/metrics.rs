@@ -58,6 +58,13 @@ pub fn page(known: &Known, uapi_dir: &Path) -> String {
     page.text
 }
 
+/// Metrics of one name.
+struct Family {
+    kind: &'static str,
+    /// Labels and value.
+    lines: Vec<(String, u64)>,
+}
+
 #[derive(Default)]
 struct Page {
     text: String,
@@ -76,15 +83,18 @@ impl Page {
 
     /// What the engine counts, those of a name together.
     fn counters(&mut self, values: impl Iterator<Item = (String, String, &'static str, u64)>) {
-        let mut families: BTreeMap<String, (&'static str, Vec<(String, u64)>)> = BTreeMap::new();
+        let mut families: BTreeMap<String, Family> = BTreeMap::new();
         for (name, labels, kind, value) in values {
             // The directory is the engine's: what is no name is left out.
             if is_name(&name) && !labels.contains(['\n', '{', '}']) {
-                let family = families.entry(name).or_insert_with(|| (kind, Vec::new()));
-                family.1.push((labels, value));
+                let family = families.entry(name).or_insert_with(|| Family {
+                    kind,
+                    lines: Vec::new(),
+                });
+                family.lines.push((labels, value));
             }
         }
-        for (name, (kind, lines)) in families {
+        for (name, Family { kind, lines }) in families {
             let _ = writeln!(self.text, "# TYPE patronus_{name} {kind}");
             for (labels, value) in lines {
                 let _ = match labels.is_empty() {

@@ -269,6 +269,35 @@ fn an_engine_that_comes_back_is_told_again() {
     let _ = managed.said("show peers");
 }
 
+/// Reloads, each of which changes a policy, a peer and a route: no packet of another peer is lost, no session begins anew.
+#[test]
+fn reloads_lose_no_packet() {
+    const RELOADS: usize = 100;
+    if !may_run(&[]) {
+        return;
+    }
+    let (managed, other) = with_peer();
+    let text = fs::read_to_string(managed.folder.join("site.toml")).unwrap();
+    let keys = [Keys::generate().unwrap(), Keys::generate().unwrap()];
+    let handshake = || uapi_value(&managed.site.interface, "last_handshake_time_nsec").unwrap();
+    let before = handshake();
+    let flow = Flow::start(&other, &managed.site, false, Duration::from_millis(1)).unwrap();
+    for number in 0..RELOADS {
+        let more = format!(
+            "[[peer]]\npublic_key = '{}'\nallowed_ips = ['10.90.0.0/24']\n[[route]]\nprefix = '10.91.{number}.0/24'\nvia = 'other'\n\
+             [[policy]]\nprotocol = 'udp'\ndst_ports = {}\naction = 'drop'\n",
+            keys[number % 2].public,
+            10 + number % 7
+        );
+        managed.edit(|_| format!("{text}{more}"));
+        managed.said("apply");
+    }
+    let received = flow.finish();
+    assert_eq!(received.lost(), 0, "of {}", received.sent);
+    assert!(received.in_order());
+    assert_eq!(handshake(), before, "the session is the same");
+}
+
 /// What is applied and not confirmed is gone after its time, also when the control process dies meanwhile, and does not come back with it.
 #[test]
 fn what_is_not_confirmed_goes_back_after_controls_death_too() {
