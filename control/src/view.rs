@@ -117,6 +117,8 @@ pub struct Route {
     pub prefix: String,
     /// Where it leads.
     pub via: Vec<String>,
+    /// It is a routing protocol's, and not the file's.
+    pub dynamic: bool,
 }
 
 /// A WAN attachment.
@@ -354,6 +356,7 @@ impl<'a> Viewer<'a> {
             Some(Route {
                 prefix: group.text("route")?.to_owned(),
                 via: group.all("via").map(|via| self.via(via)).collect(),
+                dynamic: group.is("dynamic"),
             })
         };
         Ok(routes.iter().filter_map(route).collect())

@@ -181,14 +181,14 @@ impl Control {
         self.published.take()
     }
 
-    /// The next command, if there is one.
-    pub fn take_command(&mut self) -> Option<Command> {
-        loop {
-            match self.channel.as_mut()?.command()? {
-                Ok(command) => return Some(command),
-                Err(why) => self.refuse_command(why),
-            }
-        }
+    /// The next command, if there is one, or why what stands there is none.
+    pub fn take_command(&mut self) -> Option<Result<Command, &'static str>> {
+        self.channel.as_mut()?.command()
+    }
+
+    /// There is something to do at once.
+    pub fn come_again(&mut self) {
+        self.more = true;
     }
 
     /// A command was not carried out.

@@ -43,6 +43,7 @@
 //! * [`stats`]: a name for each packet that goes no further, cycles for each stage.
 //! * [`site`], [`reader`]: the configuration file, at the start and again; [`plan`]: keeps what routers look at in step with it.
 //! * [`control`]: the same from the control process, and what it is told.
+//! * [`rib`]: dynamic routes, beside the site's.
 //! * [`keeper`]: takes interfaces for [`lans`] and [`wans`], at the start and when they come back.
 //! * [`engine`]: puts it together.
 //!
@@ -70,6 +71,7 @@ pub mod neighbour;
 pub mod plan;
 pub mod reader;
 pub mod remote;
+pub mod rib;
 pub mod route;
 pub mod sandbox;
 pub mod site;

@@ -4,11 +4,16 @@
 //! comes from, a file or another process, is not known here. The builder gives groups their numbers, resolves neighbours into link
 //! addresses, publishes snapshots and writes the FIB, in an order in which no worker ever meets a group that its snapshot does not have:
 //!
+//! There are two layers of routes: those of the configuration, replaced as a whole, and dynamic ones, changed one by one ([`Builder::change`]). A prefix in both goes
+//! by the configuration's; otherwise the longer prefix wins, as anywhere. Both layers' changes take the same steps:
+//!
 //! 1. a snapshot with the groups of before and of afterwards, and the new policies
 //! 2. grace: from here on every worker looks at that one
 //! 3. the FIB, each prefix with one store
 //! 4. a snapshot without the groups that no route and no policy leads to
 //! 5. grace: their numbers may be used again
+//!
+//! What a change costs does not depend on how many routes there are: groups are counted, not looked for.
 //!
 //! The number of a peer that is gone is not free before the same has happened to it and every ring between workers has been emptied: the rule
 //! at [`Plan`] is kept here.
@@ -16,7 +21,7 @@
 //! Belongs to the slow path, which is the one publisher and the one writer. It never waits: [`Builder::advance`] takes the next step once it
 //! may be taken.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fmt;
 use std::io;
 use std::net::IpAddr;
@@ -28,7 +33,7 @@ use patronus_sync::{Domain, Grace, Published, Publisher, Reader, publish};
 use crate::allowedips::Prefix;
 use crate::classify::Match;
 use crate::crew::HANDOFF_MAX;
-use crate::fib::{FibWriterV4, FibWriterV6, Group, Limits};
+use crate::fib::{FibWriterV4, FibWriterV6, Group, Limits, RouteError};
 use crate::flow::HashKeys;
 use crate::neighbour::NeighbourTable;
 use crate::route::Rules;
@@ -41,6 +46,8 @@ const ROUTES_BESIDE: usize = 256;
 const RING_TURNS: usize = 2 * HANDOFF_MAX.div_ceil(HANDED_PER_TURN);
 /// Snapshots that wait for their readers, at most: then a worker stands still, and nothing more is published until it goes on.
 const SNAPSHOTS_WAITING: usize = 4;
+/// Dynamic routes that are changed in one step: a few milliseconds of the slow path's time.
+const CHANGES_PER_STEP: usize = 4096;
 
 /// A next hop.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -73,6 +80,23 @@ pub struct Wanted {
     pub routes: BTreeMap<Prefix, Vec<Via>>,
     /// The first that a flow comes under has the last word.
     pub policies: Vec<(Match, Verdict)>,
+}
+
+impl Wanted {
+    /// Every list of next hops in it.
+    fn lists(&self) -> impl Iterator<Item = &Vec<Via>> {
+        self.routes.values().chain(self.policies.iter().filter_map(over))
+    }
+}
+
+/// What is on its way to the FIB.
+struct Coming {
+    /// Another configuration, if it is that.
+    wanted: Option<Wanted>,
+    /// Dynamic routes.
+    changes: BTreeMap<Prefix, Option<Vec<Via>>>,
+    /// The policies of the configuration of before, whose groups somebody may still look at.
+    policies: Vec<(Match, Verdict)>,
 }
 
 /// A LAN port.
@@ -141,7 +165,7 @@ impl From<PlanError> for BuildError {
 /// The numbers of groups.
 #[derive(Default)]
 struct Numbers {
-    of: HashMap<Vec<Via>, Group>,
+    of: HashMap<Vec<Via>, Named>,
     /// The next hops of each group, from number 1 on; none where a number stands for nothing.
     groups: Vec<Option<Vec<Via>>>,
     /// Numbers that stand for nothing any more, but that somebody may still come across.
@@ -149,14 +173,22 @@ struct Numbers {
     free: Vec<u32>,
 }
 
+/// A list of next hops that has a number.
+struct Named {
+    group: Group,
+    /// Routes and policies that lead there, those on their way in or out among them.
+    uses: usize,
+}
+
 impl Numbers {
     fn get(&self, vias: &[Via]) -> Group {
-        self.of[vias]
+        self.of[vias].group
     }
 
-    /// Gives these next hops a number, if they have none. True if it is new.
-    fn name(&mut self, vias: &[Via]) -> bool {
-        if self.of.contains_key(vias) {
+    /// Gives these next hops a number, if they have none, and counts one more use of it. True if it is new.
+    fn hold(&mut self, vias: &[Via]) -> bool {
+        if let Some(named) = self.of.get_mut(vias) {
+            named.uses += 1;
             return false;
         }
         let number = self.free.pop().unwrap_or_else(|| {
@@ -165,20 +197,21 @@ impl Numbers {
         });
         self.groups[number as usize - 1] = Some(vias.to_vec());
         let group = Group::new(number).expect("there are fewer routes than numbers");
-        self.of.insert(vias.to_vec(), group);
+        self.of.insert(vias.to_vec(), Named { group, uses: 1 });
         true
     }
 
-    /// Takes the numbers of all but these away and returns them.
-    fn keep_only(&mut self, kept: &HashSet<&[Via]>) -> Vec<u32> {
-        let mut gone = Vec::new();
-        for (at, group) in self.groups.iter_mut().enumerate() {
-            if let Some(vias) = group.take_if(|vias| !kept.contains(&vias[..])) {
-                self.of.remove(&vias);
-                gone.push(at as u32 + 1);
-            }
+    /// Counts one use less. The number, if that was the last.
+    fn release(&mut self, vias: &[Via]) -> Option<u32> {
+        let named = self.of.get_mut(vias)?;
+        named.uses -= 1;
+        if named.uses > 0 {
+            return None;
         }
-        gone
+        let number = named.group.number();
+        self.of.remove(vias);
+        self.groups[number as usize - 1] = None;
+        Some(number)
     }
 
     /// Frees the numbers that nobody can come across any more.
@@ -212,12 +245,18 @@ pub struct Builder {
     v6: FibWriterV6,
     numbers: Numbers,
     epoch: u32,
-    /// What the FIB and the last snapshot say.
+    /// What the FIB and the last snapshot say of the configuration.
     present: Wanted,
+    /// The dynamic routes that are there. Where the configuration has the same prefix, the FIB says what that does.
+    dynamic: HashMap<Prefix, Vec<Via>>,
     /// What they will say once every worker has left the snapshot of before.
-    coming: Option<(Grace, Wanted)>,
+    coming: Option<(Grace, Coming)>,
     /// What comes after that.
     next: Option<Wanted>,
+    /// And what dynamic routes there are to be then, none where there is to be none.
+    changes: BTreeMap<Prefix, Option<Vec<Via>>>,
+    /// Dynamic routes that found no room, since somebody asked.
+    unplaced: usize,
     /// Next hops are others than the last snapshot's: an MTU or a neighbour has changed.
     hops_changed: bool,
     tunnel_mtu: u16,
@@ -238,18 +277,20 @@ impl Builder {
     pub fn new(frame: Frame, tunnel_mtu: u16) -> io::Result<(Builder, Vec<Rules>)> {
         let (domain, readers) = Domain::new(frame.workers);
         let routes = 2 * (frame.routes + ROUTES_BESIDE);
+        // As many dynamic ones: they take no memory that the others could not have.
+        let prefixes = 3 * (frame.routes + ROUTES_BESIDE);
         // IPv4 nodes are of 1 KiB. Whole tables of the internet lie close together.
         let v4 = FibWriterV4::new(
             &domain,
             Limits {
-                routes,
+                routes: prefixes,
                 nodes: routes.min((1 << 16) + routes / 4),
             },
         )?;
         let v6 = FibWriterV6::new(
             &domain,
             Limits {
-                routes,
+                routes: prefixes,
                 nodes: 4 * routes,
             },
         )?;
@@ -277,8 +318,11 @@ impl Builder {
             numbers: Numbers::default(),
             epoch: 1,
             present: Wanted::default(),
+            dynamic: HashMap::new(),
             coming: None,
             next: None,
+            changes: BTreeMap::new(),
+            unplaced: 0,
             hops_changed: false,
             tunnel_mtu,
             neighbours: HashMap::new(),
@@ -297,21 +341,16 @@ impl Builder {
         if routes > limit {
             return Err(BuildError::Routes(routes, limit));
         }
-        let lists = wanted
-            .routes
-            .values()
-            .chain(wanted.policies.iter().filter_map(over));
-        for vias in lists {
-            if vias.is_empty() || vias.len() > GROUP_HOPS_MAX {
-                return Err(BuildError::Hops(vias.len()));
-            }
-            vias.iter().try_for_each(|via| self.check_via(*via))?;
-        }
-        let before = self.coming.as_ref().map_or(&self.present, |(_, coming)| coming);
+        wanted.lists().try_for_each(|vias| self.check_vias(vias))?;
+        let coming = self.coming.as_ref().map(|(_, coming)| coming);
+        let before = coming.and_then(|coming| coming.wanted.as_ref());
+        let before = before.unwrap_or(&self.present).routes.keys();
+        // Dynamic routes that come later find what this leaves.
+        let dynamic = coming.into_iter().flat_map(|coming| coming.changes.keys());
+        let dynamic = dynamic.chain(self.dynamic.keys());
         let mut both: Vec<Prefix> = before
-            .routes
-            .keys()
             .chain(wanted.routes.keys())
+            .chain(dynamic)
             .copied()
             .collect();
         both.sort_unstable();
@@ -329,6 +368,13 @@ impl Builder {
         };
         Snapshot::compile(&plan, self.frame.keys.clone())?;
         Ok(())
+    }
+
+    fn check_vias(&self, vias: &[Via]) -> Result<(), BuildError> {
+        if vias.is_empty() || vias.len() > GROUP_HOPS_MAX {
+            return Err(BuildError::Hops(vias.len()));
+        }
+        vias.iter().try_for_each(|via| self.check_via(*via))
     }
 
     fn check_via(&self, via: Via) -> Result<(), BuildError> {
@@ -351,6 +397,49 @@ impl Builder {
         self.next = Some(wanted);
         self.advance();
         Ok(())
+    }
+
+    /// A dynamic route over these next hops from now on, or none. It is so after some calls of [`advance`](Builder::advance), unless there is no room for it
+    /// ([`take_unplaced`](Builder::take_unplaced)).
+    pub fn change(&mut self, prefix: Prefix, vias: Option<Vec<Via>>) -> Result<(), BuildError> {
+        if let Some(vias) = &vias {
+            self.check_vias(vias)?;
+        }
+        self.changes.insert(prefix, vias);
+        Ok(())
+    }
+
+    /// The next hops of a dynamic route, as they will be after all changes.
+    pub fn dynamic(&self, prefix: &Prefix) -> Option<&[Via]> {
+        let coming = self
+            .coming
+            .as_ref()
+            .and_then(|(_, coming)| coming.changes.get(prefix));
+        let changed = self.changes.get(prefix).or(coming);
+        match changed {
+            Some(vias) => vias.as_deref(),
+            None => self.dynamic.get(prefix).map(Vec::as_slice),
+        }
+    }
+
+    /// Prefixes that a configuration may have, and as many dynamic ones.
+    pub fn routes_limit(&self) -> usize {
+        self.frame.routes
+    }
+
+    /// How many dynamic routes there are.
+    pub fn dynamic_len(&self) -> usize {
+        self.dynamic.len()
+    }
+
+    /// How many lists of next hops have a number.
+    pub fn groups(&self) -> usize {
+        self.numbers.of.len()
+    }
+
+    /// How many dynamic routes have found no room since the last call.
+    pub fn take_unplaced(&mut self) -> usize {
+        std::mem::take(&mut self.unplaced)
     }
 
     /// The MTU of tunnels from now on, bytes.
@@ -389,9 +478,11 @@ impl Builder {
 
     /// The neighbours that what is wanted names as next hops.
     pub fn next_hops(&self) -> BTreeSet<(u16, IpAddr)> {
-        let wanted = self.wanted();
-        let policies = wanted.policies.iter().filter_map(over);
-        let vias = wanted.routes.values().chain(policies).flatten();
+        // Who has a number is, or was a moment ago.
+        let named = self.numbers.of.keys();
+        let next = self.next.iter().flat_map(Wanted::lists);
+        let changes = self.changes.values().flatten();
+        let vias = named.chain(next).chain(changes).flatten();
         vias.filter_map(|via| match via {
             Via::Lan(lan, Some(address)) => Some((*lan, *address)),
             _ => None,
@@ -399,10 +490,15 @@ impl Builder {
         .collect()
     }
 
-    /// What workers route by now, or go over to.
-    pub fn wanted(&self) -> &Wanted {
-        let coming = self.coming.as_ref().map(|(_, coming)| coming);
-        self.next.as_ref().or(coming).unwrap_or(&self.present)
+    /// What the configuration says, as it is or will be in a moment.
+    pub fn configured(&self) -> &Wanted {
+        self.next.as_ref().unwrap_or(&self.present)
+    }
+
+    /// The dynamic routes that there are where the configuration has none.
+    pub fn dynamic_routes(&self) -> impl Iterator<Item = (&Prefix, &[Via])> {
+        let all = self.dynamic.iter().map(|(prefix, vias)| (prefix, vias.as_slice()));
+        all.filter(|(prefix, _)| !self.present.routes.contains_key(prefix))
     }
 
     /// A worker has let go of this peer. Its number comes back from [`advance`](Builder::advance) once nobody can come across it.
@@ -416,8 +512,8 @@ impl Builder {
 
     /// Whether something waits for workers, so that [`advance`](Builder::advance) has to be called again soon.
     pub fn is_busy(&self) -> bool {
-        let under_way =
-            self.coming.is_some() || self.next.is_some() || self.hops_changed || self.table_changed;
+        let wanted = self.coming.is_some() || self.next.is_some() || !self.changes.is_empty();
+        let under_way = wanted || self.hops_changed || self.table_changed;
         under_way || !self.numbers.leaving.is_empty() || !self.leaving.is_empty()
     }
 
@@ -427,12 +523,12 @@ impl Builder {
         self.numbers.collect(&self.domain);
         self.v4.collect(&self.domain);
         self.v6.collect(&self.domain);
-        if let Some((_, wanted)) = self.coming.take_if(|(grace, _)| self.domain.is_over(*grace)) {
-            self.write(wanted);
+        if let Some((_, coming)) = self.coming.take_if(|(grace, _)| self.domain.is_over(*grace)) {
+            self.write(coming);
         }
         if self.coming.is_none() && waiting < SNAPSHOTS_WAITING {
-            if let Some(wanted) = self.next.take() {
-                self.begin(wanted);
+            if self.next.is_some() || !self.changes.is_empty() {
+                self.begin();
             } else if self.hops_changed {
                 self.publish();
             } else if self.table_changed {
@@ -443,57 +539,114 @@ impl Builder {
     }
 
     /// Publishes the groups of before and of afterwards.
-    fn begin(&mut self, wanted: Wanted) {
-        let mut changed = self.hops_changed || self.present.policies != wanted.policies;
-        for vias in wanted
-            .routes
-            .values()
-            .chain(wanted.policies.iter().filter_map(over))
-        {
-            changed |= self.numbers.name(vias);
+    fn begin(&mut self) {
+        let wanted = self.next.take();
+        let mut changes = std::mem::take(&mut self.changes);
+        if changes.len() > CHANGES_PER_STEP {
+            let last = changes.keys().nth(CHANGES_PER_STEP).copied();
+            self.changes = last.map(|last| changes.split_off(&last)).unwrap_or_default();
         }
-        self.present.policies.clone_from(&wanted.policies);
+        let mut changed = self.hops_changed;
+        let mut policies = Vec::new();
+        if let Some(wanted) = &wanted {
+            changed |= self.present.policies != wanted.policies;
+            policies = std::mem::replace(&mut self.present.policies, wanted.policies.clone());
+            for vias in wanted.lists() {
+                changed |= self.numbers.hold(vias);
+            }
+        }
+        for vias in changes.values().flatten() {
+            changed |= self.numbers.hold(vias);
+        }
         if changed {
             self.publish();
         }
         // Also for the nodes of the last change: they are all free then.
         let grace = self.domain.begin_grace();
-        self.coming = Some((grace, wanted));
+        let coming = Coming {
+            wanted,
+            changes,
+            policies,
+        };
+        self.coming = Some((grace, coming));
     }
 
     /// Brings the FIB up to date and forgets the groups that it no longer leads to.
-    fn write(&mut self, wanted: Wanted) {
+    fn write(&mut self, coming: Coming) {
+        let mut released = Vec::new();
+        if let Some(wanted) = coming.wanted {
+            let routes = self.write_wanted(&wanted);
+            for vias in routes.values().chain(coming.policies.iter().filter_map(over)) {
+                released.extend(self.numbers.release(vias));
+            }
+            self.present.routes = wanted.routes;
+        }
+        for (prefix, vias) in coming.changes {
+            let before = self.write_change(prefix, vias);
+            released.extend(before.and_then(|vias| self.numbers.release(&vias)));
+        }
+        if !released.is_empty() {
+            self.publish();
+            let grace = self.domain.begin_grace();
+            let leaving = released.into_iter().map(|number| (grace, number));
+            self.numbers.leaving.extend(leaving);
+        }
+    }
+
+    /// Brings the FIB up to date with another configuration; returns the routes of before. What it no longer says goes by the dynamic route, if there is one.
+    fn write_wanted(&mut self, wanted: &Wanted) -> BTreeMap<Prefix, Vec<Via>> {
+        let before = std::mem::take(&mut self.present.routes);
         for (prefix, vias) in &wanted.routes {
-            if self.present.routes.get(prefix) != Some(vias) {
-                let group = self.numbers.get(vias);
-                let (domain, len) = (&self.domain, prefix.cidr());
-                let written = match prefix.addr() {
-                    IpAddr::V4(ip) => self.v4.insert(domain, ip.octets(), len, group),
-                    IpAddr::V6(ip) => self.v6.insert(domain, ip.octets(), len, group),
-                };
+            if before.get(prefix) != Some(vias) {
+                let written = self.insert(prefix, self.numbers.get(vias));
                 written.expect("checked: there is room for the routes of before and of afterwards");
             }
         }
-        for prefix in self.present.routes.keys() {
-            if !wanted.routes.contains_key(prefix) {
-                match prefix.addr() {
-                    IpAddr::V4(ip) => self.v4.remove(&mut self.domain, ip.octets(), prefix.cidr()),
-                    IpAddr::V6(ip) => self.v6.remove(&mut self.domain, ip.octets(), prefix.cidr()),
-                };
+        for prefix in before.keys().filter(|prefix| !wanted.routes.contains_key(prefix)) {
+            match self.dynamic.get(prefix) {
+                Some(vias) => {
+                    let written = self.insert(prefix, self.numbers.get(vias));
+                    written.expect("it is there, with another group");
+                }
+                None => self.remove(prefix),
             }
         }
-        self.present = wanted;
-        let routes = self.present.routes.values();
-        let policies = self.present.policies.iter().filter_map(over);
-        let kept: HashSet<&[Via]> = routes.chain(policies).map(|vias| &vias[..]).collect();
-        let gone = self.numbers.keep_only(&kept);
-        if !gone.is_empty() {
-            self.publish();
-            let grace = self.domain.begin_grace();
-            self.numbers
-                .leaving
-                .extend(gone.into_iter().map(|number| (grace, number)));
+        before
+    }
+
+    /// Changes a dynamic route; returns the next hops that nothing leads to by it any more. One that finds no room is not there.
+    fn write_change(&mut self, prefix: Prefix, vias: Option<Vec<Via>>) -> Option<Vec<Via>> {
+        let shadowed = self.present.routes.contains_key(&prefix);
+        let Some(vias) = vias else {
+            let before = self.dynamic.remove(&prefix)?;
+            if !shadowed {
+                self.remove(&prefix);
+            }
+            return Some(before);
+        };
+        if !shadowed && self.insert(&prefix, self.numbers.get(&vias)).is_err() {
+            // What there is needs no more room: this is a new one.
+            self.unplaced += 1;
+            return Some(vias);
         }
+        self.dynamic.insert(prefix, vias)
+    }
+
+    fn insert(&mut self, prefix: &Prefix, group: Group) -> Result<(), RouteError> {
+        let (domain, len) = (&self.domain, prefix.cidr());
+        match prefix.addr() {
+            IpAddr::V4(ip) => self.v4.insert(domain, ip.octets(), len, group),
+            IpAddr::V6(ip) => self.v6.insert(domain, ip.octets(), len, group),
+        }
+        .map(drop)
+    }
+
+    fn remove(&mut self, prefix: &Prefix) {
+        let (domain, len) = (&mut self.domain, prefix.cidr());
+        match prefix.addr() {
+            IpAddr::V4(ip) => self.v4.remove(domain, ip.octets(), len),
+            IpAddr::V6(ip) => self.v6.remove(domain, ip.octets(), len),
+        };
     }
 
     /// Publishes the present policies, and every group that has a number.

@@ -214,6 +214,109 @@ proptest! {
     }
 }
 
+/// Both layers at once, the plainest way: what the configuration does not say of a prefix, a dynamic route does.
+fn both(wanted: &Wanted, dynamic: &BTreeMap<Prefix, Vec<Via>>) -> Wanted {
+    let mut routes = dynamic.clone();
+    routes.extend(wanted.routes.clone());
+    Wanted {
+        routes,
+        policies: wanted.policies.clone(),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    /// Configurations and dynamic routes that change in any order, in the middle of each other: in the end both are found, and on the way nothing that neither says.
+    #[test]
+    fn dynamic_routes_are_a_second_layer(
+        steps in prop::collection::vec(
+            (
+                prop::option::of(any_wanted()),
+                prop::collection::vec((any_prefix(), prop::option::of(prop::collection::vec(any_via(), 1..4))), 0..6),
+                0..4usize,
+                any::<bool>(),
+            ),
+            1..12,
+        ),
+    ) {
+        let (mut builder, mut rules) = start(2, 64);
+        let (mut config, mut dynamic) = (Wanted::default(), BTreeMap::new());
+        let known: Vec<u8> = (1..4).collect();
+        for number in &known {
+            builder.set_neighbour(1, neighbour(*number), Some([2, 9, 9, 9, 9, *number]));
+        }
+        for (wants, changes, turns, settles) in steps {
+            if let Some(wants) = wants {
+                prop_assert_eq!(builder.want(wants.clone()), Ok(()));
+                config = wants;
+            }
+            for (prefix, vias) in changes {
+                prop_assert_eq!(builder.change(prefix, vias.clone()), Ok(()));
+                match vias {
+                    Some(vias) => dynamic.insert(prefix, vias),
+                    None => dynamic.remove(&prefix),
+                };
+                prop_assert_eq!(builder.dynamic(&prefix), dynamic.get(&prefix).map(Vec::as_slice));
+            }
+            for _ in 0..turns {
+                builder.advance();
+                rules.iter_mut().for_each(|rules| rules.reader.quiescent());
+                for dst in destinations() {
+                    // Whatever it is: a group that it finds is one that its snapshot has.
+                    sent(&rules[0], dst);
+                }
+            }
+            if settles {
+                settle(&mut builder, &mut rules);
+                let all = both(&config, &dynamic);
+                for dst in destinations() {
+                    prop_assert_eq!(sent(&rules[0], dst), meant(&all, dst, &known), "{}", dst);
+                }
+                prop_assert_eq!(builder.dynamic_len(), dynamic.len());
+            }
+        }
+        prop_assert_eq!(builder.take_unplaced(), 0);
+        // Nothing is left of what is gone.
+        for prefix in dynamic.keys() {
+            prop_assert_eq!(builder.change(*prefix, None), Ok(()));
+        }
+        builder.want(Wanted::default()).unwrap();
+        settle(&mut builder, &mut rules);
+        prop_assert_eq!(builder.groups(), 0);
+        for dst in destinations() {
+            prop_assert_eq!(sent(&rules[0], dst), None);
+        }
+    }
+}
+
+/// A dynamic route that finds no room is counted and is not there; a configuration that fits is had all the same, or refused before anything changes.
+#[test]
+fn dynamic_routes_without_room() {
+    let (mut builder, mut rules) = start(1, 64);
+    let host = |n: u16| {
+        let addr = Ipv6Addr::new(n.reverse_bits(), n, 1, 2, 3, 4, 5, 6);
+        (prefix(addr.into(), 128), vec![Via::Discard])
+    };
+    for n in 0..200 {
+        let (prefix, vias) = host(n);
+        builder.change(prefix, Some(vias)).unwrap();
+    }
+    settle(&mut builder, &mut rules);
+    let placed = builder.dynamic_len();
+    assert_eq!(builder.take_unplaced(), 200 - placed);
+    assert!((50..200).contains(&placed), "{placed}");
+    assert!(matches!(
+        builder.want(wanted((1000..1050).map(host))),
+        Err(BuildError::Nodes(..))
+    ));
+    let fits = wanted([route([10, 0, 0, 0], 32, Via::Lan(0, None))]);
+    builder.want(fits.clone()).unwrap();
+    settle(&mut builder, &mut rules);
+    let dst = Ipv4Addr::new(10, 0, 0, 0).into();
+    assert_eq!(sent(&rules[0], dst), meant(&fits, dst, &[]));
+}
+
 /// A worker that stands still keeps what it may be looking at from becoming something else.
 #[test]
 fn numbers_wait_for_those_who_may_come_across_them() {

@@ -151,9 +151,10 @@ fn paths(paths: Vec<RemotePath>) -> String {
 }
 
 fn routes(routes: Vec<Route>) -> String {
-    let mut table = Table::new(&["PREFIX", "VIA"]);
+    let mut table = Table::new(&["PREFIX", "FROM", "VIA"]);
     for route in routes {
-        table.row([route.prefix, route.via.join(", ")]);
+        let from = if route.dynamic { "protocol" } else { "file" };
+        table.row([route.prefix, from.to_owned(), route.via.join(", ")]);
     }
     table.to_string()
 }

@@ -159,8 +159,14 @@ impl SlowPath {
             }
             return;
         };
-        for (prefix, vias) in &routing.builder.wanted().routes {
+        let builder = &routing.builder;
+        for (prefix, vias) in &builder.configured().routes {
             line(out, "route", prefix);
+            vias.iter().for_each(|via| self.tell_via(via, out));
+        }
+        for (prefix, vias) in builder.dynamic_routes() {
+            line(out, "route", prefix);
+            line(out, "dynamic", 1);
             vias.iter().for_each(|via| self.tell_via(via, out));
         }
     }
@@ -203,8 +209,9 @@ impl SlowPath {
         line(out, "indices", self.core.device().indices_in_use());
         line(out, "peers", self.core.peers().count());
         if let Some(routing) = &self.routing {
-            line(out, "routes", routing.builder.wanted().routes.len());
-            line(out, "policies", routing.builder.wanted().policies.len());
+            line(out, "routes", routing.builder.configured().routes.len());
+            line(out, "dynamic_routes", routing.builder.dynamic_len());
+            line(out, "policies", routing.builder.configured().policies.len());
         }
     }
 }

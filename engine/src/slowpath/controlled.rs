@@ -1,14 +1,22 @@
 //! The slow path under control: sites that are published, and what becomes of them.
 
 use base64ct::{Base64, Encoding};
+use patronus_abi::Prefix;
+use patronus_abi::channel::{Command, NextHop};
+use patronus_abi::site::Lan;
 use patronus_crypto::timers::Traffic;
-use patronus_crypto::{Duration, PeerId};
+use patronus_crypto::{Duration, PeerId, PublicKey};
 
 use super::SlowPath;
 use crate::control::{Control, Published};
 use crate::engine::Controlled;
+use crate::plan::Via;
 use crate::stats::directory::Name;
 
+/// Commands that are carried out in a turn.
+const COMMANDS_PER_TURN: usize = 1024;
+/// Prefixes that a sweep looks at in a turn.
+const SWEPT_PER_TURN: usize = 1024;
 /// How often counters that are not counted where others can read them are copied there.
 const COPY_PAUSE: Duration = Duration::from_secs(1);
 
@@ -40,7 +48,11 @@ const OF_HANDSHAKES: &[Name] = &[("handshakes_refused_total", true)];
 /// What is copied of what control did that was refused, by the reason.
 const OF_CONTROL: &[Name] = &[("control_refused_total", true)];
 /// What is copied of the whole.
-const OF_ENGINE: &[Name] = &[("peers", false), ("statistics_without_room_total", true)];
+const OF_ENGINE: &[Name] = &[
+    ("peers", false),
+    ("dynamic_routes", false),
+    ("statistics_without_room_total", true),
+];
 
 impl SlowPath {
     /// Configures an engine that has just been put together as control has said.
@@ -97,7 +109,116 @@ impl SlowPath {
                 }
             }
         }
+        self.take_commands(&mut control);
         self.control = Some(control);
+    }
+
+    fn take_commands(&mut self, control: &mut Control) {
+        let mut left = COMMANDS_PER_TURN;
+        while left > 0
+            && let Some(command) = control.take_command()
+        {
+            left -= 1;
+            if let Err(why) = command.and_then(|command| self.obey(command)) {
+                control.refuse_command(why);
+            }
+        }
+        if left == 0 || self.go_on_sweeping() {
+            control.come_again();
+        }
+        if let Some(routing) = &mut self.routing {
+            for _ in 0..routing.builder.take_unplaced() {
+                control.refuse_command("the table of routes has no room: raise `routes` in [engine]");
+            }
+        }
+        control.tell_of_commands();
+    }
+
+    fn obey(&mut self, command: Command) -> Result<(), &'static str> {
+        let Some(routing) = &mut self.routing else {
+            return Err("this site has nothing to route by");
+        };
+        match command {
+            Command::RouteAdd {
+                prefix,
+                owner,
+                epoch,
+                preference,
+                hops,
+            } => {
+                let lans = self
+                    .site
+                    .as_ref()
+                    .map(|site| &site.told().lans[..])
+                    .unwrap_or_default();
+                let is_there = |hop: &NextHop| match hop {
+                    NextHop::Neighbour(lan, _) => lans.get(usize::from(*lan)).is_some_and(Lan::is_ethernet),
+                    _ => true,
+                };
+                if !hops.iter().all(is_there) {
+                    return Err("a next hop on a LAN that is not there");
+                }
+                routing.rib.add(prefix, owner, epoch, preference, hops)?;
+                self.place_dynamic(prefix)
+            }
+            Command::RouteDel { prefix, owner } => {
+                routing.rib.delete(&prefix, owner);
+                self.place_dynamic(prefix)
+            }
+            Command::Sweep { owner, epoch } => routing.rib.sweep(owner, epoch),
+        }
+    }
+
+    /// Goes on with what was begun, and says whether there is more.
+    fn go_on_sweeping(&mut self) -> bool {
+        let Some(routing) = &mut self.routing else {
+            return false;
+        };
+        for prefix in routing.rib.step(SWEPT_PER_TURN) {
+            let placed = self.place_dynamic(prefix);
+            debug_assert_eq!(placed, Ok(()), "its next hops were right when they came");
+        }
+        self.routing.as_ref().is_some_and(|routing| routing.rib.is_busy())
+    }
+
+    /// Looks all dynamic routes' next hops up again: peers are others.
+    pub(super) fn place_dynamic_routes(&mut self) {
+        let Some(routing) = &self.routing else { return };
+        let all: Vec<Prefix> = routing.rib.prefixes().copied().collect();
+        for prefix in all {
+            // Ports of LANs stay as they are as long as the engine runs.
+            let placed = self.place_dynamic(prefix);
+            debug_assert_eq!(placed, Ok(()), "its next hops were right when they came");
+        }
+    }
+
+    /// Makes the builder's dynamic route to this prefix what the RIB says.
+    fn place_dynamic(&mut self, prefix: Prefix) -> Result<(), &'static str> {
+        let (Some(routing), Some(site)) = (&mut self.routing, &self.site) else {
+            return Ok(());
+        };
+        let device = self.core.device();
+        let hops = routing.rib.best(&prefix);
+        let vias: Option<Vec<Via>> = hops.map(|hops| {
+            let via = |hop: &NextHop| via(hop, &site.told().lans, |key| device.peer(&PublicKey(*key)));
+            let known: Vec<Via> = hops.iter().filter_map(via).collect();
+            if known.is_empty() {
+                vec![Via::Discard]
+            } else {
+                known
+            }
+        });
+        let before = routing.builder.dynamic(&prefix);
+        if before == vias.as_deref() {
+            return Ok(());
+        }
+        let came_or_went = before.is_some() != vias.is_some();
+        let changed = routing.builder.change(prefix, vias);
+        changed.map_err(|_| "a next hop that cannot be")?;
+        if prefix.cidr() == 0 && came_or_went {
+            self.want_routes();
+        }
+        Ok(())
     }
 
     /// Copies what is not counted where other processes can read it, once a second while control is attached.
@@ -142,7 +263,9 @@ impl SlowPath {
             peers += 1;
         }
         let refused = to.refused();
-        to.set("", OF_ENGINE, [peers, refused]);
+        let routing = self.routing.as_ref();
+        let dynamic = routing.map_or(0, |routing| routing.builder.dynamic_len());
+        to.set("", OF_ENGINE, [peers, dynamic as u64, refused]);
         to.end_round(now.0);
         self.directory = Some(to);
     }
@@ -151,4 +274,20 @@ impl SlowPath {
     fn own_key(&self) -> [u8; 32] {
         self.core.device().public_key().map_or([0; 32], |key| key.0)
     }
+}
+
+/// A next hop in the builder's terms; `None`: a peer that is not there.
+fn via(hop: &NextHop, lans: &[Lan], peer: impl Fn(&[u8; 32]) -> Option<PeerId>) -> Option<Via> {
+    Some(match hop {
+        NextHop::Discard => Via::Discard,
+        NextHop::Peer(key) => Via::Tunnel(peer(key)?),
+        NextHop::Host => Via::Lan(0, None),
+        NextHop::Neighbour(lan, address) => {
+            let before = lans
+                .iter()
+                .take(usize::from(*lan))
+                .filter(|lan| lan.is_ethernet());
+            Via::Lan(1 + before.count() as u16, Some(*address))
+        }
+    })
 }

@@ -13,8 +13,9 @@ use patronus_io::netlink::Addresses;
 
 use super::SlowPath;
 use crate::allowedips::Prefix;
-use crate::plan::Builder;
+use crate::plan::{Builder, Wanted};
 use crate::remote::message::LinkInfo;
+use crate::rib::Rib;
 use crate::site::{Own, Rules, Site};
 use crate::uapi::parse::AllowedIpChange;
 use crate::uapi::{SetPeer, SetRequest};
@@ -33,16 +34,34 @@ pub struct Routing {
     rules: Rules,
     /// What is the host's own.
     pub(super) own: Own,
+    /// What control says beside it.
+    pub(super) rib: Rib,
 }
 
 impl Routing {
     /// Nothing is routed yet.
     pub fn new(builder: Builder) -> Routing {
         Routing {
+            rib: Rib::new(builder.routes_limit()),
             builder,
             rules: Rules::default(),
             own: Own::default(),
         }
+    }
+
+    /// What workers are to route by, but for dynamic routes. To a default route among those yields the one to the host that is there whatever the site says.
+    fn wanted(
+        &self,
+        allowed_ips: &[(Prefix, PeerId)],
+        peer: impl Fn(&PublicKey) -> Option<PeerId>,
+    ) -> Wanted {
+        let mut wanted = self.rules.wanted(allowed_ips.iter().copied(), &self.own, peer);
+        wanted.routes.retain(|prefix, _| {
+            let said = || self.rules.routes.iter().any(|(other, _)| other == prefix);
+            let allowed = || allowed_ips.iter().any(|(other, _)| other == prefix);
+            prefix.cidr() > 0 || self.rib.best(prefix).is_none() || said() || allowed()
+        });
+        wanted
     }
 }
 
@@ -101,6 +120,9 @@ impl SlowPath {
             checked.map_err(|error| format!("{}: {error}", site.path().display()))?;
             note_rules(&routing.rules, &rules, &mut changes);
         }
+        let device = self.core.device();
+        let mut changed = request.peers.iter();
+        let other_peers = changed.any(|peer| peer.remove || device.peer(&peer.public_key).is_none());
         let neighbours = site.neighbours();
         let gone = self
             .site
@@ -126,6 +148,9 @@ impl SlowPath {
             }
         }
         self.want_routes();
+        if other_peers {
+            self.place_dynamic_routes();
+        }
         for at in (0..site.told().peers.len()).filter(|at| site.told().peers[*at].is_remote) {
             if let Some(id) = self.core.device().peer(&site.public_key(at)) {
                 self.core.make_remote(id);
@@ -257,10 +282,8 @@ impl SlowPath {
     pub(super) fn want_routes(&mut self) {
         let Some(routing) = &mut self.routing else { return };
         let device = self.core.device();
-        let allowed_ips = self.core.allowed_ips().iter();
-        let wanted = routing
-            .rules
-            .wanted(allowed_ips, &routing.own, |key| device.peer(key));
+        let allowed_ips: Vec<(Prefix, PeerId)> = self.core.allowed_ips().iter().collect();
+        let wanted = routing.wanted(&allowed_ips, |key| device.peer(key));
         if let Err(error) = routing.builder.want(wanted) {
             self.core.log().error(format_args!(
                 "the routes stay as they are, and peers may not get what is theirs: {error}"

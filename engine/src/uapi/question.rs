@@ -11,7 +11,7 @@ pub enum Question {
     Peers,
     /// Each lane of each remote: `lane=KEY LOCAL REMOTE NUMBER` (link, link, number on that path).
     Lanes,
-    /// Each prefix that is routed by: `route=PREFIX`, then a `via=` for each next hop.
+    /// Each prefix that is routed by: `route=PREFIX`, `dynamic=1` if the configuration has none with it, then a `via=` for each next hop.
     Routes,
     /// Each WAN link: `link=PLACE`, from 0.
     Links,
