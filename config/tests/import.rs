@@ -96,6 +96,8 @@ fn a_client_as_a_provider_writes_it() {
         notes.contains("resolvectl dns wg7 10.64.0.1; resolvectl domain wg7 corp.example"),
         "{notes}"
     );
+    // As wg-quick does by itself.
+    assert_eq!(site.fwmark, 51820);
     assert!(
         notes.contains("ip rule add not fwmark 51820 table 51820"),
         "{notes}"
@@ -347,6 +349,21 @@ proptest! {
     fn no_text_is_too_strange(text in "(\\[Interface\\]|\\[Peer\\]|\n|=|#|,|PublicKey|AllowedIPs|Endpoint|\\PC){0,60}") {
         let _ = import_wg_quick(&text, "wg0").map_err(|error| error.to_string());
     }
+}
+
+/// Each key has a file of its own, whatever its peer is called.
+#[test]
+fn key_files_are_called_differently() {
+    let peers = [
+        ("# peer1", PUBLIC),
+        ("", "TrMvSoP4jYQlY6RIzBgbssQqY3vxI2Pi+y71lOWWXX0="),
+    ];
+    let peers =
+        peers.map(|(comment, key)| format!("\n{comment}\n[Peer]\nPublicKey = {key}\nPresharedKey = {PSK}\n"));
+    let text = format!("[Interface]\nPrivateKey = {SECRET}\n{}", peers.concat());
+    let imported = import_wg_quick(&text, "wg0").unwrap();
+    let names: Vec<&str> = key_files(&imported).iter().map(|(name, _)| *name).collect();
+    assert_eq!(names, ["wg0.key", "wg0-peer1.psk", "wg0-peer2.psk"]);
 }
 
 /// A command may have a key in it, and a comment may be a line that had one.
