@@ -497,7 +497,10 @@ impl Builder {
 
     /// The dynamic routes that there are where the configuration has none.
     pub fn dynamic_routes(&self) -> impl Iterator<Item = (&Prefix, &[Via])> {
-        let all = self.dynamic.iter().map(|(prefix, vias)| (prefix, vias.as_slice()));
+        let all = self
+            .dynamic
+            .iter()
+            .map(|(prefix, vias)| (prefix, vias.as_slice()));
         all.filter(|(prefix, _)| !self.present.routes.contains_key(prefix))
     }
 

@@ -6,7 +6,7 @@ use patronus_netns::{
 };
 use patronus_tests::{
     Flow, LIMIT, Memory, cli_program, control_program, engine_options, engine_program, eventually, may_run,
-    ping,
+    ping, uapi_value,
 };
 use rustix::process::Signal;
 use std::fs;
