@@ -122,7 +122,7 @@ pub struct Invite {
     /// Where the other site can call this one; without it, this one calls
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub endpoint: Option<SocketAddr>,
-    /// A network at this site; once for each (default: the networks of its [[lan]]s)
+    /// A network at this site; once for each (default: those of its LANs)
     #[arg(long = "network", value_name = "NETWORK", value_parser = network)]
     pub networks: Vec<Network>,
     /// As a plain WireGuard peer, although the site has links
