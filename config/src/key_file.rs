@@ -4,9 +4,9 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::ops::Range;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use base64ct::{Base64, Encoding};
@@ -174,13 +174,14 @@ pub fn check_open(file: &File, path: &Path) -> Result<(), KeyError> {
 }
 
 /// Reads the key in a file that was opened as `path`, wherever that was.
-pub fn read_open(mut file: File, path: &Path) -> Result<Secret<32>, KeyError> {
+pub fn read_open(file: File, path: &Path) -> Result<Secret<32>, KeyError> {
     check_open(&file, path)?;
     let io_error = |error| KeyError::Io(path.to_owned(), error);
     let mut text = Secret::<64>::zeroed();
     let mut len = 0;
     while len < text.len() {
-        match file.read(&mut text[len..]).map_err(io_error)? {
+        // From its beginning, wherever who opened it or read it before has left off.
+        match file.read_at(&mut text[len..], len as u64).map_err(io_error)? {
             0 => break,
             more => len += more,
         }

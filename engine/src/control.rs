@@ -78,6 +78,8 @@ pub struct Control {
     published: Option<Published>,
     statistics: OwnedFd,
     refusals: Refusals,
+    /// What was published last is no blob.
+    blob_refused: bool,
     /// Commands refused that control was not told of yet, and why the last of them was.
     untold: Option<(u64, &'static str)>,
     /// There may be more to take than the last turn has taken.
@@ -106,6 +108,7 @@ impl Control {
             published: None,
             statistics,
             refusals: Refusals::default(),
+            blob_refused: false,
             untold: None,
             more: false,
         };
@@ -218,7 +221,8 @@ impl Control {
 
     /// What was published is not in force.
     pub fn refused(&mut self, generation: u64, reason: String) {
-        self.refusals.sites += 1;
+        // What is no blob was counted as that.
+        self.refusals.sites += u64::from(!std::mem::take(&mut self.blob_refused));
         self.tell(&Event::Refused { generation, reason });
     }
 
@@ -241,7 +245,8 @@ impl Control {
                 channel::Heard::Nothing => return,
                 channel::Heard::Something => {}
                 channel::Heard::Site(published) => {
-                    self.refusals.blobs += u64::from(published.site.is_err());
+                    self.blob_refused = published.site.is_err();
+                    self.refusals.blobs += u64::from(self.blob_refused);
                     self.published = Some(published);
                 }
                 channel::Heard::Nonsense => {

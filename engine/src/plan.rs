@@ -490,18 +490,18 @@ impl Builder {
         .collect()
     }
 
-    /// What the configuration says, as it is or will be in a moment.
-    pub fn configured(&self) -> &Wanted {
-        self.next.as_ref().unwrap_or(&self.present)
+    /// What workers are to route by of the configuration, after what is under way.
+    pub fn wanted(&self) -> &Wanted {
+        let coming = self
+            .coming
+            .as_ref()
+            .and_then(|(_, coming)| coming.wanted.as_ref());
+        self.next.as_ref().or(coming).unwrap_or(&self.present)
     }
 
-    /// The dynamic routes that there are where the configuration has none.
+    /// The dynamic routes that are there, in no order. What the configuration says of the same prefix counts more.
     pub fn dynamic_routes(&self) -> impl Iterator<Item = (&Prefix, &[Via])> {
-        let all = self
-            .dynamic
-            .iter()
-            .map(|(prefix, vias)| (prefix, vias.as_slice()));
-        all.filter(|(prefix, _)| !self.present.routes.contains_key(prefix))
+        self.dynamic.iter().map(|(prefix, vias)| (prefix, &vias[..]))
     }
 
     /// A worker has let go of this peer. Its number comes back from [`advance`](Builder::advance) once nobody can come across it.

@@ -14,6 +14,7 @@ mod lab;
 mod memory;
 mod needs;
 mod program;
+mod raw;
 mod star;
 mod terminal;
 mod traffic;
@@ -28,6 +29,7 @@ pub use lab::{LIMIT, OUTER, divided, endpoint_of, engine_options, eventually, ho
 pub use memory::Memory;
 pub use needs::{Need, may_run};
 pub use program::{cli_program, control_program, engine_program, hop_program};
+pub use raw::{Random, RawControl};
 pub use star::{Spoke, Star};
 pub use terminal::{Terminal, cable};
 pub use traffic::{Flow, Received, ping, tcp};

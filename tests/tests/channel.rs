@@ -1,10 +1,12 @@
 //! Engines under control: what is published, what is refused, and what becomes of the traffic when either end is gone.
 
-use patronus_link::{Event, Link, LinkError, content_of};
+use patronus_abi::Prefix;
+use patronus_link::{Command, Event, Link, LinkError, NextHop, content_of};
 use patronus_netns::{Keys, Namespace};
-use patronus_tests::{Controlled, Flow, answer, eventually, may_run, ping};
+use patronus_tests::{Controlled, Flow, Random, answer, eventually, may_run, ping};
 use rustix::process::Signal;
 use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 /// Two engines under control, a network between them, and a tunnel over that.
@@ -151,7 +153,7 @@ fn sites_are_applied_or_refused_with_a_reason() {
     assert_eq!(received.lost(), 0);
     assert_eq!(
         (pair.a.stat("control.sites"), pair.a.stat("control.blobs")),
-        (2, 1)
+        (1, 1)
     );
     // `wg` may look, and not change anything.
     let said = pair
@@ -222,6 +224,164 @@ fn counters_are_read_without_asking() {
     assert!(sealed() >= before + 10);
 }
 
+/// Routes by commands: beside the site's, which do not touch them, and there until somebody takes them away.
+#[test]
+fn dynamic_routes_stay_until_they_are_swept() {
+    if !may_run(&[]) {
+        return;
+    }
+    let mut pair = Pair::up();
+    let text = |pair: &Pair, more: &str| {
+        let text = pair.a.text(&pair.b, more);
+        text.replace("'10.66.2.0/24'", "'10.66.2.0/24', '10.67.0.0/16'")
+    };
+    let rule = "[[policy]]\nname = 'none'\ndst = '10.99.0.0/16'\naction = 'drop'\n";
+    // A site that routes has to be set up as one.
+    pair.a.link = None;
+    let (interface, namespace) = (pair.a.engine.interface.clone(), pair.a.namespace.clone());
+    pair.a.engine.process.signal(Signal::KILL);
+    assert!(eventually(|| pair.a.engine.process.ended().is_some()));
+    pair.a.engine.start_again().unwrap();
+    let said = pair.a.publish(&text(&pair, rule), 1);
+    assert!(is_applied(&said, 1), "{said:?}");
+    namespace
+        .ip(&format!("route add 10.67.0.0/16 dev {interface}"))
+        .unwrap();
+    pair.b.namespace.address("lo", "10.67.5.1/32").unwrap();
+    let answers = || {
+        ping(&namespace, "-c 1 -W 1 10.67.5.1")
+            .unwrap()
+            .contains(" 0% packet loss")
+    };
+    assert!(eventually(answers), "by the prefix of the configuration");
+    let prefix = Prefix::new(Ipv4Addr::new(10, 67, 5, 0).into(), 24).unwrap();
+    let add = |epoch| Command::RouteAdd {
+        prefix,
+        owner: 1,
+        epoch,
+        preference: 20,
+        hops: vec![NextHop::Discard],
+    };
+    let discarded = |pair: &Pair| pair.a.stat("worker0.drop.route-discard");
+    pair.a.link.as_mut().unwrap().command(&add(1)).unwrap();
+    assert!(eventually(|| {
+        answers();
+        discarded(&pair) > 0
+    }));
+    // Neither control's death nor another site changes it.
+    pair.a.link = None;
+    assert!(!answers());
+    let said = pair.a.publish(
+        &text(
+            &pair,
+            &format!("{rule}[[policy]]\nname = 'two'\ndst = '10.98.0.0/16'\naction = 'drop'\n"),
+        ),
+        2,
+    );
+    assert!(is_applied(&said, 2), "{said:?}");
+    assert!(!answers());
+    let link = pair.a.link.as_mut().unwrap();
+    // Said again in another life, and not swept with it.
+    link.command(&add(2)).unwrap();
+    link.command(&Command::Sweep { owner: 1, epoch: 2 }).unwrap();
+    assert!(!answers());
+    let link = pair.a.link.as_mut().unwrap();
+    link.command(&Command::Sweep { owner: 1, epoch: 3 }).unwrap();
+    assert!(eventually(answers));
+    // What cannot be is told.
+    let link = pair.a.link.as_mut().unwrap();
+    let lan = NextHop::Neighbour(3, Ipv4Addr::new(10, 0, 0, 1).into());
+    let Command::RouteAdd {
+        owner,
+        epoch,
+        preference,
+        ..
+    } = add(4)
+    else {
+        unreachable!("it is one")
+    };
+    let hops = vec![lan];
+    link.command(&Command::RouteAdd {
+        prefix,
+        owner,
+        epoch,
+        preference,
+        hops,
+    })
+    .unwrap();
+    let said = answer(link);
+    assert!(
+        matches!(&said, Event::CommandsRefused { count: 1, reason } if reason.contains("LAN")),
+        "{said:?}"
+    );
+}
+
+/// An engine of another release, as far as anybody can tell.
+#[test]
+fn another_abi_is_refused_with_what_to_do() {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+    let path = std::env::temp_dir().join(format!("patronus-abi-{}.sock", std::process::id()));
+    let flags = SocketFlags::CLOEXEC;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
+    rustix::net::bind(&socket, &SocketAddrUnix::new(&path).unwrap()).unwrap();
+    rustix::net::listen(&socket, 1).unwrap();
+    let engine = std::thread::spawn(move || {
+        let connection = rustix::net::accept(&socket).unwrap();
+        let mut hello = [0; 100];
+        hello[..8].copy_from_slice(b"PATRCHAN");
+        hello[8] = 250;
+        rustix::io::write(&connection, &hello).unwrap();
+    });
+    let refused = Link::attach(&path).unwrap_err();
+    std::fs::remove_file(&path).unwrap();
+    engine.join().unwrap();
+    assert!(matches!(refused, LinkError::Abi { theirs: 250, .. }), "{refused}");
+    assert!(refused.to_string().contains("restart the engine"));
+}
+
+/// Torn writes and bytes at random in the slots, under traffic: refused with a reason, and the site of before goes on.
+#[test]
+fn torn_and_random_snapshots_are_refused() {
+    if !may_run(&[]) {
+        return;
+    }
+    let mut pair = Pair::up();
+    let flow = pair.flow();
+    let site = pair.a.engine.site(&pair.a.text(&pair.b, "")).compile();
+    let good = patronus_abi::encode(&site, 2).unwrap();
+    let key = std::fs::File::open(pair.a.engine.folder().join("site.key")).unwrap();
+    let mut random = Random::new(1);
+    let link = pair.a.link.as_mut().unwrap();
+    let mut refused = 0;
+    for round in 0..200 {
+        let mut blob = good.clone();
+        match round % 4 {
+            0 => blob.truncate(random.below(blob.len())),
+            1 => {
+                let at = random.below(blob.len());
+                blob[at] ^= 1 << random.below(8);
+            }
+            2 => blob[32..].fill_with(|| random.next() as u8),
+            _ => blob[8] = blob[8].wrapping_add(1),
+        }
+        link.publish_blob(&blob, 2, &[key.as_fd()]).unwrap();
+        let Event::Refused {
+            generation: 2,
+            reason,
+        } = answer(link)
+        else {
+            panic!("round {round} is in force")
+        };
+        let of_the_blob = reason.starts_with("the published site");
+        assert!(of_the_blob, "{reason}");
+        refused += 1;
+    }
+    assert_eq!(pair.a.stat("control.blobs"), refused);
+    let received = flow.finish();
+    assert!(received.sent > 100);
+    assert_eq!(received.lost(), 0);
+}
+
 /// Killed under traffic: nobody notices, and the next one neither.
 #[test]
 fn control_goes_and_comes_back_and_no_packet_is_lost() {
@@ -279,5 +439,4 @@ fn an_engine_that_is_killed_fails_closed_and_comes_back() {
     let wan = |d: &patronus_tests::Datagram| d.source.ip() != pair.a.inner();
     let sealed = |d: &patronus_tests::Datagram| d.kind() != patronus_tests::MessageKind::Other;
     assert_eq!(capture.count(|d| wan(d) && !sealed(d)), 0);
-    let _ = answer;
 }

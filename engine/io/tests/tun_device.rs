@@ -742,3 +742,33 @@ fn an_overrun_of_the_watch_is_told() {
         assert!(events.contains(&LinkEvent::RouteOrAddressChanged));
     });
 }
+
+/// What is persistent stays without anybody who serves it, and the next one takes it as it is, with another number of queues.
+#[test]
+fn a_persistent_interface_is_taken_again() {
+    if !possible("a_persistent_interface_is_taken_again") {
+        return;
+    }
+    in_namespace(|| {
+        let config = |queues| TunConfig {
+            name: "tun0",
+            mtu: Some(1420),
+            queues,
+            persistent: true,
+            ..TunConfig::default()
+        };
+        let (device, ports) = Tun::create(&config(1)).expect("create");
+        let ifindex = device.ifindex();
+        ip("address add 192.0.2.1/24 dev tun0");
+        ip("link set tun0 up mtu 1300");
+        drop((device, ports));
+        let (device, ports) = Tun::create(&config(2)).expect("take");
+        assert_eq!(ports.len(), 2);
+        assert_eq!(device.ifindex(), ifindex);
+        assert_eq!(device.mtu().expect("an MTU"), 1300, "as it was left");
+        assert!(device.is_up().expect("a state"));
+        drop((device, ports));
+        Tun::remove("tun0").expect("remove");
+        assert_eq!(Tun::remove("tun0").expect_err("gone").kind(), ErrorKind::NotFound);
+    });
+}

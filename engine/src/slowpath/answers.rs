@@ -160,11 +160,15 @@ impl SlowPath {
             return;
         };
         let builder = &routing.builder;
-        for (prefix, vias) in &builder.configured().routes {
+        for (prefix, vias) in &builder.wanted().routes {
             line(out, "route", prefix);
             vias.iter().for_each(|via| self.tell_via(via, out));
         }
-        for (prefix, vias) in builder.dynamic_routes() {
+        let configured = &builder.wanted().routes;
+        for (prefix, vias) in builder
+            .dynamic_routes()
+            .filter(|(prefix, _)| !configured.contains_key(prefix))
+        {
             line(out, "route", prefix);
             line(out, "dynamic", 1);
             vias.iter().for_each(|via| self.tell_via(via, out));
@@ -209,9 +213,9 @@ impl SlowPath {
         line(out, "indices", self.core.device().indices_in_use());
         line(out, "peers", self.core.peers().count());
         if let Some(routing) = &self.routing {
-            line(out, "routes", routing.builder.configured().routes.len());
+            line(out, "routes", routing.builder.wanted().routes.len());
             line(out, "dynamic_routes", routing.builder.dynamic_len());
-            line(out, "policies", routing.builder.configured().policies.len());
+            line(out, "policies", routing.builder.wanted().policies.len());
         }
     }
 }
