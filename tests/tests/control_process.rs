@@ -13,6 +13,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
@@ -146,12 +147,16 @@ fn spawn_engine(namespace: &Namespace, folder: &Path) -> Process {
 }
 
 fn spawn_control(namespace: &Namespace, folder: &Path) -> Process {
+    namespace.spawn(control_command(folder)).unwrap()
+}
+
+fn control_command(folder: &Path) -> Command {
     let mut command = Command::new(control_program());
     command.arg("--site").arg(folder.join("site.toml"));
     command.arg("--engine").arg(folder.join("engine.sock"));
     command.arg("--socket").arg(folder.join("control.sock"));
     command.arg("--state").arg(folder.join("state"));
-    namespace.spawn(command).unwrap()
+    command
 }
 
 /// A managed site and a plain one with a tunnel between them that works.
@@ -432,6 +437,45 @@ fn why_a_tunnel_is_not_up() {
         "{}",
         managed.said("show peers")
     );
+}
+
+/// What systemd is told: that it serves, that it is alive, and when it reads its file again.
+#[test]
+fn systemd_is_told() {
+    if !may_run(&[]) {
+        return;
+    }
+    let mut managed = Managed::start("");
+    let path = managed.folder.join("notify.sock");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(LIMIT)).unwrap();
+    managed.kill_control();
+    let mut command = control_command(&managed.folder);
+    command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "200000");
+    managed.control = managed.site.namespace.spawn(command).unwrap();
+    let wait_for = |word: &str| {
+        let mut message = [0; 500];
+        // Others come in between: how it is, and that it is alive.
+        for _ in 0..100 {
+            let len = socket
+                .recv(&mut message)
+                .unwrap_or_else(|error| panic!("no {word}: {error}"));
+            let text = String::from_utf8_lossy(&message[..len]).into_owned();
+            if text.lines().any(|line| line == word) {
+                return text;
+            }
+        }
+        panic!("no {word}");
+    };
+    wait_for("READY=1");
+    wait_for("WATCHDOG=1");
+    wait_for("WATCHDOG=1");
+    managed.control.signal(Signal::HUP);
+    assert!(wait_for("RELOADING=1").contains("\nMONOTONIC_USEC="));
+    wait_for("READY=1");
+    managed.control.signal(Signal::TERM);
+    wait_for("STOPPING=1");
+    assert!(managed.control.wait(LIMIT).is_some_and(|status| status.success()));
 }
 
 /// Metrics: names as WireGuard exporters have them, and the engine's counters.
