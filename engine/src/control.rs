@@ -75,6 +75,8 @@ pub struct Control {
     epoll: OwnedFd,
     hello: channel::InForce,
     channel: Option<Channel>,
+    /// Has connected, and it is not clear yet whether control is gone.
+    waiting: Option<OwnedFd>,
     published: Option<Published>,
     statistics: OwnedFd,
     refusals: Refusals,
@@ -105,6 +107,7 @@ impl Control {
             epoll,
             hello: channel::InForce::nothing(boot),
             channel: None,
+            waiting: None,
             published: None,
             statistics,
             refusals: Refusals::default(),
@@ -171,9 +174,15 @@ impl Control {
             return;
         }
         for _ in 0..ACCEPTED_PER_TURN {
-            let Some(connection) = self.listener.accept() else {
+            let Some(connection) = self.waiting.take().or_else(|| self.listener.accept()) else {
                 return;
             };
+            // Who was control when the last look was taken may be gone by now: then he went before this one came.
+            self.hear();
+            if self.more {
+                self.waiting = Some(connection);
+                return;
+            }
             self.receive(connection);
         }
         self.more = true;

@@ -403,6 +403,74 @@ fn control_goes_and_comes_back_and_no_packet_is_lost() {
     assert_eq!(received.lost(), 0);
 }
 
+/// Where the process that the next test kills finds its engine.
+const VICTIM: &str = "PATRONUS_TEST_CONTROL";
+
+/// Not a test: a control process to be killed, which publishes and sends commands without an end. Run without its variable it does nothing.
+#[test]
+fn plays_control() {
+    let Some(socket) = std::env::var_os(VICTIM) else {
+        return;
+    };
+    let socket = std::path::PathBuf::from(socket);
+    let file = socket.with_file_name("site.toml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let site = patronus_config::parse_file(&file, &text).unwrap().compile();
+    let key = std::fs::File::open(socket.with_file_name("site.key")).unwrap();
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(30) {
+        let Ok((mut link, attached)) = Link::attach(&socket) else {
+            continue;
+        };
+        for generation in attached.generation + 1.. {
+            link.publish(&site, generation, &[key.as_fd()]).unwrap();
+            for owner in 0..100 {
+                let _ = link.command(&Command::Sweep { owner, epoch: 1 });
+            }
+            answer(&mut link);
+        }
+    }
+}
+
+/// `kill -9` in the middle of whatever it is doing, again and again.
+#[test]
+fn control_is_killed_in_the_middle_and_no_packet_is_lost() {
+    if !may_run(&[]) {
+        return;
+    }
+    let mut pair = Pair::up();
+    let text = pair.a.text(&pair.b, "");
+    let interface = &pair.a.engine.interface;
+    let file = format!(
+        "[site]\nprivate_key_file = 'site.key'\nlisten_port = 51820\n[engine]\ninterface = '{interface}'\n{text}"
+    );
+    std::fs::write(pair.a.engine.folder().join("site.toml"), file).unwrap();
+    pair.a.link = None;
+    let flow = pair.flow();
+    for round in 0..10 {
+        let mut control = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "plays_control"])
+            .env(VICTIM, pair.a.engine.socket())
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_millis(100 + 7 * round));
+        control.kill().unwrap();
+        control.wait().unwrap();
+    }
+    let said = pair.a.publish(&text, u64::MAX);
+    assert!(matches!(said, Event::Applied { changes: 0, .. }), "{said:?}");
+    let received = flow.finish();
+    let sites = pair.a.engine.process.log().matches("is in force").count();
+    println!(
+        "{sites} sites in {} datagrams' time, {} lost",
+        received.sent,
+        received.lost()
+    );
+    assert!(sites > 20, "{}", pair.a.engine.process.log());
+    assert_eq!(received.lost(), 0);
+}
+
 /// Killed under traffic: nothing leaves in clear, and the next one goes on.
 #[test]
 fn an_engine_that_is_killed_fails_closed_and_comes_back() {

@@ -145,7 +145,7 @@ records! { CHANNEL:
     RegionRecord, 16 {
         /// Which one.
         magic: [u8; 8],
-        /// [`ABI_VERSION`](crate::ABI_VERSION).
+        /// [`ABI_VERSION`].
         abi: U32,
         zero: U32,
     }
@@ -155,7 +155,7 @@ records! { CHANNEL:
     HelloRecord, 72 {
         /// [`HELLO_MAGIC`].
         magic: [u8; 8],
-        /// [`ABI_VERSION`](crate::ABI_VERSION).
+        /// [`ABI_VERSION`].
         abi: U32,
         zero: U32,
         /// Drawn when this engine started.
