@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod background;
+mod notify;
 mod options;
 
 use std::path::Path;
@@ -53,6 +54,7 @@ fn run(config: &engine::Config, site: Option<Box<Site>>, announce: bool) -> Exit
     if announce {
         background::ready(slow_path.null());
     }
+    notify::ready();
     let why = slow_path.run();
     config.log.verbose(format_args!("ended: {why}"));
     if let Ended::TunFailed = why {
