@@ -91,7 +91,7 @@ impl UapiServer {
     ///
     /// # Errors
     /// `AddrInUse` if another process listens there. `InvalidInput` if `name` cannot be an interface's. `PermissionDenied` if
-    /// `dir` belongs to another user or others may write to it, `NotADirectory` if it is a symbolic link, and `AlreadyExists` if
+    /// `dir` belongs to another user than this one and root, or others may write to it (but a group to root's, if it is sticky), `NotADirectory` if it is a symbolic link, and `AlreadyExists` if
     /// what stands in the socket's place is not a socket: none of these is ever followed, replaced or repaired.
     pub fn bind(dir: &Path, name: &str) -> io::Result<Self> {
         let socket = BoundSocket::bind(dir, name)?;
