@@ -456,10 +456,11 @@ fn acquire(
     let (tun, tun_ports) = make_tun(config)?;
     let uapi = UapiServer::bind(&config.uapi_dir, tun.name())
         .map_err(|e| StartError::Uapi(config.uapi_dir.join(format!("{}.sock", config.name)), e))?;
-    let arena = Arena::new(&ArenaConfig {
+    let frames = ArenaConfig {
         frames: FRAMES + QUEUE_FRAMES * kept.queues() + nics::QUEUE_FRAMES * config.workers * nics.nics.len(),
         jumbo_frames: JUMBO_FRAMES,
-    });
+    };
+    let arena = nics::arena(nics, &frames);
     let arena = arena.map_err(system("reserve memory for packets"))?;
     lock_memory(config, arena);
     let routes = RouteQuery::new().map_err(system("ask for routes"))?;

@@ -5,7 +5,7 @@
 
 use patronus_netns::{Config, Daemon, DaemonOptions, Keys, Kind, Namespace, Peer, Site, probe, unique_name};
 use patronus_tests::{Edge, Flow, LIMIT, Need, eventually, may_run, ping, tcp};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -364,6 +364,48 @@ fn a_link_reaches_a_stock_peer() {
     for count in ["wan0.queue0.rx_packets", "wan0.queue0.tx_packets"] {
         assert!(stats.sum(count) > 500, "{count}: {stats:?}\n{}", edge.log());
     }
+}
+
+/// While another process has the UDP port, no worker has the device's queue.
+#[test]
+fn the_host_is_reached_while_a_link_has_no_sockets() {
+    if !may_run(&[Need::Dpdk, Need::Daemon(Kind::WireguardGo)]) {
+        return;
+    }
+    let (namespace, far) = (Namespace::new("edge").unwrap(), Namespace::new("peer").unwrap());
+    let (ours, theirs) = (Keys::generate().unwrap(), Keys::generate().unwrap());
+    nic(&namespace, "nic", &far, "path");
+    far.address("path", "192.0.2.2/24").unwrap();
+    let peer_site = stock_peer(far, &theirs, &ours);
+    let text = format!(
+        "{}[[link]]\nid = 1\ninterface = 'wan0'\n{}{}",
+        dpdk(),
+        over("nic", 1),
+        peer(&theirs.public, Some(peer_site.outer), 2)
+    );
+    let edge = Edge::start(&namespace, &ours, &text).unwrap();
+    let host = on_tun(&edge, namespace, 1);
+    let bind = || UdpSocket::bind((Ipv4Addr::UNSPECIFIED, PORT));
+    let holder = host.namespace.run(bind).unwrap().unwrap();
+    wan_up(&edge, &host.namespace, 1);
+    assert!(
+        eventually(|| edge.log().contains("cannot listen on UDP port 51820")),
+        "{}",
+        edge.log()
+    );
+    let pinged = |options: &str| {
+        let said = ping(&peer_site.namespace, &format!("{options} 192.0.2.1")).unwrap();
+        said.contains(" 0% packet loss")
+    };
+    assert!(eventually(|| pinged("-c 1 -W 1")), "{}", edge.log());
+    assert!(pinged("-c 50 -i 0.02"), "{}", edge.log());
+    drop(holder);
+    exchange(&host, &peer_site);
+    let stats = edge.stats().unwrap();
+    for count in ["wan0.queue0.rx_packets", "wan0.queue0.tx_packets"] {
+        assert!(stats.sum(count) > 500, "{count}: {stats:?}\n{}", edge.log());
+    }
+    assert!(pinged("-c 50 -i 0.02"), "{}", edge.log());
 }
 
 /// The host behind an engine's TUN, as a site.

@@ -3,7 +3,8 @@
 //!
 //! Nothing is left out of a packet's way: LAN port, flow table, FIB, encryption, Ethernet, IP and UDP headers with checksums, the device, there the sieve, decryption, flow
 //! table, FIB, LAN port. Neighbours are found by the kernels through the host interfaces of both ends. What it is compared with is the *pipeline* of the slower end: the same
-//! stages of one side, with ports in memory that cost next to nothing; measured by the same two processes in turn.
+//! stages of one side, with ports in memory that cost next to nothing; measured by the same two processes in turn. What the device makes of packets that nobody
+//! does anything with is measured with two of DPDK's own forwarders, one of which makes them.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -13,7 +14,7 @@ use std::time::Duration;
 use patronus_netns::{Error, Result};
 
 use super::size::Size;
-use super::{Options, Row};
+use super::{Options, Row, testpmd};
 use crate::goals::{Goal, Outcome};
 use crate::report::median;
 
@@ -47,6 +48,8 @@ struct Running {
 struct Rates {
     seal: [Vec<f64>; 2],
     open: [Vec<f64>; 2],
+    /// What the device moves if that is all; or why nobody knows.
+    alone: Option<Result<f64>>,
     /// Frames that the sieve alone looks at.
     sieve: Vec<f64>,
     /// Delivered at this end, while only the other one sends.
@@ -127,6 +130,15 @@ pub fn run(options: &Options, rows: &mut Vec<Row>) -> Result<()> {
         println!(
             "{size} B: the sieve alone takes {sieve:.1} ns a packet, the receiver's stages {open_ns:.0}"
         );
+        match &rates.alone {
+            Some(Ok(alone)) => println!(
+                "{size} B: net_memif between two dpdk-testpmd that do nothing else: {:.2} Mpps, {:.0} ns a packet",
+                alone / 1e6,
+                1e9 / alone
+            ),
+            Some(Err(error)) => println!("{size} B: net_memif alone was not measured: {error}"),
+            None => {}
+        }
         let one_way = |to: usize| (of(&rates.one_way[to]), seal[1 - to].min(open[to]));
         // An end that does both needs the time of both for one packet there and one back.
         let both = (0..2).map(|end| 1.0 / (1.0 / seal[end] + 1.0 / open[end]));
@@ -165,10 +177,19 @@ pub fn run(options: &Options, rows: &mut Vec<Row>) -> Result<()> {
 fn measure(bytes: usize, rounds: usize) -> Result<Rates> {
     let folder = std::env::temp_dir().join(format!("patronus-bench-{}", std::process::id()));
     std::fs::create_dir_all(&folder)?;
-    let socket = folder.join("memif");
-    let result = measure_at(&socket, bytes, rounds);
+    // Before the ends, who need huge pages as well.
+    let alone = testpmd::memif(&folder.join("testpmd"), outer_frame(bytes));
+    let result = measure_at(&folder.join("memif"), bytes, rounds).map(|rates| Rates {
+        alone: Some(alone),
+        ..rates
+    });
     let _ = std::fs::remove_dir_all(folder);
     result
+}
+
+/// Bytes of the frame that carries a packet of so many: padded (WireGuard, section 5.4.6), with header and tag, in UDP, IPv4 and Ethernet.
+fn outer_frame(bytes: usize) -> usize {
+    bytes.next_multiple_of(16) + 32 + 8 + 20 + 14
 }
 
 fn measure_at(socket: &Path, bytes: usize, rounds: usize) -> Result<Rates> {

@@ -1,7 +1,7 @@
 //! `macswap` and `tunnel`: the engine behind a port, one worker on one core, beside DPDK's own programs on the same device in the same run.
 //!
 //! `macswap` takes a packet, exchanges its link addresses and sends it; dpdk-testpmd does the same. `tunnel` takes a packet through flow table, FIB and encryption and
-//! sends it; dpdk-test-crypto-perf does nothing but encrypt. Of theirs the best of three runs counts: a second thread of theirs, which only waits, costs them half on some
+//! sends it; dpdk-test-crypto-perf does nothing but encrypt. dpdk-testpmd has bursts as long as ours. Of theirs the best of three runs counts: a second thread of theirs, which only waits, costs them half on some
 //! machines. Ports in memory do both as well: what a device costs is the difference.
 
 use std::fmt;
@@ -23,8 +23,8 @@ const FLOWS: u32 = 1000;
 /// The ends of a veth in a namespace of this program's.
 const VETH: [&str; 2] = ["va", "vb"];
 
-/// Packets that dpdk-testpmd puts into a port that brings none by itself.
-const FIRST: usize = 32;
+/// Packets that dpdk-testpmd takes at a time, as we do, and puts into a port that brings none by itself.
+const BURST: usize = patronus_mem::BURST_MAX;
 
 /// What packets come from and go to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
@@ -137,7 +137,7 @@ pub fn run(options: &Options, kinds: &[PortKind], rows: &mut Vec<Row>) -> Result
         let Size::Bytes(bytes) = size else { continue };
         for &kind in &kinds {
             let (mut forwarded, mut sealed) = (Vec::new(), Vec::new());
-            let forward = || testpmd::macswap(&kind.loops(frame(bytes)));
+            let forward = || testpmd::macswap(&kind.loops(frame(bytes)), BURST);
             // While somebody has sockets there, they cost everybody else's packets.
             let shared = kind == PortKind::AfPacket;
             if shared {
@@ -246,7 +246,7 @@ fn measure_wires(wires: &mut [Wire]) -> f64 {
 fn prime(arena: &'static Arena, port: &mut dyn Port, size: Size) {
     let mut frames = patronus_mem::FrameCache::new(arena);
     let mut burst = patronus_mem::Burst::new();
-    Source::new(size, (0..FLOWS).collect()).make(&mut frames, &mut burst, FIRST);
+    Source::new(size, (0..FLOWS).collect()).make(&mut frames, &mut burst, BURST);
     let _ = port.tx_burst(&mut frames, &mut burst);
 }
 

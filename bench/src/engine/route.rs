@@ -60,7 +60,10 @@ pub fn run(options: &Options, rows: &mut Vec<Row>) -> Result<()> {
                 && options.testpmd
                 && round % options.rounds.div_ceil(3) == 0
             {
-                yardstick.push(testpmd::macswap(&[format!("net_null0,size={bytes}")])?);
+                yardstick.push(testpmd::macswap(
+                    &[format!("net_null0,size={bytes}")],
+                    testpmd::BURST,
+                )?);
             }
         }
         for setup in &mut setups {

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use arrayvec::ArrayVec;
-use patronus_mem::{Burst, FrameCache};
+use patronus_mem::{Burst, FrameCache, Unfinished};
 
 pub mod afpacket;
 mod bpf;
@@ -99,6 +99,11 @@ pub trait Port {
     /// from it should forget it. None for ports that have no addresses.
     fn take_stale_source(&mut self) -> Option<IpAddr> {
         None
+    }
+
+    /// Whether packets may [leave](patronus_mem::PktBuf::leave_unfinished) these checksums to the port, because the device makes them.
+    fn finishes(&self, _unfinished: Unfinished) -> bool {
+        false
     }
 
     /// What the port has done. Anyone may read it at any time.

@@ -5,7 +5,9 @@
 //! whether the device is or not: a *seat*, into which the owner puts a pair of the device's queues, and out of which he asks for it back. Without the feature `dpdk` there are no
 //! [`Nics`].
 
-use std::fmt;
+use std::{fmt, io};
+
+use patronus_mem::{Arena, ArenaConfig};
 
 use crate::wan::AnyQueue;
 
@@ -60,6 +62,29 @@ impl NicConfig {
     /// Whether it is a card, by its PCI address; otherwise a virtual device.
     pub fn is_card(&self) -> bool {
         self.device.contains(':') && !self.device.contains(',')
+    }
+}
+
+/// A huge page of 1 GiB, mebibytes.
+const GIANT_PAGE: u32 = 1024;
+
+/// Free huge pages of so many mebibytes.
+fn free_pages(mib: u32) -> u32 {
+    let kib = u64::from(mib) << 10;
+    let path = format!("/sys/kernel/mm/hugepages/hugepages-{kib}kB/free_hugepages");
+    let free = std::fs::read_to_string(path);
+    free.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+}
+
+/// The memory of packets, for an engine with these NICs: where pages of 1 GiB are asked for, on such ones, if there are enough beside those that DPDK
+/// takes itself; otherwise as without NICs.
+pub fn arena(nics: &NicsConfig, frames: &ArenaConfig) -> io::Result<&'static Arena> {
+    let on_giant = nics.huge_pages && nics.huge_page_mib == Some(GIANT_PAGE) && !nics.nics.is_empty();
+    let needed = frames.small_bytes().div_ceil((GIANT_PAGE as usize) << 20);
+    let taken = nics.memory_mib.div_ceil(GIANT_PAGE) as usize;
+    match on_giant && needed + taken <= free_pages(GIANT_PAGE) as usize {
+        true => Arena::on_giant_pages(frames),
+        false => Arena::new(frames),
     }
 }
 

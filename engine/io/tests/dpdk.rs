@@ -13,9 +13,12 @@ use std::time::{Duration, Instant};
 use common::frame::numbered;
 use common::{packet_socket, receive, send};
 use patronus_io::dpdk::{Device, DeviceConfig, Dpdk, DpdkError, DpdkPort, Options};
+use patronus_io::exception::{ExceptionPath, Rule, RunningPath, SplitPort, Take};
 use patronus_io::ip::{Sum, pseudo_sum};
+use patronus_io::udp::{UdpConfig, UdpSockets};
+use patronus_io::wan::{Link, LinkPort, QueuePlace, ways};
 use patronus_io::{Port, PortCounters};
-use patronus_mem::{Arena, ArenaConfig, BURST_MAX, Burst, FrameCache, PktBuf, SMALL_MAX, Unfinished};
+use patronus_mem::{Arena, ArenaConfig, BURST_MAX, Burst, FrameCache, Outer, PktBuf, SMALL_MAX, Unfinished};
 
 /// How long anything may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -352,6 +355,122 @@ fn a_device_makes_the_checksums_that_are_left() {
         assert_eq!(port.counters().tx_packets.get(), 2);
         drop((device, port));
         bench.all_frames_are_free();
+    });
+}
+
+const NEIGHBOURS: [&str; 2] = ["192.0.2.9", "2001:db8::9"];
+
+/// A link over a device that knows the way to the two neighbours, to whose UDP port 4000 it has sent a datagram each when this returns. What the device brings
+/// for the neighbours is the link's.
+fn link_that_has_sent(
+    bench: &mut Bench,
+    port: DpdkPort,
+) -> (LinkPort<SplitPort<DpdkPort>>, RunningPath, Rule, UdpSockets) {
+    let (path, mut sides) =
+        ExceptionPath::create("eth7", Box::new(common::Steady), 1, bench.arena).expect("a host interface");
+    let ifindex = path.host().ifindex();
+    let path = path.start(Instant::now, |_| {}).expect("a thread");
+    common::ip("link set eth7 addrgenmode none");
+    for (address, neighbour) in ["192.0.2.1/24", "2001:db8::1/64 nodad"].iter().zip(NEIGHBOURS) {
+        common::ip(&format!("addr add {address} dev eth7"));
+        common::ip("link set eth7 up");
+        common::ip(&format!(
+            "neigh replace {neighbour} lladdr 02:00:00:00:00:0b dev eth7 nud permanent"
+        ));
+    }
+    let link = Link {
+        ifindex,
+        mac: common::OURS,
+        mtu: 1500,
+        udp_port: 51820,
+        fwmark: 0,
+    };
+    let (ways, mut finder) = ways(link).expect("ways");
+    let sockets = UdpSockets::bind(&UdpConfig {
+        port: link.udp_port,
+        ifindex,
+        workers: 1,
+        fwmark: 0,
+        buffer_bytes: 1 << 20,
+        offload: true,
+    })
+    .expect("sockets");
+    let neighbours = NEIGHBOURS.map(|address| address.parse().expect("an address"));
+    let mut rule = Rule::new();
+    rule.set(&Take::Datagrams {
+        addresses: neighbours.to_vec(),
+        ports: vec![4000],
+    })
+    .expect("a rule");
+    let queue = SplitPort::new(port, rule.sieve(), sides.pop().expect("a side"));
+    let queue = QueuePlace::new(queue).borrow().expect("the queue");
+    let mut port = LinkPort::new(queue, sockets.worker_port(0), ways, ifindex);
+    let start = Instant::now();
+    for neighbour in neighbours {
+        let [queue, _] = port.parts().map(Arc::clone);
+        let before = queue.tx_packets.get();
+        // The first ones go through the kernel.
+        while queue.tx_packets.get() == before {
+            assert!(start.elapsed() < PATIENCE, "a way to {neighbour}");
+            let mut burst = Burst::new();
+            let mut pkt = bench.frames.alloc().expect("a frame");
+            pkt.append(11).copy_from_slice(b"the payload");
+            *pkt.outer_mut() = Outer::new((neighbour, 4000).into());
+            burst.push(pkt);
+            port.tx_burst(&mut bench.frames, &mut burst).expect("tx");
+            finder.serve(Instant::now());
+        }
+    }
+    (port, path, rule, sockets)
+}
+
+#[test]
+fn a_link_leaves_its_checksums_to_a_device_that_makes_them() {
+    started();
+    common::in_namespace(|| {
+        let mut bench = bench();
+        let (device, queue) = bench.open("net_tap0,iface=pt0");
+        common::ip("link set pt0 up");
+        device.look_at_link();
+        let kernel = packet_socket("pt0");
+        let (port, ..) = link_that_has_sent(&mut bench, queue);
+        let (start, mut found) = (Instant::now(), 0);
+        while found < 2 {
+            assert!(start.elapsed() < PATIENCE, "{found} of 2");
+            let ours = |frame: &Vec<u8>| frame.ends_with(b"the payload");
+            if let Some(frame) = receive(&kernel).filter(ours) {
+                assert!(is_finished(&frame), "{frame:x?}");
+                found += 1;
+            }
+        }
+        drop((port, device));
+    });
+}
+
+/// Such a device's packets that come back before it has made the checksums are none yet.
+#[test]
+fn a_link_asks_the_device_for_them() {
+    started();
+    common::in_namespace(|| {
+        let mut bench = bench();
+        for (asks, malformed) in [(false, 0), (true, 1)] {
+            let (device, mut queue) = bench.open("net_ring0");
+            if asks {
+                queue.ask_for_all_checksums();
+            }
+            let (mut port, path, ..) = link_that_has_sent(&mut bench, queue);
+            let [queue, _] = port.parts().map(Arc::clone);
+            let mut burst = Burst::new();
+            let start = Instant::now();
+            // UDP's are not looked at, and IPv6 has no other.
+            while port.counters().rx_packets.get() == 0 || queue.rx_malformed.get() < malformed {
+                assert!(start.elapsed() < PATIENCE, "{asks}");
+                port.rx_burst(&mut bench.frames, &mut burst).expect("rx");
+                burst.clear_into(&mut bench.frames);
+            }
+            assert_eq!(queue.rx_malformed.get(), malformed, "{asks}");
+            drop((port, path, device));
+        }
     });
 }
 

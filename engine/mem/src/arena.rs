@@ -45,6 +45,13 @@ pub struct ArenaConfig {
     pub jumbo_frames: usize,
 }
 
+impl ArenaConfig {
+    /// Bytes of the small frames, with what lies between them.
+    pub fn small_bytes(&self) -> usize {
+        self.frames.saturating_mul(STRIDE)
+    }
+}
+
 /// What stands before the first metadata line, so that a line finds its arena.
 #[repr(C, align(64))]
 struct Header {

@@ -257,11 +257,6 @@ impl DpdkPort {
         None
     }
 
-    /// Whether the device finishes these checksums. If not, the port does, which costs more than having them finished before: packet by packet.
-    pub fn finishes(&self, unfinished: Unfinished) -> bool {
-        self.queue.checksums & 1 << unfinished as u32 != 0
-    }
-
     /// For tests: has the device asked for checksums that it does not make.
     #[doc(hidden)]
     pub fn ask_for_all_checksums(&mut self) {
@@ -435,6 +430,11 @@ impl Port for DpdkPort {
             }
         }
         Ok(())
+    }
+
+    /// Whether the device does. If not, the port finishes what it gets nevertheless, which costs more than having it finished before: packet by packet.
+    fn finishes(&self, unfinished: Unfinished) -> bool {
+        self.queue.checksums & 1 << unfinished as u32 != 0
     }
 
     fn counters(&self) -> &Arc<PortCounters> {

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use patronus_mem::{BURST_MAX, Burst, FrameCache, PktBuf};
+use patronus_mem::{BURST_MAX, Burst, FrameCache, PktBuf, Unfinished};
 use patronus_sync::{Bell, Consumer, Producer};
 
 use super::INJECTED_MAX;
@@ -155,6 +155,10 @@ impl<P: Port> Port for SplitPort<P> {
 
     fn take_stale_source(&mut self) -> Option<IpAddr> {
         self.queue.take_stale_source()
+    }
+
+    fn finishes(&self, unfinished: Unfinished) -> bool {
+        self.queue.finishes(unfinished)
     }
 
     fn counters(&self) -> &Arc<PortCounters> {

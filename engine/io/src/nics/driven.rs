@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use super::seat::{Seat, SeatPort};
-use super::{DESCRIPTORS, NicConfig, NicEvent, NicQueues, NicsConfig, NicsError};
+use super::{DESCRIPTORS, NicConfig, NicEvent, NicQueues, NicsConfig, NicsError, free_pages};
 use crate::PortCounters;
 use crate::dpdk::{Device, DeviceConfig, Dpdk, DpdkError, DpdkPort, Options};
 use crate::exception::{self, Exception, ExceptionPath, Rule, RunningPath, SplitPort, Take};
@@ -239,11 +239,7 @@ fn memory(config: &NicsConfig) -> Result<u32, NicsError> {
         return Ok(config.memory_mib);
     };
     let memory = config.memory_mib.next_multiple_of(page);
-    let (pages, kib) = (memory / page, u64::from(page) << 10);
-    let free = std::fs::read_to_string(format!(
-        "/sys/kernel/mm/hugepages/hugepages-{kib}kB/free_hugepages"
-    ));
-    let free: u32 = free.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0);
+    let (pages, kib, free) = (memory / page, u64::from(page) << 10, free_pages(page));
     if free >= pages {
         return Ok(memory);
     }

@@ -6,7 +6,7 @@
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use patronus_mem::{Burst, FrameCache};
+use patronus_mem::{Burst, FrameCache, Unfinished};
 
 use crate::dpdk::DpdkPort;
 use crate::{Port, PortCounters, PortError};
@@ -126,6 +126,12 @@ impl Port for SeatPort {
         };
         let sent = queues.tx_burst(frames, burst);
         self.settled(sent, ())
+    }
+
+    fn finishes(&self, unfinished: Unfinished) -> bool {
+        self.queues
+            .as_ref()
+            .is_some_and(|queues| queues.finishes(unfinished))
     }
 
     fn counters(&self) -> &Arc<PortCounters> {

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
-use patronus_mem::{Outer, PktBuf};
+use patronus_mem::{Outer, PktBuf, Unfinished};
 
 use crate::ip::{IPV4_HEADER as IPV4, IPV6_HEADER as IPV6, PROTO_UDP, Sum, UDP_HEADER as UDP, pseudo_sum};
 
@@ -18,6 +18,10 @@ pub(super) struct Way {
     mtu: usize,
     /// The next IPv4 packet's identification: routers may cut it up, as with the kernel's sockets.
     identification: u16,
+    /// Of what all packets have in their IPv4 headers, in their pseudo headers, and in these and the UDP headers.
+    ip_sum: Sum,
+    pseudo_sum: Sum,
+    udp_sum: Sum,
 }
 
 /// Where they lead, not how far they got.
@@ -59,46 +63,94 @@ impl Way {
         ip[udp + 2..udp + 4].copy_from_slice(&to.port().to_be_bytes());
         let ethertype = if ipv6 { 0x86ddu16 } else { 0x0800 };
         bytes[12..14].copy_from_slice(&ethertype.to_be_bytes());
+        let (header, after) = bytes[ETHERNET..].split_at(udp);
+        let addresses = if ipv6 { &header[8..40] } else { &header[12..20] };
+        let pseudo_sum = pseudo_sum(addresses, PROTO_UDP, 0);
         Some(Way {
-            bytes,
             ipv6,
             mtu,
             identification: 0,
+            ip_sum: Sum::of(header),
+            pseudo_sum,
+            udp_sum: pseudo_sum.bytes(&after[..4]),
+            bytes,
         })
     }
 
-    /// Puts the headers in front of a datagram's payload; false, and nothing is changed, if that would be too long for the path.
+    /// Puts the headers in front of a datagram's payload; false, and nothing is changed, if that would be too long for the path. The checksums of IPv4 and
+    /// of IPv6 packets are left to the port if it `finishes` them.
     #[inline]
-    pub(super) fn wrap(&mut self, pkt: &mut PktBuf) -> bool {
-        let ip_header = if self.ipv6 { IPV6 } else { IPV4 };
+    pub(super) fn wrap(&mut self, pkt: &mut PktBuf, finishes: [bool; 2]) -> bool {
+        match self.ipv6 {
+            false => self.wrap_v4(pkt, finishes[0]),
+            true => self.wrap_v6(pkt, finishes[1]),
+        }
+    }
+
+    #[inline]
+    fn wrap_v4(&mut self, pkt: &mut PktBuf, port_finishes: bool) -> bool {
+        const HEADERS: usize = ETHERNET + IPV4 + UDP;
         let datagram = UDP + pkt.len();
-        let total = ip_header + datagram;
-        if total > self.mtu || pkt.headroom() < ETHERNET + ip_header + UDP {
+        let total = IPV4 + datagram;
+        if total > self.mtu || pkt.headroom() < HEADERS {
             return false;
         }
-        let (tos, payload) = (pkt.outer().tos(), Sum::of(pkt.data()));
-        let headers = pkt.prepend(ETHERNET + ip_header + UDP);
-        headers.copy_from_slice(&self.bytes[..ETHERNET + ip_header + UDP]);
-        let (ip, udp) = headers[ETHERNET..].split_at_mut(ip_header);
-        let addresses = if self.ipv6 {
-            ip[4..6].copy_from_slice(&(datagram as u16).to_be_bytes());
-            ip[0] |= tos >> 4;
-            ip[1] = tos << 4;
-            &ip[8..40]
-        } else {
-            ip[1] = tos;
-            ip[2..4].copy_from_slice(&(total as u16).to_be_bytes());
-            ip[4..6].copy_from_slice(&self.identification.to_be_bytes());
-            self.identification = self.identification.wrapping_add(1);
-            let checksum = Sum::of(ip).checksum();
-            ip[10..12].copy_from_slice(&checksum);
-            &ip[12..20]
-        };
-        udp[4..6].copy_from_slice(&(datagram as u16).to_be_bytes());
-        let sum = pseudo_sum(addresses, PROTO_UDP, datagram).bytes(udp) + payload;
-        udp[6..8].copy_from_slice(&sum.transport_checksum());
+        let (tos, id) = (pkt.outer().tos(), self.identification.to_be_bytes());
+        self.identification = self.identification.wrapping_add(1);
+        let (total, datagram) = ((total as u16).to_be_bytes(), (datagram as u16).to_be_bytes());
+        let udp_checksum = self.udp_checksum(pkt, datagram, port_finishes);
+        let headers: &mut [u8; HEADERS] = prepend(pkt);
+        headers.copy_from_slice(&self.bytes[..HEADERS]);
+        headers[15] = tos;
+        headers[16..18].copy_from_slice(&total);
+        headers[18..20].copy_from_slice(&id);
+        if !port_finishes {
+            let sum = self.ip_sum.word([0, tos]).word(total).word(id);
+            headers[24..26].copy_from_slice(&sum.checksum());
+        }
+        headers[38..40].copy_from_slice(&datagram);
+        headers[40..42].copy_from_slice(&udp_checksum);
         true
     }
+
+    #[inline]
+    fn wrap_v6(&mut self, pkt: &mut PktBuf, port_finishes: bool) -> bool {
+        const HEADERS: usize = ETHERNET + IPV6 + UDP;
+        let datagram = UDP + pkt.len();
+        if IPV6 + datagram > self.mtu || pkt.headroom() < HEADERS {
+            return false;
+        }
+        let (tos, datagram) = (pkt.outer().tos(), (datagram as u16).to_be_bytes());
+        let udp_checksum = self.udp_checksum(pkt, datagram, port_finishes);
+        let headers: &mut [u8; HEADERS] = prepend(pkt);
+        headers.copy_from_slice(&self.bytes);
+        headers[14] |= tos >> 4;
+        headers[15] = tos << 4;
+        headers[18..20].copy_from_slice(&datagram);
+        headers[58..60].copy_from_slice(&datagram);
+        headers[60..62].copy_from_slice(&udp_checksum);
+        true
+    }
+
+    /// What stands in the UDP checksum's place: the checksum, or the pseudo header's sum if the port goes on from there.
+    #[inline]
+    fn udp_checksum(&self, pkt: &mut PktBuf, datagram: [u8; 2], port_finishes: bool) -> [u8; 2] {
+        if port_finishes {
+            pkt.leave_unfinished(Some(match self.ipv6 {
+                false => Unfinished::UdpV4,
+                true => Unfinished::UdpV6,
+            }));
+            return self.pseudo_sum.word(datagram).partial();
+        }
+        // The length is in the pseudo header as well.
+        let sum = self.udp_sum.word(datagram).word(datagram) + Sum::of(pkt.data());
+        sum.transport_checksum()
+    }
+}
+
+#[inline]
+fn prepend<const N: usize>(pkt: &mut PktBuf) -> &mut [u8; N] {
+    pkt.prepend(N).try_into().expect("so many bytes")
 }
 
 /// Takes the headers off a frame with a datagram to us, and writes down where it came from. False for a frame
@@ -203,7 +255,7 @@ mod tests {
                 let payload: Vec<u8> = (0..len).map(|n| (n * 7) as u8).collect();
                 pkt.append(len).copy_from_slice(&payload);
                 pkt.outer_mut().set_tos(0xb9);
-                assert!(way(v6).wrap(&mut pkt));
+                assert!(way(v6).wrap(&mut pkt, [false; 2]));
                 let frame = pkt.data().to_vec();
                 let header = if v6 { IPV6 } else { IPV4 };
                 let (ip, udp) = frame[ETHERNET..].split_at(header);
@@ -225,14 +277,39 @@ mod tests {
     }
 
     #[test]
+    fn what_is_left_to_the_port_makes_the_same_frame() {
+        let mut frames = frames();
+        for (v6, kind) in [(false, Unfinished::UdpV4), (true, Unfinished::UdpV6)] {
+            let mut wrapped = [[false; 2], [true; 2]].map(|finishes| {
+                let mut pkt = frames.alloc().expect("a frame");
+                pkt.append(77).fill(0xa7);
+                pkt.outer_mut().set_tos(0xb9);
+                assert!(way(v6).wrap(&mut pkt, finishes));
+                assert_eq!(pkt.unfinished(), finishes[0].then_some(kind));
+                pkt
+            });
+            let udp = ETHERNET + if v6 { IPV6 } else { IPV4 };
+            let frame = wrapped[1].data_mut();
+            let checksum = Sum::of(&frame[udp..]).transport_checksum();
+            frame[udp + 6..udp + 8].copy_from_slice(&checksum);
+            if !v6 {
+                let checksum = Sum::of(&frame[ETHERNET..udp]).checksum();
+                frame[ETHERNET + 10..ETHERNET + 12].copy_from_slice(&checksum);
+            }
+            assert_eq!(wrapped[0].data(), wrapped[1].data());
+            wrapped.into_iter().for_each(|pkt| frames.free(pkt));
+        }
+    }
+
+    #[test]
     fn what_is_too_long_is_left_as_it_is() {
         let mut frames = frames();
         let mut pkt = frames.alloc().expect("a frame");
         pkt.append(1473);
-        assert!(!way(false).wrap(&mut pkt));
+        assert!(!way(false).wrap(&mut pkt, [false; 2]));
         assert_eq!(pkt.len(), 1473);
         pkt.truncate(1472);
-        assert!(way(false).wrap(&mut pkt));
+        assert!(way(false).wrap(&mut pkt, [false; 2]));
     }
 
     #[test]
@@ -256,7 +333,7 @@ mod tests {
             let to = SocketAddr::new(to.parse().expect("address"), 4000);
             let mut pkt = frames.alloc().expect("a frame");
             let mut way = Way::new([2; 6], [2; 6], 1500, SocketAddr::new(from, 5), to).expect("one family");
-            assert!(way.wrap(&mut pkt) && !unwrap(&mut pkt, 3), "{from}");
+            assert!(way.wrap(&mut pkt, [false; 2]) && !unwrap(&mut pkt, 3), "{from}");
             frames.free(pkt);
         }
     }
@@ -270,7 +347,7 @@ mod tests {
             let mut frames = FrameCache::new(ARENA.get_or_init(|| frames().arena()));
             let mut pkt = frames.alloc().expect("a frame");
             pkt.append(len).fill(5);
-            prop_assert!(way(v6).wrap(&mut pkt));
+            prop_assert!(way(v6).wrap(&mut pkt, [false; 2]));
             let whole = pkt.len();
             let header = whole - len;
             if at < header {

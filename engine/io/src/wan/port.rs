@@ -9,7 +9,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arrayvec::ArrayVec;
-use patronus_mem::{Burst, FrameCache, PktBuf};
+use patronus_mem::{Burst, FrameCache, PktBuf, Unfinished};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::header;
@@ -55,6 +55,10 @@ impl Port for AnyQueue {
 
     fn take_stale_source(&mut self) -> Option<IpAddr> {
         (**self).take_stale_source()
+    }
+
+    fn finishes(&self, unfinished: Unfinished) -> bool {
+        (**self).finishes(unfinished)
     }
 
     fn counters(&self) -> &Arc<PortCounters> {
@@ -226,9 +230,11 @@ impl<Q: Queue> Port for LinkPort<Q> {
 
     fn tx_burst(&mut self, frames: &mut FrameCache, burst: &mut Burst) -> Result<(), PortError> {
         self.ways.listen();
+        // Asked each time: the device may be another one than a moment ago.
+        let finishes = [Unfinished::UdpV4, Unfinished::UdpV6].map(|kind| self.queue.finishes(kind));
         for mut pkt in burst.drain(..) {
             let way = self.ways.to(pkt.outer()).filter(|_| self.queue.takes(&pkt));
-            if way.is_some_and(|way| way.wrap(&mut pkt)) {
+            if way.is_some_and(|way| way.wrap(&mut pkt, finishes)) {
                 self.by_queue.push(pkt);
             } else {
                 self.by_kernel.push(pkt);

@@ -8,6 +8,8 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::process::Command;
 
+use patronus_io::exception::Nic;
+
 /// Runs `ip` with these arguments.
 pub fn ip(args: &str) {
     run("ip", args);
@@ -109,4 +111,25 @@ pub fn readable(fd: std::os::fd::BorrowedFd<'_>) -> bool {
         tv_nsec: 20_000_000,
     };
     poll(&mut [PollFd::from_borrowed_fd(fd, PollFlags::IN)], Some(&timeout)).expect("poll") > 0
+}
+
+/// What a host interface stands for in a test whose device has no address, as DPDK's rings have none: a NIC with ours that is always up.
+pub struct Steady;
+
+impl Nic for Steady {
+    fn mac(&self) -> [u8; 6] {
+        OURS
+    }
+
+    fn mtu(&self) -> u32 {
+        1500
+    }
+
+    fn set_mtu(&self, _: u32) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn is_up(&self) -> bool {
+        true
+    }
 }
