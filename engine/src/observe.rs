@@ -68,6 +68,11 @@ impl Limits {
         take(&self.bytes, bytes) && take(&self.packets, 1)
     }
 
+    /// No more is wanted, whatever is left.
+    pub fn close(&self) {
+        self.packets.store(0, Ordering::Relaxed);
+    }
+
     /// Whether no more is wanted.
     pub fn is_reached(&self) -> bool {
         self.packets.load(Ordering::Relaxed) == 0 || self.bytes.load(Ordering::Relaxed) == 0
@@ -382,8 +387,8 @@ impl<'a> Observing<'a> {
         match self.observer.task.filter.test(&subject) {
             Some(true) => self.observer.may_begin().then_some(Matched::Yes),
             Some(false) => before.map(|_| Matched::No),
-            // What comes out of a tunnel is somebody's, and is asked about once it is known whose.
-            None => (seen.point != Point::WanRx).then_some(Matched::Maybe),
+            // What comes out of a tunnel is somebody's, and is asked about once it is known whose. When no more is wanted, none of those can be meant.
+            None => (seen.point != Point::WanRx && !self.observer.limits.is_reached()).then_some(Matched::Maybe),
         }
     }
 

@@ -238,3 +238,29 @@ fn what_cannot_be_bound_is_refused_before_anything_is_touched() {
     }
     assert_eq!(machine.read("sys/bus/pci/drivers/i40e/unbind"), "");
 }
+
+/// In a namespace with this card's interface and a default route by it.
+#[test]
+fn a_card_by_which_the_host_is_reached_is_not_taken() {
+    let machine = Machine::new("default-route");
+    machine.card("0000:03:00.0", Some("i40e"), Some("eth7"));
+    machine.driver("vfio-pci");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/dpdk-bind");
+    for (address, gateway) in [("192.0.2.1/24", "192.0.2.2"), ("2001:db8::1/64", "2001:db8::2")] {
+        let made = format!(
+            "ip tuntap add eth7 mode tap && ip addr add {address} dev eth7 && ip link set eth7 up && ip route add default via {gateway}"
+        );
+        let refused = Command::new("unshare")
+            .args(["--user", "--map-root-user", "--net", "sh", "-ec"])
+            .args([&format!("{made}; exec \"$0\" 0000:03:00.0")])
+            .arg(&script)
+            .env("PATRONUS_SYSFS", machine.0.join("sys"))
+            .env("PATRONUS_RUN", machine.0.join("run"))
+            .output()
+            .expect("unshare runs");
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert!(!refused.status.success(), "{address} {refused:?}");
+        assert!(said.contains("the rest of the world"), "{said}");
+    }
+    assert_eq!(machine.read("sys/bus/pci/drivers/i40e/unbind"), "");
+}

@@ -304,3 +304,22 @@ fn what_does_not_fit_is_counted_and_what_is_enough_is_enough() {
     assert_eq!(net.delivered(B).len(), 17, "packets go as ever");
     net.finish();
 }
+
+#[test]
+fn when_no_more_is_wanted_nothing_new_is_told() {
+    let mut net = Net::pair();
+    net.connect();
+    // Nobody knows at first whose packet it is, and nobody is this peer.
+    for (kind, filter) in [(Kind::Trace, ""), (Kind::Trace, "peer nobody"), (Kind::Capture, ""), (Kind::Capture, "peer nobody")] {
+        let mut a = watch(&mut net, A, &task(kind, filter), 10, 64);
+        net.send(A, &packet::between(A, B, 7, 100));
+        net.run(secs(1));
+        assert!(!a.records().is_empty(), "{kind:?} {filter}");
+        a.limits.close();
+        net.send(A, &packet::between(A, B, 8, 100));
+        net.run(secs(1));
+        assert!(a.records().is_empty(), "{kind:?} {filter}: it would never end");
+        end(&mut net, A);
+    }
+    net.finish();
+}

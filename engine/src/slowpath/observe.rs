@@ -58,7 +58,11 @@ impl Observation {
     fn tend(&mut self, now: Time, complete: &mut dyn FnMut(&mut Record)) -> After {
         if !self.stopped {
             match net::recv(&self.connection, &mut [0; 64], RecvFlags::DONTWAIT) {
-                Ok((_, 0)) => self.stopped = true,
+                Ok((_, 0)) => {
+                    self.stopped = true;
+                    // Else there would always be more, and no end.
+                    self.limits.close();
+                }
                 Ok(_) | Err(Errno::AGAIN | Errno::INTR) => {}
                 Err(_) => return After::End,
             }
