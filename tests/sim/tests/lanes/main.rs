@@ -1,5 +1,6 @@
 //! Lanes between two engines: the real workers and the real slow path.
 
+mod hour;
 mod pair;
 mod withheld;
 

@@ -59,7 +59,7 @@ type Withholds = Box<dyn Fn(usize, &[u8]) -> bool>;
 /// Two sites and the links between them.
 pub struct Pair {
     pub now: Time,
-    clock: VirtualClock,
+    pub clock: VirtualClock,
     frames: FrameCache,
     kinds: [Kind; 2],
     pub sites: Vec<Site>,
