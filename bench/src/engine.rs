@@ -4,11 +4,12 @@
 //!   half of the peers each. Bursts are refilled outside of the measured time. AEAD and pipelines take turns burst by burst, over the same sessions,
 //!   keys, frames and sizes, so that a slow moment of the machine hits both.
 //! * `forward`, `route`: whole turns of workers between two ports in memory, the making of packets included; [`lan`].
-//! * `macswap`, `tunnel`, with `--port`: the same over devices of DPDK's, beside its own programs; [`ports`].
+//! * `macswap`, `tunnel`, with `--port`: the same over devices of DPDK's, beside its own programs; [`ports`]. With `--port net_memif` a tunnel between two engines; [`memif`].
 
 mod cryptoperf;
 mod lan;
 mod latency;
+mod memif;
 mod pair;
 pub mod pipelines;
 mod ports;
@@ -32,6 +33,7 @@ use crate::goals::{Goal, Outcome};
 use crate::machine;
 use crate::report::median;
 use latency::Latency;
+pub use memif::{End, end};
 use pair::{Pair, Way};
 use size::Size;
 use stages::Stages;
@@ -124,7 +126,8 @@ struct Row {
     aead: Option<&'static str>,
     /// The same packets' AEAD alone.
     aead_ns_per_packet: Option<f64>,
-    /// Of a device: what DPDK's own program does on it, of `tunnel`: its cryptography alone, both on one core, millions of packets a second.
+    /// Of a device: what DPDK's own program does on it, of `tunnel`: its cryptography alone, both on one core, millions of packets a second. Of a tunnel between two engines: what
+    /// the slower end does with ports in memory.
     reference_mpps: Option<f64>,
     /// Nanoseconds of each stage by its name, for a packet that it takes in; empty at a load, and where there are no stages.
     stages: Stages,

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod aead;
+mod config;
 mod demo;
 mod engine;
 mod goals;
@@ -41,10 +42,15 @@ enum Command {
     Soak(soak::Options),
     /// The engine's stages alone on one core, beside the AEAD alone.
     Engine(engine::Options),
+    /// One end of the tunnel of `engine --port net_memif`, which starts it.
+    #[command(hide = true)]
+    TunnelEnd(engine::End),
     /// Two sites with Ethernet LANs over veths: AF_XDP, packet sockets and UDP sockets side by side, by our own generator.
     Wire(Box<wire::Options>),
     /// Every ChaCha20-Poly1305 side by side: ours, and those of libraries.
     Aead(aead::Options),
+    /// From a site's file to its blob, step by step, with many peers and routes.
+    Config(config::Options),
     /// Instructions a packet, counted by callgrind (Debian's valgrind).
     Instructions(instructions::Options),
 }
@@ -57,9 +63,11 @@ fn main() -> ExitCode {
         Command::Demo(options) => sandboxed(&|| demo::run(options)),
         Command::Soak(options) => sandboxed(&|| soak::run(options)),
         Command::Engine(options) => sandboxed(&|| engine::run(options)),
+        Command::TunnelEnd(options) => engine::end(options),
         Command::Wire(options) => sandboxed(&|| wire::run(options)),
-        // These send nothing anywhere. The second is to be counted alone.
+        // These send nothing anywhere. The last is to be counted alone.
         Command::Aead(options) => aead::run(options),
+        Command::Config(options) => config::run(options),
         Command::Instructions(options) => instructions::run(options),
     };
     match result {

@@ -1,22 +1,27 @@
 //! What no single value shows: numbers out of range, things that stand twice, names that nobody has.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
-use std::net::IpAddr;
 use std::ops::Range;
 use std::time::Duration;
 
 use toml::Spanned;
 
+use crate::dpdk;
 use crate::error::{Error, nearest};
-use crate::matching::{OneOrMore, Via};
+use crate::matching::{Name, OneOrMore, Via};
+use crate::on_link::OnLink;
 use crate::schema::{Action, Config, Lan, Link, Policy};
-use crate::value::Network;
+use crate::steering::BUILT_IN;
 
 /// Seconds between keepalives at most: 16 bits, as everywhere with WireGuard.
 const KEEPALIVE_MAX: u64 = u16::MAX as u64;
 /// Longer than this a worker never looks for work.
 const SPIN_MAX: Duration = Duration::from_secs(1);
+/// What a class can ask for at most, milliseconds.
+const LIMIT_MAX: u64 = 60_000;
+/// And how long flows keep away from a path at most.
+const HOLD_MAX: u64 = 24 * 3_600_000;
 /// The cryptography backends of the engine. Whether the processor has what one of them needs is the engine's to say.
 pub const AEADS: [&str; 6] = [
     "ours-avx512",
@@ -47,6 +52,7 @@ pub(crate) fn check(text: &str, config: &Config) -> Result<(), Error> {
             .with_hint("name the WAN interfaces in [[link]]s, or make it a [[peer]]"));
     }
     check_lans(text, config)?;
+    dpdk::check(text, config)?;
     check_peers(text, config)?;
     check_room(text, config)?;
     let prefixes = config.routes.iter().map(|route| &route.prefix);
@@ -60,7 +66,54 @@ pub(crate) fn check(text: &str, config: &Config) -> Result<(), Error> {
     config
         .policies
         .iter()
-        .try_for_each(|policy| check_policy(text, &names, policy))
+        .try_for_each(|policy| check_policy(text, &names, policy))?;
+    check_classes(text, config)?;
+    check_bgp(text, config)
+}
+
+fn check_classes(text: &str, config: &Config) -> Result<(), Error> {
+    let names = config.classes.iter().map(|class| &class.name);
+    once(text, names, "another class has this name")?;
+    let own = config.classes.iter().map(|class| class.name.get_ref().as_str());
+    let known: Vec<&str> = own.chain(BUILT_IN).collect();
+    for policy in &config.policies {
+        let Some(class) = &policy.class else { continue };
+        let name = class.get_ref().as_str();
+        if !known.contains(&name) {
+            let said = format!("there is no class named `{name}`");
+            return Err(Error::at(text, class.span(), said).with_hint(nearest(name, &known)));
+        }
+        if *policy.action.get_ref() == Action::Drop {
+            let said = "what is dropped needs no path, and so no class";
+            return Err(Error::at(text, class.span(), said).with_hint("leave this line out"));
+        }
+    }
+    for class in &config.classes {
+        for limit in [&class.latency, &class.jitter].into_iter().flatten() {
+            if !(1..=LIMIT_MAX).contains(&limit.get_ref().0) {
+                let said = "expected a duration from \"1ms\" to \"1m\"";
+                return Err(
+                    Error::at(text, limit.span(), said).with_hint("leave out what need not be limited")
+                );
+            }
+        }
+        if class.hold.get_ref().0 > HOLD_MAX {
+            let said = "expected a duration from \"0ms\" to \"24h\"";
+            return Err(Error::at(text, class.hold.span(), said).with_hint("30s suits most"));
+        }
+    }
+    Ok(())
+}
+
+/// BGP is understood and checked like everything; then it is refused. A site that has it and learns nothing would not do its work.
+fn check_bgp(text: &str, config: &Config) -> Result<(), Error> {
+    let Some(bgp) = &config.bgp else { return Ok(()) };
+    let inner = bgp.get_ref();
+    once(text, inner.announce.iter(), "this network stands here twice")?;
+    let addresses = inner.neighbours.iter().map(|neighbour| &neighbour.address);
+    once(text, addresses, "another neighbour has this address")?;
+    let said = "[bgp] is understood, but this release does not speak BGP: no route would be learned";
+    Err(Error::at(text, bgp.span(), said).with_hint("take it out, and write [[route]]s"))
 }
 
 fn check_engine(text: &str, config: &Config) -> Result<(), Error> {
@@ -155,6 +208,12 @@ fn check_peers(text: &str, config: &Config) -> Result<(), Error> {
     let peers = config.peers.iter().filter_map(|peer| peer.name.as_ref());
     let names = peers.chain(config.lans.iter().map(|lan| &lan.name));
     once(text, names, "another peer or LAN has this name")?;
+    let is_host = |name: &&Spanned<Name>| name.get_ref().as_str() == HOST;
+    let mut peers = config.peers.iter().filter_map(|peer| peer.name.as_ref());
+    if let Some(name) = peers.find(is_host) {
+        let said = format!("`{HOST}` is what routes call the host behind the TUN");
+        return Err(Error::at(text, name.span(), said).with_hint("choose another name"));
+    }
     let networks = config.peers.iter().flat_map(|peer| &peer.allowed_ips);
     once(text, networks, "this network stands here twice")?;
     for keepalive in config.peers.iter().filter_map(|peer| peer.keepalive.as_ref()) {
@@ -218,11 +277,11 @@ fn check_policy(text: &str, names: &Names<'_>, policy: &Policy) -> Result<(), Er
 
 /// What routes and policies can name.
 struct Names<'a> {
-    named: Vec<&'a str>,
+    /// A set: there may be as many routes as prefixes, and as many names as peers.
+    named: HashSet<&'a str>,
     /// The LANs that packets cannot be sent to without saying to whom there.
     ethernet: Vec<&'a str>,
-    networks: Vec<&'a Network>,
-    neighbours: Vec<IpAddr>,
+    on_link: OnLink,
 }
 
 impl<'a> Names<'a> {
@@ -230,19 +289,12 @@ impl<'a> Names<'a> {
         let (ethernet, tun): (Vec<&Lan>, Vec<&Lan>) = config.lans.iter().partition(|lan| lan.is_ethernet());
         let host = tun.first().map_or(HOST, |lan| lan.name.get_ref().as_str());
         let peers = config.peers.iter().filter_map(|peer| peer.name.as_ref());
-        let mut named: Vec<&str> = peers.map(|name| name.get_ref().as_str()).collect();
-        named.push(host);
+        let mut named: HashSet<&str> = peers.map(|name| name.get_ref().as_str()).collect();
+        named.insert(host);
         Names {
             named,
             ethernet: ethernet.iter().map(|lan| lan.name.get_ref().as_str()).collect(),
-            networks: ethernet
-                .iter()
-                .flat_map(|lan| lan.networks.iter().map(Spanned::get_ref))
-                .collect(),
-            neighbours: ethernet
-                .iter()
-                .flat_map(|lan| lan.neighbours.iter().map(|n| *n.address.get_ref()))
-                .collect(),
+            on_link: OnLink::of(&config.lans),
         }
     }
 
@@ -266,20 +318,20 @@ impl<'a> Names<'a> {
     fn check_one(&self, text: &str, place: Range<usize>, via: &Via) -> Result<(), Error> {
         match via {
             Via::Discard => Ok(()),
-            Via::Named(name) if self.named.contains(&name.as_str()) => Ok(()),
+            Via::Named(name) if self.named.contains(name.as_str()) => Ok(()),
             Via::Named(name) if self.ethernet.contains(&name.as_str()) => {
                 let said = format!("to whom on LAN `{name}`? expected the address of a neighbour there");
                 Err(Error::at(text, place, said).with_hint("hosts of its `networks` need no route"))
             }
             Via::Named(name) => {
-                let mut known = self.named.clone();
+                let mut known: Vec<&str> = self.named.iter().copied().collect();
+                known.sort_unstable();
                 known.push("discard");
                 let said = format!("there is no peer and no LAN named `{name}`");
                 Err(Error::at(text, place, said).with_hint(nearest(name, &known)))
             }
             Via::Neighbour(address) => {
-                let known = self.neighbours.contains(address);
-                if known || self.networks.iter().any(|network| network.contains(*address)) {
+                if self.on_link.lan(*address).is_some() {
                     return Ok(());
                 }
                 let said = format!("{address} is on no LAN");

@@ -2,28 +2,60 @@
 //!
 //! Called by whoever passes a site on to an engine. What parsed has been checked, so nothing can go wrong here.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use patronus_abi::{Prefix, Site, site};
 
 use crate::check::HOST;
 use crate::matching::{Name, OneOrMore, Ports, Via};
-use crate::schema::{Action, Config, Engine, Lan, Link, LinkPort, Peer, Policy, PortKind};
-use crate::value::Network;
+use crate::on_link::OnLink;
+use crate::schema::{Action, Config, Dpdk, Engine, Lan, Link, LinkPort, Mtu, Peer, Policy, PortKind};
+use crate::value::{Device, Network};
 use crate::{Number, Spanned};
+
+/// Bytes of a device's largest packet, if the file says nothing else: Ethernet's.
+pub(crate) const MTU: u16 = 1500;
 
 impl Config {
     /// The site that the file describes, without its secrets: those are in its [`key_files`](Config::key_files).
     pub fn compile(&self) -> Site {
+        let places = Places::of(self);
+        // In which order links stand in the file means nothing.
+        let mut links: Vec<site::Link> = self.links.iter().map(link).collect();
+        links.sort_unstable_by_key(|link| link.id);
         Site {
             engine: engine(&self.engine),
+            dpdk: dpdk(&self.dpdk),
             listen_port: self.site.listen_port.get() as u16,
             fwmark: self.site.fwmark.get() as u32,
-            links: self.links.iter().map(link).collect(),
+            links,
             peers: self.peers.iter().map(peer).collect(),
             lans: self.lans.iter().map(lan).collect(),
-            routes: self.routes.iter().map(|route| self.route(route)).collect(),
-            policies: self.policies.iter().map(|policy| self.policy(policy)).collect(),
+            routes: self.routes.iter().map(|route| places.route(route)).collect(),
+            policies: self.policies.iter().map(|policy| places.policy(policy)).collect(),
+        }
+    }
+}
+
+/// Where in their lists those are whom routes and policies name.
+struct Places<'a> {
+    host: &'a str,
+    peers: HashMap<&'a str, u32>,
+    on_link: OnLink,
+}
+
+impl<'a> Places<'a> {
+    fn of(config: &'a Config) -> Places<'a> {
+        let tun = config.lans.iter().find(|lan| !lan.is_ethernet());
+        let named = |(at, peer): (usize, &'a Peer)| {
+            let name = peer.name.as_ref()?;
+            Some((name.get_ref().as_str(), at as u32))
+        };
+        Places {
+            host: tun.map_or(HOST, |lan| lan.name.get_ref().as_str()),
+            peers: config.peers.iter().enumerate().filter_map(named).collect(),
+            on_link: OnLink::of(&config.lans),
         }
     }
 
@@ -63,25 +95,13 @@ impl Config {
     fn hop(&self, word: &Via) -> site::Hop {
         match word {
             Via::Discard => site::Hop::Discard,
-            Via::Named(wanted) => {
-                let tun = self.lans.iter().find(|lan| !lan.is_ethernet());
-                if wanted == tun.map_or(HOST, |lan| lan.name.get_ref().as_str()) {
-                    return site::Hop::Host;
-                }
-                let named = |peer: &Peer| {
-                    let name = peer.name.as_ref();
-                    name.is_some_and(|name| name.get_ref().as_str() == wanted)
-                };
-                let peer = self.peers.iter().position(named);
-                peer.map_or(site::Hop::Discard, |at| site::Hop::Peer(at as u32))
+            Via::Named(name) if name == self.host => site::Hop::Host,
+            Via::Named(name) => {
+                let peer = self.peers.get(name.as_str());
+                peer.map_or(site::Hop::Discard, |at| site::Hop::Peer(*at))
             }
             Via::Neighbour(address) => {
-                let there = |lan: &Lan| {
-                    let known = lan.neighbours.iter().any(|n| n.address.get_ref() == address);
-                    let on_link = lan.networks.iter().any(|n| n.get_ref().contains(*address));
-                    lan.is_ethernet() && (known || on_link)
-                };
-                let lan = self.lans.iter().position(there);
+                let lan = self.on_link.lan(*address);
                 lan.map_or(site::Hop::Discard, |at| site::Hop::Neighbour(at as u16, *address))
             }
         }
@@ -103,6 +123,21 @@ fn engine(engine: &Engine) -> site::Engine {
     }
 }
 
+fn dpdk(dpdk: &Dpdk) -> site::Dpdk {
+    site::Dpdk {
+        memory_mib: dpdk.memory.get_ref().0,
+        huge_pages: dpdk.huge_pages,
+        huge_page_mib: dpdk.huge_page_size.as_ref().map(|size| size.get_ref().0),
+    }
+}
+
+fn device(device: &Option<Spanned<Device>>, mtu: &Option<Spanned<Mtu>>) -> Option<site::Device> {
+    device.as_ref().map(|device| site::Device {
+        name: device.get_ref().as_str().to_owned(),
+        mtu: mtu.as_ref().map_or(MTU, |mtu| mtu.get_ref().get() as u16),
+    })
+}
+
 fn whole<const MIN: u64, const MAX: u64>(number: Number<MIN, MAX>) -> u32 {
     const { assert!(MAX <= u32::MAX as u64) }
     number.get() as u32
@@ -115,7 +150,9 @@ fn link(link: &Link) -> site::Link {
         port: match link.port {
             LinkPort::Udp => site::LinkPort::Udp,
             LinkPort::AfXdp => site::LinkPort::AfXdp,
+            LinkPort::Dpdk => site::LinkPort::Dpdk,
         },
+        device: device(&link.device, &link.mtu),
         group: link.group.get() as u8,
         metered: link.metered,
         behind_nat: link.behind_nat,
@@ -146,8 +183,10 @@ fn lan(lan: &Lan) -> site::Lan {
             Some(PortKind::Tun) => site::LanPort::Tun,
             Some(PortKind::AfXdp) => site::LanPort::AfXdp,
             Some(PortKind::AfPacket) => site::LanPort::AfPacket,
+            Some(PortKind::Dpdk) => site::LanPort::Dpdk,
         },
         interface: interface.map(|name| name.get_ref().as_str().to_owned()),
+        device: device(&lan.device, &lan.mtu),
         networks: networks(&lan.networks),
         neighbours: neighbours.map(|n| (*n.address.get_ref(), n.mac.0)).collect(),
     }

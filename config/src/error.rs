@@ -4,8 +4,17 @@ use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use crate::hints;
+use crate::value::HINT;
+
 /// Names this far from a known one (edits) are taken for misspelt.
 const MISSPELT: usize = 3;
+
+/// Characters of a line that are shown at most.
+const SHOWN: usize = 160;
+
+/// Known names that are listed at most.
+const LISTED: usize = 20;
 
 /// Keys that people may write into the file although they do not belong there: what follows is not repeated.
 const SECRETS: [&str; 2] = ["private_key", "preshared_key"];
@@ -39,6 +48,16 @@ impl Error {
         }
     }
 
+    /// Of what stands in no file.
+    pub(crate) fn nowhere(message: impl Into<String>) -> Error {
+        Error {
+            file: None,
+            place: None,
+            message: message.into(),
+            hint: None,
+        }
+    }
+
     pub(crate) fn at(text: &str, span: Range<usize>, message: impl Into<String>) -> Error {
         Error {
             file: None,
@@ -49,22 +68,53 @@ impl Error {
     }
 
     pub(crate) fn of_toml(text: &str, error: &toml::de::Error) -> Error {
-        let mut place = error.span().map(|span| Place::new(text, span));
+        let place = error.span().map(|span| Place::new(text, span));
         let line = place.as_ref().map_or("", |place| place.text.trim());
         let (message, hint) = explained(error.message(), line);
-        if let Some(place) = &mut place
-            && SECRETS
-                .iter()
-                .any(|name| place.text.trim_start().starts_with(name))
-        {
-            place.hide_value();
-        }
-        Error {
+        let is_public = line.split('=').next().is_some_and(|name| {
+            let name = name.trim().trim_start_matches("[[peer]]");
+            strsim::damerau_levenshtein(name, "public_key") <= MISSPELT
+        });
+        let error = Error {
+            message: if is_public {
+                message
+            } else {
+                without_keys(&message)
+            },
             file: None,
             place,
-            message,
             hint,
+        };
+        let error = error.hidden(&SECRETS);
+        if is_public { error } else { error.without_keys() }
+    }
+
+    /// Without the value, if the line is one of these keys', whose values are not repeated.
+    pub(crate) fn hidden(self, keys: &[&str]) -> Error {
+        let line = self.place.as_ref().map_or("", |place| place.text.trim_start());
+        let begins = |key: &&str| {
+            line.get(..key.len())
+                .is_some_and(|begin| begin.eq_ignore_ascii_case(key))
+        };
+        if keys.iter().any(begins) {
+            self.hidden_always()
+        } else {
+            self
         }
+    }
+
+    /// Without the value, if something in the line could be a key.
+    pub(crate) fn without_keys(self) -> Error {
+        let has_key = self.place.as_ref().is_some_and(|place| has_key_text(&place.text));
+        if has_key { self.hidden_always() } else { self }
+    }
+
+    /// Without the value, whatever the key is.
+    pub(crate) fn hidden_always(mut self) -> Error {
+        if let Some(place) = &mut self.place {
+            place.hide_value();
+        }
+        self
     }
 
     pub(crate) fn with_hint(mut self, hint: impl Into<String>) -> Error {
@@ -72,7 +122,20 @@ impl Error {
         self
     }
 
-    pub(crate) fn in_file(mut self, path: &Path) -> Error {
+    /// With an example of the key that is wrong, if there is no better hint.
+    pub(crate) fn with_example(mut self, text: &str) -> Error {
+        if self.hint.is_none() {
+            let missing = self.message.strip_prefix("the key `");
+            let missing = missing.and_then(|rest| rest.strip_suffix("` is missing"));
+            let line = self.place.as_ref().map_or(0, |place| place.line);
+            self.hint = Some(hints::example(text, line, missing));
+        }
+        self
+    }
+
+    /// The same, with the name of the file.
+    #[must_use]
+    pub fn in_file(mut self, path: &Path) -> Error {
         self.file = Some(path.to_owned());
         self
     }
@@ -111,18 +174,26 @@ impl Place {
 impl Place {
     /// Leaves out what stands behind the key.
     fn hide_value(&mut self) {
-        if let Some(at) = self.text.find('=') {
-            self.text.truncate(at + 1);
-            self.text.push_str(" (not shown)");
-            self.width = 1;
-        }
+        let key = self.text.split('=').next().unwrap_or_default();
+        let first_word = || {
+            let begin = self.text.len() - self.text.trim_start().len();
+            let end = self.text[begin..].find(char::is_whitespace);
+            end.map_or(0, |end| begin + end)
+        };
+        let is_one_word = key.len() < self.text.len() && !key.trim().contains(char::is_whitespace);
+        let behind = if is_one_word { key.len() + 1 } else { first_word() };
+        self.text.truncate(behind);
+        self.text = without_keys(&self.text);
+        self.column = self.column.min(self.text.chars().count() + 2);
+        self.text.push_str(" (not shown)");
+        self.width = 1;
     }
 }
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(file) = &self.file {
-            write!(f, "{}:", file.display())?;
+            write!(f, "{}:", plain(&file.display().to_string()))?;
         }
         if let Some(place) = &self.place {
             write!(f, "{}:{}:", place.line, place.column)?;
@@ -130,24 +201,44 @@ impl fmt::Display for Error {
         if self.file.is_some() || self.place.is_some() {
             f.write_str(" ")?;
         }
-        f.write_str(&self.message)?;
+        f.write_str(&plain(&self.message))?;
         if let Some(place) = &self.place {
-            let number = place.line.to_string();
-            let margin = " ".repeat(number.len());
-            let before: String = place
-                .text
-                .chars()
-                .take(place.column - 1)
-                .map(|c| if c == '\t' { '\t' } else { ' ' })
-                .collect();
-            write!(f, "\n{margin} |\n{number} | {}\n{margin} | ", place.text)?;
-            write!(f, "{before}{}", "^".repeat(place.width))?;
+            place.show(f)?;
         }
         match (&self.hint, &self.place) {
-            (Some(hint), Some(_)) => write!(f, " {hint}"),
-            (Some(hint), None) => write!(f, ": {hint}"),
+            (Some(hint), Some(_)) => write!(f, " {}", plain(hint)),
+            (Some(hint), None) => write!(f, ": {}", plain(hint)),
             (None, _) => Ok(()),
         }
+    }
+}
+
+impl Place {
+    /// The line, or as much of a long one as can be looked at, and marks below what is meant.
+    fn show(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let number = self.line.to_string();
+        let margin = " ".repeat(number.len());
+        let skipped = if self.column > SHOWN / 2 && self.text.chars().count() > SHOWN {
+            self.column - SHOWN / 4
+        } else {
+            0
+        };
+        let shown: Vec<char> = self.text.chars().skip(skipped).take(SHOWN).collect();
+        let cut = |is_cut: bool| if is_cut { "..." } else { "" };
+        let (front, behind) = (
+            cut(skipped > 0),
+            cut(self.text.chars().nth(skipped + SHOWN).is_some()),
+        );
+        let at = self.column - 1 - skipped;
+        let text: String = shown
+            .iter()
+            .map(|c| if *c == '\t' { '\t' } else { plain_char(*c) })
+            .collect();
+        let before = shown.iter().take(at);
+        let before: String = before.map(|c| if *c == '\t' { '\t' } else { ' ' }).collect();
+        let width = self.width.min(shown.len().saturating_sub(at)).max(1);
+        write!(f, "\n{margin} |\n{number} | {front}{text}{behind}\n{margin} | ")?;
+        write!(f, "{}{before}{}", " ".repeat(front.len()), "^".repeat(width))
     }
 }
 
@@ -174,12 +265,16 @@ const EXPECTED: [(&str, &str); 5] = [
 /// The parser's message in our words, and a hint if there is one: for a name that nobody knows the nearest one. `line` is where it is.
 fn explained(message: &str, line: &str) -> (String, Option<String>) {
     let message = message.trim();
+    if let Some((message, meant)) = message.split_once(HINT) {
+        return (message.to_owned(), Some(meant.to_owned()));
+    }
     if message == "invalid type: map, expected a sequence" && line.starts_with('[') {
         let said = "there may be several of these, each in double brackets";
         return (said.to_owned(), Some(format!("[{line}]")));
     }
     if message == "missing field `site`" {
-        return ("the table [site] is missing".to_owned(), None);
+        let hint = "a site has at least `[site]`, and below it `private_key_file = \"site.key\"`";
+        return ("the table [site] is missing".to_owned(), Some(hint.to_owned()));
     }
     if let Some(name) = message.strip_prefix("missing field ") {
         return (format!("the key {name} is missing"), None);
@@ -215,6 +310,46 @@ pub(crate) fn nearest(unknown: &str, known: &[&str]) -> String {
         .min();
     match near {
         Some((_, name)) => format!("did you mean `{name}`?"),
+        None if known.len() > LISTED => {
+            let more = known.len() - LISTED;
+            format!("known here: {} and {more} more", known[..LISTED].join(", "))
+        }
         None => format!("known here: {}", known.join(", ")),
     }
+}
+
+/// Text for a terminal: what would do something to it is replaced, character by character.
+pub(crate) fn plain(text: &str) -> String {
+    text.chars().map(plain_char).collect()
+}
+
+fn plain_char(c: char) -> char {
+    if acts(c) { char::REPLACEMENT_CHARACTER } else { c }
+}
+
+/// Whether a terminal does something with it instead of showing it: control characters, and those that turn the direction of writing
+/// (Unicode Standard Annex 9, section 2).
+fn acts(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// Characters of a key in base64, without the `=` at its end.
+const KEY_TEXT: usize = 43;
+
+fn is_key_letter(c: char) -> bool {
+    c.is_ascii_alphanumeric() || c == '+' || c == '/'
+}
+
+/// Whether something in a text could be a key.
+fn has_key_text(text: &str) -> bool {
+    text.split(|c| !is_key_letter(c))
+        .any(|word| word.len() >= KEY_TEXT)
+}
+
+/// A text without what could be keys in it.
+pub(crate) fn without_keys(text: &str) -> String {
+    let words = text.split_inclusive(|c| !is_key_letter(c));
+    words
+        .map(|word| if has_key_text(word) { "(not shown)" } else { word })
+        .collect()
 }

@@ -5,11 +5,16 @@
 use std::fmt;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use base64ct::{Base64, Encoding};
 use patronus_mem::Secret;
+use serde::Deserialize;
+use toml::Spanned;
+
+use crate::error::Error;
 
 /// Characters of a key.
 const KEY_TEXT: usize = 44;
@@ -55,6 +60,81 @@ impl fmt::Display for KeyError {
 }
 
 impl std::error::Error for KeyError {}
+
+impl KeyError {
+    /// The file.
+    pub fn path(&self) -> &Path {
+        match self {
+            KeyError::Io(path, _)
+            | KeyError::Open(path, _)
+            | KeyError::Owner(path, _)
+            | KeyError::NotAKey(path) => path,
+        }
+    }
+
+    /// The same as an error of the site's file `file`, whose text this is: at the line that names the key's file, with what to do.
+    pub fn in_file(&self, file: &Path, text: &str) -> Error {
+        let path = self.path().display();
+        let (said, hint) = match self {
+            KeyError::Io(_, error) if error.kind() == io::ErrorKind::NotFound => (
+                "there is no such file".to_owned(),
+                format!("`(umask 077; wg genkey > {path})` makes a key"),
+            ),
+            KeyError::Io(_, error) => (
+                error.to_string(),
+                "the process that opens it has to be let in".to_owned(),
+            ),
+            KeyError::Open(_, mode) => (
+                format!("others may use this file (mode {mode:04o})"),
+                format!("`chmod 600 {path}`"),
+            ),
+            KeyError::Owner(_, owner) => (
+                format!("this file belongs to user {owner}, who may change it"),
+                format!("`chown root {path}`"),
+            ),
+            KeyError::NotAKey(_) => (
+                "this file holds something else than a key in base64".to_owned(),
+                "as `wg genkey` writes it, and nothing else".to_owned(),
+            ),
+        };
+        let error = match named_at(file, text, self.path()) {
+            Some(span) => Error::at(text, span, said),
+            None => Error::nowhere(format!("key file {path}: {said}")),
+        };
+        error.with_hint(hint).in_file(file)
+    }
+}
+
+/// What of a site's file names files with keys.
+#[derive(Deserialize)]
+struct Named {
+    site: Own,
+    #[serde(default)]
+    peer: Vec<Shared>,
+    #[serde(default)]
+    remote: Vec<Shared>,
+}
+
+#[derive(Deserialize)]
+struct Own {
+    private_key_file: Spanned<PathBuf>,
+}
+
+#[derive(Deserialize)]
+struct Shared {
+    preshared_key_file: Option<Spanned<PathBuf>>,
+}
+
+/// Where the text of `file` first names the file `path`.
+fn named_at(file: &Path, text: &str, path: &Path) -> Option<Range<usize>> {
+    let named: Named = toml::from_str(text).ok()?;
+    let shared = named.peer.into_iter().chain(named.remote);
+    let shared = shared.filter_map(|peer| peer.preshared_key_file);
+    let folder = file.parent().unwrap_or(Path::new(""));
+    let mut all = std::iter::once(named.site.private_key_file).chain(shared);
+    all.find(|one| folder.join(one.get_ref()) == path)
+        .map(|one| one.span())
+}
 
 /// Opens a file to be read, if it is an ordinary one. Never waits: for a FIFO nobody may ever come.
 pub fn open_regular(path: &Path) -> io::Result<File> {

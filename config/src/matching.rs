@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
 use toml::Spanned;
 
-use crate::value::{Expected, from_text};
+use crate::value::{Expected, from_text, from_text_or_number};
 
 /// An IP protocol by number (IANA, "Assigned Internet Protocol Numbers").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +46,15 @@ impl FromStr for Protocol {
     }
 }
 
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match PROTOCOLS.iter().find(|(_, number)| *number == self.0) {
+            Some((name, _)) => f.write_str(name),
+            None => self.0.fmt(f),
+        }
+    }
+}
+
 /// UDP or TCP ports, one or from one to another.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ports(pub RangeInclusive<u16>);
@@ -63,6 +72,15 @@ impl FromStr for Ports {
         match (port(first.trim()), port(last.trim())) {
             (Some(first), Some(last)) if first <= last => Ok(Ports(first..=last)),
             _ => Err(EXPECTED),
+        }
+    }
+}
+
+impl fmt::Display for Ports {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.0.start(), self.0.end()) {
+            (first, last) if first == last => first.fmt(f),
+            (first, last) => write!(f, "{first}-{last}"),
         }
     }
 }
@@ -89,38 +107,15 @@ impl FromStr for Dscp {
     }
 }
 
-/// Deserializes from a text, or a number up to `MAX`.
-macro_rules! from_text_or_number {
-    ($name:ident, $max:literal, $number:expr, $expected:literal) => {
-        impl<'de> Deserialize<'de> for $name {
-            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                struct Either;
-                impl Visitor<'_> for Either {
-                    type Value = $name;
-
-                    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                        f.write_str($expected)
-                    }
-
-                    fn visit_str<E: de::Error>(self, text: &str) -> Result<$name, E> {
-                        text.parse()
-                            .map_err(|expected| E::custom(format_args!("`{text}`: {expected}")))
-                    }
-
-                    fn visit_i64<E: de::Error>(self, number: i64) -> Result<$name, E> {
-                        match number {
-                            0..=$max => Ok($number(number)),
-                            _ => Err(E::custom(format_args!(
-                                "`{number}`: expected {}",
-                                $expected
-                            ))),
-                        }
-                    }
-                }
-                deserializer.deserialize_any(Either)
-            }
+impl fmt::Display for Dscp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.0 / 8, self.0 % 8) {
+            (_, _) if self.0 == 46 => f.write_str("ef"),
+            (class, 0) => write!(f, "cs{class}"),
+            (class @ 1..=4, drop @ (2 | 4 | 6)) => write!(f, "af{class}{}", drop / 2),
+            _ => self.0.fmt(f),
         }
-    };
+    }
 }
 
 from_text_or_number!(
@@ -185,6 +180,11 @@ from_text!(
 pub struct Name(String);
 
 impl Name {
+    /// A name of the program's own.
+    pub(crate) fn of(name: &str) -> Name {
+        Name(name.to_owned())
+    }
+
     /// The name.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -210,7 +210,7 @@ impl FromStr for Name {
     }
 }
 
-from_text!(Name, "a name");
+from_text!(Name, "a name", crate::hints::name);
 
 /// One value, or a list of them.
 #[derive(Clone, Debug, PartialEq)]

@@ -2,13 +2,17 @@
 
 use std::path::{Path, PathBuf};
 
+use patronus_abi::device::{MTU_MAX, MTU_MIN};
 use patronus_abi::site::{FLOWS_MAX, FLOWS_MIN, ROUTES_MAX, ROUTES_MIN};
 use serde::Deserialize;
 use toml::Spanned;
 
 use crate::matching::{Dscp, Name, OneOrMore, Ports, Protocol, Via};
 use crate::number::Number;
-use crate::value::{Endpoint, InterfaceName, Mac, Millis, Network, PublicKey};
+use crate::services::{Bgp, Control, Metrics};
+use crate::steering::Class;
+use crate::value::{Device, Endpoint, InterfaceName, Mac, Mebibytes, Millis, Network, PublicKey, Rate};
+use crate::warning::{Warning, Warnings};
 
 /// A whole configuration.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -19,6 +23,9 @@ pub struct Config {
     /// How its engine runs.
     #[serde(default)]
     pub engine: Engine,
+    /// How DPDK runs, if a port wants it.
+    #[serde(default)]
+    pub dpdk: Dpdk,
     /// Its WAN attachments. None: whatever the host's routes say.
     #[serde(default, rename = "link")]
     pub links: Vec<Link>,
@@ -37,6 +44,19 @@ pub struct Config {
     /// What becomes of which flows; the first that matches decides.
     #[serde(default, rename = "policy")]
     pub policies: Vec<Policy>,
+    /// What kinds of traffic need of a path.
+    #[serde(default, rename = "class")]
+    pub classes: Vec<Class>,
+    /// Routes by BGP.
+    pub bgp: Option<Spanned<Bgp>>,
+    /// Metrics over HTTP. None: nobody listens.
+    pub metrics: Option<Metrics>,
+    /// How the control process is reached.
+    #[serde(default)]
+    pub control: Control,
+    /// What is not wrong, and should be looked at all the same.
+    #[serde(skip)]
+    pub(crate) warnings: Warnings,
 }
 
 /// This site.
@@ -61,8 +81,12 @@ pub type Core = Number<0, 1023>;
 pub type Flows = Number<{ FLOWS_MIN as u64 }, { FLOWS_MAX as u64 }>;
 /// Prefixes that are routed by.
 pub type Routes = Number<{ ROUTES_MIN as u64 }, { ROUTES_MAX as u64 }>;
+/// Bytes of a device's largest packet.
+pub type Mtu = Number<{ MTU_MIN as u64 }, { MTU_MAX as u64 }>;
 /// A link's number.
 pub type LinkId = Number<1, 15>;
+/// What a link costs, in whatever unit.
+pub type Cost = Number<0, 65535>;
 
 /// How the engine runs. None of this can be changed while it does.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -110,6 +134,30 @@ pub enum LinkPort {
     Udp,
     /// The interface's queues, past the kernel's network stack, and UDP sockets for the rest.
     AfXdp,
+    /// A NIC that DPDK drives, and UDP sockets for the rest.
+    Dpdk,
+}
+
+/// How DPDK runs. None of this can be changed while it does.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Dpdk {
+    /// For what drivers need besides packets.
+    pub memory: Spanned<Mebibytes>,
+    /// That memory is on huge pages.
+    pub huge_pages: bool,
+    /// Their size. None: whichever the system has.
+    pub huge_page_size: Option<Spanned<Mebibytes>>,
+}
+
+impl Default for Dpdk {
+    fn default() -> Dpdk {
+        Dpdk {
+            memory: Spanned::new(0..0, Mebibytes::default()),
+            huge_pages: true,
+            huge_page_size: None,
+        }
+    }
 }
 
 /// One WAN attachment of the site.
@@ -118,11 +166,15 @@ pub enum LinkPort {
 pub struct Link {
     /// 1 to 15, for good: paths are named by it on both sides.
     pub id: Spanned<LinkId>,
-    /// The network interface that it is.
+    /// The network interface that it is; with DPDK, the one that the host gets in its place.
     pub interface: Spanned<InterfaceName>,
     /// How its datagrams are taken and given.
     #[serde(default)]
     pub port: LinkPort,
+    /// What DPDK drives, if that is how.
+    pub device: Option<Spanned<Device>>,
+    /// The device's. None: Ethernet's usual one.
+    pub mtu: Option<Spanned<Mtu>>,
     /// Paths to remotes lead between links of the same group.
     #[serde(default)]
     pub group: Number<0, 255>,
@@ -134,6 +186,12 @@ pub struct Link {
     pub behind_nat: bool,
     /// Where remotes can call it. None: at its interface's own addresses.
     pub endpoint: Option<Endpoint>,
+    /// What it carries away from the site.
+    pub rate_up: Option<Spanned<Rate>>,
+    /// What it carries towards the site.
+    pub rate_down: Option<Spanned<Rate>>,
+    /// Of paths that are good enough, those of the lowest cost are used.
+    pub cost: Option<Spanned<Cost>>,
 }
 
 /// A peer.
@@ -168,6 +226,8 @@ pub enum PortKind {
     AfXdp,
     /// An Ethernet interface, through packet sockets.
     AfPacket,
+    /// A NIC that DPDK drives.
+    Dpdk,
 }
 
 /// Something on the inside.
@@ -178,8 +238,12 @@ pub struct Lan {
     pub name: Spanned<Name>,
     /// How its packets are taken and given. None: `af_xdp` where that can be had, else `af_packet`.
     pub port: Option<Spanned<PortKind>>,
-    /// The Ethernet interface that it is. The TUN's is the engine's.
+    /// The Ethernet interface that it is, with DPDK the one that the host gets in its place. The TUN's is the engine's.
     pub interface: Option<Spanned<InterfaceName>>,
+    /// What DPDK drives, if that is how.
+    pub device: Option<Spanned<Device>>,
+    /// The device's. None: Ethernet's usual one.
+    pub mtu: Option<Spanned<Mtu>>,
     /// The networks that are there.
     #[serde(default)]
     pub networks: Vec<Spanned<Network>>,
@@ -243,6 +307,8 @@ pub struct Policy {
     pub action: Spanned<Action>,
     /// Where they go next, if the action is "via".
     pub via: Option<Spanned<OneOrMore<Via>>>,
+    /// What they need of a path.
+    pub class: Option<Spanned<Name>>,
 }
 
 impl Lan {
@@ -260,6 +326,17 @@ impl Config {
             .iter()
             .any(|lan| lan.is_ethernet() || !lan.networks.is_empty());
         lan_networks || !self.routes.is_empty() || !self.policies.is_empty()
+    }
+
+    /// What is not wrong, and should be looked at all the same: a key that is understood and that nothing uses yet.
+    pub fn warnings(&self) -> &[Warning] {
+        &self.warnings.0
+    }
+
+    /// What DPDK is to drive: the links' devices, then the LANs'.
+    pub fn devices(&self) -> impl Iterator<Item = &Spanned<Device>> {
+        let links = self.links.iter().filter_map(|link| link.device.as_ref());
+        links.chain(self.lans.iter().filter_map(|lan| lan.device.as_ref()))
     }
 
     /// Puts the remotes among the peers, behind them.
@@ -286,7 +363,15 @@ impl Config {
             .peers
             .iter_mut()
             .filter_map(|peer| peer.preshared_key_file.as_mut());
-        for path in keys.chain([&mut self.site.private_key_file]) {
+        let bgp = self.bgp.iter_mut().flat_map(|bgp| &mut bgp.get_mut().neighbours);
+        let passwords = bgp.filter_map(|neighbour| neighbour.password_file.as_mut());
+        let control = &mut self.control;
+        let own = [
+            &mut self.site.private_key_file,
+            &mut control.socket,
+            &mut control.engine_socket,
+        ];
+        for path in keys.chain(passwords).chain(own) {
             *path = folder.join(&*path);
         }
     }

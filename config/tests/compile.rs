@@ -1,7 +1,7 @@
 //! What a file becomes for an engine.
 
 use patronus_abi::Prefix;
-use patronus_abi::site::{Action, Hop, LanPort, LinkPort};
+use patronus_abi::site::{Action, Device, Dpdk, Hop, LanPort, LinkPort};
 use patronus_abi::{decode, encode};
 use patronus_config::parse;
 
@@ -28,6 +28,17 @@ name = "office"
 interface = "eth1"
 networks = ["10.9.0.0/24"]
 neighbours = [{ address = "192.0.2.7", mac = "02:00:00:00:00:07" }]
+
+[dpdk]
+memory = "1GiB"
+huge_page_size = "2MiB"
+
+[[lan]]
+name = "servers"
+interface = "lan2"
+port = "dpdk"
+device = "net_memif0,role=server,socket=/run/servers.sock"
+mtu = 9000
 
 [[lan]]
 name = "inside"
@@ -95,9 +106,24 @@ fn units_become_numbers() {
         [([192, 0, 2, 7].into(), [2, 0, 0, 0, 0, 7])]
     );
     assert_eq!(
-        (site.lans[1].port, site.lans[1].interface.as_ref()),
+        (site.lans[2].port, site.lans[2].interface.as_ref()),
         (LanPort::Tun, None)
     );
+    let servers = &site.lans[1];
+    let device = Device {
+        name: "net_memif0,role=server,socket=/run/servers.sock".into(),
+        mtu: 9000,
+    };
+    assert_eq!(
+        (servers.port, servers.device.as_ref()),
+        (LanPort::Dpdk, Some(&device))
+    );
+    let dpdk = Dpdk {
+        memory_mib: 1024,
+        huge_pages: true,
+        huge_page_mib: Some(2),
+    };
+    assert_eq!(site.dpdk, dpdk);
     let berlin = &site.peers[0];
     assert_eq!((berlin.has_psk, berlin.keepalive), (true, Some(25)));
     assert_eq!(
@@ -116,13 +142,13 @@ fn units_become_numbers() {
 /// What the file's checks let through, the blob's take: otherwise a file that `--check-config` praises is refused.
 #[test]
 fn whatever_parses_is_a_blob() {
-    let examples = ["branch", "hub", "two-hubs"];
-    let examples = examples.map(|name| {
-        let path = format!("{}/examples/{name}.toml", env!("CARGO_MANIFEST_DIR"));
-        std::fs::read_to_string(path).unwrap()
-    });
+    let folder = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/examples")).unwrap();
+    let examples = folder.map(|entry| std::fs::read_to_string(entry.unwrap().path()).unwrap());
+    let examples: Vec<String> = examples.collect();
     for text in examples.iter().map(String::as_str).chain([FILE]) {
-        let site = parse(text).unwrap().compile();
+        let config = parse(text).unwrap();
+        assert_eq!(config.warnings().len(), 0, "{:?}", config.warnings());
+        let site = config.compile();
         let blob = encode(&site, 4).unwrap();
         assert_eq!(decode(&blob), Ok((site, 4)));
     }

@@ -1,5 +1,7 @@
 //! What is said about files that are wrong: where, what, and what to do.
 
+mod files;
+
 use std::path::Path;
 
 use patronus_config::{load, parse};
@@ -112,7 +114,7 @@ fn numbers_have_their_range() {
 4:11: `65`: expected a whole number from 1 to 64
   |
 4 | workers = 65
-  |           ^^
+  |           ^^ for example: workers = 2
 ",
     );
     says(
@@ -121,7 +123,7 @@ fn numbers_have_their_range() {
 4:6: `16`: expected a whole number from 1 to 15
   |
 4 | id = 16
-  |      ^^
+  |      ^^ for example: id = 1
 ",
     );
     says(
@@ -196,7 +198,7 @@ fn routes_and_policies_name_what_there_is() {
         (
             "[[route]]\nprefix = '10.0.0.0/8'\nvia = ['hub', 'nowhere']",
             "13:15: there is no peer and no LAN named `nowhere`",
-            "known here: hub, host, discard",
+            "known here: host, hub, discard",
         ),
         (
             "[[route]]\nprefix = '10.0.0.0/8'\nvia = 'office'",
@@ -343,7 +345,7 @@ fn tabs_and_letters_of_other_scripts_do_not_move_the_mark() {
 4:2: invalid unquoted key, expected letters, numbers, `-`, `_`
   |
 4 | \t\u{3b1} = 1
-  | \t^
+  | \t^ docs/config.md explains every table and key
 ",
     );
 }
@@ -393,7 +395,12 @@ fn values_of_the_wrong_form_are_told_what_is_expected() {
         (
             lan.replace("interface", "iface"),
             "5:1",
-            "known here: name, port, interface, networks, neighbours",
+            "known here: name, port, interface, device, mtu, networks, neighbours",
+        ),
+        (
+            format!("[[peer]]\npublic_key = '{KEY}'\nname = 'host'"),
+            "5:8",
+            "`host` is what routes call the host behind the TUN",
         ),
         (
             lan.replace("office", "host"),
@@ -419,4 +426,237 @@ fn values_of_the_wrong_form_are_told_what_is_expected() {
             "{text}\n{said}"
         );
     }
+}
+
+/// What was meant is guessed where it can be, and shown by example elsewhere.
+#[test]
+fn values_that_are_nearly_right_are_put_right() {
+    let peer = |line: &str| format!("[[peer]]\npublic_key = '{KEY}'\n{line}");
+    for (text, hint) in [
+        (peer("allowed_ips = ['10.2.3.4/16']"), "did you mean \"10.2.0.0/16\"?"),
+        (peer("allowed_ips = ['10.2.0.0/255.255.0.0']"), "did you mean \"10.2.0.0/16\"?"),
+        (peer("allowed_ips = ['fd00::1/64']"), "did you mean \"fd00::/64\"?"),
+        (peer("allowed_ips = ['hub']"), "for example: allowed_ips = [\"10.1.0.0/16\", \"fd00:1::/32\"]"),
+        (peer("endpoint = '198.51.100.1'"), "with a UDP port: \"198.51.100.1:51820\""),
+        (peer("endpoint = '2001:db8::1'"), "with a UDP port: \"[2001:db8::1]:51820\""),
+        (peer("endpoint = 'vpn.example.org:51820'"), "names are not looked up"),
+        (peer("keepalive = '25'"), "did you mean \"25s\"?"),
+        (peer("keepalive = '2min'"), "did you mean \"2m\"?"),
+        (peer("keepalive = 25"), "for example: keepalive = \"25s\""),
+        (peer("name = 'Branch 7'"), "did you mean \"Branch-7\"?"),
+        ("[[link]]\nid = 1\ninterface = 'e'\nrate_up = '100mbit/s'".to_owned(), "did you mean \"100Mbps\"?"),
+        ("[[class]]\nname = 'a'\nloss = '0.5'".to_owned(), "did you mean \"0.5%\"?"),
+        ("[metrics]\nlisten = ':9586'".to_owned(), "with an address: \"127.0.0.1:9586\""),
+        (
+            "[[lan]]\nname = 'a'\ninterface = 'e'\nneighbours = [{ address = '10.0.0.1', mac = '02-00-00-00-00-07' }]".to_owned(),
+            "did you mean \"02:00:00:00:00:07\"?",
+        ),
+        ("[[peer]]\nname = 'hub'".to_owned(), "for example: public_key = \"TrMv"),
+        ("[[route]]\nprefix = '10.0.0.0/8'\nvia = true".to_owned(), "for example: via = \"host\""),
+        ("[engine]\naead = aws-lc".to_owned(), "for example: aead = \"aws-lc\""),
+    ] {
+        let said = said(&text);
+        assert!(said.ends_with(hint) || said.contains(&format!("^ {hint}")), "{hint}\n{said}");
+    }
+}
+
+/// A terminal shows what is wrong, and does nothing else with it.
+#[test]
+fn nothing_in_a_file_acts_on_a_terminal() {
+    for text in [
+        "fwmark = '\u{1b}]0;owned\u{7}'",
+        "# \u{1b}[2J",
+        "'\\u001b[31m' = 1",
+        "[[peer]]\nname = \"\\u001b[31mred\\u001f\"",
+        "[[peer]]\nname = 'a\u{202e}b'",
+        "[[route]]\nprefix = '10.0.0.0/8'\nvia = \"\\u0007\"",
+    ] {
+        let said = said(text);
+        let acts = said
+            .chars()
+            .find(|c| (c.is_control() && *c != '\n') || *c == '\u{202e}');
+        assert_eq!(acts, None, "{said:?}");
+    }
+}
+
+/// Of a line that is longer than any screen, the part around the place is shown.
+#[test]
+fn a_long_line_is_cut_around_the_place() {
+    let networks: Vec<String> = (0..2000)
+        .map(|n| format!("'10.{}.{}.0/24'", n / 256, n % 256))
+        .collect();
+    let text = format!(
+        "[[peer]]\npublic_key = '{KEY}'\nallowed_ips = [{}]",
+        networks.join(", ")
+    );
+    let bad = text.replace("'10.4.0.0/24'", "'10.4.0.1/24'");
+    let said = said(&bad);
+    let lines: Vec<&str> = said.lines().collect();
+    assert!(lines.iter().all(|line| line.chars().count() < 250), "{said}");
+    let at = lines[3].find('^').unwrap();
+    let marked = &lines[2][at..at + lines[3].matches('^').count()];
+    assert_eq!(marked, "'10.4.0.1/24'", "{said}");
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(3000))]
+
+    /// Whatever is wrong with a file that was right: a place in it, the line, marks, and a hint.
+    #[test]
+    fn every_error_has_a_place_and_a_hint(
+        bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..160),
+        at in 0..4000usize,
+        cut in 0..6usize,
+        with in "[a-z0-9\\[\\]='\"{}., \n#/:%-]{0,3}",
+    ) {
+        let good = files::file(&bytes);
+        let at = at % good.len();
+        let end = (at + cut).min(good.len());
+        let text = format!("{}{with}{}", &good[..at], &good[end..]);
+        if let Err(error) = parse(&text) {
+            let (line, column) = error.place().expect("a place");
+            let there = text.lines().nth(line - 1).unwrap_or_default();
+            proptest::prop_assert!(column <= there.chars().count() + 1, "{}", error);
+            proptest::prop_assert!(error.hint().is_some_and(|hint| !hint.is_empty()), "{}", error);
+            proptest::prop_assert!(error.to_string().contains('^'));
+        }
+    }
+}
+
+#[test]
+fn devices_of_dpdk_are_named_rightly() {
+    let lan = |lines: &str| format!("[[lan]]\nname = 'office'\ninterface = 'lan0'\nport = 'dpdk'\n{lines}");
+    says(
+        &lan(""),
+        r#"
+4:8: with `port = "dpdk"` this needs to know its `device`
+  |
+4 | name = 'office'
+  |        ^^^^^^^^ a PCI address such as "0000:03:00.0": `patronus-engine devices` shows them
+"#,
+    );
+    for (device, said_of_it) in [
+        (
+            "03:00.0",
+            "expected a PCI address with its domain, as `lspci -D` shows it: 0000:03:00.0",
+        ),
+        (
+            "0000:0A:00.0",
+            "expected small letters, as DPDK has them: 0000:0a:00.0, net_memif0,role=server",
+        ),
+        (
+            "eth0",
+            "expected a PCI address such as 0000:03:00.0 (`ethtool -i INTERFACE` shows an interface's as bus-info), or a virtual device such \
+             as net_memif0,role=server",
+        ),
+        (
+            "net_memif0,socket=/run/a b",
+            "expected a PCI address such as 0000:03:00.0, or a virtual device and its arguments, such as net_memif0,role=server: no spaces, \
+             quotation marks or brackets, 255 characters at most",
+        ),
+    ] {
+        let said = said(&lan(&format!("device = '{device}'")));
+        let first = said.lines().next().unwrap();
+        assert_eq!(first, format!("7:10: `{device}`: {said_of_it}"));
+    }
+    says(
+        &lan(
+            "device = 'net_memif0,id=1'\nmtu = 1500\n[[link]]\nid = 1\ninterface = 'wan0'\nport = 'dpdk'\ndevice = 'net_memif0,id=2'",
+        ),
+        r"
+7:10: another port has the device `net_memif0`
+  |
+7 | device = 'net_memif0,id=1'
+  |          ^^^^^^^^^^^^^^^^^ the first is in line 13
+",
+    );
+    says(
+        &lan("device = 'net_af_xdp0,iface=eth0'"),
+        r#"
+7:10: the driver net_af_xdp keeps packets where the engine's are not
+  |
+7 | device = 'net_af_xdp0,iface=eth0'
+  |          ^^^^^^^^^^^^^^^^^^^^^^^^ the engine has its own: `port = "af_xdp"`
+"#,
+    );
+    says(
+        &lan("device = '0000:03:00.0'\nmtu = 900"),
+        r"
+8:7: `900`: expected a whole number from 1280 to 9216
+  |
+8 | mtu = 900
+  |       ^^^ for example: mtu = 9000
+",
+    );
+}
+
+#[test]
+fn what_belongs_to_dpdk_stands_nowhere_else() {
+    let link = "[[link]]\nid = 1\ninterface = 'eth0'\n";
+    says(
+        &format!("{link}device = '0000:03:00.0'"),
+        r#"
+6:10: only a port with `port = "dpdk"` has a device
+  |
+6 | device = '0000:03:00.0'
+  |          ^^^^^^^^^^^^^^ else it is the `interface` that says which
+"#,
+    );
+    says(
+        &format!("{link}mtu = 9000"),
+        r#"
+6:7: only a port with `port = "dpdk"` has its MTU here
+  |
+6 | mtu = 9000
+  |       ^^^^ set the interface's: `ip link set INTERFACE mtu ...`
+"#,
+    );
+}
+
+#[test]
+fn dpdks_memory_can_be_had() {
+    says(
+        "[dpdk]\nmemory = '4MiB'",
+        r"
+4:10: expected 16MiB to 64GiB
+  |
+4 | memory = '4MiB'
+  |          ^^^^^^ 64MiB is enough for most
+",
+    );
+    let said = said("[dpdk]\nmemory = '64'");
+    assert!(
+        said.contains("a whole number and a unit: \"64MiB\" or \"1GiB\""),
+        "{said}"
+    );
+    says(
+        "[dpdk]\nhuge_page_size = '4MiB'",
+        r#"
+4:18: huge pages have 2MiB or 1GiB
+  |
+4 | huge_page_size = '4MiB'
+  |                  ^^^^^^ for example: huge_page_size = "2MiB"
+"#,
+    );
+    says(
+        "[dpdk]\nhuge_pages = false\nhuge_page_size = '2MiB'",
+        r"
+5:18: with `huge_pages = false` there are none that could have a size
+  |
+5 | huge_page_size = '2MiB'
+  |                  ^^^^^^ leave one of the two lines out
+",
+    );
+}
+
+#[test]
+fn an_engine_without_dpdk_says_so() {
+    let text = "[site]\nprivate_key_file = 'site.key'\n[[lan]]\nname = 'a'\ninterface = 'a'\nport = 'dpdk'\ndevice = '0000:03:00.0'";
+    let said = parse(text).unwrap().without_dpdk(text).unwrap().to_string();
+    assert!(
+        said.starts_with("7:10: this engine was built without DPDK (cargo feature `dpdk`)"),
+        "{said}"
+    );
+    let without = "[site]\nprivate_key_file = 'site.key'";
+    assert_eq!(parse(without).unwrap().without_dpdk(without), None);
 }

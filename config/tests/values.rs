@@ -245,6 +245,41 @@ fn key_files_are_for_their_owner() {
     assert!(said.ends_with("No such file or directory (os error 2)"), "{said}");
 }
 
+/// A key that cannot be used is shown where the file names it.
+#[test]
+fn key_files_are_shown_where_they_are_named() {
+    let folder = Folder::new("named");
+    let text = format!(
+        "[site]\nprivate_key_file = 'site.key'\n[[peer]]\npublic_key = '{}'\npreshared_key_file = 'a.psk'\n",
+        "A".repeat(43) + "="
+    );
+    let path = folder.file("site.toml", 0o644, &text);
+    let config = load(&path).unwrap();
+    let said = |at: usize| {
+        let file = config.key_files().nth(at).unwrap();
+        key_file::read(file)
+            .unwrap_err()
+            .in_file(&path, &text)
+            .to_string()
+    };
+    let named = path.display();
+    let none = said(0);
+    assert!(
+        none.starts_with(&format!("{named}:2:20: there is no such file\n")),
+        "{none}"
+    );
+    assert!(none.contains("^^^^^^^^^^ `(umask 077; wg genkey > "), "{none}");
+    folder.file("a.psk", 0o644, "");
+    let open = said(1);
+    assert!(
+        open.starts_with(&format!("{named}:5:22: others may use this file (mode 0644)\n")),
+        "{open}"
+    );
+    assert!(open.contains("`chmod 600 "), "{open}");
+    folder.file("a.psk", 0o600, "hello");
+    assert!(said(1).contains("something else than a key"));
+}
+
 #[test]
 fn key_files_of_others_and_what_is_no_file_are_refused() {
     let folder = Folder::new("owners");
@@ -358,6 +393,25 @@ proptest! {
             format!("{}/{len}", std::net::Ipv6Addr::from_bits(bits & mask))
         };
         prop_assert_eq!(text.parse::<Network>().map(|n| n.to_string()), Ok(text));
+    }
+
+    /// The network around an address is written like it, with nothing behind the prefix; and no address is longer than itself.
+    #[test]
+    fn networks_around_addresses(bits: u128, len: u8, v4: bool) {
+        let addr: std::net::IpAddr = if v4 { (bits as u32).to_be_bytes().into() } else { bits.to_be_bytes().into() };
+        let width = if v4 { 32 } else { 128 };
+        match Network::around(addr, len) {
+            Some(network) => {
+                prop_assert!(len <= width);
+                prop_assert_eq!(network.to_string().parse(), Ok(network));
+                let at = |addr: std::net::IpAddr| match addr {
+                    std::net::IpAddr::V4(ip) => u128::from(ip.to_bits()),
+                    std::net::IpAddr::V6(ip) => ip.to_bits(),
+                };
+                prop_assert_eq!((at(addr) ^ at(network.addr)).checked_shr((width - len).into()).unwrap_or(0), 0);
+            }
+            None => prop_assert!(len > width),
+        }
     }
 
     /// Whatever stands in a file: an answer, and a place within the file.

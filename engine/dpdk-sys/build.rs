@@ -37,6 +37,8 @@ mod dpdk {
             .flag("rte_config.h")
             .flag_if_supported("-march=corei7")
             .opt_level(3)
+            // Two words of a handle are written sooner by themselves than put together first.
+            .flag_if_supported("-fno-tree-slp-vectorize")
             .warnings(true)
             .extra_warnings(true)
             // DPDK's inline functions.

@@ -19,6 +19,7 @@ use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use crate::allowedips::AllowedIps;
 use crate::neighbour::Place;
+use crate::observe::Observer;
 use crate::remote::message;
 use crate::wg::PeerSlot;
 use crate::worker::LanPort;
@@ -135,6 +136,8 @@ pub enum Command {
     Mtu(usize),
     /// More is known of neighbours: packets may wait for that.
     Neighbours,
+    /// A trace or a capture has begun, or is over.
+    Observe(Option<Box<Observer>>),
     /// End the thread.
     Stop,
 }
@@ -157,6 +160,8 @@ pub enum Notice {
     Routes(Arc<AllowedIps>),
     /// A replaced list of lanes, likewise.
     Lanes(Box<[PeerId]>),
+    /// The observer of a trace or a capture that is over, likewise.
+    Observer(Box<Observer>),
     /// A replaced WAN port, likewise.
     Wan(Box<dyn Port + Send>),
     /// A replaced LAN port, likewise.

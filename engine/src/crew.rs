@@ -14,6 +14,7 @@ use patronus_sync::{Consumer, Producer, ring};
 
 use crate::channel::ToWorker;
 use crate::flow::HashedKey;
+use crate::observe::View;
 use crate::route::{Bound, Parsed};
 use crate::stats::{Lap, Stage, WorkerStats};
 use crate::wg::{Claim, Claimed};
@@ -64,6 +65,17 @@ impl Taken {
             && self.encap.is_empty()
             && self.seal.packets.is_empty()
             && self.decap.is_empty()
+    }
+
+    /// The packets, and as what an observer is to look at them.
+    pub fn packets_mut(&mut self) -> [(&mut Burst, View); 5] {
+        [
+            (self.from_tun.packets_mut(), View::Ip),
+            (self.from_ethernet.packets_mut(), View::Ip),
+            (&mut self.encap, View::Ip),
+            (&mut self.seal.packets, View::Ip),
+            (self.decap.packets_mut(), View::Received),
+        ]
     }
 }
 

@@ -1,9 +1,12 @@
-//! `patronus-engine devices`: which network cards the machine has, what they are bound to, and what is missing before DPDK can drive them. Only
-//! reads, by any user; called by the main thread, which prints the report and ends.
+//! `patronus-engine devices`: which network cards the machine has, what they are bound to, and what is missing before DPDK can drive them: all of them, or what a site's
+//! file names. Only reads, by any user; called by the main thread, which prints the report and ends.
 
 use std::fmt::Write;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+use patronus_abi::device::{DPDK_MEMORY, Device};
+use patronus_io::nics;
 
 /// Class of a PCI device that is a network controller (PCI code and ID assignment, 02h).
 const NETWORK: &str = "0x02";
@@ -11,8 +14,11 @@ const NETWORK: &str = "0x02";
 /// Drivers that leave a device to programs.
 const FOR_PROGRAMS: [&str; 3] = ["vfio-pci", "uio_pci_generic", "igb_uio"];
 
-/// Mebibytes of huge pages that are enough for one engine's packets and DPDK's own tables.
-const ENOUGH: u64 = 256;
+/// Mebibytes of huge pages that are enough for one engine's packets.
+const FOR_PACKETS: u64 = 192;
+
+/// Drivers of virtual devices that are interfaces of the kernel's.
+const OVER_INTERFACES: [&str; 2] = ["net_af_packet", "net_pcap"];
 
 /// A network card, as the kernel shows it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -35,8 +41,117 @@ struct HugePages {
     free: u64,
 }
 
-/// What is there and what to do, for the system whose root directory this is.
-pub fn report(root: &Path) -> String {
+/// What a site's file wants of DPDK.
+pub struct Wanted {
+    file: PathBuf,
+    memory_mib: u64,
+    huge_pages: bool,
+    /// What each port is, and its device.
+    ports: Vec<(String, Device)>,
+}
+
+impl Wanted {
+    /// Reads it from the file. Keys need not be there.
+    pub fn load(file: &Path) -> Result<Wanted, String> {
+        let site = patronus_config::load(file).map_err(|error| error.to_string())?;
+        let site = site.compile();
+        let links = site.links.iter().map(|link| {
+            let what = format!("link {} ({})", link.id, link.interface);
+            (what, link.device.clone())
+        });
+        let lans = site.lans.iter().map(|lan| {
+            let interface = lan.interface.as_deref().unwrap_or_default();
+            (format!("LAN {} ({interface})", lan.name), lan.device.clone())
+        });
+        let ports = links.chain(lans);
+        Ok(Wanted {
+            file: file.to_owned(),
+            memory_mib: site.dpdk.memory_mib.into(),
+            huge_pages: site.dpdk.huge_pages,
+            ports: ports.filter_map(|(what, device)| Some((what, device?))).collect(),
+        })
+    }
+
+    /// The PCI addresses that are to be bound, a line each.
+    pub fn addresses(&self) -> String {
+        let cards = self.ports.iter().filter(|(_, device)| device.is_pci());
+        cards.map(|(_, device)| format!("{}\n", device.name)).collect()
+    }
+
+    /// What each of its devices is, and what there is to do about it.
+    fn describe(&self, root: &Path, nics: &[Nic], iommu: bool) -> (String, Vec<String>) {
+        let (mut text, mut advice) = (String::new(), Vec::new());
+        let _ = writeln!(text, "devices of {}:", self.file.display());
+        if self.ports.is_empty() {
+            let _ = writeln!(text, "  none: no port has `port = \"dpdk\"`");
+        }
+        for (what, device) in &self.ports {
+            let (state, todo) = match device.is_pci() {
+                true => self.card(nics.iter().find(|nic| nic.address == device.name), device, iommu),
+                false => virtual_device(root, device),
+            };
+            let _ = writeln!(text, "  {what}: {}: {state}", device.name);
+            advice.extend(todo);
+        }
+        if !self.ports.is_empty() && !nics::BUILT_IN {
+            advice.push(
+                "this engine was built without DPDK: `cargo build --release -p patronus-engine --features dpdk` (docs/dpdk.md)".to_owned(),
+            );
+        }
+        (text, advice)
+    }
+
+    fn card(&self, nic: Option<&Nic>, device: &Device, iommu: bool) -> (String, Option<String>) {
+        let address = &device.name;
+        let Some(nic) = nic else {
+            let todo = format!(
+                "find the address of the card that {address} was to be: `lspci -D`, or the list above"
+            );
+            return ("there is no such network card".to_owned(), Some(todo));
+        };
+        let state = match &nic.driver {
+            None => "bound to no driver".to_owned(),
+            Some(driver) => format!("bound to {driver}"),
+        };
+        if nic.is_for_programs() {
+            return (format!("{state}, ready"), None);
+        }
+        let file = self.file.display();
+        let todo = format!(
+            "bind {address}: `scripts/dpdk-bind{} --config {file}`{}",
+            driver_option(iommu),
+            nic.loss()
+        );
+        (state, Some(todo))
+    }
+}
+
+/// What a virtual device is, and what there is to do about it.
+fn virtual_device(root: &Path, device: &Device) -> (String, Option<String>) {
+    let mut arguments = device.name.split(',').skip(1);
+    let interface = arguments.find_map(|argument| argument.strip_prefix("iface="));
+    let over = OVER_INTERFACES
+        .iter()
+        .any(|driver| device.name.starts_with(driver));
+    match interface.filter(|_| over) {
+        None => ("virtual, nothing to bind".to_owned(), None),
+        Some(name) if root.join("sys/class/net").join(name).exists() => {
+            (format!("interface {name} of the host, which keeps it"), None)
+        }
+        Some(name) => (
+            format!("interface {name} of the host, which is not there"),
+            Some(format!("make interface {name}, or name another one")),
+        ),
+    }
+}
+
+/// What to tell the script that binds.
+fn driver_option(iommu: bool) -> &'static str {
+    if iommu { "" } else { " --driver uio_pci_generic" }
+}
+
+/// What is there and what to do, for the system whose root directory this is: with all cards, or with what a site's file names.
+pub fn report(root: &Path, wanted: Option<&Wanted>) -> String {
     let (nics, pages) = (nics(root), huge_pages(root));
     let iommu = has_entries(&root.join("sys/kernel/iommu_groups"));
     let mut text = String::new();
@@ -59,10 +174,26 @@ pub fn report(root: &Path) -> String {
     for nic in &nics {
         let _ = writeln!(text, "  {}", line(nic));
     }
-    let advice = advice(&nics, &pages, iommu);
+    let mut todo = match wanted {
+        Some(wanted) if !wanted.huge_pages => Vec::new(),
+        _ => lacking_pages(&pages, wanted),
+    };
+    let wants_cards = wanted.is_none_or(|wanted| !wanted.addresses().is_empty());
+    todo.extend(lacking_iommu(&nics, iommu).filter(|_| wants_cards));
+    match wanted {
+        None => todo.extend(nics.iter().filter_map(|nic| to_use(nic, iommu))),
+        Some(wanted) => {
+            let (said, advice) = wanted.describe(root, &nics, iommu);
+            text.push_str(&said);
+            todo.extend(advice);
+        }
+    }
+    if todo.is_empty() {
+        todo.push("nothing: DPDK can use what is bound".to_owned());
+    }
     let _ = writeln!(text, "what to do:");
-    advice.iter().for_each(|advice| {
-        let _ = writeln!(text, "  {advice}");
+    todo.iter().for_each(|line| {
+        let _ = writeln!(text, "  {line}");
     });
     text
 }
@@ -83,44 +214,57 @@ fn line(nic: &Nic) -> String {
     line
 }
 
-/// One line for each thing that stands between the machine and DPDK.
-fn advice(nics: &[Nic], pages: &[HugePages], iommu: bool) -> Vec<String> {
-    let mut advice = Vec::new();
+/// What there is to do about too few huge pages.
+fn lacking_pages(pages: &[HugePages], wanted: Option<&Wanted>) -> Vec<String> {
+    let tables = wanted.map_or(DPDK_MEMORY.into(), |wanted| wanted.memory_mib);
+    let enough = FOR_PACKETS + tables;
     let free: u64 = pages.iter().map(|pages| pages.kib * pages.free / 1024).sum();
-    if free < ENOUGH {
-        advice.push(format!(
-            "{free} MiB of huge pages are free and an engine wants about {ENOUGH}: `sysctl -w vm.nr_hugepages=512`, or `hugepages=512` on the kernel's command line"
-        ));
+    if free >= enough {
+        return Vec::new();
     }
-    if !iommu && !nics.is_empty() {
-        advice.push(
-            "without an IOMMU a card can write anywhere: turn it on in the firmware and start the kernel with intel_iommu=on or amd_iommu=on; \
-             else bind cards to uio_pci_generic in place of vfio-pci"
-                .to_owned(),
-        );
-    }
-    for nic in nics {
-        let ours = nic
-            .driver
-            .as_deref()
-            .is_some_and(|driver| FOR_PROGRAMS.contains(&driver));
-        if ours {
-            continue;
-        }
+    // Pages of 2 MiB, so twice as much: also for a second engine.
+    let count = enough.next_multiple_of(256).max(512);
+    vec![format!(
+        "{free} MiB of huge pages are free and an engine wants about {enough}: `sysctl -w vm.nr_hugepages={count}`, or `hugepages={count}` on the kernel's command line"
+    )]
+}
+
+/// What there is to do about a missing IOMMU.
+fn lacking_iommu(nics: &[Nic], iommu: bool) -> Option<String> {
+    (!iommu && !nics.is_empty()).then(|| {
+        "without an IOMMU a card can write anywhere: turn it on in the firmware and start the kernel with intel_iommu=on or amd_iommu=on; \
+         else bind cards to uio_pci_generic in place of vfio-pci"
+            .to_owned()
+    })
+}
+
+/// What there is to do before DPDK can use a card.
+fn to_use(nic: &Nic, iommu: bool) -> Option<String> {
+    (!nic.is_for_programs()).then(|| {
         let driver = if iommu { "vfio-pci" } else { "uio_pci_generic" };
-        let taken = match nic.interfaces.as_slice() {
+        format!(
+            "to use {}: `scripts/dpdk-bind --driver {driver} {}`{}",
+            nic.address,
+            nic.address,
+            nic.loss()
+        )
+    })
+}
+
+impl Nic {
+    /// Whether its driver leaves it to programs.
+    fn is_for_programs(&self) -> bool {
+        let driver = self.driver.as_deref();
+        driver.is_some_and(|driver| FOR_PROGRAMS.contains(&driver))
+    }
+
+    /// What the host loses with it.
+    fn loss(&self) -> String {
+        match self.interfaces.as_slice() {
             [] => String::new(),
             names => format!("; the host loses {}", names.join(" ")),
-        };
-        advice.push(format!(
-            "to use {}: `scripts/dpdk-bind --driver {driver} {}`{taken}",
-            nic.address, nic.address
-        ));
+        }
     }
-    if advice.is_empty() {
-        advice.push("nothing: DPDK can use what is bound".to_owned());
-    }
-    advice
 }
 
 fn nics(root: &Path) -> Vec<Nic> {

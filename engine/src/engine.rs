@@ -13,6 +13,7 @@ use patronus_crypto::aead::Aead;
 use patronus_crypto::{Device, Duration, Limits, PeerId, Random, aead, x25519};
 use patronus_io::Port;
 use patronus_io::netlink::{Addresses, LinkWatch, RouteQuery};
+use patronus_io::nics::{self, NicConfig, Nics, NicsConfig};
 use patronus_io::tun::{Tun, TunConfig, TunDevice, TunPort};
 use patronus_io::udp::UdpConfig;
 use patronus_mem::{Arena, ArenaConfig, FrameCache, lock_secrets_ahead, secrets_len};
@@ -25,7 +26,7 @@ use crate::control::Control;
 use crate::crew::Crew;
 use crate::flow::HashKeys;
 use crate::keeper::{Keeper, Kept, QUEUE_FRAMES};
-use crate::lans::EthernetConfig;
+use crate::lans::LanConfig;
 use crate::log::{Level, Log};
 use crate::plan::{Builder, Frame, Lan};
 use crate::reader::Reader;
@@ -69,6 +70,8 @@ pub struct Config {
     pub links: Vec<String>,
     /// Those of `links` whose datagrams pass by the kernel's network stack (AF_XDP), if that can be had.
     pub af_xdp: Vec<String>,
+    /// The NICs that those of `links` are that DPDK drives.
+    pub nic_links: Vec<NicConfig>,
     /// Peers that there may be.
     pub max_peers: usize,
     /// The AEAD backend's name; none: the default.
@@ -82,7 +85,9 @@ pub struct Config {
     /// Segmentation offload in the UDP sockets, where `offload` is.
     pub wan_offload: bool,
     /// The Ethernet LANs.
-    pub ethernet: Vec<EthernetConfig>,
+    pub ethernet: Vec<LanConfig>,
+    /// How DPDK runs, if one of them wants it.
+    pub dpdk: DpdkConfig,
     /// Whether workers have a router, and of what size.
     pub router: Option<RouterConfig>,
     /// Whether some peers are sites of our own.
@@ -91,6 +96,27 @@ pub struct Config {
     pub persistent: bool,
     /// Where messages go.
     pub log: Log,
+}
+
+/// How DPDK runs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DpdkConfig {
+    /// Mebibytes for what drivers need besides packets.
+    pub memory_mib: u32,
+    /// That memory is on huge pages.
+    pub huge_pages: bool,
+    /// Their size, mebibytes. None: whichever there are.
+    pub huge_page_mib: Option<u32>,
+}
+
+impl Default for DpdkConfig {
+    fn default() -> DpdkConfig {
+        DpdkConfig {
+            memory_mib: patronus_abi::device::DPDK_MEMORY,
+            huge_pages: true,
+            huge_page_mib: None,
+        }
+    }
 }
 
 /// The size of routers.
@@ -233,10 +259,22 @@ fn put_together(
     let keeper = keeper
         .transpose()
         .map_err(system("start the process that takes interfaces"))?;
-    let means = acquire(config, &kept, keeper)?;
-    let lock_later = kept.queues() > 0 && sandbox::locked_memory_limit().is_some();
-    sandbox::drop_privileges(lock_later).map_err(StartError::Sandbox)?;
-    sandbox::filter_system_calls().map_err(StartError::Sandbox)?;
+    let nics = wanted_nics(config);
+    let locks_later = kept.queues() > 0 || !nics.nics.is_empty();
+    let rights = sandbox::Rights {
+        lock: locks_later && sandbox::locked_memory_limit().is_some(),
+        nics: !nics.nics.is_empty(),
+    };
+    let mut means = acquire(config, &kept, keeper, &nics)?;
+    if rights.nics {
+        start_nics(&nics, &mut means.opening)?;
+    }
+    sandbox::drop_privileges(rights).map_err(StartError::Sandbox)?;
+    sandbox::filter_system_calls(rights.nics).map_err(StartError::Sandbox)?;
+    means
+        .opening
+        .run_nics(&config.log)
+        .map_err(system("start a thread"))?;
     launch(config, aead, means, reader, directory)
 }
 
@@ -249,6 +287,7 @@ pub fn check(site: &Site) -> Result<(), StartError> {
         spin: Duration::ZERO,
         links: Vec::new(),
         af_xdp: Vec::new(),
+        nic_links: Vec::new(),
         max_peers: 0,
         aead: None,
         timer_divisor: 1,
@@ -256,6 +295,7 @@ pub fn check(site: &Site) -> Result<(), StartError> {
         offload: true,
         wan_offload: true,
         ethernet: Vec::new(),
+        dpdk: DpdkConfig::default(),
         router: None,
         remotes: false,
         persistent: false,
@@ -315,8 +355,30 @@ fn kept(config: &Config) -> Kept {
     let links = config.links.iter().filter(|link| config.af_xdp.contains(link));
     Kept {
         workers: config.workers,
-        lans: config.ethernet.clone(),
+        lans: config
+            .ethernet
+            .iter()
+            .filter_map(|lan| match lan {
+                LanConfig::Interface(lan) => Some(lan.clone()),
+                LanConfig::Nic(_) => None,
+            })
+            .collect(),
         links: links.cloned().collect(),
+    }
+}
+
+/// The NICs that DPDK is to drive.
+fn wanted_nics(config: &Config) -> NicsConfig {
+    let lans = config.ethernet.iter().filter_map(|lan| match lan {
+        LanConfig::Nic(nic) => Some(nic),
+        LanConfig::Interface(_) => None,
+    });
+    NicsConfig {
+        memory_mib: config.dpdk.memory_mib,
+        huge_pages: config.dpdk.huge_pages,
+        huge_page_mib: config.dpdk.huge_page_mib,
+        workers: config.workers as u16,
+        nics: config.nic_links.iter().chain(lans).cloned().collect(),
     }
 }
 
@@ -375,26 +437,32 @@ const fn secrets(max_peers: usize) -> usize {
     peer_numbers(max_peers) * patronus_crypto::SECRETS_PER_PEER + 3 * max_peers + SECRETS_BESIDE
 }
 
-fn acquire(config: &Config, kept: &Kept, keeper: Option<Keeper>) -> Result<Means, StartError> {
+fn acquire(
+    config: &Config,
+    kept: &Kept,
+    keeper: Option<Keeper>,
+    nics: &NicsConfig,
+) -> Result<Means, StartError> {
     let signals = patronus_io::signal::termination().map_err(system("catch signals"))?;
     let (tun, tun_ports) = make_tun(config)?;
     let uapi = UapiServer::bind(&config.uapi_dir, tun.name())
         .map_err(|e| StartError::Uapi(config.uapi_dir.join(format!("{}.sock", config.name)), e))?;
     let arena = Arena::new(&ArenaConfig {
-        frames: FRAMES + QUEUE_FRAMES * kept.queues(),
+        frames: FRAMES + QUEUE_FRAMES * kept.queues() + nics::QUEUE_FRAMES * config.workers * nics.nics.len(),
         jumbo_frames: JUMBO_FRAMES,
     });
     let arena = arena.map_err(system("reserve memory for packets"))?;
     lock_memory(config, arena);
     let routes = RouteQuery::new().map_err(system("ask for routes"))?;
-    let wanted = config.router.is_some() || config.remotes || !config.af_xdp.is_empty();
+    let wanted =
+        config.router.is_some() || config.remotes || !config.af_xdp.is_empty() || !nics.nics.is_empty();
     let addresses = wanted.then(Addresses::new).transpose();
     let addresses = addresses.map_err(system("ask for addresses"))?;
-    let lans = config.ethernet.iter().map(|lan| EthernetLan::new(lan.clone()));
     let mut opening = Opening {
         keeper,
         arena,
-        lans: lans.collect(),
+        lans: EthernetLan::all(&config.ethernet),
+        nics: None,
         uplinks: slowpath::uplinks(&config.links, &config.af_xdp),
     };
     opening.open_all(&config.log).map_err(StartError::Lan)?;
@@ -411,6 +479,15 @@ fn acquire(config: &Config, kept: &Kept, keeper: Option<Keeper>) -> Result<Means
         arena,
         null: open_null().map_err(system("open /dev/null"))?,
     })
+}
+
+/// Starts DPDK and opens its devices. The threads that it makes keep the rights of this one, so that has given up before what none of them needs.
+fn start_nics(wanted: &NicsConfig, opening: &mut Opening) -> Result<(), StartError> {
+    let cards = wanted.nics.iter().any(NicConfig::is_card);
+    sandbox::drop_privileges_for_nics(cards).map_err(StartError::Sandbox)?;
+    let nics = Nics::start(wanted, opening.arena).map_err(|error| StartError::Lan(error.to_string()))?;
+    opening.use_nics(nics);
+    Ok(())
 }
 
 /// Starts the workers and puts the slow path together.

@@ -5,6 +5,7 @@
 use patronus_io::ip::Version;
 use patronus_mem::{Burst, PktBuf};
 
+use crate::observe::View;
 use crate::stats::DropReason;
 use crate::wg::Context;
 
@@ -29,7 +30,12 @@ pub fn strip(cx: &mut Context<'_>, frames: &mut Burst) {
         refused = refusal(frame.data());
         match refused {
             None => frame.trim_front(ETHERNET_HEADER),
-            Some(reason) => cx.stats.drop(reason),
+            Some(reason) => {
+                if let Some(observing) = &mut cx.observing {
+                    observing.dropped(frame, reason, View::Ethernet);
+                }
+                cx.stats.drop(reason);
+            }
         }
         refused.is_none()
     });

@@ -18,7 +18,8 @@ use std::mem::MaybeUninit;
 
 use patronus_io::Port;
 use patronus_io::afpacket::PacketPort;
-use patronus_io::xdp::{Names, QueuePlace, XdpMode, XdpPort};
+use patronus_io::wan::{AnyQueue, QueuePlace};
+use patronus_io::xdp::{Names, XdpMode, XdpPort};
 use patronus_mem::{Arena, FrameCache};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -29,7 +30,7 @@ use crate::beside;
 use crate::engine::WORKERS_MAX;
 use crate::lans::{EthernetConfig, PortChoice};
 use crate::plan::Lan;
-use crate::wans::XdpLink;
+use crate::wans::{Chooser, QueueLink};
 
 pub use serve::serve;
 
@@ -190,20 +191,21 @@ impl Taken {
     }
 
     /// The queues of a link, with packets in this arena.
-    pub fn into_link(self, arena: &'static Arena) -> io::Result<XdpLink> {
+    pub fn into_link(self, arena: &'static Arena) -> io::Result<QueueLink> {
         let mut fds = self.fds.into_iter();
         let (Some(link), Some(names)) = (fds.next(), fds.next()) else {
             return Err(io::ErrorKind::InvalidData.into());
         };
         let mut frames = FrameCache::new(arena);
         let queues = fds.zip(0..).map(|(socket, queue)| {
-            XdpPort::over(socket, self.ifindex, queue, &mut frames).map(QueuePlace::new)
+            let port = XdpPort::over(socket, self.ifindex, queue, &mut frames)?;
+            Ok(QueuePlace::new(Box::new(port) as AnyQueue))
         });
-        Ok(XdpLink {
+        Ok(QueueLink {
             ifindex: self.ifindex,
-            names: Names::over(names)?,
+            chooser: Chooser::Program(Names::over(names)?),
             queues: queues.collect::<io::Result<_>>()?,
-            guard: Guard { _link: Some(link) },
+            guard: Some(Guard { _link: Some(link) }),
         })
     }
 }

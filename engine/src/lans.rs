@@ -1,11 +1,12 @@
-//! Ethernet LANs: interfaces whose frames the workers take, by AF_XDP past the kernel's network stack or else by packet sockets.
+//! Ethernet LANs: interfaces whose frames the workers take, by AF_XDP past the kernel's network stack or else by packet sockets; and NICs that DPDK drives.
 //!
 //! Which they are is configured and does not change. The [keeper](crate::keeper) takes the interfaces, at the start and whenever one comes back; the slow
-//! path gives the ports to the workers.
+//! path gives the ports to the workers. NICs are opened by the slow path itself ([`Nics`](patronus_io::nics::Nics)).
 
 use std::fmt;
 use std::io;
 
+use patronus_io::nics::NicConfig;
 use patronus_io::xdp::XdpMode;
 
 use crate::log::Log;
@@ -45,6 +46,25 @@ pub struct EthernetConfig {
     pub interface: String,
     /// How its frames are taken and given.
     pub port: PortChoice,
+}
+
+/// What an Ethernet LAN is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum LanConfig {
+    /// An interface of the kernel's.
+    Interface(EthernetConfig),
+    /// A NIC that DPDK drives. In its place the host has an interface.
+    Nic(NicConfig),
+}
+
+impl LanConfig {
+    /// The name of its interface.
+    pub fn interface(&self) -> &str {
+        match self {
+            LanConfig::Interface(config) => &config.interface,
+            LanConfig::Nic(nic) => &nic.interface,
+        }
+    }
 }
 
 /// Says which AF_XDP an interface got: a driver that cannot run the program costs the host a packet buffer for every frame, which somebody who

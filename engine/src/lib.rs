@@ -40,6 +40,7 @@
 //! * [`remote`]: sites of our own, and which lanes there are towards them.
 //! * [`slowpath`]: the one other thread; [`slowpath::core`]: the part of it that needs no system, which the simulator runs too.
 //! * [`channel`]: what workers and the slow path say to each other; [`crew`]: what workers hand to each other.
+//! * [`observe`]: traces and captures.
 //! * [`stats`]: a name for each packet that goes no further, cycles for each stage.
 //! * [`site`], [`reader`]: the configuration file, at the start and again; [`plan`]: keeps what routers look at in step with it.
 //! * [`control`]: the same from the control process, and what it is told.
@@ -68,6 +69,7 @@ pub mod keeper;
 pub mod lans;
 pub mod log;
 pub mod neighbour;
+pub mod observe;
 pub mod plan;
 pub mod reader;
 pub mod remote;

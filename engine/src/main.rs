@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod background;
+mod follow;
 mod options;
 
 use std::path::Path;
@@ -36,6 +37,11 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Action::Stats(path) => show_stats(&path),
+        Action::Observe {
+            socket,
+            request,
+            file,
+        } => follow::run(&socket, &request, &file),
         Action::Background(arguments) => background::start(&arguments),
         Action::Check(path) => check(&path),
         Action::Read(path) => read(&path),
@@ -108,6 +114,7 @@ fn check(path: &Path) -> ExitCode {
     });
     match checked {
         Ok(site) => {
+            site.warn();
             println!("{}: {}", path.display(), site.summary());
             ExitCode::SUCCESS
         }

@@ -13,8 +13,10 @@ use arrayvec::ArrayVec;
 use patronus_crypto::{Duration, Time};
 use patronus_io::ip::Version;
 use patronus_mem::PktBuf;
+use patronus_observe::Point;
 
 use crate::ethernet::{self, LinkAddresses};
+use crate::observe::{Seen, View};
 use crate::stats::DropReason;
 use crate::wg::Context;
 
@@ -104,10 +106,13 @@ impl Waiting {
         cx: &mut Context<'_>,
         to: Place,
         own: [u8; 6],
-        packet: PktBuf,
+        mut packet: PktBuf,
         asks: bool,
     ) -> Addressed {
         self.expire(cx);
+        if let Some(observing) = &mut cx.observing {
+            observing.see(&mut packet, &Seen::at(Point::Hold, View::Ip, to.0.into()));
+        }
         let since = cx.now;
         if let Some(held) = self.0.iter_mut().find(|held| held.to == to) {
             cx.discard(

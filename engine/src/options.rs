@@ -5,10 +5,13 @@ use std::path::{Path, PathBuf};
 
 use patronus_crypto::Duration;
 use patronus_engine::control::User;
-use patronus_engine::engine::{Config, WORKERS_MAX};
+use patronus_engine::devices::{Wanted, report};
+use patronus_engine::engine::{Config, DpdkConfig, WORKERS_MAX};
 use patronus_engine::keeper::Kept;
 use patronus_engine::log::{Level, Log};
 use patronus_engine::site::Site;
+use patronus_io::nics::BUILT_IN;
+use patronus_observe::Request;
 
 /// Where `wg` looks for userspace interfaces.
 const UAPI_DIR: &str = "/var/run/wireguard";
@@ -23,7 +26,10 @@ patronus-engine --config FILE   the same for a whole site from its file; SIGHUP:
 patronus-engine --control PATH  the same as the control process says that attaches to this socket
 patronus-engine --check-config FILE    say what is wrong with a site's file, if anything is
 patronus-engine --stats NAME    print the counters of a running engine
-patronus-engine devices    show network cards and what DPDK needs to drive them (docs/dpdk.md)
+patronus-engine devices [--config FILE]    show network cards, or what a site's file names, and what DPDK needs to
+                          drive them (docs/dpdk.md); with --addresses only the PCI addresses in the file
+patronus-engine --trace NAME [FILTER]      show where packets pass in a running engine, and why (docs/trace.md)
+patronus-engine --capture NAME [FILTER]    write packets of a running engine to a pcapng file
 
   -f, --foreground        stay in the foreground (also: WG_PROCESS_FOREGROUND=1)
       --workers N         packet threads, 1 to 64 (default 1)
@@ -37,6 +43,11 @@ patronus-engine devices    show network cards and what DPDK needs to drive them 
       --control-user NAME who may attach beside root and this user: this user and its group, or UID:GID
       --no-offload        neither segmentation nor checksum offload
       --no-wan-offload    no segmentation offload on the UDP sockets
+      --packets N         with --trace and --capture: end after so many packets (a trace: 20)
+      --write FILE        with --capture: the file; `-` (default): standard output
+      --sides WHICH       with --capture: outer packets (on the WAN), inner ones (on the LAN), or both (default)
+      --snap N            with --capture: at most so many bytes of each packet (default 9216)
+      --bytes N           with --capture: end after so many bytes of packets
       --version           print the version
   -h, --help              print this
 
@@ -52,6 +63,15 @@ pub enum Action {
     Print(String),
     /// Print the counters of the engine behind this socket.
     Stats(PathBuf),
+    /// Trace or capture packets of the engine behind this socket.
+    Observe {
+        /// The socket.
+        socket: PathBuf,
+        /// What is wanted.
+        request: Request,
+        /// Where a capture goes; `-`: standard output.
+        file: PathBuf,
+    },
     /// Say whether this site can be run.
     Check(PathBuf),
     /// Read this file for the engine at the other end of standard input.
@@ -84,13 +104,15 @@ pub enum Action {
 pub fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Action, String> {
     use lexopt::prelude::*;
     let arguments: Vec<OsString> = arguments.collect();
-    if arguments == ["devices"] {
-        return Ok(Action::Print(patronus_engine::devices::report(Path::new("/"))));
+    if arguments.first().is_some_and(|word| word == "devices") {
+        return devices(&arguments[1..]).map(Action::Print);
     }
     let mut parser = lexopt::Parser::from_args(arguments.iter().cloned());
     let mut name: Option<String> = None;
     let mut config = defaults();
     let (mut foreground, mut announce, mut stats) = (false, false, false);
+    let mut observe: Option<Request> = None;
+    let mut write: Option<PathBuf> = None;
     let mut file: Option<PathBuf> = None;
     let mut control: Option<PathBuf> = None;
     let mut user = User::default();
@@ -119,6 +141,19 @@ pub fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Action, String
             Long("version") => return Ok(Action::Print(version())),
             Short('f') | Long("foreground") => foreground = true,
             Long("stats") => stats = true,
+            Long("trace") => observe = Some(Request::trace()),
+            Long("capture") => observe = Some(Request::capture()),
+            Long("write") => write = Some(text(&mut parser)?.into()),
+            Long(option @ ("packets" | "sides" | "snap" | "bytes")) => {
+                let option = option.to_owned();
+                let value = text(&mut parser)?;
+                let request = observe.as_mut();
+                let request =
+                    request.ok_or_else(|| format!("--{option} goes behind --trace or --capture"))?;
+                request
+                    .set(&option, &value)
+                    .map_err(|error| format!("--{error}"))?;
+            }
             Long("workers") => config.workers = number(&mut parser, "--workers", 1, WORKERS_MAX)?,
             Long("spin") => {
                 config.spin = Duration::from_micros(number(&mut parser, "--spin", 0, 1_000_000)? as u64)
@@ -140,6 +175,11 @@ pub fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Action, String
                         .into_string()
                         .map_err(|_| "the interface's name must be text")?,
                 );
+            }
+            Value(word) if observe.is_some() => {
+                let filter = &mut observe.as_mut().expect("looked at just now").filter;
+                filter.push_str(word.to_str().ok_or("a filter is text")?);
+                filter.push(' ');
             }
             Value(value) => return Err(format!("one interface at a time: what is `{}`?", value.display())),
             other => return Err(format!("{}; see --help", other.unexpected())),
@@ -165,6 +205,17 @@ pub fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Action, String
     if stats {
         return Ok(Action::Stats(config.uapi_dir.join(format!("{name}.sock"))));
     }
+    if let Some(mut request) = observe {
+        request.filter.truncate(request.filter.trim_end().len());
+        request.parsed_filter().map_err(|error| error.to_string())?;
+        let socket = config.uapi_dir.join(format!("{name}.sock"));
+        let file = write.unwrap_or_else(|| "-".into());
+        return Ok(Action::Observe {
+            socket,
+            request,
+            file,
+        });
+    }
     if goes_to_background(foreground, announce) {
         let mut again = vec![OsString::from("--announce")];
         again.extend(arguments);
@@ -174,9 +225,34 @@ pub fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Action, String
     Ok(run(config, None, announce))
 }
 
+/// `devices`, with these arguments behind it.
+fn devices(arguments: &[OsString]) -> Result<String, String> {
+    use lexopt::prelude::*;
+    let mut parser = lexopt::Parser::from_args(arguments.iter().cloned());
+    let (mut file, mut addresses) = (None, false);
+    while let Some(argument) = parser.next().map_err(|e| e.to_string())? {
+        match argument {
+            Long("config") => file = Some(path(&mut parser)?),
+            Long("addresses") => addresses = true,
+            other => return Err(format!("{}; see --help", other.unexpected())),
+        }
+    }
+    let wanted = file.map(|file| Wanted::load(&file)).transpose()?;
+    match (wanted, addresses) {
+        (Some(wanted), true) => Ok(wanted.addresses()),
+        (None, true) => {
+            Err("--addresses wants a file: `patronus-engine devices --config FILE --addresses`".to_owned())
+        }
+        (wanted, false) => Ok(report(Path::new("/"), wanted.as_ref())),
+    }
+}
+
 /// The same for a site from its file. It is read here, so that what is wrong is said at once and where it was typed.
 fn with_file(file: &Path, config: Config, foreground: bool, announce: bool) -> Result<Action, String> {
     let site = Site::load(file)?;
+    if !announce {
+        site.warn();
+    }
     if goes_to_background(foreground, announce) {
         // By its whole path: the process in the background is in another directory.
         let mut again: Vec<OsString> = vec!["--announce".into(), "--config".into(), file.into()];
@@ -227,6 +303,7 @@ fn defaults() -> Config {
         cores: Vec::new(),
         links: Vec::new(),
         af_xdp: Vec::new(),
+        nic_links: Vec::new(),
         spin: Duration::ZERO,
         max_peers: MAX_PEERS,
         aead: None,
@@ -235,6 +312,7 @@ fn defaults() -> Config {
         offload: true,
         wan_offload: true,
         ethernet: Vec::new(),
+        dpdk: DpdkConfig::default(),
         router: None,
         remotes: false,
         persistent: false,
@@ -248,7 +326,8 @@ pub fn level() -> Level {
 }
 
 fn version() -> String {
-    format!("patronus-engine {}\n", env!("CARGO_PKG_VERSION"))
+    let dpdk = if BUILT_IN { ", with DPDK" } else { "" };
+    format!("patronus-engine {}{dpdk}\n", env!("CARGO_PKG_VERSION"))
 }
 
 fn text(parser: &mut lexopt::Parser) -> Result<String, String> {

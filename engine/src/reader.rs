@@ -203,6 +203,9 @@ fn answer(socket: BorrowedFd<'_>, path: &Path, generation: u64) -> Result<(), Er
 
 fn compile(path: &Path, generation: u64) -> Result<(Config, Vec<u8>), String> {
     let config = patronus_config::load(path).map_err(|error| error.to_string())?;
+    for warning in config.warnings() {
+        eprintln!("patronus-engine: warning: {warning}");
+    }
     let blob = encode(&config.compile(), generation);
     let blob = blob.map_err(|error| format!("{}: {error}", path.display()))?;
     Ok((config, blob))

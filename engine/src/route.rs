@@ -18,6 +18,7 @@ use arrayvec::ArrayVec;
 use patronus_crypto::{PeerId, Time};
 use patronus_io::ip::{self, FlowKey, Malformed, Packet, Version};
 use patronus_mem::{BURST_MAX, Burst, PktBuf};
+use patronus_observe::{Exit as Shown, Point};
 use patronus_sync::{Published, Reader};
 
 use crate::crew::Handing;
@@ -26,6 +27,7 @@ use crate::fib::{FibV4, FibV6, Group};
 use crate::flow::{FlowTable, HashKeys, HashedKey};
 use crate::icmp::{Icmp, IcmpError};
 use crate::neighbour::{Addressed, Waiting};
+use crate::observe::{Seen, View};
 use crate::snapshot::{Action, Exit, Hop, Snapshot};
 use crate::stats::{DropReason, Lap, Stage};
 use crate::wg::Context;
@@ -115,6 +117,11 @@ impl Parsed {
     #[inline]
     pub fn is_empty(&self) -> bool {
         self.packets.is_empty()
+    }
+
+    /// The packets, writable.
+    pub fn packets_mut(&mut self) -> &mut Burst {
+        &mut self.packets
     }
 
     /// Takes the packets out whose bits are set.
@@ -253,6 +260,9 @@ impl Router {
         let mut groups = [None; BURST_MAX];
         judge(cx, &mut self.flows, snapshot, parsed, &mut groups);
         look_up(&self.rules, &parsed.flows, &mut groups);
+        if cx.observing.is_some() {
+            observe_routed(cx, snapshot, parsed, &groups);
+        }
         let mut onward = Onward {
             icmp: &mut self.icmp,
             waiting: &mut self.waiting,
@@ -353,6 +363,9 @@ fn judge(
         }
     }
     if dropped != 0 {
+        if cx.observing.is_some() {
+            observe_refused(cx, snapshot, parsed, dropped);
+        }
         parsed.remove(dropped, groups, |packet| {
             cx.discard(DropReason::RoutePolicy, packet)
         });
@@ -400,6 +413,58 @@ fn look_up_mixed(rules: &Rules, flows: &[HashedKey], groups: &mut Groups) {
         .lookup_burst_of(&rules.reader, &v6, |(_, addr)| *addr, &mut found);
     for ((at, _), group) in v6.iter().zip(found) {
         groups[usize::from(*at)] = group;
+    }
+}
+
+/// Has an observer see where packets go.
+#[cold]
+fn observe_routed(cx: &mut Context<'_>, snapshot: &Snapshot, parsed: &mut Parsed, groups: &Groups) {
+    let Some(observing) = &mut cx.observing else {
+        return;
+    };
+    for ((packet, flow), group) in parsed.packets.iter_mut().zip(&parsed.flows).zip(groups) {
+        let hop = group.and_then(|group| snapshot.hop(group, flow.hash));
+        let seen = Seen {
+            policy: snapshot.policy(&flow.key).map_or(0, |at| at as u32 + 1),
+            group: group.map_or(0, Group::number),
+            ..Seen::at(Point::Route, View::Ip, 0)
+        };
+        observing.see(packet, &with_exit(seen, hop));
+    }
+}
+
+fn with_exit(seen: Seen, hop: Option<&Hop>) -> Seen {
+    let (exit, place) = match hop.map(|hop| hop.exit) {
+        None => (Shown::NoRoute, 0),
+        Some(Exit::Tunnel(peer)) => {
+            return Seen {
+                exit: Shown::Tunnel,
+                session: Some((peer, peer)),
+                ..seen
+            };
+        }
+        Some(Exit::Lan(lan, _)) => (Shown::Lan, lan),
+        Some(Exit::Neighbour(lan, _)) => (Shown::Neighbour, lan),
+        Some(Exit::Unreachable) => (Shown::Unreachable, 0),
+        Some(Exit::Discard) => (Shown::Discard, 0),
+    };
+    Seen { exit, place, ..seen }
+}
+
+/// The same for packets that a policy has stopped: those whose bits are set.
+#[cold]
+fn observe_refused(cx: &mut Context<'_>, snapshot: &Snapshot, parsed: &mut Parsed, dropped: u64) {
+    let Some(observing) = &mut cx.observing else {
+        return;
+    };
+    let packets = parsed.packets.iter_mut().zip(&parsed.flows).enumerate();
+    for (_, (packet, flow)) in packets.filter(|(at, _)| dropped & 1 << at != 0) {
+        let seen = Seen {
+            policy: snapshot.policy(&flow.key).map_or(0, |at| at as u32 + 1),
+            exit: Shown::Policy,
+            ..Seen::at(Point::Route, View::Ip, 0)
+        };
+        observing.see(packet, &seen);
     }
 }
 

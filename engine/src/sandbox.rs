@@ -14,7 +14,7 @@ use rustix::thread::{
     CapabilitySet, CapabilitySets, clear_ambient_capability_set, remove_capability_from_bounding_set,
     set_capabilities, set_no_new_privs,
 };
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter};
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter, apply_filter_all_threads};
 
 /// What could not be given up.
 #[derive(Debug)]
@@ -69,16 +69,36 @@ pub fn hide_memory() -> Result<(), SandboxError> {
         .map_err(|e| SandboxError::Step("make the process non-dumpable", e))
 }
 
+/// What the engine may still do beside its own sockets.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Rights {
+    /// Locks more memory than it may.
+    pub lock: bool,
+    /// Opens devices of DPDK's again.
+    pub nics: bool,
+}
+
 /// Keeps `CAP_NET_ADMIN`, which `SO_MARK` and socket buffers beyond the system's limit need, and `CAP_NET_BIND_SERVICE`, for
 /// UDP ports below 1,024, which are often the only open ones; drops the rest.
 ///
 /// With `lock`, `CAP_IPC_LOCK` too: an interface that comes back has packet memory locked for it, which counts beside everything else.
-pub fn drop_privileges(lock: bool) -> Result<(), SandboxError> {
-    let kept = CapabilitySet::NET_ADMIN.union(CapabilitySet::NET_BIND_SERVICE);
-    keep_only(match lock {
-        true => kept.union(CapabilitySet::IPC_LOCK),
-        false => kept,
-    })
+/// With `nics`, `CAP_NET_RAW`: a device that stands on an interface comes back with it.
+pub fn drop_privileges(rights: Rights) -> Result<(), SandboxError> {
+    let mut kept = CapabilitySet::NET_ADMIN.union(CapabilitySet::NET_BIND_SERVICE);
+    kept.set(CapabilitySet::IPC_LOCK, rights.lock);
+    kept.set(CapabilitySet::NET_RAW, rights.nics);
+    keep_only(kept)
+}
+
+/// Before DPDK is started, whose threads keep what the caller has: what the engine keeps itself, and with `cards` what drivers need to reach
+/// them without an IOMMU: physical addresses (`CAP_SYS_ADMIN`) and registers (`CAP_SYS_RAWIO`).
+pub fn drop_privileges_for_nics(cards: bool) -> Result<(), SandboxError> {
+    let mut kept = CapabilitySet::NET_ADMIN
+        .union(CapabilitySet::NET_BIND_SERVICE)
+        .union(CapabilitySet::NET_RAW)
+        .union(CapabilitySet::IPC_LOCK);
+    kept.set(CapabilitySet::SYS_ADMIN.union(CapabilitySet::SYS_RAWIO), cards);
+    keep_only(kept)
 }
 
 /// For the processes beside the engine: nothing more is said to whoever started it, who may wait until everybody has closed his pipe.
@@ -119,9 +139,14 @@ fn keep_only(kept: CapabilitySet) -> Result<(), SandboxError> {
     set_no_new_privs(true).map_err(|e| SandboxError::Step("set no_new_privs", e))
 }
 
-/// Lets this thread and its children make only the system calls of [`ALLOWED`]; the others fail with EPERM.
-pub fn filter_system_calls() -> Result<(), SandboxError> {
-    filter(ALLOWED.iter())
+/// Lets this thread and its children make only the system calls of [`ALLOWED`]; the others fail with EPERM. With `nics`, those of [`NICS_ALLOWED`] as well, and the
+/// threads of DPDK's, which are there already, come under it too.
+pub fn filter_system_calls(nics: bool) -> Result<(), SandboxError> {
+    match nics {
+        false => filter(ALLOWED.iter()),
+        true => apply_filter_all_threads(&program(ALLOWED.iter().chain(NICS_ALLOWED))?)
+            .map_err(|e| SandboxError::Filter(e.to_string())),
+    }
 }
 
 /// For the process that reads files: only the system calls of [`READER_ALLOWED`].
@@ -135,16 +160,19 @@ pub fn filter_keeper_system_calls() -> Result<(), SandboxError> {
 }
 
 fn filter<'a>(allowed: impl Iterator<Item = &'a i64>) -> Result<(), SandboxError> {
+    apply_filter(&program(allowed)?).map_err(|e| SandboxError::Filter(e.to_string()))
+}
+
+fn program<'a>(allowed: impl Iterator<Item = &'a i64>) -> Result<BpfProgram, SandboxError> {
     let arch = std::env::consts::ARCH
         .try_into()
         .map_err(|e| SandboxError::Filter(format!("{e}")))?;
     let rules: BTreeMap<i64, Vec<_>> = allowed.map(|&call| (call, Vec::new())).collect();
     let refuse = SeccompAction::Errno(libc::EPERM as u32);
     let filter = SeccompFilter::new(rules, refuse, SeccompAction::Allow, arch);
-    let program: BpfProgram = filter
+    filter
         .and_then(TryInto::try_into)
-        .map_err(|e| SandboxError::Filter(e.to_string()))?;
-    apply_filter(&program).map_err(|e| SandboxError::Filter(e.to_string()))
+        .map_err(|e| SandboxError::Filter(e.to_string()))
 }
 
 /// Every system call that the engine makes after set-up.
@@ -241,6 +269,21 @@ const ALLOWED: &[i64] = &[
     #[cfg(target_arch = "x86_64")]
     libc::SYS_dup2,
     libc::SYS_dup3,
+];
+
+/// What DPDK calls beside [`ALLOWED`]: its thread for interrupts makes what it waits on anew, a virtual device that comes back listens to another process, and they
+/// share memory.
+const NICS_ALLOWED: &[i64] = &[
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_epoll_create,
+    libc::SYS_listen,
+    libc::SYS_accept,
+    libc::SYS_faccessat,
+    libc::SYS_faccessat2,
+    libc::SYS_memfd_create,
+    libc::SYS_ftruncate,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_unlink,
 ];
 
 /// Every system call that the process makes that reads files: it opens them, and has one socket.

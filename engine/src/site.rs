@@ -12,16 +12,17 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
 use patronus_abi::Site as Told;
-use patronus_abi::site::{Action, Hop, Lan, LanPort, LinkPort, Peer, Policy};
+use patronus_abi::site::{Action, Device, Hop, Lan, LanPort, LinkPort, Peer, Policy};
 use patronus_abi::{BlobError, decode, encode};
 use patronus_config::key_file;
 use patronus_crypto::{Duration, PeerId, PublicKey};
+use patronus_io::nics::{self, NicConfig};
 use patronus_mem::Secret;
 
 use crate::allowedips::Prefix;
 use crate::classify::Match;
 use crate::engine;
-use crate::lans::{EthernetConfig, PortChoice};
+use crate::lans::{EthernetConfig, LanConfig, PortChoice};
 use crate::plan::{Verdict, Via, Wanted};
 use crate::uapi::parse::clamp;
 
@@ -33,6 +34,8 @@ pub struct Site {
     private_key: Secret<32>,
     /// By peer.
     psks: Vec<Option<Secret<32>>>,
+    /// What should be looked at in its file.
+    warnings: Vec<String>,
 }
 
 /// A next hop by who it is.
@@ -71,12 +74,17 @@ impl Site {
     pub fn load(path: &Path) -> Result<Site, String> {
         let text = patronus_config::read(path).map_err(|error| error.to_string())?;
         let config = patronus_config::parse_file(path, &text).map_err(|error| error.to_string())?;
+        if let Some(error) = config.without_dpdk(&text).filter(|_| !nics::BUILT_IN) {
+            return Err(error.in_file(path).to_string());
+        }
         let mut keys = Keys::default();
         for file in config.key_files() {
             keys.take(file, key_file::open_regular(file))?;
         }
         let blob = encode(&config.compile(), 1).map_err(|error| refused(path, &error))?;
-        Site::assemble(path, &blob, keys)
+        let mut site = Site::assemble(path, &blob, keys)?;
+        site.warnings = config.warnings().iter().map(ToString::to_string).collect();
+        Ok(site)
     }
 
     /// Puts a site together from its blob and all its keys. `path` is what messages call it.
@@ -99,7 +107,15 @@ impl Site {
             psks: psks.collect(),
             told,
             private_key,
+            warnings: Vec::new(),
         })
+    }
+
+    /// Says on standard error what is not wrong with its file, and should be looked at.
+    pub fn warn(&self) {
+        for warning in &self.warnings {
+            eprintln!("patronus-engine: warning: {warning}");
+        }
     }
 
     /// Where it comes from.
@@ -137,6 +153,9 @@ impl Site {
         let engine = &self.told.engine;
         let links = self.told.links.iter();
         let by_xdp = links.clone().filter(|link| link.port == LinkPort::AfXdp);
+        let by_nic = links
+            .clone()
+            .filter_map(|link| nic(&link.interface, link.device.as_ref()));
         engine::Config {
             name: engine.interface.clone(),
             workers: engine.workers.into(),
@@ -144,9 +163,15 @@ impl Site {
             spin: Duration::from_millis(engine.spin_ms.into()),
             links: links.map(|link| link.interface.clone()).collect(),
             af_xdp: by_xdp.map(|link| link.interface.clone()).collect(),
+            nic_links: by_nic.collect(),
             aead: engine.aead.clone(),
             offload: engine.offload,
             remotes: self.told.has_remotes(),
+            dpdk: engine::DpdkConfig {
+                memory_mib: self.told.dpdk.memory_mib,
+                huge_pages: self.told.dpdk.huge_pages,
+                huge_page_mib: self.told.dpdk.huge_page_mib,
+            },
             ethernet: self.ethernet().filter_map(|(lan, _)| port(lan)).collect(),
             router: self.told.routes_packets().then_some(engine::RouterConfig {
                 flows: engine.flows as usize,
@@ -246,6 +271,38 @@ impl Site {
     }
 }
 
+/// What differs between two sites and cannot while an engine runs. `patronus_config::diff` says the same to people beforehand.
+pub fn cannot_change(was: &Told, is: &Told) -> Option<&'static str> {
+    let ports = |site: &Told| -> Vec<_> {
+        let lans = site.lans.iter();
+        lans.map(|lan| (lan.port, lan.interface.clone(), lan.device.clone()))
+            .collect()
+    };
+    let is_remote = |site: &Told| -> BTreeMap<[u8; 32], bool> {
+        let peers = site.peers.iter();
+        peers.map(|peer| (peer.public_key, peer.is_remote)).collect()
+    };
+    let (before, now) = (is_remote(was), is_remote(is));
+    let turned = |(key, is_remote): (&[u8; 32], &bool)| now.get(key).is_some_and(|now| now != is_remote);
+    if before.iter().any(turned) {
+        Some("whether a peer is a [[remote]]")
+    } else if is.has_remotes() && !was.has_remotes() {
+        Some("that there are no [[remote]]s")
+    } else if was.engine != is.engine {
+        Some("[engine]")
+    } else if was.dpdk != is.dpdk {
+        Some("[dpdk]")
+    } else if was.links != is.links {
+        Some("[[link]]")
+    } else if ports(was) != ports(is) {
+        Some("the interfaces of [[lan]]")
+    } else if is.routes_packets() && !was.routes_packets() {
+        Some("whether there is anything to route by")
+    } else {
+        None
+    }
+}
+
 fn refused(path: &Path, error: &BlobError) -> String {
     format!("{}: {error}", path.display())
 }
@@ -322,16 +379,26 @@ impl Keys {
     }
 }
 
-/// The port of an Ethernet LAN.
-fn port(lan: &Lan) -> Option<EthernetConfig> {
+/// What an Ethernet LAN is.
+fn port(lan: &Lan) -> Option<LanConfig> {
+    let interface = lan.interface.clone()?;
     let port = match lan.port {
         LanPort::Any => PortChoice::Any,
         LanPort::AfXdp => PortChoice::AfXdp,
         LanPort::AfPacket => PortChoice::AfPacket,
+        LanPort::Dpdk => return nic(&interface, lan.device.as_ref()).map(LanConfig::Nic),
         LanPort::Tun => return None,
     };
-    let interface = lan.interface.clone()?;
-    Some(EthernetConfig { interface, port })
+    Some(LanConfig::Interface(EthernetConfig { interface, port }))
+}
+
+/// What a port over DPDK is.
+fn nic(interface: &str, device: Option<&Device>) -> Option<NicConfig> {
+    device.map(|device| NicConfig {
+        interface: interface.to_owned(),
+        device: device.name.clone(),
+        mtu: device.mtu,
+    })
 }
 
 fn matching(policy: &Policy) -> Match {

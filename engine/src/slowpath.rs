@@ -16,6 +16,7 @@ mod lans;
 mod ledger;
 mod links;
 mod neighbours;
+mod observe;
 mod opening;
 mod site;
 mod uplinks;
@@ -26,10 +27,11 @@ use std::sync::Arc;
 use patronus_crypto::{Device, Duration, PeerId, Random, Refusal, Time};
 use patronus_io::PortCounters;
 use patronus_io::netlink::{Addresses, LinkEvent, LinkWatch, RouteQuery};
+use patronus_io::nics::Nics;
 use patronus_io::signal::{self, Asked};
 use patronus_io::tun::TunDevice;
 use patronus_io::udp::UdpConfig;
-use patronus_mem::Arena;
+use patronus_mem::{Arena, FrameCache};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -38,6 +40,7 @@ pub use self::lans::EthernetLan;
 use self::ledger::Ledger;
 pub use self::links::Workers;
 pub use self::neighbours::Neighbourhood;
+use self::observe::Observation;
 pub use self::opening::Opening;
 use self::site::Routing;
 use self::uplinks::LinkSockets;
@@ -176,6 +179,12 @@ pub struct SlowPath {
     /// Takes their interfaces, and those of links by AF_XDP.
     keeper: Option<Keeper>,
     ask_again_at: Option<Time>,
+    /// Those that DPDK drives.
+    nics: Option<Nics>,
+    nics_again_at: Option<Time>,
+    /// When to poll the queues of theirs that no worker has.
+    idle_again_at: Option<Time>,
+    idle_frames: FrameCache,
     arena: &'static Arena,
     ways_again_at: Option<Time>,
     reader: Option<Reader>,
@@ -187,6 +196,10 @@ pub struct SlowPath {
     copy_again_at: Option<Time>,
     /// The one that is in force.
     site: Option<Box<Site>>,
+    /// The trace or the capture that is on.
+    observation: Option<Observation>,
+    /// How many there were; it wraps.
+    observations: u16,
 }
 
 impl SlowPath {
@@ -236,6 +249,10 @@ impl SlowPath {
             lans: parts.opening.lans,
             keeper: parts.opening.keeper,
             ask_again_at: None,
+            nics: parts.opening.nics,
+            nics_again_at: None,
+            idle_again_at: None,
+            idle_frames: FrameCache::new(parts.opening.arena),
             arena: parts.opening.arena,
             ways_again_at: None,
             reader: parts.reader,
@@ -243,10 +260,13 @@ impl SlowPath {
             directory: parts.directory,
             copy_again_at: None,
             site: None,
+            observation: None,
+            observations: 0,
         };
         let there = slow_path.lans.iter().enumerate();
         let there: Vec<usize> = there.filter_map(|(at, lan)| lan.ifindex().map(|_| at)).collect();
         there.into_iter().for_each(|at| slow_path.begin_lan(at));
+        slow_path.count_hosts();
         slow_path
     }
 
@@ -265,6 +285,7 @@ impl SlowPath {
             self.run_chores();
             self.watch_interface();
             self.serve_uapi();
+            self.tend_observation();
             self.take_reloaded();
             self.serve_control();
             self.copy_counters();
@@ -492,7 +513,9 @@ impl SlowPath {
         let ways = self
             .way_fds()
             .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
-        let mut fds: Vec<PollFd<'_>> = fixed.into_iter().chain(ways).collect();
+        let observation = self.observation_poll();
+        let observation = observation.map(|(fd, wants)| PollFd::from_borrowed_fd(fd, wants));
+        let mut fds: Vec<PollFd<'_>> = fixed.into_iter().chain(ways).chain(observation).collect();
         // An interruption is as good as an event: the next turn looks at everything.
         let _ = poll(&mut fds, timeout.as_ref());
         let [signalled, called] = [0, 1].map(|i: usize| !fds[i].revents().is_empty());
@@ -529,6 +552,9 @@ impl SlowPath {
             self.ways_again_at,
             self.ask_again_at,
             self.copy_again_at,
+            self.nics_again_at,
+            self.idle_again_at,
+            self.observation_deadline(),
             retry,
         ];
         let next = deadlines.into_iter().flatten().min()?;

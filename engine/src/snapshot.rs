@@ -221,6 +221,11 @@ impl Snapshot {
         policy.map_or(Action::Route, |policy| self.actions[policy])
     }
 
+    /// The policy that a flow comes under, if it does under any.
+    pub fn policy(&self, key: &FlowKey) -> Option<usize> {
+        self.classifier.classify(key)
+    }
+
     /// The group's next hop for flows with this hash; `None` if there is no such group: the route is newer than the snapshot.
     #[inline]
     pub fn hop(&self, group: Group, hash: u64) -> Option<&Hop> {

@@ -1,4 +1,4 @@
-//! WAN links by AF_XDP: the interfaces whose WireGuard datagrams go past the kernel's network stack.
+//! WAN links over queues of an interface (AF_XDP) or a NIC (DPDK): those whose WireGuard datagrams go past the kernel's network stack.
 //!
 //! Taken by the [keeper](crate::keeper), at the start and whenever the interface is another one; the slow path's, which lends the queues to the workers' ports
 //! and says to the program which UDP port and addresses are ours. A link that cannot be taken works by its UDP sockets.
@@ -6,20 +6,29 @@
 use std::fmt;
 use std::io;
 
-use patronus_io::xdp::{Names, QueuePlace};
+use patronus_io::wan::{AnyQueue, QueuePlace};
+use patronus_io::xdp::Names;
 
 use crate::keeper::Guard;
 
-/// The program and the queues of a link.
-pub struct XdpLink {
+/// Who says which frames of a link's queues are the engine's.
+pub enum Chooser {
+    /// A program.
+    Program(Names),
+    /// A NIC by its number: the queues themselves.
+    Nic(usize),
+}
+
+/// The queues of a link.
+pub struct QueueLink {
     /// The interface that they are on. One of the same name that comes later is another one.
     pub ifindex: u32,
-    /// What the program takes.
-    pub names: Names,
+    /// What chooses frames.
+    pub chooser: Chooser,
     /// By worker.
-    pub queues: Vec<QueuePlace>,
-    /// The program.
-    pub guard: Guard,
+    pub queues: Vec<QueuePlace<AnyQueue>>,
+    /// The program, if there is one.
+    pub guard: Option<Guard>,
 }
 
 /// Why a link cannot have AF_XDP.

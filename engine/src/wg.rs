@@ -32,6 +32,7 @@ use crate::allowedips::AllowedIps;
 use crate::channel::{Notice, ToSlowPath};
 use crate::crew::{Crew, Handing};
 use crate::icmp::Icmp;
+use crate::observe::{Observing, View};
 use crate::stats::{DropReason, WorkerStats};
 
 /// What a stage needs besides its packets, made anew for each burst.
@@ -48,11 +49,16 @@ pub struct Context<'a> {
     pub wake_slow: bool,
     /// The other workers. What is handed to them leaves once the burst is done.
     pub crew: &'a mut Crew,
+    /// Sees packets while a trace or a capture is on.
+    pub observing: Option<Observing<'a>>,
 }
 
 impl Context<'_> {
     /// Gives a packet up under a name.
-    pub fn discard(&mut self, reason: DropReason, packet: PktBuf) {
+    pub fn discard(&mut self, reason: DropReason, mut packet: PktBuf) {
+        if let Some(observing) = &mut self.observing {
+            observing.dropped(&mut packet, reason, View::Any);
+        }
         self.stats.drop(reason);
         self.frames.free(packet);
     }

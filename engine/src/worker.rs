@@ -11,6 +11,7 @@ use arrayvec::ArrayVec;
 use patronus_crypto::{Duration, PeerId, Time};
 use patronus_io::{PORT_FDS, Port, PortError};
 use patronus_mem::{BURST_MAX, Burst, FrameCache, PktBuf};
+use patronus_observe::Point;
 use rustix::buffer::spare_capacity;
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
@@ -21,6 +22,7 @@ use crate::clock::Clock;
 use crate::courtesy::Courtesy;
 use crate::crew::{Crew, Taken};
 use crate::ethernet;
+use crate::observe::{Observer, Observing, Seen, View};
 use crate::route::{Bound, Exits, Ingress, Parsed, Router, Spread};
 use crate::stats::{DropReason, Lap, Placed, Stage, WorkerStats};
 use crate::wg::{Context, Wg};
@@ -99,6 +101,8 @@ pub struct Worker {
     slow: Arc<ToSlowPath>,
     clock: Box<dyn Clock>,
     idle: IdleLadder,
+    /// While a trace or a capture is on.
+    observer: Option<Box<Observer>>,
 }
 
 /// Where packets may be found: a bit for each port. A port leaves the set when it was found empty and comes back when its
@@ -167,6 +171,7 @@ impl Worker {
             slow: parts.slow,
             clock: parts.clock,
             idle: parts.idle,
+            observer: None,
         }
     }
 
@@ -254,6 +259,11 @@ impl Worker {
     fn turn(&mut self, now: Time, ready: &mut Ready, poller: Option<&mut Poller>) -> Result<(), Told> {
         let done = self.take_turn(now, ready, poller);
         self.crew.wake();
+        if let Some(observer) = &mut self.observer
+            && observer.take_told()
+        {
+            self.slow.waker.wake();
+        }
         done
     }
 
@@ -307,6 +317,10 @@ impl Worker {
             return more;
         }
         self.stats.burst(Stage::LanRx, inner.len(), lap);
+        if self.observer.is_some() {
+            let view = if ethernet { View::Ethernet } else { View::Ip };
+            self.observe(&mut inner, &Seen::at(Point::LanRx, view, lan));
+        }
         if self.router.is_none() {
             self.seal_and_send(now, &mut inner);
         } else if ethernet {
@@ -415,6 +429,9 @@ impl Worker {
         let more = wire.room() == 0 || port.has_pending();
         if !wire.is_empty() {
             self.stats.burst(Stage::WanRx, wire.len(), lap);
+            if self.observer.is_some() {
+                self.observe(&mut wire, &Seen::at(Point::WanRx, View::Received, wan));
+            }
             // A packet of a session that was installed after this turn began may be here already: its sender was faster
             // than the turn. The command came before the packet, so obeying now makes the session known.
             self.obey(now, poller)?;
@@ -457,6 +474,9 @@ impl Worker {
                 let mut taken = std::mem::replace(&mut self.expected[number], spare);
                 // The next ones come while these are worked off.
                 self.take(number);
+                if self.observer.is_some() {
+                    self.observe_taken(&mut taken, number);
+                }
                 self.work_off(now, &mut taken, poller.as_deref_mut())?;
                 self.spare = Some(taken);
             }
@@ -518,7 +538,10 @@ impl Worker {
                 Some(wan) => self.by_wan[wan].push(packet),
                 None => {
                     self.stats.drop_many(DropReason::EncapDown, 1);
-                    self.frames.free(packet);
+                    let mut lost = Burst::new();
+                    lost.push(packet);
+                    self.observe_leaving(&mut lost, None, DropReason::EncapDown, View::Sent);
+                    lost.clear_into(&mut self.frames);
                 }
             }
         }
@@ -551,6 +574,10 @@ impl Worker {
             return;
         }
         let (lap, packets) = (Lap::start(), wire.len());
+        if self.observer.is_some() {
+            let to = self.wans[wan].as_ref().map(|_| (Point::WanTx, wan));
+            self.observe_leaving(wire, to, DropReason::EncapDown, View::Sent);
+        }
         let Some(WanPort { port, .. }) = &mut self.wans[wan] else {
             self.stats.drop_many(DropReason::EncapDown, packets);
             return wire.clear_into(&mut self.frames);
@@ -568,6 +595,12 @@ impl Worker {
             return;
         }
         let (lap, packets) = (Lap::start(), inner.len());
+        if self.observer.is_some() {
+            let ethernet = self.lans[lan].as_ref().is_some_and(|lan| lan.ethernet);
+            let view = if ethernet { View::Ethernet } else { View::Ip };
+            let to = self.lans[lan].as_ref().map(|_| (Point::LanTx, lan));
+            self.observe_leaving(inner, to, DropReason::LanGone, view);
+        }
         let Some(LanPort { port, .. }) = &mut self.lans[lan] else {
             self.stats.drop_many(DropReason::LanGone, packets);
             return inner.clear_into(&mut self.frames);
@@ -651,10 +684,62 @@ impl Worker {
                 Command::Control(peer, bytes) => self.send_control(now, peer, &bytes),
                 Command::Place(peer, worker) => self.crew.place(peer, worker),
                 Command::Neighbours => self.send_waiting(now),
+                Command::Observe(observer) => self.replace_observer(now, observer),
                 other => self.with_context(now, |stages, cx| apply(stages.wg, cx, other)),
             }
         }
         Ok(())
+    }
+
+    fn replace_observer(&mut self, now: Time, observer: Option<Box<Observer>>) {
+        let old = std::mem::replace(&mut self.observer, observer);
+        self.tell_observer_of_links();
+        if let Some(old) = old {
+            self.with_context(now, |_, cx| cx.tell(Notice::Observer(old)));
+        }
+    }
+
+    fn tell_observer_of_links(&mut self) {
+        if let Some(observer) = &mut self.observer {
+            // A link that is not there has no datagrams.
+            let ifindex = |wan: &Option<WanPort>| wan.as_ref().map_or(u32::MAX, |wan| wan.ifindex);
+            observer.set_links(self.wans.iter().map(ifindex));
+        }
+    }
+
+    /// Has the observer see a burst.
+    #[cold]
+    fn observe(&mut self, burst: &mut Burst, seen: &Seen) {
+        if let Some(mut observing) = Observing::of(self.observer.as_deref_mut(), &*self.clock) {
+            observing.see_all(burst, seen);
+        }
+    }
+
+    /// The same for what another worker has handed over.
+    #[cold]
+    fn observe_taken(&mut self, taken: &mut Taken, number: usize) {
+        for (burst, view) in taken.packets_mut() {
+            self.observe(burst, &Seen::at(Point::TakeOver, view, number));
+        }
+    }
+
+    /// The same for what is about to leave by a port, or does not because that is not there.
+    #[cold]
+    fn observe_leaving(
+        &mut self,
+        burst: &mut Burst,
+        to: Option<(Point, usize)>,
+        reason: DropReason,
+        view: View,
+    ) {
+        let seen = match to {
+            Some((point, place)) => Seen::at(point, view, place),
+            None => Seen {
+                reason: Some(reason),
+                ..Seen::at(Point::Drop, view, 0)
+            },
+        };
+        self.observe(burst, &seen);
     }
 
     fn replace_wan(&mut self, now: Time, link: usize, port: Option<WanPort>, poller: Option<&mut Poller>) {
@@ -662,7 +747,9 @@ impl Worker {
             let [old, new] = [&self.wans[link], &port].map(|wan| wan.as_ref().map(|wan| &*wan.port));
             poller.replace(wan_bit(link), old, new);
         }
-        if let Some(old) = std::mem::replace(&mut self.wans[link], port) {
+        let old = std::mem::replace(&mut self.wans[link], port);
+        self.tell_observer_of_links();
+        if let Some(old) = old {
             self.with_context(now, |_, cx| cx.tell(Notice::Wan(old.port)));
         }
     }
@@ -686,6 +773,7 @@ impl Worker {
             slow: &self.slow,
             wake_slow: false,
             crew: &mut self.crew,
+            observing: Observing::of(self.observer.as_deref_mut(), &*self.clock),
         };
         let stages = Stages {
             wg: &mut self.wg,
@@ -779,6 +867,7 @@ fn apply(wg: &mut Wg, cx: &mut Context<'_>, command: Command) {
         | Command::Wan(..)
         | Command::Sends(..)
         | Command::Lan(..)
+        | Command::Observe(_)
         | Command::Stop => unreachable!("obeyed by the worker itself"),
     }
 }

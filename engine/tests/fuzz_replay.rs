@@ -197,6 +197,11 @@ fn c65_handshake() {
 }
 
 #[test]
+fn observe() {
+    replay("observe", targets::observe::run, 30_000);
+}
+
+#[test]
 fn c80_uapi() {
     replay("uapi", targets::uapi::run, 30_000);
 }
@@ -209,6 +214,16 @@ fn c66_ip() {
 #[test]
 fn c46_c66_offload() {
     replay("offload", targets::offload::run, 20_000);
+}
+
+#[test]
+fn config() {
+    replay("config", targets::config::run, 20_000);
+}
+
+#[test]
+fn wg_quick() {
+    replay("wg_quick", targets::wg_quick::run, 30_000);
 }
 
 #[test]

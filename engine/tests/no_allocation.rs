@@ -5,11 +5,14 @@ mod common;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::sync::Arc;
 
 use patronus_crypto::Random;
-use patronus_engine::channel::Notice;
+use patronus_engine::channel::{Command, Notice};
+use patronus_engine::observe::{Limits, Task, Told, observer};
 use patronus_engine::stats::Stage;
 use patronus_mem::{Burst, FrameCache};
+use patronus_observe::{Filter, Kind, Sides};
 
 use crate::common::{A, Datagram, Net, Seeded, Setup, ms, packet, secs};
 
@@ -142,8 +145,28 @@ fn moved(net: &Net) -> u64 {
     net.sites[A].stage(Stage::LanTx) + net.sites[A].stage(Stage::WanTx)
 }
 
-fn packets_allocate_nothing(workers: usize) {
+/// `watched`: a trace is on, or a capture, in turn.
+fn packets_allocate_nothing(workers: usize, watched: bool) {
     let mut net = connected(workers);
+    let limits = Arc::new(Limits::new(u64::MAX, u64::MAX));
+    let mut told = Vec::new();
+    if watched {
+        let task = Task {
+            kind: if workers == 1 { Kind::Trace } else { Kind::Capture },
+            filter: Filter::parse("ip or (ip6 and not port 9)").unwrap(),
+            sides: Sides::Both,
+            snap: 1000,
+            udp_port: 51820,
+            round: 0,
+        };
+        net.sites[A].core.tell_each(|worker| {
+            let (observer, end) = observer(&task, worker, &limits, 256);
+            told.push(end);
+            Command::Observe(Some(Box::new(observer)))
+        });
+        net.settle();
+    }
+    let mut records = 0;
     let mut rng = Seeded(workers as u64);
     let mut counter = 1000;
     for round in 0..60 {
@@ -158,9 +181,18 @@ fn packets_allocate_nothing(workers: usize) {
             round < 2 || allocations == 0,
             "{allocations} calls in round {round}"
         );
+        for Told { free, full } in &mut told {
+            // Not all, so that some find no room.
+            for entry in full.drain(100) {
+                records += 1;
+                assert!(free.push(entry).is_ok());
+            }
+        }
         net.slow_turn(A);
         net.advance(ms(7));
     }
+    assert_eq!((records > 1000, limits.lost() > 1000), (watched, watched));
+    net.sites[A].core.tell_all(|| Command::Observe(None));
     assert!(net.sites[A].icmp_sent() > 0);
     assert!(net.sites[A].drops().len() >= 6, "{:?}", net.sites[A].drops());
     assert_eq!(net.sites[A].stage(Stage::Handoff) > 0, workers > 1);
@@ -227,8 +259,10 @@ fn the_counter_works() {
 #[test]
 fn a_worker_allocates_nothing_per_packet() {
     the_counter_works();
-    packets_allocate_nothing(1);
-    packets_allocate_nothing(2);
-    packets_allocate_nothing(4);
+    packets_allocate_nothing(1, false);
+    packets_allocate_nothing(2, false);
+    packets_allocate_nothing(4, false);
+    packets_allocate_nothing(1, true);
+    packets_allocate_nothing(2, true);
     sessions_allocate_nothing();
 }

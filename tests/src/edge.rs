@@ -1,12 +1,13 @@
 //! An engine that runs from a site's file, and hosts on its Ethernet LANs.
 
 use crate::control::stats_of;
-use crate::{Stats, engine_program, eventually};
+use crate::{LIMIT, Stats, engine_program, eventually};
 use patronus_netns::{Keys, Namespace, Process, RUNTIME_DIR, Result, prepare_runtime_dir, unique_name};
+use rustix::process::Signal;
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 
 /// An engine with a file. (The process goes before what it needs.)
 pub struct Edge {
@@ -19,6 +20,26 @@ impl Edge {
     /// Starts an engine in `namespace`; `text` is what its file has beside the key, the UDP port and the TUN's name: first what is missing in
     /// `[engine]`, then the other tables.
     pub fn start(namespace: &Namespace, keys: &Keys, text: &str) -> Result<Edge> {
+        let edge = Edge::begin(namespace, keys, text)?;
+        let socket = Path::new(RUNTIME_DIR).join(format!("{}.sock", edge.interface));
+        assert!(eventually(|| socket.exists()), "{}", edge.log());
+        namespace.ip(&format!("link set {} up", edge.interface))?;
+        Ok(edge)
+    }
+
+    /// The same for one that does not start: what it says.
+    pub fn refusal(namespace: &Namespace, keys: &Keys, text: &str) -> Result<String> {
+        let mut edge = Edge::begin(namespace, keys, text)?;
+        let status = edge.process.wait(LIMIT);
+        assert!(
+            status.is_some_and(|status| !status.success()),
+            "{status:?}: {}",
+            edge.log()
+        );
+        Ok(edge.log())
+    }
+
+    fn begin(namespace: &Namespace, keys: &Keys, text: &str) -> Result<Edge> {
         let interface = unique_name("pn");
         let folder = Folder::new(&interface)?;
         let key = folder.0.join("site.key");
@@ -34,12 +55,8 @@ impl Edge {
         prepare_runtime_dir()?;
         let mut command = Command::new(engine_program());
         command.args(["--foreground", "--config"]).arg(file);
-        let process = namespace.spawn(command)?;
-        let socket = Path::new(RUNTIME_DIR).join(format!("{interface}.sock"));
-        assert!(eventually(|| socket.exists()), "{}", process.log());
-        namespace.ip(&format!("link set {interface} up"))?;
         Ok(Edge {
-            process,
+            process: namespace.spawn(command)?,
             interface,
             _folder: folder,
         })
@@ -50,6 +67,17 @@ impl Edge {
         stats_of(&self.interface)
     }
 
+    /// Kills it, so that it can leave nothing in order.
+    pub fn kill(&mut self) {
+        self.process.signal(Signal::KILL);
+        let _ = self.process.wait(LIMIT);
+    }
+
+    /// The name of its TUN.
+    pub fn interface(&self) -> &str {
+        &self.interface
+    }
+
     /// What it has said.
     pub fn log(&self) -> String {
         self.process.log()
@@ -57,7 +85,12 @@ impl Edge {
 
     /// Whether it still runs.
     pub fn runs(&mut self) -> bool {
-        self.process.ended().is_none()
+        self.ended().is_none()
+    }
+
+    /// How it ended, if it has.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.process.ended()
     }
 }
 

@@ -2,6 +2,7 @@
 
 use patronus_netns::{Kind, Namespace};
 use std::path::Path;
+use std::process::Command;
 use std::sync::OnceLock;
 
 /// Something that a test cannot do without, beside namespaces, TUN devices and `wg`.
@@ -13,6 +14,8 @@ pub enum Need {
     Tool(&'static str),
     /// The real root, who may become another user.
     Root,
+    /// An engine that was built with DPDK, and DPDK's drivers.
+    Dpdk,
 }
 
 /// True if everything is there. Otherwise says what is missing; with `PATRONUS_REQUIRE_ALL=1`, as a failure.
@@ -33,6 +36,7 @@ fn lacks(need: &Need) -> Option<String> {
             .is_none()
             .then(|| format!("{} (scripts/install-peers)", kind.name())),
         Need::Tool(name) => (!in_path(name)).then(|| format!("the program {name}")),
+        Need::Dpdk => lacks_dpdk().clone(),
         Need::Root => {
             // Inside a user namespace the other ids are not mapped.
             let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
@@ -40,6 +44,18 @@ fn lacks(need: &Need) -> Option<String> {
             (!whole).then(|| "root outside a user namespace".to_owned())
         }
     }
+}
+
+/// What is missing for ports over DPDK, looked for once.
+fn lacks_dpdk() -> &'static Option<String> {
+    static MISSING: OnceLock<Option<String>> = OnceLock::new();
+    MISSING.get_or_init(|| {
+        let version = Command::new(crate::engine_program()).arg("--version").output();
+        let is_built_in = version.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains("DPDK"));
+        (!is_built_in).then(|| {
+            "DPDK: `scripts/test dpdk` installs it, builds patronus-engine with `--features dpdk` and runs these tests with that".to_owned()
+        })
+    })
 }
 
 /// What every test needs, looked for once.

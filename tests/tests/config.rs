@@ -866,17 +866,23 @@ fn examples_are_right() {
     for entry in fs::read_dir(examples).unwrap() {
         let path = entry.unwrap().path();
         let folder = Folder::new(&unique_name("ex"));
-        for key in ["site.key", "hub.psk"] {
+        for key in ["site.key", "hub.psk", "laptop.psk"] {
             folder.key(key, &Keys::generate().unwrap().private, 0o600);
         }
         folder.write(&fs::read_to_string(&path).unwrap());
         let output = run(&["--check-config"], &folder.file());
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        count += 1;
+        // All that can be wrong with the file itself has been looked at by then.
+        if said.contains("this engine was built without DPDK") {
+            let text = fs::read_to_string(&path).unwrap();
+            assert!(text.contains("port = \"dpdk\""), "{}: {said}", path.display());
+            continue;
+        }
         assert!(output.status.success(), "{}: {said}", path.display());
         assert!(String::from_utf8_lossy(&output.stdout).contains("nothing is wrong"));
-        count += 1;
     }
-    assert!(count >= 3, "{count} examples");
+    assert!(count >= 8, "{count} examples");
 }
 
 /// Whoever starts a site in the background waits for its output to end: no process of it may keep that open.

@@ -1,6 +1,6 @@
 //! Workers that route between two LAN ports in memory: one makes packets, the other swallows them.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use patronus_crypto::{PeerId, Time, aead};
@@ -32,8 +32,14 @@ const DESTINATIONS: u32 = 256;
 /// The link addresses of what leaves.
 const OUT: LinkAddresses = [2, 0, 0, 0, 0, 9, 2, 0, 0, 0, 0, 2];
 
-/// The headers of a flow's packets, without checksums: nobody looks at them before the TTL changes.
-fn headers(flow: u32, size: usize) -> [u8; HEADERS] {
+/// Where a source sends to if nothing else is said.
+const HERE: u8 = 0;
+
+/// Where the peer's endpoint is if nothing else is said.
+const SOMEWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 4000);
+
+/// The headers of a flow's packets to a place, without checksums: nobody looks at them before the TTL changes.
+fn headers(flow: u32, size: usize, place: u8) -> [u8; HEADERS] {
     let mut bytes = [0; HEADERS];
     bytes[..12].copy_from_slice(&[2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 8]);
     bytes[12..14].copy_from_slice(&[8, 0]);
@@ -43,20 +49,20 @@ fn headers(flow: u32, size: usize) -> [u8; HEADERS] {
     (ip[8], ip[9]) = (64, 17);
     let [_, a, b, c] = (flow / 16).to_be_bytes();
     ip[12..16].copy_from_slice(&[10, a, b, c]);
-    ip[16..20].copy_from_slice(&destination(flow % DESTINATIONS).octets());
+    ip[16..20].copy_from_slice(&destination(place, flow % DESTINATIONS).octets());
     ip[20..22].copy_from_slice(&(1024 + (flow % 16) as u16).to_be_bytes());
     ip[22..24].copy_from_slice(&443u16.to_be_bytes());
     ip[24..26].copy_from_slice(&(size as u16 - 20).to_be_bytes());
     bytes
 }
 
-fn destination(number: u32) -> Ipv4Addr {
+fn destination(place: u8, number: u32) -> Ipv4Addr {
     let [_, _, _, low] = number.to_be_bytes();
-    Ipv4Addr::new(198, 18, low, 1)
+    Ipv4Addr::new(198, 18 + place, low, 1)
 }
 
 fn key(flow: u32) -> FlowKey {
-    let bytes = headers(flow, 64);
+    let bytes = headers(flow, 64, HERE);
     let mut packet = [0; 64];
     packet[..HEADERS - ETHERNET_HEADER].copy_from_slice(&bytes[ETHERNET_HEADER..]);
     Packet::parse(&packet).expect("a packet").flow()
@@ -76,7 +82,15 @@ pub struct Source {
 impl Source {
     /// Packets of `size` bytes, of these flows in turn.
     pub fn new(size: Size, flows: Arc<[u32]>) -> Source {
-        let shapes = size.cycle().into_iter().map(|size| (size, headers(0, size)));
+        Source::towards(HERE, size, flows)
+    }
+
+    /// The same to another place.
+    pub fn towards(place: u8, size: Size, flows: Arc<[u32]>) -> Source {
+        let shapes = size
+            .cycle()
+            .into_iter()
+            .map(|size| (size, headers(0, size, place)));
         Source {
             shapes: shapes.collect(),
             next_shape: 0,
@@ -213,21 +227,43 @@ impl Lan {
         arrivals: Arrivals,
         ports: impl FnMut(Arc<[u32]>) -> Ports,
     ) -> Lan {
-        Lan::build(arena, workers, flows, arrivals, Exit::Lan(1, Some(OUT)), ports)
+        let exits = [(HERE, Exit::Lan(1, Some(OUT)))];
+        Lan::build(arena, workers, flows, arrivals, &exits, None, ports)
     }
 
     /// One worker whose packets leave in a tunnel, by the sink.
     pub fn tunnel(arena: &'static Arena, flows: u32, ports: impl FnMut(Arc<[u32]>) -> Ports) -> Lan {
-        let exit = Exit::Tunnel(PeerId(0));
-        Lan::build(arena, 1, flows, Arrivals::Aligned, exit, ports)
+        let exits = [(HERE, Exit::Tunnel(PeerId(0)))];
+        let end = Some((true, SOMEWHERE));
+        Lan::build(arena, 1, flows, Arrivals::Aligned, &exits, end, ports)
     }
 
+    /// One worker of a site with one end of a session, whose other end is at `endpoint`: what goes to the site's own place, 0 for the near end and else 1, leaves by the first port, the
+    /// source; what goes to the other end's in a tunnel by the second one, the sink.
+    #[cfg(feature = "dpdk")]
+    pub fn site(
+        arena: &'static Arena,
+        flows: u32,
+        near: bool,
+        endpoint: SocketAddr,
+        ports: impl FnMut(Arc<[u32]>) -> Ports,
+    ) -> Lan {
+        let exits = [
+            (u8::from(!near), Exit::Lan(0, Some(OUT))),
+            (u8::from(near), Exit::Tunnel(PeerId(0))),
+        ];
+        let end = Some((near, endpoint));
+        Lan::build(arena, 1, flows, Arrivals::Aligned, &exits, end, ports)
+    }
+
+    /// `exits` are the ways to each place; `end` is what a session, if there is one, is with.
     fn build(
         arena: &'static Arena,
         workers: usize,
         flows: u32,
         arrivals: Arrivals,
-        exit: Exit,
+        exits: &[(u8, Exit)],
+        end: Option<(bool, SocketAddr)>,
         mut ports: impl FnMut(Arc<[u32]>) -> Ports,
     ) -> Lan {
         let mut random = SystemRandom;
@@ -240,7 +276,10 @@ impl Lan {
         let plan = Plan {
             epoch: 1,
             policies: Vec::new(),
-            groups: vec![vec![Hop { exit, mtu: 1500 }]],
+            groups: exits
+                .iter()
+                .map(|&(_, exit)| vec![Hop { exit, mtu: 1500 }])
+                .collect(),
             lans: vec![true; 2],
             spread_over: workers,
         };
@@ -260,10 +299,12 @@ impl Lan {
         };
         let mut v4 = FibWriterV4::new(&domain, limits).expect("memory for routes");
         let v6 = FibWriterV6::new(&domain, limits).expect("memory for routes");
-        let group = Group::new(1).expect("a group");
-        for number in 0..DESTINATIONS {
-            v4.insert(&domain, destination(number).octets(), 24, group)
-                .expect("room for routes");
+        for (&(place, _), group) in exits.iter().zip(1..) {
+            let group = Group::new(group).expect("a group");
+            for number in 0..DESTINATIONS {
+                v4.insert(&domain, destination(place, number).octets(), 24, group)
+                    .expect("room for routes");
+            }
         }
         let slow = Arc::new(ToSlowPath::new(workers).expect("a descriptor"));
         let mut lan = Lan {
@@ -288,7 +329,7 @@ impl Lan {
             let mut frames = FrameCache::new(arena);
             let stats = Placed::default();
             let mut wg = Wg::new(aead::default(), 1, 1420, 0);
-            if let Exit::Tunnel(_) = exit {
+            if let Some((near, endpoint)) = end {
                 let mut cx = Context {
                     now: now(),
                     frames: &mut frames,
@@ -296,8 +337,9 @@ impl Lan {
                     slow: &slow,
                     wake_slow: false,
                     crew: &mut crew,
+                    observing: None,
                 };
-                pair::add_peer(&mut wg, &mut cx);
+                pair::add_peer(&mut wg, &mut cx, near, endpoint);
                 wans = vec![Some(WanPort {
                     ifindex: 0,
                     port: sink,
@@ -342,6 +384,15 @@ fn shuffled(count: u32) -> Vec<u32> {
     numbers
 }
 
+/// Exchanges the first six bytes and the next six, in a register.
+#[inline]
+fn exchange(frame: &mut [u8; 16]) {
+    const ADDRESS: u128 = (1 << 48) - 1;
+    let word = u128::from_le_bytes(*frame);
+    let exchanged = (word >> 48) & ADDRESS | (word & ADDRESS) << 48 | word & !(ADDRESS | ADDRESS << 48);
+    *frame = exchanged.to_le_bytes();
+}
+
 /// A packet through two ports and nothing between them but an exchange of the link addresses: what ports and frames cost.
 pub struct Wire {
     source: Box<dyn Port + Send>,
@@ -374,8 +425,9 @@ impl Wire {
         let mut burst = Burst::new();
         let _ = self.source.rx_burst(&mut self.frames, &mut burst);
         for pkt in burst.iter_mut() {
-            let (to, from) = pkt.data_mut().split_at_mut(6);
-            to.swap_with_slice(&mut from[..6]);
+            if let Some(frame) = pkt.data_mut().first_chunk_mut() {
+                exchange(frame);
+            }
         }
         let packets = burst.len();
         let sink = self.sink.as_mut().unwrap_or(&mut self.source);

@@ -52,6 +52,7 @@ impl Side {
             slow: &self.slow,
             wake_slow: false,
             crew: &mut self.crew,
+            observing: None,
         };
         step(&mut self.wg, &mut cx)
     }
@@ -152,12 +153,14 @@ fn keypair(peer: usize, near: bool, created: Time) -> Box<Keypair> {
     keypair
 }
 
-/// Gives a worker's state its first peer, and a session with it that begins now.
-pub fn add_peer(wg: &mut Wg, cx: &mut Context<'_>) {
-    let endpoint = Outer::new(SocketAddr::from(([192, 0, 2, 1], 4000)));
+/// Gives a worker's state its first peer, which everything is accepted from, and a session with it that begins now: one end of it, or the other one.
+pub fn add_peer(wg: &mut Wg, cx: &mut Context<'_>, near: bool, endpoint: SocketAddr) {
+    let endpoint = Outer::new(endpoint);
+    let everything = std::iter::once((IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0, PeerId(0)));
+    wg.set_routes(cx, Arc::new(AllowedIps::build(everything)));
     let slot = PeerSlot::new(PeerId(0), Arc::<Traffic>::default(), endpoint);
     wg.add_peer(cx, Box::new(slot));
-    wg.install(cx, keypair(0, true, cx.now));
+    wg.install(cx, keypair(0, near, cx.now));
 }
 
 impl Pair {

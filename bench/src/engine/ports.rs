@@ -5,19 +5,26 @@
 //! machines. Ports in memory do both as well: what a device costs is the difference.
 
 use std::fmt;
+use std::time::Instant;
 
 use patronus_io::Port;
 use patronus_mem::{Arena, ArenaConfig};
-use patronus_netns::{Error, Result};
+use patronus_netns::{Error, Namespace, Result};
 
 use super::lan::{Lan, Ports, Sink, Source, Wire};
-use super::route::{measure, measure_wire};
+use super::route::{SLICE, measure, measure_wire};
 use super::size::Size;
-use super::{Options, Row, cryptoperf, testpmd};
+use super::{Options, Row, cryptoperf, memif, testpmd};
 use crate::report::median;
 
 /// Flows that packets are of.
 const FLOWS: u32 = 1000;
+
+/// The ends of a veth in a namespace of this program's.
+const VETH: [&str; 2] = ["va", "vb"];
+
+/// Packets that dpdk-testpmd puts into a port that brings none by itself.
+const FIRST: usize = 32;
 
 /// What packets come from and go to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
@@ -28,6 +35,12 @@ pub enum PortKind {
     /// A ring of DPDK's, whose end is its beginning.
     #[value(name = "net_ring")]
     Ring,
+    /// Packet sockets of the kernel's on both ends of a veth, between which packets go to and fro.
+    #[value(name = "net_af_packet")]
+    AfPacket,
+    /// Memory that two processes share: a tunnel between two engines.
+    #[value(name = "net_memif")]
+    Memif,
 }
 
 impl PortKind {
@@ -35,6 +48,8 @@ impl PortKind {
         match self {
             PortKind::Null => "net_null",
             PortKind::Ring => "net_ring",
+            PortKind::AfPacket => "net_af_packet",
+            PortKind::Memif => "net_memif",
         }
     }
 
@@ -43,7 +58,18 @@ impl PortKind {
         match self {
             PortKind::Null => format!("net_null{number},size={frame}"),
             PortKind::Ring => format!("net_ring{number}"),
+            PortKind::AfPacket => {
+                let [interface, ..] = if number == 0 { VETH } else { [VETH[1], VETH[0]] };
+                format!("net_af_packet{number},iface={interface},blocksz=28672,framesz=1792,framecnt=512")
+            }
+            PortKind::Memif => format!("net_memif{number}"),
         }
+    }
+
+    /// What packets go through in `macswap`: each device sends back what it receives.
+    fn loops(self, frame: usize) -> Vec<String> {
+        let count = if self == PortKind::AfPacket { 2 } else { 1 };
+        (0..count).map(|number| self.device(number, frame)).collect()
     }
 }
 
@@ -62,7 +88,7 @@ struct Setup {
 }
 
 enum Subject {
-    Wire(Box<Wire>),
+    Wires(Vec<Wire>),
     Lan(Box<Lan>),
 }
 
@@ -74,11 +100,32 @@ impl Setup {
 
 /// Measures and prints; the rows go behind those that there are.
 pub fn run(options: &Options, kinds: &[PortKind], rows: &mut Vec<Row>) -> Result<()> {
+    let (between, kinds): (Vec<_>, Vec<_>) = kinds.iter().partition(|kind| **kind == PortKind::Memif);
+    if !between.is_empty() {
+        memif::run(options, rows)?;
+    }
+    if kinds.is_empty() {
+        return Ok(());
+    }
     let arena = Arena::new(&ArenaConfig {
         frames: 16384,
         jumbo_frames: 0,
     });
     let arena = arena.map_err(|e| Error::new(format!("memory for packets: {e}")))?;
+    // DPDK's threads stay where they are started, and so do its programs.
+    let namespace = kinds
+        .contains(&PortKind::AfPacket)
+        .then(|| Namespace::new("bench"))
+        .transpose()?;
+    if let Some(namespace) = &namespace {
+        namespace.enter()?;
+        let [left, right] = VETH;
+        namespace.ip(&format!("link add {left} type veth peer name {right}"))?;
+        VETH.iter().try_for_each(|end| {
+            namespace.ip(&format!("link set {end} addrgenmode none"))?;
+            namespace.ip(&format!("link set {end} up")).map(|_| ())
+        })?;
+    }
     let devices = Devices::start(arena)?;
     println!(
         "\n{} rounds, medians; of DPDK's own the best of three\n",
@@ -88,19 +135,29 @@ pub fn run(options: &Options, kinds: &[PortKind], rows: &mut Vec<Row>) -> Result
     for &size in &options.sizes {
         // Neither DPDK's source nor its programs know a mix.
         let Size::Bytes(bytes) = size else { continue };
-        for &kind in kinds {
-            let mut setups = setups(arena, &devices, kind, bytes)?;
+        for &kind in &kinds {
             let (mut forwarded, mut sealed) = (Vec::new(), Vec::new());
+            let forward = || testpmd::macswap(&kind.loops(frame(bytes)));
+            // While somebody has sockets there, they cost everybody else's packets.
+            let shared = kind == PortKind::AfPacket;
+            if shared {
+                (0..3).try_for_each(|_| forward().map(|rate| forwarded.push(rate)))?;
+            }
+            let mut setups = setups(arena, &devices, kind, bytes)?;
             for round in 0..options.rounds.max(1) {
                 for setup in &mut setups {
                     setup.rates.push(match &mut setup.subject {
-                        Subject::Wire(wire) => measure_wire(wire),
+                        Subject::Wires(wires) => measure_wires(wires),
                         Subject::Lan(lan) => measure(lan),
                     });
                 }
                 if round % options.rounds.div_ceil(3).max(1) == 0 {
-                    forwarded.push(testpmd::macswap(&kind.device(0, frame(bytes)))?);
-                    sealed.push(cryptoperf::seal(bytes)?);
+                    if !shared {
+                        forwarded.push(forward()?);
+                    }
+                    if kind == PortKind::Null {
+                        sealed.push(cryptoperf::seal(bytes)?);
+                    }
                 }
             }
             let references = [forwarded, sealed].map(|rates| rates.into_iter().reduce(f64::max));
@@ -124,14 +181,17 @@ fn setups(arena: &'static Arena, devices: &Devices, kind: PortKind, bytes: usize
     };
     let size = Size::Bytes(bytes);
     let memory = Wire::new(arena, FLOWS, size);
-    let mut device = devices.open(&kind.device(0, frame(bytes)))?;
-    if kind == PortKind::Ring {
-        prime(arena, device.as_mut(), size);
+    let mut over_devices = Vec::new();
+    for device in kind.loops(frame(bytes)) {
+        let mut device = devices.open(&device)?;
+        if kind != PortKind::Null {
+            prime(arena, device.as_mut(), size);
+        }
+        over_devices.push(Wire::with_ports(arena, device, None));
     }
-    let over_device = Wire::with_ports(arena, device, None);
     let mut setups = vec![
-        setup("macswap", "memory", Subject::Wire(Box::new(memory))),
-        setup("macswap", kind.name(), Subject::Wire(Box::new(over_device))),
+        setup("macswap", "memory", Subject::Wires(vec![memory])),
+        setup("macswap", kind.name(), Subject::Wires(over_devices)),
     ];
     if kind == PortKind::Null {
         let memory = Lan::tunnel(arena, FLOWS, |flows| {
@@ -142,9 +202,14 @@ fn setups(arena: &'static Arena, devices: &Devices, kind: PortKind, bytes: usize
                 sink: Box::new(sink),
             }
         });
-        let mut ends = [1, 2].map(|number| devices.open(&kind.device(number, frame(bytes))));
-        let mut end = |at: usize| std::mem::replace(&mut ends[at], Ok(Box::new(Sink::default())));
-        let (source, sink) = (end(0)?, end(1)?);
+        // The port in memory where packets leave brings none, and neither does this one.
+        let names = ["", ",no-rx=1"].iter().zip(1..);
+        let mut ends = names.map(|(silent, number)| {
+            let device = kind.device(number, frame(bytes));
+            devices.open(&format!("{device}{silent}"))
+        });
+        let mut end = || ends.next().unwrap_or(Err(Error::new("two devices")));
+        let (source, sink) = (end()?, end()?);
         let mut ends = Some((source, sink));
         let over_device = Lan::tunnel(arena, FLOWS, |flows| {
             let (source, sink) = ends.take().expect("one worker");
@@ -163,11 +228,25 @@ fn setups(arena: &'static Arena, devices: &Devices, kind: PortKind, bytes: usize
     Ok(setups)
 }
 
-/// Puts so many packets into a ring as dpdk-testpmd does.
+/// Packets a second through all wires on one core, over a slice of time.
+fn measure_wires(wires: &mut [Wire]) -> f64 {
+    if let [wire] = wires {
+        return measure_wire(wire);
+    }
+    let (start, mut packets) = (Instant::now(), 0);
+    while start.elapsed() < SLICE {
+        for _ in 0..64 {
+            packets += wires.iter_mut().map(Wire::burst).sum::<usize>();
+        }
+    }
+    packets as f64 / start.elapsed().as_secs_f64()
+}
+
+/// Puts so many packets into a device as dpdk-testpmd does.
 fn prime(arena: &'static Arena, port: &mut dyn Port, size: Size) {
     let mut frames = patronus_mem::FrameCache::new(arena);
     let mut burst = patronus_mem::Burst::new();
-    Source::new(size, (0..FLOWS).collect()).make(&mut frames, &mut burst, 32);
+    Source::new(size, (0..FLOWS).collect()).make(&mut frames, &mut burst, FIRST);
     let _ = port.tx_burst(&mut frames, &mut burst);
 }
 

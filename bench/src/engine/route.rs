@@ -13,7 +13,7 @@ use super::{LOADS, Options, Row, latency, pin, testpmd, worker_counts};
 use crate::report::median;
 
 /// How long one set-up runs in a round.
-const SLICE: Duration = Duration::from_millis(100);
+pub const SLICE: Duration = Duration::from_millis(100);
 
 /// What is measured in turns.
 struct Setup {
@@ -60,7 +60,7 @@ pub fn run(options: &Options, rows: &mut Vec<Row>) -> Result<()> {
                 && options.testpmd
                 && round % options.rounds.div_ceil(3) == 0
             {
-                yardstick.push(testpmd::macswap(&format!("net_null0,size={bytes}"))?);
+                yardstick.push(testpmd::macswap(&[format!("net_null0,size={bytes}")])?);
             }
         }
         for setup in &mut setups {

@@ -13,8 +13,8 @@ use crate::report::median;
 /// How long it runs, seconds, and how often it says how fast.
 const SECONDS: u64 = 4;
 
-/// Packets a second of one core, from a device's port to itself: `net_null0,size=64`, for instance.
-pub fn macswap(device: &str) -> Result<f64> {
+/// Packets a second of one core, from each device's port to itself, all together: `net_null0,size=64`, for instance.
+pub fn macswap(devices: &[String]) -> Result<f64> {
     let mut child = Command::new("dpdk-testpmd")
         .args([
             "--lcores=0@0,1@1",
@@ -24,12 +24,13 @@ pub fn macswap(device: &str) -> Result<f64> {
             "256",
             "--log-level=3",
         ])
-        .arg(format!("--vdev={device}"))
+        .args(devices.iter().map(|device| format!("--vdev={device}")))
         .args([
             "--",
             "-a",
             "--stats-period=1",
             "--forward-mode=macswap",
+            "--port-topology=loop",
             // What a ring returns has to be there first. A source has it anyway.
             "--tx-first",
             "--total-num-mbufs=16384",
@@ -55,7 +56,7 @@ pub fn macswap(device: &str) -> Result<f64> {
     read(child.stdout.as_mut().map(|out| out as _), &mut said);
     read(child.stderr.as_mut().map(|err| err as _), &mut complained);
     let _ = child.wait();
-    let rates = said
+    let rates: Vec<f64> = said
         .lines()
         .filter_map(|line| {
             line.split_once("Tx-pps:")?
@@ -65,8 +66,10 @@ pub fn macswap(device: &str) -> Result<f64> {
                 .parse()
                 .ok()
         })
-        .filter(|rate| *rate > 0.0);
-    median(rates).ok_or_else(|| {
+        .collect();
+    // It speaks of one port after the other.
+    let rates = rates.chunks_exact(devices.len()).map(|ports| ports.iter().sum());
+    median(rates.filter(|rate| *rate > 0.0)).ok_or_else(|| {
         Error::new(format!(
             "dpdk-testpmd forwarded nothing; are there 128 free huge pages (/proc/sys/vm/nr_hugepages)? It said: {}",
             complained.trim()

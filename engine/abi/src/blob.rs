@@ -21,6 +21,12 @@ use crate::site::*;
 /// Bytes of a blob at most.
 pub const BLOB_MAX: usize = 128 << 20;
 
+/// Bytes of a blob's beginning, which who publishes one writes last.
+pub const HEADER_LEN: usize = size_of::<Header>();
+
+/// Where in it the length of the blob stands, 8 bytes.
+pub const LENGTH_AT: usize = core::mem::offset_of!(Header, len);
+
 /// Where what the CRC covers begins.
 const COVERED: usize = 16;
 
@@ -107,9 +113,11 @@ pub fn encode(site: &Site, generation: u64) -> Result<Vec<u8>, BlobError> {
         spin_ms: engine.spin_ms.into(),
         flows: engine.flows.into(),
         routes: engine.routes.into(),
+        dpdk_memory: site.dpdk.memory_mib.into(),
+        dpdk_huge_page: site.dpdk.huge_page_mib.unwrap_or(0).into(),
         listen_port: site.listen_port.into(),
         workers: engine.workers.into(),
-        flags: engine.offload.into(),
+        flags: u8::from(engine.offload) | u8::from(!site.dpdk.huge_pages) << 1,
         interface: to.text(&engine.interface),
         aead: to.text_of(engine.aead.as_ref()),
         zero: 0,
@@ -190,10 +198,12 @@ impl Writer {
             port: match link.port {
                 LinkPort::Udp => 0,
                 LinkPort::AfXdp => 1,
+                LinkPort::Dpdk => 2,
             },
             flags: u8::from(link.metered) | u8::from(link.behind_nat) << 1,
             interface: self.text(&link.interface),
-            zero: [0; 3],
+            device: self.text_of(link.device.as_ref().map(|device| &device.name)),
+            mtu: mtu(&link.device),
         };
         self.links.push(record);
     }
@@ -221,10 +231,13 @@ impl Writer {
                 LanPort::Any => 1,
                 LanPort::AfXdp => 2,
                 LanPort::AfPacket => 3,
+                LanPort::Dpdk => 4,
             },
             name: self.text(&lan.name),
             interface: self.text_of(lan.interface.as_ref()),
-            zero: 0,
+            device: self.text_of(lan.device.as_ref().map(|device| &device.name)),
+            mtu: mtu(&lan.device),
+            zero: [0; 2],
         };
         self.lans.push(record);
         self.networks.extend(lan.networks.iter().map(PrefixRecord::of));
@@ -280,6 +293,11 @@ impl Writer {
         };
         self.policies.push(record);
     }
+}
+
+/// A device's MTU; 0 without one.
+fn mtu(device: &Option<Device>) -> U16 {
+    device.as_ref().map_or(0, |device| device.mtu).into()
 }
 
 /// Writes the check sum into a blob. For those who make one, and for tests that damage one and want to be believed.
@@ -416,6 +434,11 @@ impl<'a> Sections<'a> {
         let (routes, policies) = (self.routes, self.policies);
         Ok(Site {
             engine: engine.map_err(|why| BlobError::value("engine", 0, why))?,
+            dpdk: Dpdk {
+                memory_mib: record.dpdk_memory.get(),
+                huge_pages: record.flags & 2 == 0,
+                huge_page_mib: Some(record.dpdk_huge_page.get()).filter(|mib| *mib != 0),
+            },
             listen_port: record.listen_port.get(),
             fwmark: record.fwmark.get(),
             links: all("link", links, |link| self.link(link))?,
@@ -428,7 +451,7 @@ impl<'a> Sections<'a> {
 
     fn engine(&mut self, record: &SiteRecord) -> Result<Engine, Wrong> {
         let interface = self.text(record.interface)?;
-        let [offload] = bits(record.flags)?;
+        let [offload, _no_huge_pages] = bits(record.flags)?;
         zero(&[record.zero])?;
         Ok(Engine {
             interface,
@@ -451,17 +474,26 @@ impl<'a> Sections<'a> {
         Ok(Some(self.text(len)?).filter(|text| !text.is_empty()))
     }
 
+    fn device(&mut self, name: u8, mtu: U16) -> Result<Option<Device>, Wrong> {
+        match (self.text_if(name)?, mtu.get()) {
+            (Some(name), mtu) => Ok(Some(Device { name, mtu })),
+            (None, 0) => Ok(None),
+            (None, _) => Err(UNKNOWN),
+        }
+    }
+
     fn link(&mut self, record: LinkRecord) -> Result<Link, Wrong> {
         let [metered, behind_nat] = bits(record.flags)?;
-        zero(&record.zero)?;
         Ok(Link {
             id: record.id,
             interface: self.text(record.interface)?,
             port: match record.port {
                 0 => LinkPort::Udp,
                 1 => LinkPort::AfXdp,
+                2 => LinkPort::Dpdk,
                 _ => return Err(UNKNOWN),
             },
+            device: self.device(record.device, record.mtu)?,
             group: record.group,
             metered,
             behind_nat,
@@ -484,7 +516,7 @@ impl<'a> Sections<'a> {
     }
 
     fn lan(&mut self, record: LanRecord) -> Result<Lan, Wrong> {
-        zero(&[record.zero])?;
+        zero(&record.zero)?;
         let networks = take(&mut self.networks, record.networks.get() as usize)?;
         let neighbours = take(&mut self.neighbours, record.neighbours.get() as usize)?;
         let neighbour = |record: &NeighbourRecord| {
@@ -498,9 +530,11 @@ impl<'a> Sections<'a> {
                 1 => LanPort::Any,
                 2 => LanPort::AfXdp,
                 3 => LanPort::AfPacket,
+                4 => LanPort::Dpdk,
                 _ => return Err(UNKNOWN),
             },
             interface: self.text_if(record.interface)?,
+            device: self.device(record.device, record.mtu)?,
             networks: prefixes(networks)?,
             neighbours: neighbours.iter().map(neighbour).collect::<Result<_, Wrong>>()?,
         })

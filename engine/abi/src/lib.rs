@@ -4,7 +4,7 @@
 //! [`Site`], [`encode`]s it and passes the bytes on. The engine believes nothing of them: [`decode`] looks at everything before anybody
 //! acts on it, and what comes out names nothing that is not there. No secret is in a blob: private and pre-shared keys go beside it.
 //!
-//! * [`site`]: the values
+//! * [`site`]: the values; [`device`]: those that concern DPDK
 //! * [`blob`]: from values to bytes and back, and why bytes are refused
 //! * [`channel`]: what the engine and the control process share: packets, rings, statistics
 //! * `record`: the layout, sizes asserted at compile time; [docs/abi.md](../../../docs/abi.md) is made from it
@@ -18,6 +18,7 @@ extern crate alloc;
 
 pub mod blob;
 pub mod channel;
+pub mod device;
 mod prefix;
 mod record;
 pub mod site;
@@ -28,4 +29,4 @@ pub use record::{BLOB, Described, DescribedField};
 pub use site::Site;
 
 /// The number of this layout. Another layout has another number; a test holds the bytes of a sample against it.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;

@@ -70,7 +70,7 @@ pub const SECTIONS: usize = 11;
 
 records! { BLOB:
     /// The beginning of a blob.
-    Header, 100 {
+    Header, 108 {
         /// [`MAGIC`].
         magic: [u8; 8],
         /// [`ABI_VERSION`](crate::ABI_VERSION).
@@ -88,14 +88,18 @@ records! { BLOB:
     }
 
     /// What there is once.
-    SiteRecord, 24 {
+    SiteRecord, 32 {
         fwmark: U32,
         spin_ms: U32,
         flows: U32,
         routes: U32,
+        /// Mebibytes.
+        dpdk_memory: U32,
+        /// Mebibytes; 0: whichever the system has.
+        dpdk_huge_page: U32,
         listen_port: U16,
         workers: U16,
-        /// 1: offload.
+        /// 1: offload; 2: DPDK does without huge pages.
         flags: u8,
         /// Bytes of the TUN's name in the text.
         interface: u8,
@@ -130,13 +134,16 @@ records! { BLOB:
         endpoint: EndpointRecord,
         id: u8,
         group: u8,
-        /// 0: UDP sockets; 1: AF_XDP.
+        /// 0: UDP sockets; 1: AF_XDP; 2: DPDK.
         port: u8,
         /// 1: metered; 2: behind a NAT.
         flags: u8,
         /// Bytes of the interface's name in the text.
         interface: u8,
-        zero: [u8; 3],
+        /// Bytes of the device's name in the text; 0: none.
+        device: u8,
+        /// The device's; 0: there is none.
+        mtu: U16,
     }
 
     /// A peer.
@@ -154,16 +161,20 @@ records! { BLOB:
     }
 
     /// A LAN.
-    LanRecord, 12 {
+    LanRecord, 16 {
         networks: U32,
         neighbours: U32,
-        /// 0: the TUN; 1: any Ethernet; 2: AF_XDP; 3: packet sockets.
+        /// 0: the TUN; 1: any Ethernet; 2: AF_XDP; 3: packet sockets; 4: DPDK.
         port: u8,
         /// Bytes of the text.
         name: u8,
         /// Bytes of the text; 0: none.
         interface: u8,
-        zero: u8,
+        /// Bytes of the device's name in the text; 0: none.
+        device: u8,
+        /// The device's; 0: there is none.
+        mtu: U16,
+        zero: [u8; 2],
     }
 
     /// Somebody on a LAN.

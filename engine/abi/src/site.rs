@@ -9,7 +9,10 @@ use core::net::{IpAddr, SocketAddr};
 use core::ops::RangeInclusive;
 
 use crate::blob::BlobError;
+use crate::device::check_device;
 use crate::prefix::Prefix;
+
+pub use crate::device::{Device, Dpdk};
 
 /// Links at most: their numbers have four bits on the wire, and 0 is none.
 pub const LINKS_MAX: usize = 15;
@@ -39,12 +42,16 @@ pub const WORKERS_MAX: usize = 64;
 pub const NAME_MAX: usize = 63;
 /// Bytes of an interface's name at most (`IFNAMSIZ` of if.h, less the zero).
 pub const INTERFACE_MAX: usize = 15;
+/// The longest that a worker looks for work before it sleeps, milliseconds.
+pub const SPIN_MAX_MS: u32 = 1000;
 
 /// A site.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Site {
     /// How its engine runs; none of this changes while it does.
     pub engine: Engine,
+    /// How DPDK runs, where ports want it; this does not change either.
+    pub dpdk: Dpdk,
     /// UDP port to listen on; 0: any that is free.
     pub listen_port: u16,
     /// Mark of outgoing packets (SO_MARK, socket(7)); 0 for none.
@@ -89,6 +96,8 @@ pub enum LinkPort {
     Udp,
     /// AF_XDP, and UDP sockets for the rest.
     AfXdp,
+    /// A NIC that DPDK drives, and UDP sockets for the rest.
+    Dpdk,
 }
 
 /// One WAN attachment.
@@ -96,10 +105,12 @@ pub enum LinkPort {
 pub struct Link {
     /// 1 to 15.
     pub id: u8,
-    /// The network interface that it is.
+    /// The network interface that it is; with DPDK, the one that the host has in its place.
     pub interface: String,
     /// How its datagrams are taken and given.
     pub port: LinkPort,
+    /// What DPDK drives, if that is how.
+    pub device: Option<Device>,
     /// Paths to remotes lead between links of the same group.
     pub group: u8,
     /// Traffic costs money.
@@ -140,6 +151,8 @@ pub enum LanPort {
     AfXdp,
     /// An Ethernet interface, by packet sockets.
     AfPacket,
+    /// A NIC that DPDK drives.
+    Dpdk,
 }
 
 /// Something on the inside.
@@ -149,8 +162,10 @@ pub struct Lan {
     pub name: String,
     /// How its packets are taken and given.
     pub port: LanPort,
-    /// The Ethernet interface that it is; none for the TUN.
+    /// The Ethernet interface that it is, with DPDK the one that the host has in its place; none for the TUN.
     pub interface: Option<String>,
+    /// What DPDK drives, if that is how.
+    pub device: Option<Device>,
     /// The networks that are there.
     pub networks: Vec<Prefix>,
     /// Who is known to be there, at which Ethernet address.
@@ -258,17 +273,46 @@ impl Site {
     pub(crate) fn check(&self) -> Result<(), BlobError> {
         self.check_engine()
             .map_err(|why| BlobError::value("engine", 0, why))?;
+        self.dpdk
+            .check()
+            .map_err(|why| BlobError::value("DPDK", 0, why))?;
         check_counts(&self.counts())?;
         each("link", &self.links, Link::check)?;
         once("link", self.links.iter().map(|link| link.id))?;
         each("peer", &self.peers, Peer::check)?;
         once("peer", self.peers.iter().map(|peer| peer.public_key))?;
+        if let Some(at) = self.peers.iter().position(|peer| peer.is_remote)
+            && self.links.is_empty()
+        {
+            return Err(BlobError::value(
+                "peer",
+                at,
+                "a remote, which is reached over links, and there is none",
+            ));
+        }
         each("LAN", &self.lans, Lan::check)?;
         let tuns = self.lans.iter().filter(|lan| !lan.is_ethernet()).count();
         most("TUNs among the LANs", tuns, 1)?;
         most("LANs beside the TUN", self.lans.len() - tuns, LANS_MAX - 1)?;
+        once("interface", self.interfaces())?;
+        once("device", self.devices().map(|device| device.key()))?;
         each("route", &self.routes, |route| self.check_hops(&route.hops))?;
         each("policy", &self.policies, |policy| self.check_policy(policy))
+    }
+
+    /// The names of interfaces: the TUN's, the links', the LANs'.
+    fn interfaces(&self) -> impl Iterator<Item = &str> {
+        let links = self.links.iter().map(|link| link.interface.as_str());
+        let lans = self.lans.iter().filter_map(|lan| lan.interface.as_deref());
+        core::iter::once(self.engine.interface.as_str())
+            .chain(links)
+            .chain(lans)
+    }
+
+    /// What DPDK drives: the links', then the LANs'.
+    pub fn devices(&self) -> impl Iterator<Item = &Device> {
+        let links = self.links.iter().filter_map(|link| link.device.as_ref());
+        links.chain(self.lans.iter().filter_map(|lan| lan.device.as_ref()))
     }
 
     fn check_engine(&self) -> Result<(), &'static str> {
@@ -277,6 +321,9 @@ impl Site {
         check_name(engine.aead.as_deref())?;
         if !(1..=WORKERS_MAX).contains(&usize::from(engine.workers)) {
             return Err("the number of workers");
+        }
+        if engine.spin_ms > SPIN_MAX_MS {
+            return Err("how long a worker looks for work");
         }
         if !(FLOWS_MIN..=FLOWS_MAX).contains(&(engine.flows as usize)) {
             return Err("the number of flows");
@@ -329,7 +376,8 @@ impl Link {
             return Err("an id that is not 1 to 15");
         }
         check_endpoint(self.endpoint)?;
-        check_interface(&self.interface)
+        check_interface(&self.interface)?;
+        check_device(self.device.as_ref(), self.port == LinkPort::Dpdk)
     }
 }
 
@@ -351,6 +399,7 @@ impl Lan {
             None if !self.is_ethernet() => {}
             _ => return Err("an Ethernet LAN has an interface, the TUN has none of its own"),
         }
+        check_device(self.device.as_ref(), self.port == LanPort::Dpdk)?;
         if !self.is_ethernet() && !self.neighbours.is_empty() {
             return Err("neighbours of the TUN");
         }

@@ -2,8 +2,9 @@
  * Everything that needs DPDK's headers: its structs and inline functions. Rust calls in here once for a burst.
  *
  * An mbuf's header belongs to the frame of the same number for the life of the process: header i stands at a fixed distance from header 0, and its
- * buffer is frame i of the engine's arena. To DPDK it is an ordinary, direct mbuf of an ordinary pool. The pool keeps nothing itself: what a
- * driver takes and gives comes from and goes to the arena, by `take` and `give`. A field of the header says which port has the frame.
+ * buffer is frame i of the engine's arena. To DPDK it is an ordinary, direct mbuf of an ordinary pool, which has an ordinary cache for each worker; what does
+ * not fit there comes from and goes to the arena, by `take` and `give`. A field of the header says whether the engine has the frame: on the way from
+ * everybody else to the engine it is looked at.
  */
 /* rte_dev_dma_map became part of the stable interface after 22.11, as it was. */
 #define ALLOW_EXPERIMENTAL_API
@@ -18,6 +19,8 @@
 #include <rte_eal.h>
 #include <rte_errno.h>
 #include <rte_ethdev.h>
+#include <rte_ether.h>
+#include <rte_ip.h>
 #include <rte_mbuf.h>
 #include <rte_mbuf_dyn.h>
 #include <rte_mempool.h>
@@ -31,10 +34,14 @@
 /* Bytes from one header to the next: DPDK's part before it, and the header. An odd number of cache lines, so that they share no set. */
 #define HEADER_STRIDE (3 * RTE_CACHE_LINE_SIZE)
 
-/* Who has a frame: the engine, somebody outside of a call of ours, or port n - 2. */
-#define OWNER_ENGINE 0u
-#define OWNER_UNKNOWN 1u
-#define OWNER_PORT 2u
+/* The same of what the engine knows of a frame; headers are three times as far apart. */
+#define LINE_STRIDE RTE_CACHE_LINE_SIZE
+
+/* Free frames that a worker has in the pool's own cache: twice that, less a half. */
+#define CACHED 128u
+
+/* A worker has at most this part of the frames there. */
+#define CACHED_PART 64u
 
 /* Bits of pd_info's offloads. */
 #define OFFLOAD_IPV4 1u
@@ -46,27 +53,35 @@
 #define FRAME_BAD 1u
 #define FRAME_MORE 2u
 
+/* Checksums that a packet has left to the port, in its place. */
+#define UNFINISHED_AT 61
+#define UNFINISHED (3ULL << UNFINISHED_AT)
+
 static struct rte_mempool *pool;
 static uintptr_t first_header;
-static int owner_at;
 static struct pd_memory arena;
 static uint8_t removed[RTE_MAX_ETHPORTS];
 
-/* What the calling thread does at the moment: for which port, and the worker's free frames, the last one freed on top. */
-static __thread struct {
-	const struct pd_cache *cache;
-	uint32_t owner;
-} here __attribute__((tls_model("initial-exec")));
+/* The pool's caches that are workers'. Number 0 is never one: DPDK has the main thread use it. */
+static uint8_t taken[RTE_MAX_LCORE];
 
-static inline uint32_t *owner_of(struct rte_mbuf *m)
+/* The engine's cache of the worker that is in a call of ours. */
+static __thread void *worker_cache __attribute__((tls_model("initial-exec")));
+
+/*
+ * A word of each header, its last one: where the frame's line is, as long as somebody else has the frame (a driver, or a worker's cache in the pool); 0
+ * if the engine has it. Others only look, to count.
+ */
+#define LENT_AT (sizeof(struct rte_mbuf) - sizeof(uintptr_t))
+
+static inline uintptr_t *lent_at(struct rte_mbuf *m)
 {
-	return RTE_MBUF_DYNFIELD(m, owner_at, uint32_t *);
+	return RTE_MBUF_DYNFIELD(m, LENT_AT, uintptr_t *);
 }
 
 static inline uint32_t frame_of(const struct rte_mbuf *m)
 {
-	/* Fewer than 2^32 cache lines. */
-	return (uint32_t)(((uintptr_t)m - first_header) / RTE_CACHE_LINE_SIZE) / (HEADER_STRIDE / RTE_CACHE_LINE_SIZE);
+	return ((uintptr_t)m - first_header) / HEADER_STRIDE;
 }
 
 static inline struct rte_mbuf *header_of(uint32_t frame)
@@ -74,43 +89,48 @@ static inline struct rte_mbuf *header_of(uint32_t frame)
 	return (struct rte_mbuf *)(first_header + (uintptr_t)frame * HEADER_STRIDE);
 }
 
-static inline void own(struct rte_mbuf *m, uint32_t owner)
+static inline void lend(struct rte_mbuf *m, uintptr_t line)
 {
-	/* Others only look, to count: pd_held. */
-	__atomic_store_n(owner_of(m), owner, __ATOMIC_RELAXED);
+	__atomic_store_n(lent_at(m), line, __ATOMIC_RELAXED);
 }
 
-/* An mbuf that somebody gives up. A frame with two owners would be somebody else's packet next. */
-static inline uint32_t give_up(struct rte_mbuf *m)
+static __rte_noinline __rte_cold void given_twice(const struct rte_mbuf *m)
 {
-	if (unlikely(*owner_of(m) == OWNER_ENGINE))
-		rte_panic("a driver gave frame %u back twice\n", frame_of(m));
-	own(m, OWNER_ENGINE);
-	return frame_of(m);
+	rte_panic("a driver gave frame %u back twice\n", frame_of(m));
 }
 
-static inline void begin(uint16_t port, const struct pd_cache *cache)
+/* What comes to the engine from elsewhere: the frame's line. A frame that the engine has would be two packets. */
+static inline uintptr_t take_back(struct rte_mbuf *m)
 {
-	here.cache = cache;
-	here.owner = OWNER_PORT + port;
+	uintptr_t line = *lent_at(m);
+
+	if (unlikely(line == 0))
+		given_twice(m);
+	__atomic_store_n(lent_at(m), 0, __ATOMIC_RELAXED);
+	return line;
 }
 
-static inline void end(void)
+/*
+ * A call for a worker: frames that drivers take and give meanwhile come from and go to the pool's cache of its number, by DPDK's own inline functions; and
+ * if that is empty or full, its cache of the engine's.
+ */
+static inline unsigned int begin(struct pd_worker worker)
 {
-	here.cache = NULL;
-	here.owner = OWNER_ENGINE;
+	unsigned int was = RTE_PER_LCORE(_lcore_id);
+
+	worker_cache = worker.cache;
+	RTE_PER_LCORE(_lcore_id) = worker.number;
+	return was;
 }
 
-/* The rare ways: the worker's stack is empty or full, or there is no worker. */
-static __rte_noinline unsigned int take(uint32_t *frames, unsigned int count)
+static inline void end(unsigned int was)
 {
-	return arena.take(here.cache ? here.cache->cache : NULL, frames, count);
+	worker_cache = NULL;
+	RTE_PER_LCORE(_lcore_id) = was;
 }
 
-static __rte_noinline void give(uint32_t frame)
-{
-	arena.give(here.cache ? here.cache->cache : NULL, &frame, 1);
-}
+/* A call for nobody: frames come from and go to the engine's shared list. */
+static const struct pd_worker nobody = {.cache = NULL, .number = LCORE_ID_ANY};
 
 /* --- The pool's operations: called by drivers, mostly inside of a call of ours, sometimes by threads of DPDK's. --- */
 
@@ -125,42 +145,35 @@ static void ops_free(struct rte_mempool *mp)
 
 static int ops_enqueue(struct rte_mempool *mp, void *const *objects, unsigned int count)
 {
-	const struct pd_cache *cache = here.cache;
-	unsigned int i;
+	uint32_t some[SOME];
+	unsigned int i, done, now;
 
-	for (i = 0; i < count; i++) {
-		uint32_t frame = give_up(objects[i]);
-
-		if (likely(cache != NULL && *cache->len < cache->limit))
-			cache->free[(*cache->len)++] = frame;
-		else
-			give(frame);
+	for (done = 0; done < count; done += now) {
+		now = RTE_MIN(count - done, (unsigned int)SOME);
+		for (i = 0; i < now; i++) {
+			take_back(objects[done + i]);
+			some[i] = frame_of(objects[done + i]);
+		}
+		arena.give(worker_cache, some, now);
 	}
 	return 0;
 }
 
 static int ops_dequeue(struct rte_mempool *mp, void **objects, unsigned int count)
 {
-	const struct pd_cache *cache = here.cache;
-	uint32_t owner = here.owner == OWNER_ENGINE ? OWNER_UNKNOWN : here.owner;
 	uint32_t some[SOME];
 	unsigned int i, done, now;
 
 	for (done = 0; done < count; done += now) {
-		const uint32_t *frames = some;
-
 		now = RTE_MIN(count - done, (unsigned int)SOME);
-		if (likely(cache != NULL && *cache->len >= now)) {
-			*cache->len -= now;
-			frames = cache->free + *cache->len;
-		} else if (take(some, now) != now) {
+		if (arena.take(worker_cache, some, now) != now) {
 			ops_enqueue(mp, objects, done);
 			return -ENOBUFS;
 		}
 		for (i = 0; i < now; i++) {
-			struct rte_mbuf *m = header_of(frames[i]);
+			struct rte_mbuf *m = header_of(some[i]);
 
-			own(m, owner);
+			lend(m, arena.lines + some[i] * (uintptr_t)LINE_STRIDE);
 			objects[done + i] = m;
 		}
 	}
@@ -169,7 +182,7 @@ static int ops_dequeue(struct rte_mempool *mp, void **objects, unsigned int coun
 
 static unsigned int ops_count(const struct rte_mempool *mp)
 {
-	return arena.count - pd_held(arena.count, UINT16_MAX);
+	return arena.count - pd_held();
 }
 
 /* Headers at a fixed distance, and none is given to the pool: the frames are where they were. */
@@ -248,7 +261,8 @@ static int make_pool(void)
 	struct rte_pktmbuf_pool_private private = {.mbuf_data_room_size = arena.room};
 	int rc;
 
-	pool = rte_mempool_create_empty("patronus", arena.count, sizeof(struct rte_mbuf), 0, sizeof(private), SOCKET_ID_ANY,
+	pool = rte_mempool_create_empty("patronus", arena.count, sizeof(struct rte_mbuf), RTE_MIN(CACHED, arena.count / CACHED_PART),
+					sizeof(private), SOCKET_ID_ANY,
 					RTE_MEMPOOL_F_NO_SPREAD | RTE_MEMPOOL_F_NO_IOVA_CONTIG);
 	if (pool == NULL)
 		return -rte_errno;
@@ -282,15 +296,14 @@ static void init_headers(void)
 int pd_pool(const struct pd_memory *memory)
 {
 	static const struct rte_mbuf_dynfield field = {
-		.name = "patronus_owner",
-		.size = sizeof(uint32_t),
-		.align = sizeof(uint32_t),
+		.name = "patronus_lent",
+		.size = sizeof(uintptr_t),
+		.align = sizeof(uintptr_t),
 	};
 	int rc;
 
 	arena = *memory;
-	owner_at = rte_mbuf_dynfield_register(&field);
-	if (owner_at < 0)
+	if (rte_mbuf_dynfield_register_offset(&field, LENT_AT) < 0)
 		return -rte_errno;
 	rc = rte_mempool_register_ops(&ops);
 	if (rc < 0)
@@ -301,7 +314,7 @@ int pd_pool(const struct pd_memory *memory)
 	rc = make_pool();
 	if (rc < 0)
 		return rc;
-	if (pool->header_size + pool->elt_size + pool->trailer_size != HEADER_STRIDE)
+	if (arena.line_stride != LINE_STRIDE || pool->header_size + pool->elt_size + pool->trailer_size != HEADER_STRIDE)
 		return -EPROTO;
 	first_header = (uintptr_t)arena.headers + pool->header_size;
 	init_headers();
@@ -313,16 +326,46 @@ int pd_is_placed(uint32_t frame)
 	return rte_mbuf_iova_get(header_of(frame)) != RTE_BAD_IOVA;
 }
 
-uint32_t pd_held(uint32_t count, uint16_t port)
+uint32_t pd_held(void)
 {
 	uint32_t i, held = 0;
 
-	for (i = 0; i < count; i++) {
-		uint32_t owner = __atomic_load_n(owner_of(header_of(i)), __ATOMIC_RELAXED);
-
-		held += port == UINT16_MAX ? owner != OWNER_ENGINE : owner == OWNER_PORT + (uint32_t)port;
-	}
+	for (i = 0; i < arena.count; i++)
+		held += __atomic_load_n(lent_at(header_of(i)), __ATOMIC_RELAXED) != 0;
+	for (i = 0; i < RTE_MAX_LCORE && pool->cache_size > 0; i++)
+		held -= __atomic_load_n(&pool->local_cache[i].len, __ATOMIC_RELAXED);
 	return held;
+}
+
+/* --- The pool's caches, one for each worker. From the last one: DPDK gives threads of its own the first. --- */
+
+uint32_t pd_open_cache(void)
+{
+	uint32_t number;
+
+	for (number = RTE_MAX_LCORE - 1; number > 0; number--)
+		if (!__atomic_exchange_n(&taken[number], 1, __ATOMIC_ACQUIRE))
+			return number;
+	return LCORE_ID_ANY;
+}
+
+void pd_empty_cache(struct pd_worker worker)
+{
+	struct rte_mempool_cache *cache = rte_mempool_default_cache(pool, worker.number);
+	unsigned int was;
+
+	/* A driver that is filling it is where this was called from: it has taken what there was. */
+	if (cache == NULL || cache->len == 0)
+		return;
+	was = begin(worker);
+	rte_mempool_cache_flush(cache, pool);
+	end(was);
+}
+
+void pd_close_cache(uint32_t number)
+{
+	if (number < RTE_MAX_LCORE)
+		__atomic_store_n(&taken[number], 0, __ATOMIC_RELEASE);
 }
 
 /* --- Devices. Called by one thread at a time, none of them a worker. --- */
@@ -449,6 +492,7 @@ int pd_setup(uint16_t port, struct pd_setup *setup, const char **step)
 {
 	struct rte_eth_dev_info info;
 	struct rte_eth_conf conf;
+	unsigned int was;
 	int rc;
 
 	*step = "ask for what the device can do";
@@ -464,7 +508,7 @@ int pd_setup(uint16_t port, struct pd_setup *setup, const char **step)
 	rc = rte_eth_dev_configure(port, setup->queues, setup->queues, &conf);
 	if (rc < 0)
 		return rc;
-	begin(port, NULL);
+	was = begin(nobody);
 	*step = "make the device's queues";
 	rc = make_queues(port, setup, &info, &conf);
 	if (rc == 0) {
@@ -472,26 +516,28 @@ int pd_setup(uint16_t port, struct pd_setup *setup, const char **step)
 		removed[port] = 0;
 		rc = rte_eth_dev_start(port);
 	}
-	end();
+	end(was);
 	if (rc < 0)
 		return rc;
 	/* Not every device can say that it went, nor take other addresses' frames. */
 	rte_eth_dev_callback_register(port, RTE_ETH_EVENT_INTR_RMV, on_removal, NULL);
 	if (setup->promiscuous)
 		rte_eth_promiscuous_enable(port);
+	/* The host's: neighbour discovery, routing protocols. */
+	rte_eth_allmulticast_enable(port);
 	return 0;
 }
 
 int pd_close(uint16_t port)
 {
+	unsigned int was = begin(nobody);
 	int rc;
 
-	begin(port, NULL);
 	rte_eth_dev_callback_unregister(port, RTE_ETH_EVENT_INTR_RMV, on_removal, NULL);
 	rc = rte_eth_dev_stop(port);
 	if (rc == 0)
 		rc = rte_eth_dev_close(port);
-	end();
+	end(was);
 	return rc;
 }
 
@@ -537,40 +583,97 @@ int pd_set_mtu(uint16_t port, uint16_t mtu)
 
 #define BURST 64
 
-uint16_t pd_receive(uint16_t port, uint16_t queue, const struct pd_cache *cache, struct pd_frame *frames, uint16_t count)
+static inline void unusual(struct rte_mbuf *m, struct pd_frame *frame)
 {
-	struct rte_mbuf *found[BURST];
-	uint16_t i;
+	uint64_t ip = m->ol_flags & RTE_MBUF_F_RX_IP_CKSUM_MASK, l4 = m->ol_flags & RTE_MBUF_F_RX_L4_CKSUM_MASK;
 
-	begin(port, cache);
-	count = rte_eth_rx_burst(port, queue, found, RTE_MIN(count, BURST));
-	for (i = 0; i < count; i++) {
-		struct rte_mbuf *m = found[i];
-		uint64_t bad = m->ol_flags & (RTE_MBUF_F_RX_IP_CKSUM_MASK | RTE_MBUF_F_RX_L4_CKSUM_MASK);
-
-		frames[i].len = m->pkt_len;
-		frames[i].offset = m->data_off;
-		frames[i].flags = 0;
-		/* The mask's two bits together mean that nobody has looked at what the packet lacks. */
-		if (unlikely(bad != 0) && ((bad & RTE_MBUF_F_RX_IP_CKSUM_MASK) == RTE_MBUF_F_RX_IP_CKSUM_BAD ||
-					   (bad & RTE_MBUF_F_RX_L4_CKSUM_MASK) == RTE_MBUF_F_RX_L4_CKSUM_BAD))
-			frames[i].flags = FRAME_BAD;
-		if (unlikely(m->nb_segs > 1)) {
-			/* Stays the port's until pd_gather. */
-			frames[i].frame = frame_of(m);
-			frames[i].flags |= FRAME_MORE;
-		} else {
-			frames[i].frame = give_up(m);
-		}
-	}
-	end();
-	return count;
+	frame->frame = frame_of(m);
+	frame->len = m->pkt_len;
+	frame->offset = m->data_off;
+	frame->flags = ip == RTE_MBUF_F_RX_IP_CKSUM_BAD || l4 == RTE_MBUF_F_RX_L4_CKSUM_BAD ? FRAME_BAD : 0;
+	/* Stays lent until pd_gather. */
+	if (m->nb_segs > 1)
+		frame->flags |= FRAME_MORE;
+	else
+		take_back(m);
 }
 
-uint32_t pd_gather(uint32_t frame, const struct pd_cache *cache, void *to, uint32_t room)
+/* Two words of an mbuf that lie together: what begins with `rearm_data`, and `ol_flags`. */
+typedef uint64_t words __attribute__((vector_size(16), may_alias));
+
+/* What the headers of a burst say, all together. */
+struct seen {
+	words words;
+	uint64_t places;
+	/* Of fewer than 2^16 places: none reaches into what is next to it. */
+	uint64_t sum;
+};
+
+static inline void look(struct rte_mbuf *m, struct pd_packet *packet, struct seen *seen)
+{
+	uint64_t place = (uint64_t)m->data_off << 32 | m->pkt_len;
+
+	seen->words |= *(const words *)&m->rearm_data;
+	seen->places |= place;
+	seen->sum += place;
+	packet->place = place;
+	packet->line = take_back(m);
+}
+
+/* Whether all packets are frames with good bytes in them that end early enough. Where it says no, that may be so all the same. */
+static inline int are_usual(const struct seen *seen, uint32_t room)
+{
+	struct rte_mbuf any;
+
+	memcpy(&any.rearm_data, &seen->words, sizeof(words));
+	return any.nb_segs <= 1 && any.data_off + (uint32_t)seen->places <= room && !(any.ol_flags & (RTE_MBUF_F_RX_IP_CKSUM_BAD | RTE_MBUF_F_RX_L4_CKSUM_BAD));
+}
+
+/* What is more than that, and what came behind it. */
+static __rte_noinline void receive_unusual(struct pd_received *received, struct rte_mbuf **found, unsigned int count)
+{
+	unsigned int i;
+
+	received->unusual = count;
+	for (i = 0; i < count; i++)
+		unusual(found[i], received->frames + i);
+}
+
+void pd_receive(uint16_t port, uint16_t queue, struct pd_worker worker, struct pd_received *received)
+{
+	const unsigned int most = received->count < BURST ? received->count : BURST;
+	struct pd_packet *packets = received->packets;
+	struct rte_mbuf *found[BURST];
+	unsigned int was = begin(worker);
+	struct seen seen = {.sum = 0};
+	unsigned int count, i;
+
+	count = rte_eth_rx_burst(port, queue, found, most);
+	for (i = 0; i + 4 <= count; i += 4) {
+		look(found[i], packets + i, &seen);
+		look(found[i + 1], packets + i + 1, &seen);
+		look(found[i + 2], packets + i + 2, &seen);
+		look(found[i + 3], packets + i + 3, &seen);
+	}
+	for (; i < count; i++)
+		look(found[i], packets + i, &seen);
+	received->unusual = 0;
+	if (unlikely(!are_usual(&seen, arena.room))) {
+		for (i = 0; i < count; i++)
+			lend(found[i], packets[i].line);
+		receive_unusual(received, found, count);
+		seen.sum = count = 0;
+	}
+	received->count = count;
+	received->bytes = (uint32_t)seen.sum;
+	end(was);
+}
+
+uint32_t pd_gather(uint32_t frame, struct pd_worker worker, void *to, uint32_t room)
 {
 	struct rte_mbuf *head = header_of(frame), *m;
-	uint32_t owner = *owner_of(head), len = 0;
+	unsigned int was = begin(worker);
+	uint32_t len = 0;
 
 	for (m = head; m != NULL && room - len >= m->data_len; m = m->next) {
 		memcpy((char *)to + len, rte_pktmbuf_mtod(m, char *), m->data_len);
@@ -578,9 +681,8 @@ uint32_t pd_gather(uint32_t frame, const struct pd_cache *cache, void *to, uint3
 	}
 	if (m != NULL)
 		len = 0;
-	begin(owner - OWNER_PORT, cache);
 	rte_pktmbuf_free(head);
-	end();
+	end(was);
 	return len;
 }
 
@@ -588,49 +690,136 @@ uint32_t pd_gather(uint32_t frame, const struct pd_cache *cache, void *to, uint3
  * What the engine has is as DPDK leaves an mbuf that is free or was received: one segment, none behind it, one reference. So only what differs is
  * written.
  */
-static inline struct rte_mbuf *segment(uint16_t port, const struct pd_frame *frame)
+static inline void fill(struct rte_mbuf *m, uintptr_t line, uint16_t offset, uint32_t len)
 {
-	struct rte_mbuf *m = header_of(frame->frame);
-
-	own(m, OWNER_PORT + port);
-	m->data_off = frame->offset;
-	m->data_len = frame->len;
-	m->pkt_len = frame->len;
+	m->data_off = offset;
+	m->data_len = len;
+	m->pkt_len = len;
 	m->ol_flags = 0;
+	lend(m, line);
+}
+
+/* Gives the driver packets. Returns how many it took; the others are free. */
+static inline uint16_t give(const struct pd_queue *queue, struct pd_worker worker, struct rte_mbuf **packets, uint16_t count)
+{
+	unsigned int was = begin(worker);
+	uint16_t sent = rte_eth_tx_burst(queue->port, queue->queue, packets, count);
+
+	if (unlikely(sent < count))
+		rte_pktmbuf_free_bulk(packets + sent, count - sent);
+	end(was);
+	return sent;
+}
+
+/* Packets that can be sent as they are. */
+struct sendable {
+	uintptr_t lines, lines_len, first;
+	uint32_t longest;
+};
+
+/* The mbuf of a packet; NULL if it is in a frame that devices do not reach, or empty, or too long. */
+static inline struct rte_mbuf *make(const struct pd_packet *packet, const struct sendable *of)
+{
+	uintptr_t behind = packet->line - of->lines;
+	uint32_t len = packet->place;
+	struct rte_mbuf *m;
+
+	if (unlikely(behind >= of->lines_len) || unlikely(len - 1 >= of->longest))
+		return NULL;
+	m = (struct rte_mbuf *)(of->first + behind * (HEADER_STRIDE / LINE_STRIDE));
+	fill(m, packet->line, packet->place >> 32, len);
 	return m;
 }
 
-/* Puts the rest of a packet that is in several frames behind its first one. Returns how many frames. */
-static __rte_noinline uint16_t chain(uint16_t port, struct rte_mbuf *head, const struct pd_frame *frames, uint16_t count)
+/*
+ * Asks the device for the checksums that packets have left, up to the first packet with one that the device does not make: it and those behind it are
+ * the engine's again. Returns how many are before.
+ */
+static __rte_noinline unsigned int finish(const struct pd_queue *queue, const struct pd_packet *packets, struct rte_mbuf **made, unsigned int count)
 {
-	struct rte_mbuf *last = head;
-	uint16_t i = 0;
+	static const uint64_t flags[] = {
+		[1] = RTE_MBUF_F_TX_IPV4 | RTE_MBUF_F_TX_IP_CKSUM | RTE_MBUF_F_TX_UDP_CKSUM,
+		[2] = RTE_MBUF_F_TX_IPV6 | RTE_MBUF_F_TX_UDP_CKSUM,
+	};
+	unsigned int i, end;
 
-	while ((frames[i].flags & FRAME_MORE) && i + 1 < count) {
-		last->next = segment(port, &frames[++i]);
-		last = last->next;
-		head->pkt_len += last->data_len;
-		head->nb_segs++;
+	for (i = 0; i < count; i++) {
+		unsigned int kind = (packets[i].place & UNFINISHED) >> UNFINISHED_AT;
+
+		if (kind == 0)
+			continue;
+		if (!(queue->checksums & 1u << kind))
+			break;
+		made[i]->ol_flags = flags[kind];
+		made[i]->l2_len = RTE_ETHER_HDR_LEN;
+		made[i]->l3_len = kind == 1 ? sizeof(struct rte_ipv4_hdr) : sizeof(struct rte_ipv6_hdr);
 	}
+	for (end = i; end < count; end++)
+		take_back(made[end]);
 	return i;
 }
 
-uint16_t pd_send(uint16_t port, uint16_t queue, const struct pd_cache *cache, const struct pd_frame *frames, uint16_t count)
+uint16_t pd_send(const struct pd_queue *queue, struct pd_worker worker, const struct pd_packet *packets, uint16_t count, struct pd_sent *sent)
 {
-	struct rte_mbuf *packets[BURST];
-	uint16_t made = 0, at = 0, sent;
+	const struct sendable of = {arena.lines, (uintptr_t)arena.count * LINE_STRIDE, first_header, queue->longest};
+	const unsigned int most = count < BURST ? count : BURST;
+	struct rte_mbuf *made[BURST];
+	uint64_t sum = 0, any = 0;
+	unsigned int i, at;
 
-	begin(port, cache);
-	for (; at < count && made < BURST; at++) {
-		struct rte_mbuf *m = segment(port, frames + at);
-
-		if (unlikely(frames[at].flags & FRAME_MORE))
-			at += chain(port, m, frames + at, count - at);
-		packets[made++] = m;
+	for (i = 0; i + 4 <= most; i += 4) {
+		if ((made[i] = make(packets + i, &of)) == NULL || (made[i + 1] = make(packets + i + 1, &of)) == NULL ||
+		    (made[i + 2] = make(packets + i + 2, &of)) == NULL || (made[i + 3] = make(packets + i + 3, &of)) == NULL)
+			break;
+		sum += packets[i].place + packets[i + 1].place + packets[i + 2].place + packets[i + 3].place;
+		any |= packets[i].place | packets[i + 1].place | packets[i + 2].place | packets[i + 3].place;
 	}
-	sent = rte_eth_tx_burst(port, queue, packets, made);
-	if (unlikely(sent < made))
-		rte_pktmbuf_free_bulk(packets + sent, made - sent);
-	end();
-	return sent;
+	for (; i < most && (made[i] = make(packets + i, &of)) != NULL; i++) {
+		sum += packets[i].place;
+		any |= packets[i].place;
+	}
+	at = i;
+	if (unlikely(any & UNFINISHED))
+		i = finish(queue, packets, made, i);
+	sent->packets = i > 0 ? give(queue, worker, made, i) : 0;
+	while (unlikely(at > sent->packets))
+		sum -= packets[--at].place;
+	sent->bytes = (uint32_t)sum;
+	return i;
+}
+
+uint16_t pd_send_pieces(const struct pd_queue *queue, struct pd_worker worker, const struct pd_frame *pieces, uint16_t count)
+{
+	struct rte_mbuf *head = NULL, *last = NULL;
+	uint16_t i;
+
+	for (i = 0; i < count; i++) {
+		struct rte_mbuf *m = header_of(pieces[i].frame);
+
+		fill(m, arena.lines + pieces[i].frame * (uintptr_t)LINE_STRIDE, pieces[i].offset, pieces[i].len);
+		if (head == NULL) {
+			head = m;
+		} else {
+			last->next = m;
+			head->pkt_len += m->data_len;
+			head->nb_segs++;
+		}
+		last = m;
+	}
+	return give(queue, worker, &head, 1);
+}
+
+/* --- For tests. --- */
+
+void pd_look(uint32_t frame, struct pd_asked *asked)
+{
+	const struct rte_mbuf *m = header_of(frame);
+
+	*asked = (struct pd_asked){
+		.ip = !!(m->ol_flags & RTE_MBUF_F_TX_IP_CKSUM),
+		.udp = (m->ol_flags & RTE_MBUF_F_TX_L4_MASK) == RTE_MBUF_F_TX_UDP_CKSUM,
+		.version = m->ol_flags & RTE_MBUF_F_TX_IPV4 ? 4 : m->ol_flags & RTE_MBUF_F_TX_IPV6 ? 6 : 0,
+		.l2_len = m->l2_len,
+		.l3_len = m->l3_len,
+	};
 }

@@ -17,6 +17,8 @@ struct pd_memory {
 	uint32_t count;
 	uint32_t headroom;
 	uint32_t room;
+	uintptr_t lines;
+	size_t line_stride;
 	uint32_t (*take)(void *cache, uint32_t *frames, uint32_t count);
 	void (*give)(void *cache, const uint32_t *frames, uint32_t count);
 };
@@ -52,11 +54,14 @@ struct pd_stats {
 	uint64_t tx_packets, tx_bytes, tx_errors;
 };
 
-struct pd_cache {
+struct pd_worker {
 	void *cache;
-	size_t *len;
-	size_t limit;
-	uint32_t *free;
+	uint32_t number;
+};
+
+struct pd_packet {
+	uintptr_t line;
+	uint64_t place;
 };
 
 struct pd_frame {
@@ -66,12 +71,36 @@ struct pd_frame {
 	uint16_t flags;
 };
 
+struct pd_queue {
+	uint16_t port;
+	uint16_t queue;
+	uint32_t longest;
+	uint32_t checksums;
+};
+
+struct pd_received {
+	struct pd_packet *packets;
+	struct pd_frame *frames;
+	uint64_t bytes;
+	uint16_t count;
+	uint16_t unusual;
+};
+
+struct pd_sent {
+	uint64_t bytes;
+	uint16_t packets;
+};
+
+struct pd_asked {
+	uint8_t ip, udp, version, l2_len, l3_len;
+};
+
 int pd_init(int argc, char **argv);
 const char *pd_version(void);
 int pd_pool(const struct pd_memory *memory);
 size_t pd_header_size(void);
 int pd_is_placed(uint32_t frame);
-uint32_t pd_held(uint32_t count, uint16_t port);
+uint32_t pd_held(void);
 int pd_attach(const char *bus, const char *device, const char *arguments);
 int pd_detach(const char *bus, const char *device);
 int pd_find(const char *device, uint16_t *port);
@@ -82,10 +111,13 @@ int pd_link(uint16_t port, struct pd_link *link);
 int pd_stats(uint16_t port, struct pd_stats *stats);
 int pd_set_mtu(uint16_t port, uint16_t mtu);
 int pd_is_removed(uint16_t port);
-uint16_t pd_receive(uint16_t port, uint16_t queue, const struct pd_cache *cache, struct pd_frame *frames,
-		    uint16_t count);
-uint16_t pd_send(uint16_t port, uint16_t queue, const struct pd_cache *cache, const struct pd_frame *frames,
-		 uint16_t count);
-uint32_t pd_gather(uint32_t frame, const struct pd_cache *cache, void *to, uint32_t room);
+uint32_t pd_open_cache(void);
+void pd_empty_cache(struct pd_worker worker);
+void pd_close_cache(uint32_t number);
+void pd_receive(uint16_t port, uint16_t queue, struct pd_worker worker, struct pd_received *received);
+uint32_t pd_gather(uint32_t frame, struct pd_worker worker, void *to, uint32_t room);
+uint16_t pd_send(const struct pd_queue *queue, struct pd_worker worker, const struct pd_packet *packets, uint16_t count, struct pd_sent *sent);
+uint16_t pd_send_pieces(const struct pd_queue *queue, struct pd_worker worker, const struct pd_frame *pieces, uint16_t count);
+void pd_look(uint32_t frame, struct pd_asked *asked);
 
 #endif

@@ -20,10 +20,10 @@ pub const OFFLOAD_SEGMENTS: u32 = 8;
 
 /// A bit of [`Frame`]'s flags: the device found a checksum wrong.
 pub const FRAME_BAD: u16 = 1;
-/// Of what is sent: the packet goes on in the next frame. Of what was received: it goes on elsewhere, [`pd_gather`] has it.
+/// The packet goes on elsewhere, [`pd_gather`] has it.
 pub const FRAME_MORE: u16 = 2;
 
-/// Takes `count` free frames, all or none; returns how many. The first argument is [`Cache::cache`] of the call of a worker, null for
+/// Takes `count` free frames, all or none; returns how many. The first argument is [`Worker::cache`] of the call of a worker, null for
 /// calls from elsewhere.
 pub type Take = unsafe extern "C" fn(cache: *mut c_void, frames: *mut u32, count: u32) -> u32;
 /// Gives frames back, which are free.
@@ -50,6 +50,10 @@ pub struct Memory {
     pub headroom: u32,
     /// And before which byte it must end.
     pub room: u32,
+    /// What the engine knows of the first frame.
+    pub lines: *mut u8,
+    /// Bytes from there to what it knows of the next.
+    pub line_stride: usize,
     /// See [`Take`].
     pub take: Take,
     /// See [`Give`].
@@ -130,17 +134,28 @@ pub struct Stats {
     pub tx_errors: u64,
 }
 
-/// A worker's free frames, for drivers that it calls. [`Take`] and [`Give`] are called where they are too few or too many.
+/// Whose call it is, and where frames come from and go to that drivers take and give meanwhile.
 #[repr(C)]
-pub struct Cache {
-    /// The first argument of these.
+#[derive(Clone, Copy, Debug)]
+pub struct Worker {
+    /// The first argument of [`Take`] and [`Give`], which are called where the other cache is empty or full.
     pub cache: *mut c_void,
-    /// How many there are.
-    pub len: *mut usize,
-    /// At most so many.
-    pub limit: usize,
-    /// Their numbers; the last one is taken first.
-    pub free: *mut u32,
+    /// The pool's cache that is this worker's, or [`NO_CACHE`].
+    pub number: u32,
+}
+
+/// The number of no cache.
+pub const NO_CACHE: u32 = u32::MAX;
+
+/// A packet that is alone in a frame.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Packet {
+    /// What the engine knows of the frame.
+    pub line: *mut u8,
+    /// Bytes of the packet; in bits 32 to 47, where in the frame they begin; in bits 61 and 62, what is left to the device: nothing, the checksums of the IPv4 header and of
+    /// UDP behind it (1), UDP's checksum behind an IPv6 header (2). What the engine has between is not looked at.
+    pub place: u64,
 }
 
 /// A frame with a packet, or a part of one.
@@ -157,6 +172,62 @@ pub struct Frame {
     pub flags: u16,
 }
 
+/// Where packets are sent.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Queue {
+    /// The port.
+    pub port: u16,
+    /// Its queue.
+    pub queue: u16,
+    /// Bytes of a packet at most.
+    pub longest: u32,
+    /// Checksums that the device makes: a bit for each kind that a packet may have left to it ([`Packet::place`]).
+    pub checksums: u32,
+}
+
+/// What [`pd_receive`] is asked for, and what it has found.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Received {
+    /// Where packets are put.
+    pub packets: *mut Packet,
+    /// Where those are put that are more than that, and what comes behind the first such one. Moved to its end.
+    pub frames: *mut Frame,
+    /// Bytes of the packets.
+    pub bytes: u64,
+    /// How many there is room for in both places, 64 at most; how many packets there are.
+    pub count: u16,
+    /// How many frames.
+    pub unusual: u16,
+}
+
+/// What [`pd_send`] has sent.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sent {
+    /// Bytes that the driver has taken.
+    pub bytes: u64,
+    /// Packets that it has taken; the frames of the others have been given back.
+    pub packets: u16,
+}
+
+/// See [`pd_look`].
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Asked {
+    /// Not 0: the IPv4 header's checksum.
+    pub ip: u8,
+    /// Not 0: UDP's.
+    pub udp: u8,
+    /// Of IP; 0: not said.
+    pub version: u8,
+    /// Bytes of the link header.
+    pub l2_len: u8,
+    /// Bytes of the IP header.
+    pub l3_len: u8,
+}
+
 unsafe extern "C" {
     /// Starts DPDK, once in a process's life. The strings must stay.
     pub fn pd_init(argc: c_int, argv: *mut *mut c_char) -> c_int;
@@ -168,8 +239,14 @@ unsafe extern "C" {
     pub fn pd_pool(memory: *const Memory) -> c_int;
     /// 0 for a frame that devices find in two places; it must never be lent.
     pub fn pd_is_placed(frame: u32) -> c_int;
-    /// How many frames are a port's (65,535: anybody's but the engine's).
-    pub fn pd_held(count: u32, port: u16) -> u32;
+    /// How many frames drivers have, after [`pd_pool`].
+    pub fn pd_held() -> u32;
+    /// A cache of the pool's for a worker, or [`NO_CACHE`].
+    pub fn pd_open_cache() -> u32;
+    /// Gives all frames in it back, by [`Give`].
+    pub fn pd_empty_cache(worker: Worker);
+    /// Gives it up. It is empty.
+    pub fn pd_close_cache(number: u32);
     /// Makes or finds a device on a bus.
     pub fn pd_attach(bus: *const c_char, device: *const c_char, arguments: *const c_char) -> c_int;
     /// Gives it up.
@@ -190,11 +267,21 @@ unsafe extern "C" {
     pub fn pd_set_mtu(port: u16, mtu: u16) -> c_int;
     /// Not 0 once the device was taken out.
     pub fn pd_is_removed(port: u16) -> c_int;
-    /// Takes up to 64 packets from a queue. The frames are the engine's, but for those with [`FRAME_MORE`].
-    pub fn pd_receive(port: u16, queue: u16, cache: *const Cache, frames: *mut Frame, count: u16) -> u16;
-    /// Sends the packets (64 at most) in `count` frames of the engine's, which are given back sooner or later. Returns how many packets were taken; the
-    /// frames of the others have been given back.
-    pub fn pd_send(port: u16, queue: u16, cache: *const Cache, frames: *const Frame, count: u16) -> u16;
+    /// Takes packets from a queue. The frames are the engine's, but for those with [`FRAME_MORE`].
+    pub fn pd_receive(port: u16, queue: u16, worker: Worker, received: *mut Received);
     /// Copies a packet that was received in several frames, and gives them back. Returns its bytes; 0 if they do not fit.
-    pub fn pd_gather(frame: u32, cache: *const Cache, to: *mut c_void, room: u32) -> u32;
+    pub fn pd_gather(frame: u32, worker: Worker, to: *mut c_void, room: u32) -> u32;
+    /// Sends packets (64 at most) up to the first one that is not in a frame of the pool's, or empty, or too long, or leaves what the device does not make.
+    /// Their frames, which were the engine's, are given back sooner or later. Returns how many.
+    pub fn pd_send(
+        queue: *const Queue,
+        worker: Worker,
+        packets: *const Packet,
+        count: u16,
+        sent: *mut Sent,
+    ) -> u16;
+    /// Sends one packet that is in so many frames of the engine's, which are given back sooner or later. Returns whether the driver took it.
+    pub fn pd_send_pieces(queue: *const Queue, worker: Worker, pieces: *const Frame, count: u16) -> u16;
+    /// What a frame's header asks a device for, or has asked it for; for tests.
+    pub fn pd_look(frame: u32, asked: *mut Asked);
 }

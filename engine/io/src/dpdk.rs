@@ -10,6 +10,7 @@
 
 mod device;
 mod error;
+mod nic;
 mod port;
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
@@ -87,19 +88,13 @@ impl Dpdk {
 
     /// Frames that are a driver's at the moment: in rings of descriptors and on their way out. None when all devices are closed.
     pub fn held(&self) -> usize {
-        held(self.arena, u16::MAX)
+        // SAFETY: the pool exists.
+        unsafe { sys::pd_held() as usize }
     }
 
     fn lock(&self) -> MutexGuard<'_, ()> {
         self.control.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// How many frames are a port's; `u16::MAX`: anybody's but the engine's.
-fn held(arena: &Arena, port: u16) -> usize {
-    let region = arena.region();
-    // SAFETY: the pool exists and has as many frames.
-    unsafe { sys::pd_held((region.len / region.stride) as u32, port) as usize }
 }
 
 /// Starts the library itself.
@@ -159,6 +154,8 @@ fn make_pool(arena: &'static Arena) -> Result<(), DpdkError> {
         len,
         stride,
         page,
+        lines,
+        line,
     } = arena.region();
     let count = len / stride;
     // SAFETY: the function only computes.
@@ -176,6 +173,8 @@ fn make_pool(arena: &'static Arena) -> Result<(), DpdkError> {
         count: count as u32,
         headroom: HEADROOM as u32,
         room: (FRAME - TAILROOM) as u32,
+        lines: lines.as_ptr(),
+        line_stride: line,
         take,
         give,
     };

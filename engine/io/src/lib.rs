@@ -19,9 +19,12 @@ pub mod afpacket;
 mod bpf;
 #[cfg(feature = "dpdk")]
 pub mod dpdk;
+pub mod exception;
+mod ioctl;
 pub mod ip;
 pub mod loopback;
 pub mod netlink;
+pub mod nics;
 pub mod offload;
 pub mod packet;
 pub mod schedule;
@@ -30,6 +33,7 @@ pub mod signal;
 mod sys;
 pub mod tun;
 pub mod udp;
+pub mod wan;
 pub mod xdp;
 
 /// File descriptors of a port at most: a UDP port has two for each address family, and a queue of AF_XDP is one more.
@@ -168,6 +172,8 @@ port_counters! {
     rx_no_frame,
     /// Received, but it is no packet: truncated, longer than any frame, or with a header that contradicts itself.
     rx_malformed,
+    /// Received, and for the host, which had no time for it: too much waits already.
+    punt_no_room,
     /// Not sent: the system (or the ring) had no room, also after a short wait.
     tx_no_buffer,
     /// Not sent: no route, no such address, or no outer address at all.

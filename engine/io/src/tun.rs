@@ -16,7 +16,6 @@
 //! Sources: Linux `include/uapi/linux/if_tun.h`,
 //! Documentation/networking/tuntap.rst.
 
-mod ioctl;
 mod port;
 
 use std::io;
@@ -24,9 +23,9 @@ use std::os::fd::OwnedFd;
 
 use rustix::fs::{Mode, OFlags};
 
-use crate::netlink;
 use crate::offload::VNET_HEADER;
 use crate::offload::coalesce::Accepts;
+use crate::{ioctl, netlink};
 
 pub use port::TunPort;
 
@@ -168,7 +167,7 @@ impl TunDevice {
     }
 }
 
-fn open_queue() -> io::Result<OwnedFd> {
+pub(crate) fn open_queue() -> io::Result<OwnedFd> {
     let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
     Ok(rustix::fs::open("/dev/net/tun", flags, Mode::empty())?)
 }
@@ -200,7 +199,7 @@ fn no_offloads(queue: &OwnedFd) -> io::Result<Accepts> {
 
 /// The kernel's own rules for names (`dev_valid_name`), so that a bad one is told apart from other
 /// reasons for "invalid argument".
-fn check_name(name: &str) -> io::Result<()> {
+pub(crate) fn check_name(name: &str) -> io::Result<()> {
     let bad = |why| Err(io::Error::new(io::ErrorKind::InvalidInput, why));
     if name.is_empty() {
         return bad("the interface name is empty");

@@ -6,14 +6,11 @@
 //! themselves would need frames that never cross a page. Closing the program's descriptor, also by dying, gives the interface back
 //! to the host.
 //!
-//! [`XdpUdpPort`] is the UDP port of a WAN link over such a queue, in the place of [`UdpPort`](crate::udp::UdpPort): the stages see no difference.
+//! With datagrams it is the queue of a WAN link's [`LinkPort`](crate::wan::LinkPort).
 
-mod header;
 mod names;
 mod program;
 mod ring;
-mod wan;
-mod way;
 
 use std::io;
 use std::mem::ManuallyDrop;
@@ -24,17 +21,15 @@ use std::time::{Duration, Instant};
 use arrayvec::ArrayVec;
 use patronus_mem::{Arena, Burst, FRAME, FrameCache, FrameRegion, HEADROOM, Lent, PktBuf, TAILROOM};
 
-use header::ETHERNET;
 pub use names::Names;
 use program::By;
 pub use program::{NAMES_MAX, Take};
 use ring::{DrainRing, FillRing};
-pub use wan::{BorrowedQueue, QueuePlace, XdpUdpPort};
-pub use way::{Link, WayFinder, Ways, ways};
 
 pub use crate::bpf::XdpMode;
 use crate::bpf::{self, Kind};
-use crate::offload::split::complete_unfinished;
+use crate::offload::split::complete_unfinished_frame;
+use crate::wan::Queue as LinkQueue;
 use crate::{PORT_FDS, Port, PortCounters, PortError, sys};
 
 /// Entries of each ring. So many frames wait in the kernel for what will arrive.
@@ -293,12 +288,6 @@ impl XdpPort {
         }
     }
 
-    /// Whether the queue can send this packet: small frames of the arena only.
-    #[inline]
-    pub(crate) fn takes(&self, pkt: &PktBuf) -> bool {
-        self.arena.lends(pkt)
-    }
-
     fn lend(&mut self, pkt: PktBuf) -> Result<Lent, PktBuf> {
         let lent = self.arena.lend(pkt)?;
         self.lent[lent.frame as usize / 64] |= 1 << (lent.frame % 64);
@@ -469,7 +458,7 @@ impl Port for XdpPort {
             match self.take_back(self.place(descriptor.addr, descriptor.len)) {
                 Some(mut pkt) if pkt.tailroom() >= TAILROOM => {
                     if self.unfinished {
-                        complete(pkt.data_mut());
+                        complete_unfinished_frame(pkt.data_mut());
                     }
                     bytes += pkt.len() as u64;
                     burst.push(pkt);
@@ -555,12 +544,11 @@ impl Port for XdpPort {
     }
 }
 
-/// Completes the checksum of a frame's IP packet.
-fn complete(frame: &mut [u8]) {
-    if let Some((header, packet)) = frame.split_at_mut_checked(ETHERNET)
-        && matches!(header[ETHERNET - 2..], [0x08, 0x00] | [0x86, 0xdd])
-    {
-        complete_unfinished(packet);
+impl LinkQueue for XdpPort {
+    /// Small frames of the arena only.
+    #[inline]
+    fn takes(&self, pkt: &PktBuf) -> bool {
+        self.arena.lends(pkt)
     }
 }
 

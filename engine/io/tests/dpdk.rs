@@ -13,8 +13,9 @@ use std::time::{Duration, Instant};
 use common::frame::numbered;
 use common::{packet_socket, receive, send};
 use patronus_io::dpdk::{Device, DeviceConfig, Dpdk, DpdkError, DpdkPort, Options};
+use patronus_io::ip::{Sum, pseudo_sum};
 use patronus_io::{Port, PortCounters};
-use patronus_mem::{Arena, ArenaConfig, BURST_MAX, Burst, FrameCache, SMALL_MAX};
+use patronus_mem::{Arena, ArenaConfig, BURST_MAX, Burst, FrameCache, PktBuf, SMALL_MAX, Unfinished};
 
 /// How long anything may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -134,7 +135,7 @@ fn a_ring_returns_packets_in_order_and_every_frame_comes_back() {
     assert!(device.link().up);
     let sent = numbers(0..300);
     bench.give(&mut port, &sent);
-    assert_eq!(device.held(), 300, "what is in the ring is the device's");
+    assert_eq!(bench.dpdk.held(), 300, "what is in the ring is the device's");
     assert_eq!(bench.take(&mut port, 300), sent);
     assert_eq!(bench.look(&mut port), 0);
     let counters = Arc::clone(port.counters());
@@ -166,7 +167,7 @@ fn a_full_ring_is_a_counted_drop() {
     let (sent, dropped) = (counters.tx_packets.get(), counters.tx_no_buffer.get());
     assert_eq!(sent + dropped, 4096);
     assert!(dropped > 0 && sent > 0);
-    assert_eq!(device.held() as u64, sent, "what was dropped is free");
+    assert_eq!(bench.dpdk.held() as u64, sent, "what was dropped is free");
     let got = bench.take(&mut port, sent as usize);
     assert_eq!(got, numbers(0..4096)[..sent as usize], "the first ones, in order");
     drop((device, port));
@@ -237,6 +238,164 @@ fn a_source_without_free_frames_brings_nothing_and_loses_nothing() {
     let received = port.rx_burst(&mut bench.frames, &mut burst).expect("rx");
     assert!(received <= 32, "all or nothing");
     drop((all, burst, device, port));
+    bench.all_frames_are_free();
+}
+
+/// A datagram in an Ethernet frame, as a packet that leaves its checksums to the port.
+fn unfinished(frames: &mut FrameCache, kind: Unfinished, payload: &[u8]) -> PktBuf {
+    let datagram = common::frame::udp(4000, payload);
+    let to: std::net::Ipv6Addr = "2001:db8::2".parse().expect("an address");
+    let (mut frame, addresses) = match kind {
+        Unfinished::UdpV4 => (
+            common::frame::ipv4([192, 0, 2, 2].into(), 17, 0, &datagram),
+            26..34,
+        ),
+        Unfinished::UdpV6 => (common::frame::ipv6(to, 17, &datagram), 22..54),
+    };
+    let partial = pseudo_sum(&frame[addresses], 17, datagram.len()).partial();
+    let udp = frame.len() - datagram.len();
+    frame[udp + 6..udp + 8].copy_from_slice(&partial);
+    let mut pkt = frames.alloc().expect("a frame");
+    pkt.append(frame.len()).copy_from_slice(&frame);
+    pkt.leave_unfinished(Some(kind));
+    pkt
+}
+
+/// Whether the checksums of a frame of [`unfinished`] are right.
+fn is_finished(frame: &[u8]) -> bool {
+    let (ip, addresses, udp) = match frame[12] {
+        0x08 => (&frame[14..34], &frame[26..34], &frame[34..]),
+        _ => (&[0xff, 0xff][..], &frame[22..54], &frame[54..]),
+    };
+    Sum::of(ip).is_valid() && pseudo_sum(addresses, 17, udp.len()).bytes(udp).is_valid()
+}
+
+#[test]
+fn checksums_that_a_device_does_not_make_are_finished_by_the_port() {
+    let mut bench = bench();
+    let (device, mut port) = bench.open("net_ring0");
+    assert!(!port.finishes(Unfinished::UdpV4) && !port.finishes(Unfinished::UdpV6));
+    let mut burst = Burst::new();
+    for n in 0..20u16 {
+        let payload = vec![n as u8; 100 + usize::from(n)];
+        let mut pkt = match n % 5 {
+            1 => unfinished(&mut bench.frames, Unfinished::UdpV4, &payload),
+            3 | 4 => unfinished(&mut bench.frames, Unfinished::UdpV6, &payload),
+            _ => bench.frames.alloc().expect("a frame"),
+        };
+        if pkt.is_empty() {
+            pkt.append(60).copy_from_slice(&numbered(n));
+        }
+        burst.push(pkt);
+    }
+    port.tx_burst(&mut bench.frames, &mut burst).expect("tx");
+    assert_eq!(port.counters().tx_packets.get(), 20);
+    let got = bench.take(&mut port, 20);
+    for (n, frame) in (0..).zip(&got) {
+        match n % 5 {
+            0 | 2 => assert_eq!(*frame, numbered(n), "untouched"),
+            _ => assert!(is_finished(frame) && frame.ends_with(&[n as u8]), "packet {n}"),
+        }
+    }
+    let bytes: usize = got.iter().map(Vec::len).sum();
+    assert_eq!(port.counters().tx_bytes.get(), bytes as u64);
+    drop((burst, device, port));
+    bench.all_frames_are_free();
+}
+
+#[test]
+fn a_device_is_asked_for_the_checksums_that_are_left() {
+    let mut bench = bench();
+    let (device, mut port) = bench.open("net_ring0");
+    port.ask_for_all_checksums();
+    assert!(port.finishes(Unfinished::UdpV4) && port.finishes(Unfinished::UdpV6));
+    let mut burst = Burst::new();
+    burst.push(unfinished(&mut bench.frames, Unfinished::UdpV4, b"four"));
+    burst.push(unfinished(&mut bench.frames, Unfinished::UdpV6, b"six"));
+    let mut plain = bench.frames.alloc().expect("a frame");
+    plain.append(60).copy_from_slice(&numbered(7));
+    burst.push(plain);
+    port.tx_burst(&mut bench.frames, &mut burst).expect("tx");
+    port.rx_burst(&mut bench.frames, &mut burst).expect("rx");
+    let mut asked = |pkt| port.asked(pkt, &mut bench.frames).expect("a frame of the pool's");
+    let all: Vec<_> = burst.drain(..).map(&mut asked).collect();
+    assert_eq!(all[0], (true, true, [4, 14, 20]));
+    assert_eq!(all[1], (false, true, [6, 14, 40]));
+    let (ip, udp, [version, ..]) = all[2];
+    assert_eq!((ip, udp, version), (false, false, 0));
+    drop((device, port));
+    bench.all_frames_are_free();
+}
+
+/// DPDK's driver of TUN devices makes checksums.
+#[test]
+fn a_device_makes_the_checksums_that_are_left() {
+    started();
+    common::in_namespace(|| {
+        let mut bench = bench();
+        let (device, mut port) = bench.open("net_tap0,iface=pt0");
+        assert!(port.finishes(Unfinished::UdpV4) && port.finishes(Unfinished::UdpV6));
+        common::ip("link set pt0 up");
+        device.look_at_link();
+        let kernel = packet_socket("pt0");
+        for kind in [Unfinished::UdpV4, Unfinished::UdpV6] {
+            let mut burst = Burst::new();
+            burst.push(unfinished(&mut bench.frames, kind, b"the payload"));
+            port.tx_burst(&mut bench.frames, &mut burst).expect("tx");
+            let start = Instant::now();
+            let found = std::iter::repeat_with(|| receive(&kernel))
+                .take_while(|_| start.elapsed() < PATIENCE)
+                .flatten()
+                .find(|frame| frame.ends_with(b"the payload"));
+            assert!(found.is_some_and(|frame| is_finished(&frame)), "{kind:?}");
+        }
+        assert_eq!(port.counters().tx_packets.get(), 2);
+        drop((device, port));
+        bench.all_frames_are_free();
+    });
+}
+
+#[test]
+fn more_workers_than_the_pool_has_caches_for() {
+    let mut bench = bench();
+    let (device, mut port) = bench.open("net_null0,size=64");
+    let (arena, mut burst) = (bench.arena, Burst::new());
+    let mut workers: Vec<_> = (0..200).map(|_| FrameCache::new(arena)).collect();
+    for frames in &mut workers {
+        let received = port.rx_burst(frames, &mut burst).expect("rx");
+        assert_eq!(received, BURST_MAX, "workers with and without one");
+        port.tx_burst(frames, &mut burst).expect("tx");
+        // In an arena of this size, 200 of them do not fit.
+        frames.flush();
+    }
+    drop(workers);
+    let again = port.rx_burst(&mut bench.frames, &mut burst).expect("rx");
+    assert_eq!(again, BURST_MAX);
+    drop((burst, device, port));
+    bench.all_frames_are_free();
+}
+
+#[test]
+fn frames_that_only_come_or_only_go_are_not_stuck_in_the_pool() {
+    let mut bench = bench();
+    let (device, mut port) = bench.open("net_null0,size=64");
+    let mut burst = Burst::new();
+    for _ in 0..1000 {
+        // Received by the device, and freed by a stage.
+        port.rx_burst(&mut bench.frames, &mut burst).expect("rx");
+        burst.clear_into(&mut bench.frames);
+    }
+    for _ in 0..1000 {
+        // From elsewhere, and sent by the device.
+        for _ in 0..BURST_MAX {
+            let mut pkt = bench.frames.alloc().expect("a frame");
+            pkt.append(60).fill(1);
+            burst.push(pkt);
+        }
+        port.tx_burst(&mut bench.frames, &mut burst).expect("tx");
+    }
+    assert_eq!(bench.dpdk.held(), 0, "what is in the pool's caches is free");
+    drop((device, port));
     bench.all_frames_are_free();
 }
 

@@ -374,3 +374,74 @@ fn what_is_wrong_is_said() {
         );
     });
 }
+
+/// A number of a sequence that is the same each time (G. Marsaglia, "Xorshift RNGs", 2003).
+fn next(state: &mut u64) -> usize {
+    *state ^= *state << 13;
+    *state ^= *state >> 7;
+    *state ^= *state << 17;
+    *state as usize
+}
+
+/// Frames that differ from those of either rule in a byte, or are cut off.
+fn frames_near_the_rules() -> Vec<Vec<u8>> {
+    let mut state = 0x9e37_79b9_7f4a_7c15;
+    let beyond = (
+        Ipv4Addr::new(198, 51, 100, 7),
+        Ipv6Addr::new(0x2001, 0xdb8, 7, 0, 0, 0, 0, 7),
+    );
+    let whole = [
+        ipv4(OURS_V4, 17, 0, &udp(UDP_PORT, b"datagram")),
+        ipv6(OURS_V6, 17, &udp(UDP_PORT, b"datagram")),
+        ipv4(beyond.0, 6, 0, &[0; 20]),
+        ipv6(beyond.1, 6, &[0; 20]),
+    ];
+    let mut frames = Vec::new();
+    for round in 0..1200 {
+        let mut frame = whole[round % whole.len()].clone();
+        // The sender's address is how the test knows its own.
+        let at = match next(&mut state) % (frame.len() - 6) {
+            at @ 0..6 => at,
+            at => at + 6,
+        };
+        frame[at] = match next(&mut state) % 4 {
+            0 => [0, 0x45, 17, 0xe0, 0xff, 0xfe, 0xa9, 0x08][next(&mut state) % 8],
+            1 => frame[at] ^ 1 << (next(&mut state) % 8),
+            _ => next(&mut state) as u8,
+        };
+        if round % 3 == 0 {
+            frame.truncate(14 + next(&mut state) % (frame.len() - 13));
+        }
+        frames.push(frame);
+    }
+    frames.extend(whole);
+    frames
+}
+
+#[test]
+fn a_sieve_takes_what_the_program_takes() {
+    in_namespace(|mut bench| {
+        let transit = Take::Transit {
+            mac: OURS,
+            addresses: addresses(),
+        };
+        for take in [datagrams(&[UDP_PORT, 9]), transit] {
+            let (program, mut port) = bench.attach(&take);
+            let mut rule = patronus_io::exception::Rule::new();
+            rule.set(&take).expect("a rule");
+            let mut sieve = rule.sieve();
+            sieve.refresh();
+            let (mut taken, frames) = (Vec::new(), frames_near_the_rules());
+            for chunk in frames.chunks(64) {
+                chunk.iter().for_each(|frame| bench.send(frame));
+                taken.extend(bench.got(&mut port).0);
+            }
+            taken.retain(|frame| frame[6..12] == SENDER);
+            let expected: Vec<_> = frames.into_iter().filter(|frame| sieve.takes(frame)).collect();
+            assert!(expected.len() > 100, "{}", expected.len());
+            assert_eq!(taken, expected);
+            drop((port, program));
+        }
+        bench.all_frames_are_free();
+    });
+}

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use common::{ifindex, ip, unshare};
 use patronus_io::Port;
 use patronus_io::udp::{UdpConfig, UdpSockets};
-use patronus_io::xdp::{Link, QueuePlace, Take, WayFinder, XdpProgram, XdpUdpPort, ways};
+use patronus_io::wan::{Link, LinkPort, QueuePlace, WayFinder, ways};
+use patronus_io::xdp::{Take, XdpPort, XdpProgram};
 use patronus_mem::{Arena, ArenaConfig, Burst, FrameCache, Outer};
 
 /// The other site: sends back what it gets, until `stop` is closed.
@@ -42,7 +43,7 @@ fn echo(ready: mpsc::Sender<i32>, go: mpsc::Receiver<()>, stop: mpsc::Receiver<(
 
 struct Site {
     frames: FrameCache,
-    port: XdpUdpPort,
+    port: LinkPort<XdpPort>,
     finder: WayFinder,
     program: XdpProgram,
 }
@@ -84,7 +85,7 @@ impl Site {
         };
         let (ways, finder) = ways(link).expect("ways");
         Site {
-            port: XdpUdpPort::new(
+            port: LinkPort::new(
                 QueuePlace::new(queue).borrow().expect("the queue"),
                 sockets.worker_port(0),
                 ways,

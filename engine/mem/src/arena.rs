@@ -13,7 +13,7 @@ use crossbeam_queue::ArrayQueue;
 use crate::map;
 use crate::pktbuf::Line;
 use crate::processor::{prefetch_at, prefetch_write_at};
-use crate::{FRAME, HEADROOM, JUMBO_MAX, Outer, PktBuf, SMALL_MAX, TAILROOM};
+use crate::{Annex, FRAME, HEADROOM, JUMBO_MAX, Outer, PktBuf, SMALL_MAX, TAILROOM};
 
 /// Bytes from one small frame to the next. One cache line more than the frame: with a power of two the first lines of all packets would
 /// share two sets of a 32 KiB first-level cache, so that a burst of small packets would not stay in it.
@@ -63,7 +63,8 @@ pub struct Arena {
     jumbos: NonNull<u8>,
     small: u32,
     total: u32,
-    huge: bool,
+    /// Bytes of the reserved huge pages that the small frames are on, if they are.
+    reserved: Option<usize>,
     free: ArrayQueue<u32>,
     free_jumbo: ArrayQueue<u32>,
 }
@@ -75,8 +76,20 @@ unsafe impl Send for Arena {}
 unsafe impl Sync for Arena {}
 
 impl Arena {
-    /// Makes the frames. The arena lives as long as the process.
+    /// Makes the frames, the small ones on reserved huge pages of 2 MiB if there are free ones. The arena lives as long as the process.
     pub fn new(config: &ArenaConfig) -> io::Result<&'static Arena> {
+        Arena::build(config, map::resident)
+    }
+
+    /// The same with the small frames on reserved pages of 1 GiB, of which it takes whole ones, if there are free ones.
+    pub fn on_giant_pages(config: &ArenaConfig) -> io::Result<&'static Arena> {
+        Arena::build(config, map::resident_on_giant)
+    }
+
+    fn build(
+        config: &ArenaConfig,
+        make: impl FnOnce(usize) -> io::Result<map::Mapping>,
+    ) -> io::Result<&'static Arena> {
         let too_many = || io::Error::new(io::ErrorKind::InvalidInput, "too many packet frames");
         let small = u32::try_from(config.frames).map_err(|_| too_many())?;
         let jumbo = u32::try_from(config.jumbo_frames).map_err(|_| too_many())?;
@@ -90,8 +103,8 @@ impl Arena {
             .cast::<Line>();
         // SAFETY: the mapping holds `total` lines behind the header.
         let lines = unsafe { headers.add(1) };
-        let frames = map::resident((small as usize * STRIDE).max(1))?;
-        let huge = frames.is_huge();
+        let frames = make((small as usize * STRIDE).max(1))?;
+        let reserved = frames.reserved();
         let frames = frames.leak();
         let jumbos = map::sparse((jumbo as usize * JUMBO_STRIDE).max(1))?;
 
@@ -126,7 +139,7 @@ impl Arena {
             jumbos,
             small,
             total,
-            huge,
+            reserved,
             free,
             free_jumbo,
         }));
@@ -137,7 +150,7 @@ impl Arena {
 
     /// Whether the small frames are on huge pages that the machine has reserved. On other memory the kernel may still use huge pages.
     pub fn is_huge(&self) -> bool {
-        self.huge
+        self.reserved.is_some()
     }
 
     /// Has what is not on reserved huge pages stay in memory, within the limit on locked memory (RLIMIT_MEMLOCK) or by the right to exceed it
@@ -158,7 +171,7 @@ impl Arena {
         let jumbo = self.total as usize - small;
         // SAFETY: the lines' mapping begins one line earlier.
         let lines = unsafe { self.lines.sub(1) }.cast();
-        let frames = if self.huge { 0 } else { small * STRIDE };
+        let frames = if self.is_huge() { 0 } else { small * STRIDE };
         [
             (lines, (self.total as usize + 1) * size_of::<Line>()),
             (self.frames, frames),
@@ -182,17 +195,17 @@ impl Arena {
         (self.frames, STRIDE)
     }
 
+    pub(crate) fn first_line(&self) -> NonNull<Line> {
+        self.lines
+    }
+
     pub(crate) fn small_count(&self) -> usize {
         self.small as usize
     }
 
     /// Bytes of a page of the small frames.
     pub(crate) fn page(&self) -> usize {
-        if self.huge {
-            map::HUGE_PAGE
-        } else {
-            map::page_size()
-        }
+        self.reserved.unwrap_or_else(map::page_size)
     }
 
     /// The number of the packet's frame, if that is a small one of this arena. It follows from where the line is, which is not looked at.
@@ -267,7 +280,6 @@ impl Arena {
 }
 
 /// Indices of free frames, the last one freed on top because it is the warmest.
-#[repr(C)]
 struct Stack<const N: usize> {
     len: usize,
     /// It holds at most this many, 2 to `N`.
@@ -291,6 +303,12 @@ impl<const N: usize> Stack<N> {
         if self.len == 0 {
             self.refill(shared);
         }
+        self.top()
+    }
+
+    /// Takes the top, if there is one.
+    #[inline]
+    fn top(&mut self) -> Option<u32> {
         self.len = self.len.checked_sub(1)?;
         Some(self.slots[self.len])
     }
@@ -332,6 +350,7 @@ pub struct FrameCache {
     arena: &'static Arena,
     small: Stack<CACHED>,
     jumbo: Stack<CACHED_JUMBO>,
+    pub(crate) annex: Option<Annex>,
     /// One thread at a time: a cache may move to another thread but is never shared.
     not_sync: PhantomData<Cell<()>>,
 }
@@ -343,6 +362,7 @@ impl FrameCache {
             arena,
             small: Stack::new(arena.small),
             jumbo: Stack::new(arena.total - arena.small),
+            annex: None,
             not_sync: PhantomData,
         }
     }
@@ -350,7 +370,7 @@ impl FrameCache {
     /// A small frame, empty, with [`HEADROOM`] before it; `None` if all are in use.
     #[inline]
     pub fn alloc(&mut self) -> Option<PktBuf> {
-        let index = self.small.pop(&self.arena.free)?;
+        let index = self.pop_small()?;
         Some(self.take(index))
     }
 
@@ -395,22 +415,25 @@ impl FrameCache {
     /// The number of a free small frame, which is the caller's now.
     #[inline]
     pub(crate) fn pop_small(&mut self) -> Option<u32> {
-        self.small.pop(&self.arena.free)
+        if self.small.len == 0 {
+            self.refill_small();
+        }
+        self.small.top()
     }
 
-    /// Its stack of free small frames by address: how many, at most how many, and their numbers.
-    ///
-    /// # Safety
-    /// `this` is a cache.
-    pub(crate) unsafe fn small_stack(this: *mut FrameCache) -> (*mut usize, usize, *mut u32) {
-        // SAFETY: the caller vouches for the pointer; no reference is made that others could contradict.
-        unsafe {
-            let stack = &raw mut (*this).small;
-            (
-                (&raw mut (*stack).len),
-                (*stack).limit,
-                (&raw mut (*stack).slots).cast(),
-            )
+    /// From the shared list, and if that is empty, from the annex.
+    #[cold]
+    fn refill_small(&mut self) {
+        self.small.refill(&self.arena.free);
+        if self.small.len == 0 {
+            self.empty_annex();
+        }
+    }
+
+    fn empty_annex(&mut self) {
+        if let Some(annex) = self.annex {
+            // SAFETY: the cache is borrowed exclusively, and who attached the annex vouches for what is done with it.
+            unsafe { (annex.empty)(annex.number, self) };
         }
     }
 
@@ -428,6 +451,7 @@ impl FrameCache {
 
     /// Gives all cached frames back to the arena.
     pub fn flush(&mut self) {
+        self.empty_annex();
         self.small.spill(&self.arena.free, self.small.len);
         self.jumbo.spill(&self.arena.free_jumbo, self.jumbo.len);
     }
@@ -436,5 +460,8 @@ impl FrameCache {
 impl Drop for FrameCache {
     fn drop(&mut self) {
         self.flush();
+        if let Some(annex) = self.annex {
+            (annex.close)(annex.number);
+        }
     }
 }

@@ -4,7 +4,7 @@ use std::ops::{Index, IndexMut, RangeBounds};
 
 use arrayvec::ArrayVec;
 
-use crate::{BURST_MAX, FrameCache, PktBuf};
+use crate::{BURST_MAX, FrameCache, PktBuf, RawPacket};
 
 /// Up to [`BURST_MAX`] packets in order. Dropping it gives the frames back.
 #[derive(Debug, Default)]
@@ -94,6 +94,38 @@ impl Burst {
     /// If the range reaches beyond the end.
     pub fn drain(&mut self, range: impl RangeBounds<usize>) -> arrayvec::Drain<'_, PktBuf, BURST_MAX> {
         self.packets.drain(range)
+    }
+
+    /// Where C code may put handles behind the packets that there are, and how many fit; [`grow`](Burst::grow) tells the burst of them.
+    #[inline]
+    pub fn spare(&mut self) -> (*mut RawPacket, usize) {
+        let (len, room) = (self.len(), self.room());
+        // SAFETY: the array has room for as many packets as it says, so this is within it or at its end.
+        let end = unsafe { self.packets.as_mut_ptr().add(len) };
+        (end.cast(), room)
+    }
+
+    /// Makes the burst longer by `n` packets that were put behind it.
+    ///
+    /// # Safety
+    /// `n` handles were written to [`spare`](Burst::spare), no more than fit. Each is of a small frame that was lent and that nobody else takes back, and the packet
+    /// ends within the frame.
+    #[inline]
+    pub unsafe fn grow(&mut self, n: usize) {
+        debug_assert!(n <= self.room());
+        // SAFETY: the caller vouches for it.
+        unsafe { self.packets.set_len(self.len() + n) };
+    }
+
+    /// Gives the packets up without giving their frames back. Each frame is lent with this, or the handle becomes a [packet](PktBuf::from_raw) again.
+    #[inline]
+    pub fn hand_over(&mut self) -> &[RawPacket] {
+        let len = self.len();
+        // SAFETY: the array forgets its packets, whose handles stay where they are as long as it is borrowed.
+        unsafe {
+            self.packets.set_len(0);
+            std::slice::from_raw_parts(self.packets.as_ptr().cast(), len)
+        }
     }
 
     /// Keeps the packets for which `keep` says true, in order, and gives the others to the cache.

@@ -2,6 +2,7 @@
 
 use std::ptr::NonNull;
 
+use crate::pktbuf::Line;
 use crate::{Arena, FrameCache, PktBuf};
 
 /// Where the small frames lie, for those who get them by address.
@@ -15,17 +16,32 @@ pub struct FrameRegion {
     pub stride: usize,
     /// Bytes of the pages that they are on. The last page is all theirs.
     pub page: usize,
+    /// What is known of the first one; of the others behind it.
+    pub lines: NonNull<u8>,
+    /// Bytes from one to the next.
+    pub line: usize,
 }
 
-/// A cache's free small frames by address, for C code that takes the last ones and puts others behind them, and thereby lends and takes back.
+/// A packet's handle as plain numbers, for C code that makes packets of frames that are lent, or lends the frames of packets.
+#[repr(C)]
 #[derive(Clone, Copy, Debug)]
-pub struct FreeStack {
-    /// How many there are, at most `limit`.
-    pub len: *mut usize,
-    /// At most so many.
-    pub limit: usize,
-    /// Their numbers, the last one freed at the end.
-    pub frames: *mut u32,
+pub struct RawPacket {
+    /// The frame's line: the frame's number times [`FrameRegion::line`] bytes behind [`FrameRegion::lines`].
+    pub line: *mut u8,
+    /// Bits 0 to 31: bytes of the packet; 32 to 47: where it begins in a small frame; 61 and 62: its [`Unfinished`](crate::Unfinished), or 0. What else there is is
+    /// not for others to look at, and 0 in a new handle.
+    pub place: u64,
+}
+
+/// Free small frames that are a cache's and lie elsewhere: in the pool of a driver, which wants them there.
+#[derive(Clone, Copy, Debug)]
+pub struct Annex {
+    /// What its owner calls it.
+    pub number: u32,
+    /// Gives all of them to the cache. Called when it has no others, and before it gives back what it has.
+    pub empty: unsafe fn(number: u32, cache: *mut FrameCache),
+    /// The cache is gone.
+    pub close: fn(number: u32),
 }
 
 /// A lent frame by its number. It belongs to nobody else until it is [taken back](Arena::take_back).
@@ -49,6 +65,8 @@ impl Arena {
             len: stride * self.small_count(),
             stride,
             page: self.page(),
+            lines: self.first_line().cast(),
+            line: size_of::<Line>(),
         }
     }
 
@@ -98,16 +116,20 @@ impl FrameCache {
         true
     }
 
-    /// The cache's stack by address. Whoever has it uses it only while nobody uses the cache otherwise; a number that is taken is lent, and one that is
-    /// put there is taken back, with what [`take_back_free`](FrameCache::take_back_free) asks for.
+    /// Gives the cache an annex, which it has until it is dropped.
     ///
     /// # Safety
-    /// `this` is a cache that stays where it is as long as the stack is used.
+    /// `empty` takes frames [back](FrameCache::take_back_free) by the pointer that it gets, and does nothing else with it; both functions may be called on any
+    /// thread.
+    pub unsafe fn attach(&mut self, annex: Annex) {
+        debug_assert!(self.annex.is_none(), "one annex");
+        self.annex = Some(annex);
+    }
+
+    /// Its number, if there is one.
     #[inline]
-    pub unsafe fn free_stack(this: *mut FrameCache) -> FreeStack {
-        // SAFETY: the caller vouches for the pointer.
-        let (len, limit, frames) = unsafe { FrameCache::small_stack(this) };
-        FreeStack { len, limit, frames }
+    pub fn annex(&self) -> Option<u32> {
+        self.annex.map(|annex| annex.number)
     }
 
     /// Takes lent frames back that are free now.

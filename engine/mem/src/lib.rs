@@ -24,9 +24,9 @@ mod table;
 
 pub use arena::{Arena, ArenaConfig, FrameCache};
 pub use burst::Burst;
-pub use lent::{FrameRegion, FreeStack, Lent};
+pub use lent::{Annex, FrameRegion, Lent, RawPacket};
 pub use outer::Outer;
-pub use pktbuf::PktBuf;
+pub use pktbuf::{PktBuf, Unfinished};
 pub use processor::{cycles, prefetch, prefetch_write};
 pub use secret::{Secret, lock_secrets_ahead, reserve_secrets, secrets_len, secrets_locked, wipe_stack};
 pub use table::Table;

@@ -7,6 +7,9 @@ use std::ptr::NonNull;
 /// Size of a huge page on x86-64 and the usual one on AArch64, in bytes.
 pub(crate) const HUGE_PAGE: usize = 2 << 20;
 
+/// Size of the largest pages, which a machine has only if they were reserved, in bytes.
+pub(crate) const GIANT_PAGE: usize = 1 << 30;
+
 /// Bytes of the smallest page of any machine that we run on; guards and locks are rounded to the real page size.
 #[cfg(not(miri))]
 pub(crate) fn page_size() -> usize {
@@ -40,8 +43,8 @@ pub(crate) struct Mapping {
     /// What was mapped, which begins before `start` where that had to be aligned.
     whole: NonNull<u8>,
     len: usize,
-    /// On reserved huge pages.
-    huge: bool,
+    /// Bytes of the reserved huge pages that it is on, if it is.
+    reserved: Option<usize>,
 }
 
 impl Mapping {
@@ -50,9 +53,9 @@ impl Mapping {
         self.start
     }
 
-    /// Whether it is on huge pages that the machine has reserved.
-    pub(crate) fn is_huge(&self) -> bool {
-        self.huge
+    /// Bytes of the pages that it is on, if they are huge ones that the machine has reserved.
+    pub(crate) fn reserved(&self) -> Option<usize> {
+        self.reserved
     }
 
     /// Keeps the bytes until the process ends.
@@ -69,6 +72,36 @@ impl Drop for Mapping {
     }
 }
 
+/// The same on pages of 1 GiB, if there are free ones.
+#[cfg(not(miri))]
+pub(crate) fn resident_on_giant(len: usize) -> io::Result<Mapping> {
+    match on_reserved(len, GIANT_PAGE) {
+        Some(mapping) => Ok(mapping),
+        None => resident(len),
+    }
+}
+
+/// The same on reserved pages of this size; `None` if there are too few free ones.
+#[cfg(not(miri))]
+fn on_reserved(len: usize, page: usize) -> Option<Mapping> {
+    let rounded = len.checked_next_multiple_of(page)?;
+    let size = (page.trailing_zeros() as libc::c_int) << libc::MAP_HUGE_SHIFT;
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    let start = map(rounded, protection, libc::MAP_HUGETLB | size).ok()?;
+    let mapping = Mapping {
+        start,
+        whole: start,
+        len: rounded,
+        reserved: Some(page),
+    };
+    // Touching the pages here turns a limit on huge pages into an error now instead of a signal later.
+    if !advise(start, rounded, libc::MADV_POPULATE_WRITE) {
+        return None;
+    }
+    advise(start, rounded, libc::MADV_DONTDUMP);
+    Some(mapping)
+}
+
 /// Maps `len` zeroed bytes, resident from the start and on huge pages where the machine has them: reserved ones
 /// first, transparent ones otherwise.
 #[cfg(not(miri))]
@@ -79,19 +112,9 @@ pub(crate) fn resident(len: usize) -> io::Result<Mapping> {
         .filter(|rounded| *rounded <= isize::MAX as usize - HUGE_PAGE)
         .ok_or(io::ErrorKind::OutOfMemory)?;
     if len >= HUGE_PAGE
-        && let Ok(start) = map(rounded, READ_WRITE, libc::MAP_HUGETLB)
+        && let Some(mapping) = on_reserved(len, HUGE_PAGE)
     {
-        let mapping = Mapping {
-            start,
-            whole: start,
-            len: rounded,
-            huge: true,
-        };
-        // Touching the pages here turns a limit on huge pages into an error now instead of a signal later.
-        if advise(start, rounded, libc::MADV_POPULATE_WRITE) {
-            advise(start, rounded, libc::MADV_DONTDUMP);
-            return Ok(mapping);
-        }
+        return Ok(mapping);
     }
     let slack = if len >= HUGE_PAGE { HUGE_PAGE } else { 0 };
     let whole = map(rounded + slack, READ_WRITE, 0)?;
@@ -112,7 +135,7 @@ pub(crate) fn resident(len: usize) -> io::Result<Mapping> {
         start,
         whole,
         len: rounded + slack,
-        huge: false,
+        reserved: None,
     })
 }
 
@@ -186,7 +209,7 @@ pub(crate) fn resident(len: usize) -> io::Result<Mapping> {
         start,
         whole: start,
         len,
-        huge: false,
+        reserved: None,
     })
 }
 #[cfg(miri)]
@@ -200,7 +223,7 @@ impl Drop for Mapping {
     }
 }
 #[cfg(miri)]
-pub(crate) use {zeroed as closed, zeroed as guarded, zeroed as sparse};
+pub(crate) use {resident as resident_on_giant, zeroed as closed, zeroed as guarded, zeroed as sparse};
 #[cfg(miri)]
 pub(crate) fn open(_: NonNull<u8>, _: usize) -> io::Result<()> {
     Ok(())

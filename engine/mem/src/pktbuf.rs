@@ -4,7 +4,7 @@
 use std::fmt;
 use std::ptr::NonNull;
 
-use crate::{Arena, FRAME, HEADROOM, Outer};
+use crate::{Arena, FRAME, HEADROOM, Outer, RawPacket};
 
 /// What is known of a frame: one cache line, in an array of its own so that looking at many packets does not touch their frames.
 ///
@@ -26,9 +26,10 @@ const _: () = assert!(size_of::<Line>() == 64);
 /// The packet lies somewhere in the frame with room before it ([`headroom`](PktBuf::headroom)) and behind it
 /// ([`tailroom`](PktBuf::tailroom)). The frame's memory is always initialised: bytes that nobody wrote yet are zero or
 /// an earlier packet's.
+#[repr(C)]
 pub struct PktBuf {
     line: NonNull<Line>,
-    /// Where in the frame the packet begins, in the upper half, with [`ADDRESSED`]; its length in the lower half. `offset + len <= capacity` always holds.
+    /// Where in the frame the packet begins, in the upper half, with [`ADDRESSED`], [`UNFINISHED`] and the [mark](MARK); its length in the lower half. `offset + len <= capacity` always holds.
     /// One word, so that a handle is two registers: as three fields it would go through memory in one piece, and wait there for the parts that were
     /// just written.
     place: u64,
@@ -37,19 +38,47 @@ pub struct PktBuf {
 /// The line's outer addresses are this packet's. Otherwise they are an earlier one's, and this one has none.
 const ADDRESSED: u64 = 1 << 63;
 
+/// An [`Unfinished`], or 0.
+const UNFINISHED: u64 = 3 << UNFINISHED_AT;
+const UNFINISHED_AT: u32 = 61;
+
 /// One byte of the offset.
 const OFFSET: u64 = 1 << 32;
+
+/// One of the mark, which has the bits between the offset and [`UNFINISHED`].
+const MARK: u64 = 1 << MARK_SHIFT;
+const MARK_SHIFT: u32 = 52;
+
+/// The bits of the mark.
+const MARK_MASK: u64 = (1 << UNFINISHED_AT) - MARK;
+
+/// The bits of the offset.
+const OFFSET_MASK: u64 = MARK - OFFSET;
 
 /// The packet of a fresh frame.
 const FRESH: u64 = HEADROOM as u64 * OFFSET;
 
 const _: () = assert!(size_of::<Option<PktBuf>>() == 16);
+// A handle is the same bytes as numbers.
+const _: () = assert!(size_of::<RawPacket>() == size_of::<PktBuf>());
+const _: () = assert!(std::mem::offset_of!(RawPacket, place) == std::mem::offset_of!(PktBuf, place));
 
 // SAFETY: a PktBuf owns its line and its frame; the free lists through which indices travel between threads order the
 // accesses of the old owner before those of the new one.
 unsafe impl Send for PktBuf {}
 // SAFETY: through a shared reference the line and the frame can only be read.
 unsafe impl Sync for PktBuf {}
+
+/// Checksums that whoever sends the packet has to finish: of a frame that is an Ethernet header of 14 bytes, an IP header without options or extension
+/// headers, and a UDP datagram up to its end. UDP's field has the sum of the pseudo header, not complemented; that of the IPv4 header is 0.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Unfinished {
+    /// Of an IPv4 header, and UDP's.
+    UdpV4 = 1,
+    /// UDP's, over IPv6.
+    UdpV6 = 2,
+}
 
 impl PktBuf {
     /// Takes ownership of the frame that `line` describes.
@@ -71,6 +100,28 @@ impl PktBuf {
         let fits = offset.checked_add(len)? <= FRAME as u32;
         let place = (u64::from(offset) * OFFSET) | u64::from(len);
         fits.then_some(PktBuf { line, place })
+    }
+
+    /// Gives the packet up without giving its frame back.
+    #[inline]
+    pub fn into_raw(self) -> RawPacket {
+        let place = self.place;
+        let line = self.into_line().as_ptr().cast();
+        RawPacket { line, place }
+    }
+
+    /// The packet of a handle that was [handed over](crate::Burst::hand_over).
+    ///
+    /// # Safety
+    /// Its frame was not lent since, and nobody else makes a packet of it.
+    #[inline]
+    pub unsafe fn from_raw(raw: RawPacket) -> PktBuf {
+        // SAFETY: a handle's line is not null, and the caller vouches that it was one.
+        let line = unsafe { NonNull::new_unchecked(raw.line) };
+        PktBuf {
+            line: line.cast(),
+            place: raw.place,
+        }
     }
 
     /// Gives up ownership without returning the frame to a free list.
@@ -97,7 +148,7 @@ impl PktBuf {
     /// Where the packet begins in the frame.
     #[inline]
     fn offset(&self) -> usize {
-        ((self.place & !ADDRESSED) >> 32) as usize
+        ((self.place & OFFSET_MASK) >> 32) as usize
     }
 
     /// The packet's first byte.
@@ -222,6 +273,46 @@ impl PktBuf {
     #[inline]
     fn write_len(&mut self, len: usize) {
         self.place = self.place & !(OFFSET - 1) | len as u64;
+    }
+
+    /// Leaves checksums to the port that sends the packet; `None`: there are none to finish. Only ports that say so do that.
+    #[inline]
+    pub fn leave_unfinished(&mut self, unfinished: Option<Unfinished>) {
+        let bits = unfinished.map_or(0, |unfinished| unfinished as u64);
+        self.place = self.place & !UNFINISHED | bits << UNFINISHED_AT;
+    }
+
+    /// The checksums that were left.
+    #[inline]
+    pub fn unfinished(&self) -> Option<Unfinished> {
+        match (self.place & UNFINISHED) >> UNFINISHED_AT {
+            0 => None,
+            1 => Some(Unfinished::UdpV4),
+            _ => Some(Unfinished::UdpV6),
+        }
+    }
+
+    /// A number that the packet carries for whoever follows packets on their way, below [`MARKS`](PktBuf::MARKS); 0 in a fresh frame.
+    #[inline]
+    pub fn mark(&self) -> u16 {
+        ((self.place & MARK_MASK) >> MARK_SHIFT) as u16
+    }
+
+    /// Marks a packet.
+    ///
+    /// # Panics
+    /// If the mark is [`MARKS`](PktBuf::MARKS) or more.
+    pub fn set_mark(&mut self, mark: u16) {
+        assert!(mark < Self::MARKS);
+        self.place = self.place & !MARK_MASK | (u64::from(mark) * MARK);
+    }
+
+    /// How many different marks there are.
+    pub const MARKS: u16 = 1 << (UNFINISHED_AT - MARK_SHIFT);
+
+    /// The number of the frame: as long as this packet is there, no other has it.
+    pub fn frame(&self) -> u32 {
+        self.line().index
     }
 
     /// The outer addresses: where the packet came from, or where it goes.

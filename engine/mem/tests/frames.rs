@@ -1,11 +1,12 @@
 //! Frames: every one has one owner, none is lost, and a packet never leaves its frame.
 
 use std::collections::{HashSet, VecDeque};
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, mpsc};
 
 use patronus_mem::{
-    Arena, ArenaConfig, BURST_MAX, Burst, FRAME, FrameCache, HEADROOM, JUMBO_MAX, Outer, PktBuf, SMALL_MAX,
-    TAILROOM,
+    Annex, Arena, ArenaConfig, BURST_MAX, Burst, FRAME, FrameCache, HEADROOM, JUMBO_MAX, Outer, PktBuf,
+    SMALL_MAX, TAILROOM, Unfinished,
 };
 use proptest::prelude::*;
 
@@ -149,11 +150,23 @@ fn addresses_are_the_packets_and_stay_with_it() {
         assert_eq!((pkt.headroom(), pkt.len(), *pkt.outer()), (0, 9, outer));
         pkt.outer_mut().set_tos(3);
         assert!(pkt.outer().same_path(&outer) && pkt.outer().tos() == 3);
+        let frame = pkt.frame();
+        for mark in [0, 1, PktBuf::MARKS - 1, 2] {
+            pkt.set_mark(mark);
+            pkt.prepend(0);
+            pkt.truncate(8);
+            assert_eq!(
+                (pkt.mark(), pkt.headroom(), pkt.len(), pkt.frame()),
+                (mark, 0, 8, frame)
+            );
+            assert!(pkt.outer().same_path(&outer));
+        }
         pkt.reset();
         assert_eq!(
             (pkt.headroom(), pkt.len(), *pkt.outer()),
             (HEADROOM, 0, Outer::NONE)
         );
+        assert_eq!(pkt.mark(), 0);
         // What an earlier packet left is not an address of this one.
         pkt.outer_mut().set_tos(1);
         assert_eq!(pkt.outer().remote(), None);
@@ -242,6 +255,109 @@ fn free_frames_are_lent_all_or_none_and_come_back() {
     assert_eq!(arena.free_frames(), arena.frames());
     let region = arena.region();
     assert!(region.page.is_power_of_two() && region.start.addr().get().is_multiple_of(region.page));
+}
+
+#[test]
+fn an_arena_on_giant_pages_takes_what_there_is() {
+    let config = ArenaConfig {
+        frames: 2000,
+        jumbo_frames: 0,
+    };
+    let arena = Arena::on_giant_pages(&config).expect("an arena");
+    let region = arena.region();
+    if arena.is_huge() {
+        assert!([2 << 20, 1 << 30].contains(&region.page), "{}", region.page);
+    } else {
+        assert!(region.page < 2 << 20);
+    }
+    assert!(region.start.addr().get().is_multiple_of(region.page));
+    let mut cache = FrameCache::new(arena);
+    let all: Vec<_> = std::iter::from_fn(|| cache.alloc()).collect();
+    assert_eq!(all.len(), 2000);
+}
+
+#[test]
+fn handles_are_numbers_on_the_way_to_c_and_back() {
+    let arena = arena(64, 1);
+    let mut cache = FrameCache::new(arena);
+    let mut burst = Burst::new();
+    for n in 0..3 {
+        let mut pkt = cache.alloc().expect("a frame");
+        pkt.append(10 + n).fill(n as u8);
+        pkt.prepend(4).fill(9);
+        burst.push(pkt);
+    }
+    burst[1].leave_unfinished(Some(Unfinished::UdpV6));
+    let region = arena.region();
+    let raw = burst.hand_over().to_vec();
+    assert!(burst.is_empty());
+    for (n, raw) in (0..).zip(&raw) {
+        let behind = raw.line.addr() - region.lines.addr().get();
+        assert!(behind.is_multiple_of(region.line) && behind / region.line < 64);
+        assert_eq!(raw.place as u32, 14 + n);
+        assert_eq!((raw.place >> 32) as u16, HEADROOM as u16 - 4);
+        assert_eq!(raw.place >> 61 & 3, if n == 1 { 2 } else { 0 });
+    }
+    let (end, room) = burst.spare();
+    assert_eq!(room, BURST_MAX);
+    // SAFETY: there is room for that many, and they were handed over.
+    unsafe {
+        std::ptr::copy_nonoverlapping(raw.as_ptr(), end, raw.len());
+        burst.grow(raw.len());
+    }
+    for (n, pkt) in (0..).zip(&burst) {
+        assert_eq!(pkt.data()[..4], [9; 4]);
+        assert!(pkt.data()[4..].iter().all(|byte| *byte == n) && pkt.len() == 14 + usize::from(n));
+    }
+    assert_eq!(burst[1].unfinished(), Some(Unfinished::UdpV6));
+    let mut alone = burst.pop().expect("a packet");
+    alone.leave_unfinished(Some(Unfinished::UdpV4));
+    assert_eq!(
+        (alone.headroom(), alone.tailroom()),
+        (HEADROOM - 4, FRAME - HEADROOM - 12)
+    );
+    // SAFETY: the handle was a packet's until now.
+    let mut alone = unsafe { PktBuf::from_raw(alone.into_raw()) };
+    assert_eq!(alone.unfinished(), Some(Unfinished::UdpV4));
+    alone.leave_unfinished(None);
+    assert_eq!(alone.unfinished(), None);
+    cache.free(alone);
+    drop((burst, cache));
+    assert_eq!(arena.free_frames(), arena.frames());
+}
+
+#[test]
+fn an_annex_is_emptied_when_there_is_nothing_else_and_closed_at_the_end() {
+    static ELSEWHERE: Mutex<Vec<u32>> = Mutex::new(Vec::new());
+    static CLOSED: AtomicU32 = AtomicU32::new(0);
+    /// # Safety
+    /// `cache` is a cache that nobody else uses.
+    unsafe fn empty(number: u32, cache: *mut FrameCache) {
+        assert_eq!(number, 7);
+        let frames = std::mem::take(&mut *ELSEWHERE.lock().expect("a lock"));
+        // SAFETY: a cache, and frames that the test has lent.
+        unsafe { (*cache).take_back_free(&frames) };
+    }
+    fn close(number: u32) {
+        CLOSED.store(number, Ordering::Relaxed);
+    }
+    let arena = arena(100, 0);
+    let mut cache = FrameCache::new(arena);
+    assert_eq!(cache.annex(), None);
+    let (number, mut lent) = (7, [0; 60]);
+    // SAFETY: the functions do what they should.
+    unsafe { cache.attach(Annex { number, empty, close }) };
+    assert_eq!(cache.annex(), Some(7));
+    assert!(cache.lend_free(&mut lent));
+    ELSEWHERE.lock().expect("a lock").extend(&lent[..30]);
+    let taken: Vec<_> = std::iter::from_fn(|| cache.alloc()).collect();
+    assert_eq!(taken.len(), 70, "all but those that are lent");
+    drop(taken);
+    ELSEWHERE.lock().expect("a lock").extend(&lent[30..]);
+    cache.flush();
+    assert_eq!(arena.free_frames(), 100, "it is emptied with the cache");
+    drop(cache);
+    assert_eq!(CLOSED.load(Ordering::Relaxed), 7);
 }
 
 #[test]

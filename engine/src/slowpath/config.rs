@@ -9,6 +9,8 @@ use patronus_crypto::PeerId;
 use patronus_crypto::timers::Traffic;
 use patronus_io::udp::{UdpConfig, UdpSockets};
 
+use rustix::fd::OwnedFd;
+
 use super::SlowPath;
 use crate::control::{Control, Refusals};
 use crate::uapi::{Errno, PeerView, Reply, SetRequest, UapiDevice};
@@ -72,6 +74,10 @@ impl UapiDevice for SlowPath {
         for (name, counter, value) in self.counters.totals() {
             let _ = writeln!(out, "{name}.{counter}={value}");
         }
+    }
+
+    fn observe(&mut self, request: &str, connection: OwnedFd) {
+        self.begin_observation(request, connection);
     }
 
     fn set(&mut self, request: SetRequest) -> Result<(), Errno> {

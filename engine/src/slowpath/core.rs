@@ -18,7 +18,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use patronus_crypto::messages::{self, Kind};
-use patronus_crypto::{Device, Output, Outputs, PeerId, Random, Time, To};
+use patronus_crypto::{Device, Now, Output, Outputs, PeerId, Random, Time, To};
 use patronus_mem::{Outer, Secret};
 
 pub use self::peers::{ALLOWED_IPS_MAX, Peer, peer_numbers};
@@ -131,6 +131,11 @@ impl<S: Sockets> Core<S> {
         self.clock.mono()
     }
 
+    /// The time, by both clocks.
+    pub fn now(&self) -> Now {
+        self.clock.now()
+    }
+
     /// When there is something to do by the protocol's timers.
     pub fn next_deadline(&self) -> Option<Time> {
         let protocol = self.device.next_deadline();
@@ -194,6 +199,7 @@ impl<S: Sockets> Core<S> {
             }
             Notice::Routes(routes) => drop(routes),
             Notice::Lanes(lanes) => drop(lanes),
+            Notice::Observer(observer) => drop(observer),
             Notice::Wan(_) | Notice::Lan(_) | Notice::LanGone(..) | Notice::Failed(_) => {
                 return Some(notice);
             }

@@ -1,10 +1,16 @@
-//! What comes from the keeper, at the start and later: interfaces of LANs, and queues of links.
+//! What comes from the keeper, at the start and later: interfaces of LANs, and queues of links; and what becomes of the NICs that DPDK drives.
+
+use std::io;
+use std::sync::Arc;
 
 use patronus_crypto::{Duration, Time};
+use patronus_io::exception::Exception;
+use patronus_io::nics::Nics;
 use patronus_mem::Arena;
 
 use super::lans::{EthernetLan, Unusable};
 use super::{SlowPath, Uplink};
+use crate::clock;
 use crate::keeper::{Keeper, Place, Said};
 use crate::log::Log;
 
@@ -77,6 +83,8 @@ impl Retry {
 pub struct Opening {
     /// Takes interfaces, if there are any to take.
     pub keeper: Option<Keeper>,
+    /// Those that DPDK drives, if there are any.
+    pub nics: Option<Nics>,
     /// Where packets are.
     pub arena: &'static Arena,
     /// By place among the LAN ports, from the second on.
@@ -89,7 +97,9 @@ impl Opening {
     /// Takes everything that is there. An error is why something that is there cannot be a LAN.
     pub fn open_all(&mut self, log: &Log) -> Result<(), String> {
         for at in 0..self.lans.len() {
-            self.open_lan(at, log)?;
+            if let Some(place) = self.lans[at].place() {
+                self.open_lan(at, place, log)?;
+            }
         }
         for at in 0..self.uplinks.len() {
             let Some(place) = self.uplinks[at].place() else {
@@ -105,8 +115,26 @@ impl Opening {
         Ok(())
     }
 
-    fn open_lan(&mut self, at: usize, log: &Log) -> Result<(), String> {
-        self.ask(Place::Lan(at as u8));
+    /// Gives the NICs' queues to the LANs and links that are to have them.
+    pub fn use_nics(&mut self, mut nics: Nics) {
+        for lan in &mut self.lans {
+            lan.sit(&mut nics);
+        }
+        for uplink in &mut self.uplinks {
+            uplink.sit(&mut nics);
+        }
+        self.nics = Some(nics);
+    }
+
+    /// Has the host's share of the NICs' packets move from now on, on threads of their own.
+    pub fn run_nics(&mut self, log: &Log) -> io::Result<()> {
+        let Some(nics) = &mut self.nics else { return Ok(()) };
+        let log = log.clone();
+        nics.run(clock::instant, move |_, event| say_of_host(&log, &event))
+    }
+
+    fn open_lan(&mut self, at: usize, place: Place, log: &Log) -> Result<(), String> {
+        self.ask(place);
         loop {
             let said = self.hear(log)?;
             let lan = &mut self.lans[at];
@@ -142,7 +170,7 @@ impl Opening {
         loop {
             match self.keeper.as_mut().and_then(Keeper::wait) {
                 Some(Said::Behind(Place::Lan(at), why)) => {
-                    let lan = self.lans.get(usize::from(at));
+                    let lan = self.lans.iter().find(|lan| lan.place() == Some(Place::Lan(at)));
                     lan.into_iter().for_each(|lan| lan.say_behind(&why, log));
                 }
                 Some(Said::Ended) | None => {
@@ -151,6 +179,20 @@ impl Opening {
                 Some(said) => return Ok(said),
             }
         }
+    }
+}
+
+/// What happens to a NIC's interface that its carrier, which is heard by rtnetlink, does not tell.
+fn say_of_host(log: &Log, event: &Exception) {
+    match event {
+        Exception::Carrier(_) => {}
+        Exception::Mtu(mtu) => log.verbose(format_args!("a NIC's MTU is {mtu} now")),
+        Exception::MtuRefused(wanted, why, now) => log.error(format_args!(
+            "a NIC cannot have an MTU of {wanted}: {why}; its interface has {now} again"
+        )),
+        Exception::Gone => log.error(format_args!(
+            "the interface of a NIC was deleted: the host is cut off from it until the engine is restarted"
+        )),
     }
 }
 
@@ -163,6 +205,34 @@ impl SlowPath {
         let now = self.core.mono();
         let [lans, links] = [self.ask_for_lans(now), self.ask_for_links(now)];
         self.ask_again_at = lans.into_iter().chain(links).min();
+        self.tend_nics(now);
+    }
+
+    /// Keeps the counters of what NICs bring to the host, and take from it.
+    pub(super) fn count_hosts(&mut self) {
+        let Some(nics) = &self.nics else { return };
+        let lans = self.lans.iter().map(EthernetLan::name);
+        for name in lans.chain(self.uplinks.iter().filter_map(Uplink::name)) {
+            let counters = nics.number(name).and_then(|nic| nics.host_counters(nic));
+            let named = counters.map(|counters| (format!("{name}.host"), Arc::clone(counters)));
+            self.counters.add_all(named.into_iter());
+        }
+    }
+
+    /// Looks after NICs. Nobody tells of them, so this happens by the clock.
+    fn tend_nics(&mut self, now: Time) {
+        self.poll_idle_queues(now);
+        if self.nics_again_at.is_some_and(|at| now < at) {
+            return;
+        }
+        let Some(nics) = &mut self.nics else { return };
+        let (mut events, instant) = (Vec::new(), clock::instant());
+        let due = nics.tend(instant, |nic, event| events.push((nic, event)));
+        self.nics_again_at = Some(now.after(due.saturating_duration_since(instant)));
+        for (nic, event) in events {
+            self.hear_of_nic(nic, &event);
+        }
+        self.name_lans();
     }
 
     fn hear_keeper(&mut self, said: Said) {
@@ -179,7 +249,15 @@ impl SlowPath {
             }
         };
         match place {
-            Place::Lan(at) | Place::LanByPackets(at) => self.hear_of_lan(at.into(), said),
+            Place::Lan(at) | Place::LanByPackets(at) => {
+                let lan = self
+                    .lans
+                    .iter()
+                    .position(|lan| lan.place() == Some(Place::Lan(at)));
+                if let Some(at) = lan {
+                    self.hear_of_lan(at, said);
+                }
+            }
             Place::Link(_) => self.hear_of_link(place, said),
         }
     }

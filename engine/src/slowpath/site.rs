@@ -16,7 +16,7 @@ use crate::allowedips::Prefix;
 use crate::plan::{Builder, Wanted};
 use crate::remote::message::LinkInfo;
 use crate::rib::Rib;
-use crate::site::{Own, Rules, Site};
+use crate::site::{Own, Rules, Site, cannot_change};
 use crate::uapi::parse::AllowedIpChange;
 use crate::uapi::{SetPeer, SetRequest};
 
@@ -303,6 +303,7 @@ impl SlowPath {
         }
         if !events.is_empty() {
             self.name_links();
+            self.name_lans();
             self.describe_links();
             self.follow_lans(&events);
         }
@@ -398,47 +399,15 @@ fn allowed_ip(prefix: Prefix, remove: bool) -> AllowedIpChange {
     }
 }
 
-/// Refuses what cannot be changed while the engine runs.
+/// Refuses a site that differs in what cannot change while the engine runs.
 fn refuse_fixed(before: &Site, now: &Site) -> Result<(), String> {
-    let (was, is) = (before.told(), now.told());
-    let ports = |site: &Site| -> Vec<_> {
-        let lans = site.told().lans.iter();
-        lans.map(|lan| (lan.port, lan.interface.clone())).collect()
-    };
-    let remotes = |site: &Site| -> HashSet<PublicKey> {
-        let peers = site.told().peers.iter().enumerate();
-        let remotes = peers.filter(|(_, peer)| peer.is_remote);
-        remotes.map(|(at, _)| site.public_key(at)).collect()
-    };
-    let (were, are) = (remotes(before), remotes(now));
-    let peers = |site: &Site| -> HashSet<PublicKey> {
-        (0..site.told().peers.len())
-            .map(|at| site.public_key(at))
-            .collect()
-    };
-    let (had, have) = (peers(before), peers(now));
-    let turned = were
-        .symmetric_difference(&are)
-        .any(|key| had.contains(key) && have.contains(key));
-    let what = if turned {
-        "whether a peer is a [[remote]]"
-    } else if !are.is_empty() && were.is_empty() {
-        "that there are no [[remote]]s"
-    } else if was.engine != is.engine {
-        "[engine]"
-    } else if was.links != is.links {
-        "[[link]]"
-    } else if ports(before) != ports(now) {
-        "the interfaces of [[lan]]"
-    } else if is.routes_packets() && !was.routes_packets() {
-        "whether there is anything to route by"
-    } else {
-        return Ok(());
-    };
-    Err(format!(
-        "{}: {what} cannot be changed while the engine runs: restart it, or undo the change",
-        now.path().display()
-    ))
+    match cannot_change(before.told(), now.told()) {
+        Some(what) => Err(format!(
+            "{}: {what} cannot be changed while the engine runs: restart it, or undo the change",
+            now.path().display()
+        )),
+        None => Ok(()),
+    }
 }
 
 /// Says how the rules differ.

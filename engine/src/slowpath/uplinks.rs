@@ -9,12 +9,14 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
-use patronus_crypto::{PeerId, Time};
+use patronus_crypto::{Duration, PeerId, Time};
 use patronus_io::netlink::Addresses;
+use patronus_io::nics::{NicEvent, Nics};
 use patronus_io::udp::{UdpConfig, UdpSender, UdpSockets};
-use patronus_io::xdp::{BorrowedQueue, Link, QueuePlace, WayFinder, Ways, XdpUdpPort, ways};
+use patronus_io::wan::{AnyQueue, BorrowedQueue, Link, LinkPort, QueuePlace, WayFinder, Ways, ways};
+use patronus_io::xdp::{NAMES_MAX, Take};
 use patronus_io::{Port, PortCounters};
-use patronus_mem::{Arena, Outer};
+use patronus_mem::{Arena, Burst, Outer};
 use rustix::fd::BorrowedFd;
 
 use super::SlowPath;
@@ -25,11 +27,14 @@ use crate::clock;
 use crate::keeper::{Place, Said, Taken};
 use crate::lans::say_how;
 use crate::log::Log;
-use crate::wans::XdpLink;
+use crate::wans::{Chooser, QueueLink};
 
 /// Somebody on the internet: addresses of documentation (RFC 5737, RFC 3849), to which default routes lead.
 const ANYBODY_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 const ANYBODY_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
+
+/// Between two polls of a NIC's queues that no worker has.
+const IDLE_POLL: Duration = Duration::from_millis(1);
 
 /// Peers that are asked for where there is no default route.
 const PEERS_ASKED_FOR: usize = 64;
@@ -46,11 +51,12 @@ pub struct Uplink {
     is_dead_end: bool,
 }
 
-/// A link that is to have AF_XDP.
+/// A link that is to have queues.
 struct Taking {
-    place: Place,
-    /// Its program and queues; none while its interface cannot be taken. They may be on an interface that is not there any more.
-    link: Option<XdpLink>,
+    /// Who the keeper knows it as; none for a NIC, which has its queues for good.
+    place: Option<Place>,
+    /// Its queues; none while its interface cannot be taken. They may be on an interface that is not there any more.
+    link: Option<QueueLink>,
     retry: Retry,
 }
 
@@ -69,14 +75,14 @@ pub(super) struct LinkSockets {
 struct ByQueue {
     link: Link,
     /// By worker, until its port has it.
-    queues: Vec<Option<(BorrowedQueue, Ways)>>,
+    queues: Vec<Option<(BorrowedQueue<AnyQueue>, Ways)>>,
     /// Find the ways for the workers' ports.
     finders: Vec<WayFinder>,
 }
 
 impl ByQueue {
     /// For all of these queues or none: what the program takes reaches nobody where there is no port.
-    fn new(link: Link, places: &[QueuePlace]) -> Option<ByQueue> {
+    fn new(link: Link, places: &[QueuePlace<AnyQueue>]) -> Option<ByQueue> {
         let mut by_queue = ByQueue {
             link,
             queues: Vec::new(),
@@ -102,7 +108,7 @@ impl Sockets for LinkSockets {
         let Some((queue, ways)) = xdp.queues[worker].take() else {
             return Box::new(port);
         };
-        let port = XdpUdpPort::new(queue, port, ways, xdp.link.ifindex);
+        let port = LinkPort::new(queue, port, ways, xdp.link.ifindex);
         let [queue, _] = port.parts();
         let name = format!("{}queue{worker}", self.prefix);
         self.counters.push((name, Arc::clone(queue)));
@@ -133,7 +139,7 @@ pub fn uplinks(interfaces: &[String], xdp: &[String]) -> Vec<Uplink> {
     });
     for (uplink, at) in taken.zip(0..) {
         uplink.taking = Some(Taking {
-            place: Place::Link(at),
+            place: Some(Place::Link(at)),
             link: None,
             retry: Retry::default(),
         });
@@ -144,7 +150,45 @@ pub fn uplinks(interfaces: &[String], xdp: &[String]) -> Vec<Uplink> {
 impl Uplink {
     /// What the keeper knows it by, if it is to have AF_XDP.
     pub(super) fn place(&self) -> Option<Place> {
-        self.taking.as_ref().map(|taking| taking.place)
+        self.taking.as_ref().and_then(|taking| taking.place)
+    }
+
+    /// Its interface's name, if it is on one.
+    pub(super) fn name(&self) -> Option<&str> {
+        self.interface.as_deref()
+    }
+
+    /// Takes the queues of its NIC, if it is one.
+    pub(super) fn sit(&mut self, nics: &mut Nics) {
+        let Some(nic) = self.name().and_then(|name| nics.number(name)) else {
+            return;
+        };
+        let queues = nics.take_queues(nic).into_iter();
+        self.taking = Some(Taking {
+            place: None,
+            link: Some(QueueLink {
+                ifindex: nics.ifindex(nic),
+                chooser: Chooser::Nic(nic),
+                queues: queues.map(QueuePlace::new).collect(),
+                guard: None,
+            }),
+            retry: Retry::default(),
+        });
+    }
+
+    /// Says what has become of its NIC's device. Whether it runs is heard of its interface.
+    pub(super) fn say_nic(&self, event: &NicEvent, log: &Log) {
+        let Some(name) = &self.interface else { return };
+        match event {
+            NicEvent::Opened => log.verbose(format_args!("link {name}: its device is there")),
+            NicEvent::Missing(why) => log.error(format_args!(
+                "link {name} does not run: {why}; it is used as soon as it does"
+            )),
+            NicEvent::Lost => log.error(format_args!(
+                "link {name}: its device is gone; the rest goes on, and it is used again as soon as it is there"
+            )),
+            NicEvent::Refused(why) => log.error(format_args!("link {name}: {why}; it is tried again")),
+        }
     }
 
     /// Its interface was taken.
@@ -176,7 +220,7 @@ impl Uplink {
         }
     }
 
-    fn xdp(&self) -> Option<&XdpLink> {
+    fn xdp(&self) -> Option<&QueueLink> {
         self.taking.as_ref().and_then(|taking| taking.link.as_ref())
     }
 
@@ -198,6 +242,25 @@ impl Uplink {
         let xdp = self.xdp()?;
         let all = xdp.queues.iter().all(QueuePlace::is_full);
         all.then(|| ByQueue::new(link, &xdp.queues)).flatten()
+    }
+}
+
+/// Says which datagrams of a link's queues are the engine's: those to this UDP port at these addresses, or none. More addresses than a NIC can be told go through the kernel.
+fn choose(nics: &mut Option<Nics>, chooser: &Chooser, datagrams: Option<(u16, Vec<IpAddr>)>) {
+    match (chooser, datagrams, nics) {
+        (Chooser::Program(names), Some((port, own)), _) => names.set(port, own.into_iter()),
+        (Chooser::Program(names), None, _) => names.clear(),
+        (Chooser::Nic(nic), datagrams, Some(nics)) => {
+            let take = datagrams.map(|(port, mut addresses)| {
+                addresses.truncate(NAMES_MAX);
+                Take::Datagrams {
+                    addresses,
+                    ports: vec![port],
+                }
+            });
+            let _fits = nics.set(*nic, take);
+        }
+        (Chooser::Nic(_), _, None) => {}
     }
 }
 
@@ -327,7 +390,7 @@ impl SlowPath {
             let link = uplink.link(xdp.ifindex, addresses, &self.udp);
             let by_queue = self.core.sockets_mut(at).and_then(|sockets| sockets.xdp.as_mut());
             let (Some(by_queue), Some(link)) = (by_queue, link) else {
-                xdp.names.clear();
+                choose(&mut self.nics, &xdp.chooser, None);
                 continue;
             };
             if by_queue.link != link {
@@ -338,16 +401,33 @@ impl SlowPath {
                     .for_each(|finder| finder.set_link(link));
             }
             let own = addresses.on(xdp.ifindex).map(|prefix| prefix.address);
-            xdp.names.set(link.udp_port, own);
+            choose(&mut self.nics, &xdp.chooser, Some((link.udp_port, own.collect())));
         }
     }
 
     /// Closes the sockets of a link, if it has any; its program leaves everything to the host.
     pub(super) fn close_link(&mut self, at: usize) {
         if let Some(xdp) = self.uplinks[at].xdp() {
-            xdp.names.clear();
+            choose(&mut self.nics, &xdp.chooser, None);
         }
         self.core.close_link(at);
+    }
+
+    /// Polls the queues of NICs that no worker has, because their links are closed: the host still has its share of what arrives, DHCP before all.
+    pub(super) fn poll_idle_queues(&mut self, now: Time) {
+        let is_nic = |link: &&QueueLink| matches!(link.chooser, Chooser::Nic(_));
+        let links = self.uplinks.iter().filter_map(Uplink::xdp).filter(is_nic);
+        let (frames, mut are_idle) = (&mut self.idle_frames, false);
+        for place in links.flat_map(|link| &link.queues) {
+            let polled = place.if_full(|queue| {
+                let mut burst = Burst::new();
+                // What is wrong with a NIC is found where NICs are looked after.
+                let _ = queue.rx_burst(frames, &mut burst);
+                burst.clear_into(frames);
+            });
+            are_idle |= polled.is_some();
+        }
+        self.idle_again_at = are_idle.then(|| now.after(IDLE_POLL));
     }
 
     /// Answers the workers' questions for ways.
@@ -449,8 +529,9 @@ impl SlowPath {
             if taking.link.as_ref().is_some_and(|link| link.ifindex == ifindex) {
                 continue;
             }
+            let Some(place) = taking.place else { continue };
             if taking.retry.is_due(now) {
-                keeper.ask(taking.place);
+                keeper.ask(place);
             }
             next = taking.retry.next().into_iter().chain(next).min();
         }

@@ -50,6 +50,9 @@ pub trait UapiDevice {
     /// Writes the engine's counters as `name=value` lines. A device without counters has none.
     fn stats(&mut self, _out: &mut Reply) {}
 
+    /// Begins a trace or a capture, or says why not, on a connection that is the device's from now on. The request has no empty line at its end.
+    fn observe(&mut self, _request: &str, _connection: OwnedFd) {}
+
     /// Applies a request, whole or not at all.
     fn set(&mut self, request: SetRequest) -> Result<(), Errno>;
 }
@@ -174,8 +177,11 @@ impl UapiServer {
             )
             .is_ok(),
         };
-        if !registered {
-            self.clients[slot] = None;
+        if !registered
+            && let Some((request, connection)) = self.clients[slot].take().and_then(Client::into_observe)
+        {
+            let _ = epoll::delete(&self.epoll, &connection);
+            device.observe(&request, connection);
         }
     }
 

@@ -11,10 +11,12 @@ use patronus_crypto::timers::Wake;
 use patronus_crypto::{PeerId, Time};
 use patronus_io::ip::{self, ECN_MASK, Malformed, Packet};
 use patronus_mem::{BURST_MAX, Burst, PktBuf};
+use patronus_observe::Point;
 
-use super::{Context, Role, Wg, ecn};
+use super::{Context, PeerSlot, Role, Wg, ecn};
 use crate::channel::{ControlMessage, HandshakeMessage, Notice};
 use crate::crew::Handing;
+use crate::observe::{Seen, View};
 use crate::remote::message;
 use crate::stats::{DropReason, Lap, Stage};
 
@@ -45,6 +47,11 @@ impl Claimed {
     pub fn push(&mut self, packet: PktBuf, claim: Claim) {
         self.packets.push(packet);
         self.claims.push(claim);
+    }
+
+    /// The datagrams, writable.
+    pub fn packets_mut(&mut self) -> &mut Burst {
+        &mut self.packets
     }
 }
 
@@ -119,12 +126,30 @@ impl Wg {
         for slot in ours.claims.iter().filter_map(|claim| self.slot(claim.peer)) {
             slot.prefetch_session();
         }
+        if cx.observing.is_some() {
+            self.observe_claims(cx, ours);
+        }
         let Claimed {
             packets: mut claimed,
             claims,
         } = self.check(cx, ours);
         let good = self.open(&mut claimed, &claims);
         self.accept(cx, claimed, &claims, &good, inner, confirmed);
+        if let Some(observing) = &mut cx.observing {
+            observing.opened(inner);
+        }
+    }
+
+    /// Tells an observer whose datagrams these claim to be.
+    #[cold]
+    fn observe_claims(&self, cx: &mut Context<'_>, ours: &Claimed) {
+        let Some(observing) = &mut cx.observing else {
+            return;
+        };
+        for (packet, claim) in ours.packets.iter().zip(&ours.claims) {
+            let tunnel = self.slot(claim.peer).map_or(claim.peer, PeerSlot::tunnel);
+            observing.expect(packet, claim.peer, tunnel);
+        }
     }
 
     /// Looks at the header, changes nothing.
@@ -339,7 +364,10 @@ impl Wg {
 }
 
 /// Copies a handshake message into the slow path's queue.
-fn pass_to_slow_path(cx: &mut Context<'_>, packet: PktBuf) {
+fn pass_to_slow_path(cx: &mut Context<'_>, mut packet: PktBuf) {
+    if let Some(observing) = &mut cx.observing {
+        observing.see(&mut packet, &Seen::at(Point::SlowPath, View::Received, 0));
+    }
     let Ok(bytes) = packet.data().try_into() else {
         // `messages::kind` lets no handshake message through that is longer than the longest.
         return cx.discard(DropReason::DecapNotWireguard, packet);

@@ -12,12 +12,14 @@ use patronus_crypto::timers::Wake;
 use patronus_crypto::{PeerId, Time};
 use patronus_io::ip::{ECN_MASK, Packet};
 use patronus_mem::{BURST_MAX, Burst, PktBuf, SMALL_MAX};
+use patronus_observe::Point;
 
 use super::order::{self, Flow, Likeness, Order};
-use super::{Context, JUMBO_SHARE, LANES_MAX, Wg};
+use super::{Context, JUMBO_SHARE, LANES_MAX, PeerSlot, Wg};
 use crate::channel::Notice;
 use crate::crew::Handing;
 use crate::icmp::IcmpError;
+use crate::observe::{Seen, View};
 use crate::route::Bound;
 use crate::stats::{DropReason, Lap, Stage};
 
@@ -93,6 +95,9 @@ impl Wg {
                 None => self.stage(cx, peer, packet),
             }
         }
+        if cx.observing.is_some() {
+            self.observe_sealing(cx, wire, &grants);
+        }
         self.seal(wire, &grants);
         self.account_sent(cx, wire, &grants);
         cx.stats.burst(Stage::Encap, packets, lap);
@@ -136,6 +141,9 @@ impl Wg {
             // A keepalive has no header to copy from.
             let ecn = Packet::parse(packet.data()).map_or(0, |inner| inner.tos() & ECN_MASK);
             self.dress(packet, grant, ecn);
+        }
+        if cx.observing.is_some() {
+            self.observe_sealing(cx, wire, &grants);
         }
         self.seal(wire, &grants);
         self.account_sent(cx, wire, &grants);
@@ -298,6 +306,22 @@ impl Wg {
         outer.set_tos(ecn);
     }
 
+    /// Has an observer see what is about to be sealed.
+    #[cold]
+    fn observe_sealing(&self, cx: &mut Context<'_>, wire: &mut Burst, grants: &[Grant]) {
+        let Some(observing) = &mut cx.observing else {
+            return;
+        };
+        for (packet, grant) in wire.iter_mut().zip(grants) {
+            let tunnel = self.slot(grant.peer).map_or(grant.peer, PeerSlot::tunnel);
+            let seen = Seen {
+                session: Some((grant.peer, tunnel)),
+                ..Seen::at(Point::Encap, View::Sealing, 0)
+            };
+            observing.see(packet, &seen);
+        }
+    }
+
     /// One call of the AEAD for the whole burst.
     fn seal(&self, wire: &mut Burst, grants: &[Grant]) {
         debug_assert_eq!(wire.len(), grants.len());
@@ -343,8 +367,16 @@ impl Wg {
     }
 
     /// Keeps a packet for a session to come and asks for that session.
-    fn stage(&mut self, cx: &mut Context<'_>, peer: PeerId, packet: PktBuf) {
+    fn stage(&mut self, cx: &mut Context<'_>, peer: PeerId, mut packet: PktBuf) {
         let now = cx.now;
+        if let Some(observing) = &mut cx.observing {
+            let tunnel = self.slot(peer).map_or(peer, PeerSlot::tunnel);
+            let seen = Seen {
+                session: Some((peer, tunnel)),
+                ..Seen::at(Point::Stage, View::Ip, 0)
+            };
+            observing.see(&mut packet, &seen);
+        }
         let jumbo = packet.len() > SMALL_MAX;
         let full = self.staged_total >= self.staged_limit;
         let no_jumbo = jumbo && self.staged_jumbos >= self.staged_limit / JUMBO_SHARE;

@@ -4,12 +4,15 @@
 //! seeds and a fixed set of mutations of them in every `cargo test`.
 
 pub mod aead;
+pub mod config;
 pub mod control;
 pub mod handshake;
 pub mod ip;
 pub mod messages;
+pub mod observe;
 pub mod offload;
 pub mod site;
 pub mod uapi;
+pub mod wg_quick;
 
 mod input;

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use sites::{empty, sample, site};
 
 /// Where in a blob what is counted is: behind magic, version, check sum, length, generation and what there is once.
-const COUNTS: usize = 56;
+const COUNTS: usize = 64;
 
 /// What decode takes, encode makes of it again, to the byte.
 fn is_canonical(blob: &[u8]) {
@@ -95,7 +95,7 @@ fn the_layout_has_this_number() {
     let hex: String = blob.iter().map(|byte| format!("{byte:02x}")).collect();
     assert_eq!(
         (ABI_VERSION, hex.as_str()),
-        (2, include_str!("sample.hex").trim_end())
+        (3, include_str!("sample.hex").trim_end())
     );
 }
 
@@ -118,7 +118,7 @@ fn nothing_is_no_site() {
 #[test]
 fn too_many_are_refused_before_anything_is_made_of_them() {
     let mut blob = encode(&empty(), 1).unwrap();
-    let (header, lans) = (COUNTS + 4 * 11, [0xff; 12 * 17]);
+    let (header, lans) = (COUNTS + 4 * 11, [0xff; 16 * 17]);
     blob.splice(header..header, lans);
     let len = blob.len() as u64;
     blob[16..24].copy_from_slice(&len.to_le_bytes());
@@ -177,12 +177,75 @@ fn what_has_no_meaning_is_not_made() {
         "ends before it begins",
     );
     refuses(|site| site.engine.workers = 0, "engine 0: the number of workers");
+    refuses(|site| site.engine.spin_ms = 1001, "engine 0: how long");
     refuses(|site| site.engine.flows = 0, "the number of flows");
     refuses(|site| site.engine.flows = u32::MAX, "the number of flows");
     refuses(|site| site.engine.routes = u32::MAX, "the number of prefixes");
     refuses(|site| site.engine.cores = vec![0; 65], "65 cores, at most 64");
     refuses(
+        |site| site.links.clear(),
+        "peer 1: a remote, which is reached over links",
+    );
+    refuses(
+        |site| site.links[0].interface = "wg0".into(),
+        "interface 1: stands there twice",
+    );
+    refuses(
+        |site| site.lans[1].interface = Some("eth0".into()),
+        "interface 4: stands there twice",
+    );
+    refuses(
         |site| site.links = vec![site.links[0].clone(); 16],
         "16 links, at most 15",
+    );
+}
+
+#[test]
+fn devices_are_what_dpdk_can_have() {
+    let name = |text: &str| {
+        let text = text.to_owned();
+        move |site: &mut Site| site.lans[2].device.as_mut().unwrap().name = text.clone()
+    };
+    for text in [
+        "",
+        "0000:03:00",
+        "03:00.0",
+        "0000:03:00.8",
+        "0000:03:20.0",
+        "0000:03:0A.0",
+        "0000:03:00.0,speed=1",
+        "eth0",
+        "net_",
+        "net_Memif0",
+        "net_memif0,",
+        "net_memif0,role=",
+        "net_memif0,role=server,,id=0",
+        "net_memif0,socket=/run/a b",
+        "net_memif0,socket=[/run/a]",
+        &format!("net_{}", "a".repeat(60)),
+        &format!("net_memif0,socket=/{}", "a".repeat(240)),
+    ] {
+        refuses(name(text), "LAN 2: ");
+    }
+    refuses(name("net_memif0,role=client"), "device 1: stands there twice");
+    refuses(|site| site.lans[2].device = None, "LAN 2: DPDK without a device");
+    refuses(
+        |site| site.lans[1].device = site.lans[2].device.clone(),
+        "LAN 1: a device for what is not DPDK's",
+    );
+    for mtu in [0, 1279, 9217] {
+        refuses(
+            move |site| site.lans[2].device.as_mut().unwrap().mtu = mtu,
+            "LAN 2: the MTU",
+        );
+    }
+    refuses(|site| site.dpdk.memory_mib = 0, "DPDK 0: its memory");
+    refuses(
+        |site| site.dpdk.huge_page_mib = Some(4),
+        "huge pages that there are not",
+    );
+    refuses(
+        |site| site.dpdk.huge_pages = false,
+        "huge pages that there are not",
     );
 }

@@ -21,6 +21,7 @@ pub fn empty() -> Site {
             flows: 65_536,
             routes: 4096,
         },
+        dpdk: Dpdk::DEFAULT,
         listen_port: 0,
         fwmark: 0,
         links: vec![],
@@ -36,12 +37,20 @@ fn network(text: &str) -> Prefix {
     Prefix::new(addr.parse().unwrap(), len.parse().unwrap()).unwrap()
 }
 
+fn device(name: &str) -> Device {
+    Device {
+        name: name.into(),
+        mtu: 1500,
+    }
+}
+
 /// One with something of everything.
 pub fn sample() -> Site {
     let link = |id, interface: &str, port, endpoint: Option<&str>| Link {
         id,
         interface: interface.into(),
         port,
+        device: (port == LinkPort::Dpdk).then(|| device("net_memif0,role=server,id=0")),
         group: id,
         metered: id == 2,
         behind_nat: id == 2,
@@ -63,11 +72,17 @@ pub fn sample() -> Site {
             workers: 2,
             ..empty().engine
         },
+        dpdk: Dpdk {
+            memory_mib: 1024,
+            huge_pages: true,
+            huge_page_mib: Some(1024),
+        },
         listen_port: 51820,
         fwmark: 5,
         links: vec![
             link(1, "eth0", LinkPort::AfXdp, Some("198.51.100.1:51820")),
             link(2, "wwan0", LinkPort::Udp, None),
+            link(3, "wan3", LinkPort::Dpdk, None),
         ],
         peers: vec![peer(1, Some("branch")), peer(2, None)],
         lans: vec![
@@ -75,6 +90,7 @@ pub fn sample() -> Site {
                 name: "host".into(),
                 port: LanPort::Tun,
                 interface: None,
+                device: None,
                 networks: vec![network("10.0.0.0/24")],
                 neighbours: vec![],
             },
@@ -82,8 +98,20 @@ pub fn sample() -> Site {
                 name: "office".into(),
                 port: LanPort::AfPacket,
                 interface: Some("eth1".into()),
+                device: None,
                 networks: vec![network("10.0.1.0/24"), network("2001:db8:1::/64")],
                 neighbours: vec![([10, 0, 1, 9].into(), [2, 0, 0, 0, 0, 9])],
+            },
+            Lan {
+                name: "servers".into(),
+                port: LanPort::Dpdk,
+                interface: Some("lan2".into()),
+                device: Some(Device {
+                    mtu: 9000,
+                    ..device("0000:03:00.0")
+                }),
+                networks: vec![],
+                neighbours: vec![],
             },
         ],
         routes: vec![Route {
@@ -112,10 +140,6 @@ fn name() -> impl Strategy<Value = String> {
     "[a-z0-9_.-]{1,63}"
 }
 
-fn interface() -> impl Strategy<Value = String> {
-    "[a-z][a-z0-9.-]{0,14}"
-}
-
 fn prefix() -> impl Strategy<Value = Prefix> {
     (any::<IpAddr>(), 0u8..=128).prop_map(|(addr, len)| {
         let most = if addr.is_ipv4() { 32 } else { 128 };
@@ -132,12 +156,35 @@ fn endpoint() -> impl Strategy<Value = SocketAddr> {
     })
 }
 
+fn dpdk() -> impl Strategy<Value = Dpdk> {
+    let huge_page = prop_oneof![
+        Just((false, None)),
+        Just((true, None)),
+        Just((true, Some(2))),
+        Just((true, Some(1024)))
+    ];
+    (16u32..=1 << 16, huge_page).prop_map(|(memory_mib, (huge_pages, huge_page_mib))| Dpdk {
+        memory_mib,
+        huge_pages,
+        huge_page_mib,
+    })
+}
+
+/// A device with this number, so that no two are the same.
+fn any_device(number: u8) -> impl Strategy<Value = Device> {
+    let name = prop_oneof![
+        Just(format!("0000:{number:02x}:00.0")),
+        "[a-z]{1,10}".prop_map(move |driver| format!("net_{driver}{number},iface=eth0,copy")),
+    ];
+    (name, 1280u16..=9216).prop_map(|(name, mtu)| Device { name, mtu })
+}
+
 fn engine() -> impl Strategy<Value = Engine> {
     (
-        interface(),
+        "tun[a-z0-9.-]{0,12}",
         1u16..=64,
         vec(any::<u16>(), 0..5),
-        any::<u32>(),
+        0..=SPIN_MAX_MS,
         option::of(name()),
         any::<bool>(),
         (1u32 << 10..=1 << 22, 64u32..=1 << 20),
@@ -157,20 +204,23 @@ fn engine() -> impl Strategy<Value = Engine> {
 }
 
 fn links() -> impl Strategy<Value = Vec<Link>> {
+    let port = prop_oneof![Just(LinkPort::Udp), Just(LinkPort::AfXdp), Just(LinkPort::Dpdk)];
     let link = (
-        interface(),
-        any::<[bool; 3]>(),
+        port,
+        any::<[bool; 2]>(),
         any::<u8>(),
         option::of(endpoint()),
+        any_device(0),
     );
     vec(link, 0..4).prop_map(|links| {
         let links = links.into_iter().zip(1..);
         links
             .map(
-                |((interface, [xdp, metered, behind_nat], group, endpoint), id)| Link {
+                |((port, [metered, behind_nat], group, endpoint, device), id)| Link {
                     id,
-                    interface,
-                    port: if xdp { LinkPort::AfXdp } else { LinkPort::Udp },
+                    interface: format!("wan{id}"),
+                    port,
+                    device: (port == LinkPort::Dpdk).then(|| numbered(device, id)),
                     group,
                     metered,
                     behind_nat,
@@ -179,6 +229,17 @@ fn links() -> impl Strategy<Value = Vec<Link>> {
             )
             .collect()
     })
+}
+
+/// The device under a number of its own.
+fn numbered(device: Device, number: u8) -> Device {
+    Device {
+        name: device
+            .name
+            .replace("0000:00", &format!("0000:{number:02x}"))
+            .replace("0,iface", &format!("{number},iface")),
+        ..device
+    }
 }
 
 fn peers() -> impl Strategy<Value = Vec<Peer>> {
@@ -210,18 +271,24 @@ fn peers() -> impl Strategy<Value = Vec<Peer>> {
 fn lans() -> impl Strategy<Value = Vec<Lan>> {
     let neighbour =
         (any::<IpAddr>(), any::<[u8; 5]>()).prop_map(|(addr, [a, b, c, d, e])| (addr, [2, a, b, c, d, e]));
-    let port = prop_oneof![Just(LanPort::Any), Just(LanPort::AfXdp), Just(LanPort::AfPacket)];
+    let port = prop_oneof![
+        Just(LanPort::Any),
+        Just(LanPort::AfXdp),
+        Just(LanPort::AfPacket),
+        Just(LanPort::Dpdk)
+    ];
     let ethernet = (
         name(),
         port,
-        interface(),
+        any_device(0),
         vec(prefix(), 0..3),
         vec(neighbour, 0..3),
     )
-        .prop_map(|(name, port, interface, networks, neighbours)| Lan {
+        .prop_map(|(name, port, device, networks, neighbours)| Lan {
             name,
             port,
-            interface: Some(interface),
+            interface: Some("lan".into()),
+            device: (port == LanPort::Dpdk).then_some(device),
             networks,
             neighbours,
         });
@@ -229,10 +296,15 @@ fn lans() -> impl Strategy<Value = Vec<Lan>> {
         name,
         port: LanPort::Tun,
         interface: None,
+        device: None,
         networks,
         neighbours: vec![],
     });
     (vec(ethernet, 1..4), option::of(tun)).prop_map(|(mut lans, tun)| {
+        for (lan, number) in lans.iter_mut().zip(0x80..) {
+            lan.interface = Some(format!("lan{number}"));
+            lan.device = lan.device.take().map(|device| numbered(device, number));
+        }
         lans.extend(tun);
         lans
     })
@@ -285,16 +357,24 @@ fn policy() -> impl Strategy<Value = Policy> {
 pub fn site() -> impl Strategy<Value = Site> {
     let route = (prefix(), hops()).prop_map(|(prefix, hops)| Route { prefix, hops });
     let rules = (vec(route, 0..4), vec(policy(), 0..4));
-    (engine(), any::<(u16, u32)>(), links(), peers(), lans(), rules).prop_map(
-        |(engine, (listen_port, fwmark), links, peers, lans, (routes, policies))| Site {
-            engine,
-            listen_port,
-            fwmark,
-            links,
-            peers,
-            lans,
-            routes,
-            policies,
+    let engine = (engine(), dpdk());
+    (engine, any::<(u16, u32)>(), links(), peers(), lans(), rules).prop_map(
+        |((engine, dpdk), (listen_port, fwmark), links, mut peers, lans, (routes, policies))| {
+            // Remotes are reached over links.
+            peers
+                .iter_mut()
+                .for_each(|peer| peer.is_remote &= !links.is_empty());
+            Site {
+                engine,
+                dpdk,
+                listen_port,
+                fwmark,
+                links,
+                peers,
+                lans,
+                routes,
+                policies,
+            }
         },
     )
 }

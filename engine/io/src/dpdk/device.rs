@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use patronus_dpdk_sys as sys;
 use patronus_mem::FrameCache;
 
-use super::{Dpdk, DpdkError, DpdkPort, check, held};
+use super::nic::KernelLink;
+use super::{Dpdk, DpdkError, DpdkPort, check};
 
 /// Drivers that look for packets behind mbufs' headers, where ours are not.
 const OWN_MEMORY: [&str; 1] = ["net_af_xdp"];
@@ -113,6 +114,10 @@ pub struct Device {
     pub(super) longest: usize,
     /// It was told to take packets in several frames.
     pub(super) segments: bool,
+    /// The MTU that it was opened with, bytes.
+    pub(super) mtu: u16,
+    /// Of a device that is an interface of the kernel's.
+    kernel: Option<KernelLink>,
     /// What its ports know of the link.
     pub(super) up: AtomicBool,
 }
@@ -158,8 +163,11 @@ impl Dpdk {
             unsafe { sys::pd_close(port) };
             detach(error)
         })?;
+        let kernel = KernelLink::of(&info.driver, arguments);
         let device = Arc::new(Device {
             dpdk: self,
+            mtu: config.mtu,
+            kernel,
             name: name.to_owned(),
             bus,
             port,
@@ -295,11 +303,24 @@ impl Device {
         let mut found = sys::Link::default();
         // SAFETY: the port exists as long as this, and the pointer is to a value that lives until the call returns.
         let known = check(unsafe { sys::pd_link(self.port, &mut found) }).is_ok();
+        let carrier = self.kernel.as_ref().is_none_or(KernelLink::is_up);
         LinkState {
-            up: !known || found.up != 0,
+            up: carrier && (!known || found.up != 0),
             mbps: Some(found.mbps).filter(|mbps| *mbps > 0),
             full_duplex: found.full_duplex != 0,
         }
+    }
+
+    /// Whether frames come with checksums that nobody has completed: from a veth's other end, which leaves them to a wire that never comes.
+    pub fn has_unfinished_checksums(&self) -> bool {
+        self.kernel.is_some()
+    }
+
+    /// Has the driver take larger or smaller packets than before.
+    pub(super) fn change_mtu(&self, mtu: u16) -> std::io::Result<()> {
+        let _control = self.dpdk.lock();
+        // SAFETY: the port exists as long as this.
+        check(unsafe { sys::pd_set_mtu(self.port, mtu) })
     }
 
     /// Looks whether there is a carrier, for the ports: they do not send without.
@@ -307,6 +328,12 @@ impl Device {
         let up = self.link().up;
         self.up.store(up, Ordering::Relaxed);
         up
+    }
+
+    /// Whether its driver has said that it is gone.
+    pub fn is_removed(&self) -> bool {
+        // SAFETY: the function reads a flag.
+        unsafe { sys::pd_is_removed(self.port) != 0 }
     }
 
     /// What its driver has counted.
@@ -325,22 +352,12 @@ impl Device {
         }
     }
 
-    /// Frames that its driver has.
-    pub fn held(&self) -> usize {
-        held(self.dpdk.arena, self.port)
-    }
-
     /// Takes what still arrives, so that nothing is left in a ring that closing it would forget.
     pub(super) fn drain(&self, queue: u16) {
         let mut frames = FrameCache::new(self.dpdk.arena);
-        let mut found = [sys::Frame::default(); patronus_mem::BURST_MAX];
         for _ in 0..DRAIN_MAX {
-            let received = super::port::receive(self.port, queue, &mut frames, &mut found);
-            if received.is_empty() {
+            if !super::port::drain((self.port, queue), self.dpdk.arena, &mut frames) {
                 break;
-            }
-            for frame in received {
-                super::port::discard(frame, &mut frames);
             }
         }
     }

@@ -4,6 +4,9 @@
 use super::{Gso, TCP_CHECKSUM, TCP_CWR, TCP_FIN, TCP_FLAGS, TCP_PSH, UDP_CHECKSUM, VnetHeader};
 use crate::ip::{self, Malformed, PROTO_TCP, PROTO_UDP, Packet, Sum, TCP_HEADER, UDP_HEADER, Version};
 
+/// Bytes of an Ethernet header.
+const ETHERNET: usize = 14;
+
 /// Completes the checksum of a single packet: sums from `csum_start` to the end, the partial sum in
 /// the field among it, and stores the complement at `csum_offset`.
 #[inline]
@@ -27,6 +30,16 @@ pub fn complete_unfinished(packet: &mut [u8]) {
     };
     let sum = Sum::of(&packet[start..end]).transport_checksum();
     packet[at..at + 2].copy_from_slice(&sum);
+}
+
+/// The same for an Ethernet frame with an IP packet in it.
+#[inline]
+pub fn complete_unfinished_frame(frame: &mut [u8]) {
+    if let Some((header, packet)) = frame.split_at_mut_checked(ETHERNET)
+        && matches!(header[ETHERNET - 2..], [0x08, 0x00] | [0x86, 0xdd])
+    {
+        complete_unfinished(packet);
+    }
 }
 
 /// Where the transport header of a packet begins whose checksum is unfinished, where the checksum stands, and where the packet ends.

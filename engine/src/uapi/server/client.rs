@@ -15,6 +15,9 @@ use crate::uapi::parse::{Limits, SetParser};
 /// Bytes received and not yet understood, at most. More than [`MAX_LINE`].
 const INBOX: usize = 64 << 10;
 
+/// Bytes of a request to observe, at most.
+const OBSERVE_MAX: usize = 8192;
+
 /// From the name of an endpoint's zone to an interface index.
 type Zones<'a> = &'a dyn Fn(&str) -> Option<u32>;
 
@@ -49,6 +52,10 @@ enum Operation {
     Stats,
     /// A `set=1`: one of its lines, or the blank one.
     Set(Box<SetParser>),
+    /// An `observe=`, which is ours alone: one of its lines, or the blank one.
+    Observe(String),
+    /// All of an `observe=`: the connection is no longer the server's.
+    Handed(String),
 }
 
 /// A connection, the operation that it is sending and the reply that it is being sent.
@@ -108,7 +115,7 @@ impl Client {
                     return Ok(Wants::Write);
                 }
             }
-            if self.closing {
+            if self.closing || matches!(self.operation, Operation::Handed(_)) {
                 return Ok(Wants::Nothing);
             }
             if let Some(len) = self.inbox.line_len() {
@@ -141,6 +148,9 @@ impl Client {
             Operation::None => match line {
                 b"get=1" => self.operation = Operation::Get,
                 b"get=stats" => self.operation = Operation::Stats,
+                b"observe=trace" | b"observe=capture" => {
+                    self.operation = Operation::Observe(text(line).unwrap_or_default());
+                }
                 b"set=1" => self.operation = Operation::Set(Box::new(SetParser::new(self.limits))),
                 _ => self.refuse(Errno::INVAL),
             },
@@ -154,7 +164,17 @@ impl Client {
                 device.stats(&mut reply);
                 self.answer(reply, Ok(()));
             }
-            Operation::Get | Operation::Stats => self.refuse(Errno::INVAL),
+            Operation::Observe(lines) if line.is_empty() => {
+                self.operation = Operation::Handed(std::mem::take(lines));
+            }
+            Operation::Observe(lines) => match text(line) {
+                Some(line) if lines.len() + line.len() < OBSERVE_MAX => {
+                    lines.push('\n');
+                    lines.push_str(&line);
+                }
+                _ => self.refuse(Errno::INVAL),
+            },
+            Operation::Get | Operation::Stats | Operation::Handed(_) => self.refuse(Errno::INVAL),
             Operation::Set(_) if line.is_empty() => {
                 let Operation::Set(parser) = std::mem::replace(&mut self.operation, Operation::None) else {
                     return;
@@ -171,6 +191,14 @@ impl Client {
             }
         }
         self.inbox.consume(len + 1);
+    }
+
+    /// The request that ended this client, if it was one to observe, and its connection.
+    pub(super) fn into_observe(self) -> Option<(String, OwnedFd)> {
+        match self.operation {
+            Operation::Handed(request) => Some((request, self.connection)),
+            _ => None,
+        }
     }
 
     fn answer(&mut self, mut reply: Reply, result: Result<(), Errno>) {
@@ -213,6 +241,10 @@ impl Client {
         }
         Ok(true)
     }
+}
+
+fn text(line: &[u8]) -> Option<String> {
+    String::from_utf8(line.to_vec()).ok()
 }
 
 /// What was received and is not understood yet. Bytes that have been understood are wiped.

@@ -101,7 +101,7 @@ impl Way {
     }
 }
 
-/// Takes the headers off a frame that the program of a WAN link has let through, and writes down where it came from. False for a frame
+/// Takes the headers off a frame with a datagram to us, and writes down where it came from. False for a frame
 /// whose lengths contradict each other, whose IPv4 header does not verify, or that comes from an address that nobody can have. The UDP checksum is not looked at: what is in the
 /// datagram is authenticated by stronger means, and frames from a veth may not have it yet.
 #[inline]

@@ -1,9 +1,7 @@
-//! The UDP port of a WAN link by AF_XDP: datagrams go past the kernel's network stack where that is possible, and through an ordinary
-//! UDP port where it is not.
+//! The port of a WAN link over a NIC's queue: datagrams go past the kernel's network stack where that is possible, and through an ordinary UDP port where it is not.
 //!
-//! The ordinary one also reserves the UDP port, and takes what the link's program leaves to the host: fragments, and packets with options.
-//! What cannot go out by the queue goes out by it: paths whose way is not known yet, and datagrams that are too long for the path, which
-//! overtake shorter ones of their burst.
+//! The ordinary one also reserves the UDP port, and takes what is left to the host: fragments, and packets with options. What cannot go out by the queue goes out by
+//! it: paths whose way is not known yet, and datagrams that are too long for the path, which overtake shorter ones of their burst.
 
 use std::net::IpAddr;
 use std::ops::{Deref, DerefMut};
@@ -11,10 +9,9 @@ use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arrayvec::ArrayVec;
-use patronus_mem::{Burst, FrameCache};
+use patronus_mem::{Burst, FrameCache, PktBuf};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::XdpPort;
 use super::header;
 use super::way::Ways;
 use crate::udp::UdpPort;
@@ -22,14 +19,71 @@ use crate::{PORT_FDS, Port, PortCounters, PortError};
 
 /// Bursts between two looks at the ordinary UDP port while the queue is never empty.
 const KERNEL_EVERY: u32 = 8;
+/// The same where the queue is polled, empty or not: a look is a system call, and what is left to the host is rare.
+const KERNEL_EVERY_POLLS: u32 = 256;
+
+/// A NIC's queue that carries a WAN link's frames: those with the engine's datagrams, and no others.
+pub trait Queue: Port {
+    /// Whether it can send this packet.
+    fn takes(&self, pkt: &PktBuf) -> bool;
+
+    /// Whether it has to be asked all the time, because no descriptor tells of what arrives.
+    fn is_polled(&self) -> bool {
+        false
+    }
+}
+
+/// A queue whoever drives the NIC.
+pub type AnyQueue = Box<dyn Queue + Send>;
+
+impl Port for AnyQueue {
+    fn rx_burst(&mut self, frames: &mut FrameCache, burst: &mut Burst) -> Result<usize, PortError> {
+        (**self).rx_burst(frames, burst)
+    }
+
+    fn tx_burst(&mut self, frames: &mut FrameCache, burst: &mut Burst) -> Result<(), PortError> {
+        (**self).tx_burst(frames, burst)
+    }
+
+    fn wait_fds(&self) -> ArrayVec<BorrowedFd<'_>, PORT_FDS> {
+        (**self).wait_fds()
+    }
+
+    fn has_pending(&self) -> bool {
+        (**self).has_pending()
+    }
+
+    fn take_stale_source(&mut self) -> Option<IpAddr> {
+        (**self).take_stale_source()
+    }
+
+    fn counters(&self) -> &Arc<PortCounters> {
+        (**self).counters()
+    }
+}
+
+impl Queue for AnyQueue {
+    fn takes(&self, pkt: &PktBuf) -> bool {
+        (**self).takes(pkt)
+    }
+
+    fn is_polled(&self) -> bool {
+        (**self).is_polled()
+    }
+}
 
 /// Where a queue is while no port has it. The slow path's, which may not open another one: a port comes and goes with its link.
-#[derive(Clone)]
-pub struct QueuePlace(Arc<Mutex<Option<XdpPort>>>);
+pub struct QueuePlace<Q>(Arc<Mutex<Option<Q>>>);
 
-impl QueuePlace {
+impl<Q> Clone for QueuePlace<Q> {
+    fn clone(&self) -> Self {
+        QueuePlace(Arc::clone(&self.0))
+    }
+}
+
+impl<Q> QueuePlace<Q> {
     /// The place of this queue, which is there.
-    pub fn new(queue: XdpPort) -> QueuePlace {
+    pub fn new(queue: Q) -> QueuePlace<Q> {
         QueuePlace(Arc::new(Mutex::new(Some(queue))))
     }
 
@@ -38,8 +92,14 @@ impl QueuePlace {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 
+    /// Does something with the queue, if it is there.
+    pub fn if_full<R>(&self, work: impl FnOnce(&mut Q) -> R) -> Option<R> {
+        let mut place = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        place.as_mut().map(work)
+    }
+
     /// The queue, if it is there.
-    pub fn borrow(&self) -> Option<BorrowedQueue> {
+    pub fn borrow(&self) -> Option<BorrowedQueue<Q>> {
         let queue = self.0.lock().unwrap_or_else(PoisonError::into_inner).take()?;
         Some(BorrowedQueue {
             queue: Some(queue),
@@ -49,35 +109,35 @@ impl QueuePlace {
 }
 
 /// A queue that goes back to its place when this is dropped.
-pub struct BorrowedQueue {
+pub struct BorrowedQueue<Q> {
     /// None only while it is dropped.
-    queue: Option<XdpPort>,
-    place: QueuePlace,
+    queue: Option<Q>,
+    place: QueuePlace<Q>,
 }
 
-impl Deref for BorrowedQueue {
-    type Target = XdpPort;
+impl<Q> Deref for BorrowedQueue<Q> {
+    type Target = Q;
 
-    fn deref(&self) -> &XdpPort {
+    fn deref(&self) -> &Q {
         self.queue.as_ref().expect("there until the drop")
     }
 }
 
-impl DerefMut for BorrowedQueue {
-    fn deref_mut(&mut self) -> &mut XdpPort {
+impl<Q> DerefMut for BorrowedQueue<Q> {
+    fn deref_mut(&mut self) -> &mut Q {
         self.queue.as_mut().expect("there until the drop")
     }
 }
 
-impl Drop for BorrowedQueue {
+impl<Q> Drop for BorrowedQueue<Q> {
     fn drop(&mut self) {
         *self.place.0.lock().unwrap_or_else(PoisonError::into_inner) = self.queue.take();
     }
 }
 
 /// One worker's queue of a WAN link.
-pub struct XdpUdpPort {
-    queue: BorrowedQueue,
+pub struct LinkPort<Q> {
+    queue: BorrowedQueue<Q>,
     udp: UdpPort,
     ways: Ways,
     ifindex: u32,
@@ -88,10 +148,10 @@ pub struct XdpUdpPort {
     counters: Arc<PortCounters>,
 }
 
-impl XdpUdpPort {
-    /// A port over a queue whose program lets the UDP port's datagrams through.
-    pub fn new(queue: BorrowedQueue, udp: UdpPort, ways: Ways, ifindex: u32) -> XdpUdpPort {
-        XdpUdpPort {
+impl<Q: Queue> LinkPort<Q> {
+    /// A port over a queue that lets the UDP port's datagrams through.
+    pub fn new(queue: BorrowedQueue<Q>, udp: UdpPort, ways: Ways, ifindex: u32) -> LinkPort<Q> {
+        LinkPort {
             queue,
             udp,
             ways,
@@ -149,12 +209,15 @@ impl XdpUdpPort {
     }
 }
 
-impl Port for XdpUdpPort {
+impl<Q: Queue> Port for LinkPort<Q> {
     fn rx_burst(&mut self, frames: &mut FrameCache, burst: &mut Burst) -> Result<usize, PortError> {
         self.ways.listen();
         let received = self.by_queue(frames, burst)?;
         self.bursts = self.bursts.wrapping_add(1);
-        let look = received == 0 || self.bursts.is_multiple_of(KERNEL_EVERY);
+        let look = match self.queue.is_polled() {
+            true => self.bursts.is_multiple_of(KERNEL_EVERY_POLLS),
+            false => received == 0 || self.bursts.is_multiple_of(KERNEL_EVERY),
+        };
         if look && burst.room() > 0 && self.kernel_has_some() {
             return Ok(received + self.udp.rx_burst(frames, burst)?);
         }
@@ -183,7 +246,11 @@ impl Port for XdpUdpPort {
         by_queue.and(by_kernel)
     }
 
+    /// None where the queue is polled, and the ordinary UDP port with it.
     fn wait_fds(&self) -> ArrayVec<BorrowedFd<'_>, PORT_FDS> {
+        if self.queue.is_polled() {
+            return ArrayVec::new();
+        }
         let queue = self.queue.wait_fds();
         queue.into_iter().chain(self.udp.wait_fds()).collect()
     }

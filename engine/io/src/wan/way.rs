@@ -20,6 +20,8 @@ use crate::netlink::{NeighbourWatch, NextHop, RouteQuery};
 
 /// Paths that are known at a time. One more, and all are forgotten and found again.
 const PATHS_MAX: usize = 1 << 14;
+/// Paths that are found by a look at one place: those of the latest packets.
+const RECENT: usize = 256;
 /// Questions and answers that may be under way.
 const UNDER_WAY: usize = 1024;
 /// Answers that the worker takes in at a time.
@@ -68,6 +70,20 @@ struct Known {
     kernel_once: bool,
 }
 
+/// Where a path stands in the list of what is known.
+#[derive(Clone, Copy)]
+struct Recent {
+    outer: Outer,
+    at: usize,
+}
+
+impl Recent {
+    const NONE: Recent = Recent {
+        outer: Outer::NONE,
+        at: usize::MAX,
+    };
+}
+
 /// The interface that frames leave by.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Link {
@@ -85,7 +101,11 @@ pub struct Link {
 
 /// The worker's side.
 pub struct Ways {
-    known: HashMap<Path, Known>,
+    known: Vec<Known>,
+    /// Where in it a path is.
+    places: HashMap<Path, usize>,
+    /// The same of some, by a quick hash that anybody can make collide: then the other one is asked, whose hash nobody can.
+    recent: Box<[Recent; RECENT]>,
     questions: Producer<Question>,
     answers: Consumer<Answer>,
     /// Readable for the slow path when there is a question.
@@ -109,7 +129,9 @@ pub fn ways(link: Link) -> io::Result<(Ways, WayFinder)> {
         refreshes: VecDeque::new(),
     };
     let ways = Ways {
-        known: HashMap::with_capacity(PATHS_MAX),
+        known: Vec::with_capacity(PATHS_MAX),
+        places: HashMap::with_capacity(PATHS_MAX),
+        recent: Box::new([Recent::NONE; RECENT]),
         questions,
         answers: heard,
         call,
@@ -124,13 +146,13 @@ impl Ways {
         for answer in self.answers.drain(ANSWERS_MAX) {
             match answer {
                 Answer::Way(path, way) => {
-                    if let Some(known) = self.known.get_mut(&path) {
-                        known.way = way;
+                    if let Some(at) = self.places.get(&path) {
+                        self.known[*at].way = way;
                     }
                 }
                 Answer::KernelOnce(path) => {
-                    if let Some(known) = self.known.get_mut(&path) {
-                        known.kernel_once = true;
+                    if let Some(at) = self.places.get(&path) {
+                        self.known[*at].kernel_once = true;
                     }
                 }
             }
@@ -140,16 +162,28 @@ impl Ways {
     /// The way to a packet's other end; `None`: let the kernel send it.
     #[inline]
     pub(super) fn to(&mut self, outer: &Outer) -> Option<&mut Way> {
-        let path = Path::of(outer)?;
-        if !self.known.contains_key(&path) {
-            self.ask(path);
-            return None;
-        }
-        let known = self.known.get_mut(&path)?;
+        let recent = &self.recent[outer.path_hash() as usize % RECENT];
+        let at = match recent.at < self.known.len() && recent.outer.same_path(outer) {
+            true => recent.at,
+            false => self.look_up(outer)?,
+        };
+        let known = &mut self.known[at];
         if std::mem::take(&mut known.kernel_once) {
             return None;
         }
         known.way.as_deref_mut()
+    }
+
+    /// Where a path stands; one that is not known is asked for.
+    #[inline(never)]
+    fn look_up(&mut self, outer: &Outer) -> Option<usize> {
+        let path = Path::of(outer)?;
+        let Some(at) = self.places.get(&path).copied() else {
+            self.ask(path);
+            return None;
+        };
+        self.recent[outer.path_hash() as usize % RECENT] = Recent { outer: *outer, at };
+        Some(at)
     }
 
     #[cold]
@@ -160,13 +194,16 @@ impl Ways {
                 return;
             }
             self.known.clear();
+            self.places.clear();
+            self.recent.fill(Recent::NONE);
         }
         if self.questions.push(Question::Way(path)).is_ok() {
             let nothing = Known {
                 way: None,
                 kernel_once: false,
             };
-            self.known.insert(path, nothing);
+            self.places.insert(path, self.known.len());
+            self.known.push(nothing);
             let _ = rustix::io::write(&self.call, &1u64.to_ne_bytes());
         }
     }

@@ -1,9 +1,12 @@
-//! The few `ioctl` requests behind a TUN device. Nothing else in the TUN port is unsafe.
+//! The few `ioctl` requests behind TUN and TAP devices. Nothing else of theirs is unsafe.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
+
+/// Of a TAP device whether it has a carrier (linux/if_tun.h).
+const TUNSETCARRIER: libc::c_ulong = 0x4004_54e2;
 
 /// Makes `queue` a queue of the TUN device `name`, which is created if there is none, and returns the
 /// device's name as the kernel completed it.
@@ -12,6 +15,15 @@ pub fn attach(queue: &OwnedFd, name: &str, several: bool) -> io::Result<String> 
     if several {
         flags |= libc::IFF_MULTI_QUEUE;
     }
+    set_interface(queue, name, flags)
+}
+
+/// Makes `queue` the one queue of a new TAP device: whole frames with nothing in front. A device that is there already is refused.
+pub fn attach_tap(queue: &OwnedFd, name: &str) -> io::Result<String> {
+    set_interface(queue, name, libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_TUN_EXCL)
+}
+
+fn set_interface(queue: &OwnedFd, name: &str, flags: libc::c_int) -> io::Result<String> {
     let mut request = request_for(name)?;
     // The kernel reads the bits, not a number: the narrowing keeps all sixteen.
     request.ifr_ifru.ifru_flags = flags as libc::c_short;
@@ -48,6 +60,28 @@ pub fn set_offload(queue: &OwnedFd, offloads: libc::c_uint) -> io::Result<()> {
             libc::c_ulong::from(offloads),
         )
     })
+}
+
+/// Sets the Ethernet address of a TAP device.
+pub fn set_mac(queue: &OwnedFd, mac: [u8; 6]) -> io::Result<()> {
+    let mut request = request_for("")?;
+    let mut address = libc::sockaddr {
+        sa_family: libc::ARPHRD_ETHER,
+        sa_data: [0; 14],
+    };
+    for (to, from) in address.sa_data.iter_mut().zip(mac) {
+        *to = from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_hwaddr = address;
+    // SAFETY: on a queue of a TAP device SIOCSIFHWADDR reads a struct ifreq, which `request` is, whatever name is in it.
+    check(unsafe { libc::ioctl(queue.as_raw_fd(), libc::SIOCSIFHWADDR as libc::Ioctl, &request) })
+}
+
+/// Says whether a TAP device has a carrier.
+pub fn set_carrier(queue: &OwnedFd, carrier: bool) -> io::Result<()> {
+    let carrier = libc::c_int::from(carrier);
+    // SAFETY: TUNSETCARRIER reads an int.
+    check(unsafe { libc::ioctl(queue.as_raw_fd(), TUNSETCARRIER as libc::Ioctl, &carrier) })
 }
 
 /// A socket for requests about interfaces, bound to the network namespace that it was made in.
@@ -90,10 +124,19 @@ impl Control {
     }
 
     pub fn is_up(&self, name: &str) -> io::Result<bool> {
+        Ok(self.flags(name)? & libc::IFF_UP != 0)
+    }
+
+    /// Whether it is up and has a carrier.
+    #[cfg(feature = "dpdk")]
+    pub fn is_running(&self, name: &str) -> io::Result<bool> {
+        Ok(self.flags(name)? & libc::IFF_RUNNING != 0)
+    }
+
+    fn flags(&self, name: &str) -> io::Result<libc::c_int> {
         let request = self.ask(libc::SIOCGIFFLAGS, request_for(name)?)?;
         // SAFETY: SIOCGIFFLAGS succeeded, so the kernel filled in this field.
-        let flags = unsafe { request.ifr_ifru.ifru_flags };
-        Ok(libc::c_int::from(flags) & libc::IFF_UP != 0)
+        Ok(libc::c_int::from(unsafe { request.ifr_ifru.ifru_flags }))
     }
 
     /// One request; `what` is one of the SIOC requests above, all of which take a struct ifreq.
