@@ -157,10 +157,11 @@ pub fn read(path: &Path) -> Result<Secret<32>, KeyError> {
     read_open(file, path)
 }
 
-/// Reads the key in a file that was opened as `path`, wherever that was.
-pub fn read_open(file: File, path: &Path) -> Result<Secret<32>, KeyError> {
-    let io_error = |error| KeyError::Io(path.to_owned(), error);
-    let meta = file.metadata().map_err(io_error)?;
+/// Whether a file that was opened as `path` may hold a key: nobody but its owner can change it or read it, but a group that is let in to read.
+pub fn check_open(file: &File, path: &Path) -> Result<(), KeyError> {
+    let meta = file
+        .metadata()
+        .map_err(|error| KeyError::Io(path.to_owned(), error))?;
     let mode = meta.mode() & 0o7777;
     // The owner alone; a group may be let in to read, as secrets of services often are.
     if mode & 0o037 != 0 {
@@ -169,6 +170,13 @@ pub fn read_open(file: File, path: &Path) -> Result<Secret<32>, KeyError> {
     if meta.uid() != 0 && meta.uid() != rustix::process::geteuid().as_raw() {
         return Err(KeyError::Owner(path.to_owned(), meta.uid()));
     }
+    Ok(())
+}
+
+/// Reads the key in a file that was opened as `path`, wherever that was.
+pub fn read_open(file: File, path: &Path) -> Result<Secret<32>, KeyError> {
+    check_open(&file, path)?;
+    let io_error = |error| KeyError::Io(path.to_owned(), error);
     let mut text = Secret::<64>::zeroed();
     let mut len = 0;
     while len < text.len() {

@@ -26,7 +26,7 @@ use rustix::event::{PollFd, PollFlags, epoll, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 
 pub use self::channel::{Channel, Published};
-pub use self::listen::{Listener, User};
+pub use self::listen::{Listener, Rank, User};
 use crate::log::Log;
 
 /// Packets that are taken in a turn of the slow path.
@@ -89,6 +89,11 @@ pub struct Control {
 }
 
 impl Control {
+    /// Who may attach beside root and the engine's own user.
+    pub fn user(&self) -> User {
+        self.listener.user()
+    }
+
     /// Listens at `path`, where `user` may attach beside root and the user that this process runs as. `boot` is random. What comes back beside it is the memory of
     /// the statistics, which everybody who attaches may read.
     pub fn bind(path: &Path, user: User, boot: [u8; 16]) -> io::Result<(Control, Segment)> {

@@ -266,6 +266,15 @@ fn put_together(
         nics: !nics.nics.is_empty(),
     };
     let mut means = acquire(config, &kept, keeper, &nics)?;
+    if let Source::Control(controlled) = source {
+        let user = controlled.control.user();
+        let admitted = if user.is_somebody() {
+            means.uapi.admit(user)
+        } else {
+            Ok(())
+        };
+        admitted.map_err(system("let the control process ask questions"))?;
+    }
     if rights.nics {
         start_nics(&nics, &mut means.opening)?;
     }

@@ -5,6 +5,7 @@
 
 mod background;
 mod follow;
+mod notify;
 mod options;
 
 use std::path::Path;
@@ -73,6 +74,7 @@ fn run(config: &engine::Config, source: Source, announce: bool) -> ExitCode {
     if announce {
         background::ready(slow_path.null());
     }
+    notify::ready();
     let why = slow_path.run();
     config.log.verbose(format_args!("ended: {why}"));
     if let Ended::TunFailed = why {
@@ -90,6 +92,8 @@ fn attend(path: &Path, user: User, config: engine::Config) -> Result<(engine::Co
     let bound = Control::bind(path, user, boot);
     let (mut control, segment) =
         bound.map_err(|error| format!("cannot listen at {}: {error}", path.display()))?;
+    // Here, and not once there is a site: the control process may come later, or be started after us.
+    notify::ready();
     let log = Log::new(&path.display().to_string(), options::level());
     let published = control.wait_for_site(&log);
     let published = published.map_err(|error| format!("cannot wait for the control process: {error}"))?;

@@ -9,6 +9,7 @@
 //! A turn of the loop: notices of workers, handshake messages, timers, the interface's state, requests over the UAPI,
 //! then the commands that found a worker's queue full.
 
+mod answers;
 mod config;
 mod controlled;
 pub mod core;
@@ -551,10 +552,10 @@ impl SlowPath {
             self.neighbours_deadline(),
             self.ways_again_at,
             self.ask_again_at,
-            self.copy_again_at,
             self.nics_again_at,
             self.idle_again_at,
             self.observation_deadline(),
+            self.copy_again_at,
             retry,
         ];
         let next = deadlines.into_iter().flatten().min()?;

@@ -26,6 +26,25 @@ pub fn hop_program() -> &'static Path {
     PROGRAM.get_or_init(|| named_or_built("PATRONUS_HOP", "patronus-hop", &["tests/hop", "engine/io"]))
 }
 
+/// The control process: `$PATRONUS_CONTROL`, else as [`engine_program`].
+pub fn control_program() -> &'static Path {
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    PROGRAM.get_or_init(|| {
+        named_or_built(
+            "PATRONUS_CONTROL",
+            "patronus-control",
+            &["config", "control", "engine/io"],
+        )
+    })
+}
+
+/// The command line: `$PATRONUS`, else as [`engine_program`].
+pub fn cli_program() -> &'static Path {
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    let build = || named_or_built("PATRONUS", "patronus-cli", &["config", "control", "engine/io"]);
+    PROGRAM.get_or_init(build)
+}
+
 fn named_or_built(variable: &str, package: &str, sources: &[&str]) -> PathBuf {
     match std::env::var_os(variable) {
         Some(path) if !path.is_empty() => path.into(),
@@ -37,7 +56,8 @@ fn built(package: &str, sources: &[&str]) -> PathBuf {
     let test = std::env::current_exe().expect("a running test has a program");
     // target/PROFILE/deps/TEST
     let target = test.ancestors().nth(3).expect("tests lie in a target directory");
-    let program = target.join("release").join(package);
+    let name = package.strip_suffix("-cli").unwrap_or(package);
+    let program = target.join("release").join(name);
     if !is_fresh(&program, sources) {
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let status = Command::new(cargo)

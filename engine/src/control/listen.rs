@@ -19,7 +19,33 @@ pub struct User {
     gid: Option<u32>,
 }
 
+/// What somebody at the other end of a connection is to the engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rank {
+    /// Root, or the engine's own user.
+    Own,
+    /// The control process's user.
+    Control,
+}
+
 impl User {
+    /// Who is at the other end, if it is anybody that is known.
+    pub fn rank(&self, connection: BorrowedFd<'_>) -> Option<Rank> {
+        let other = net::sockopt::socket_peercred(connection).ok()?;
+        let (uid, gid) = (other.uid.as_raw(), other.gid.as_raw());
+        let own = rustix::process::geteuid().as_raw();
+        let is_control = self.uid == Some(uid) || self.gid == Some(gid);
+        match uid == 0 || uid == own {
+            true => Some(Rank::Own),
+            false => is_control.then_some(Rank::Control),
+        }
+    }
+
+    /// Whether this is anybody.
+    pub fn is_somebody(&self) -> bool {
+        *self != User::default()
+    }
+
     /// The user of this name in a file like passwd(5), and everybody with its group. Numbers, `UID:GID`, need not stand there.
     pub fn named(name: &str, passwd: &str) -> Option<User> {
         let of = |uid: &str, gid: &str| {
@@ -81,14 +107,14 @@ impl Listener {
         net::accept_with(&self.socket, flags).ok()
     }
 
+    /// Who may attach beside root and the engine's own user.
+    pub fn user(&self) -> User {
+        self.user
+    }
+
     /// Whether who is at the other end may be control.
     pub fn lets_in(&self, connection: BorrowedFd<'_>) -> bool {
-        let Ok(other) = net::sockopt::socket_peercred(connection) else {
-            return false;
-        };
-        let (uid, gid) = (other.uid.as_raw(), other.gid.as_raw());
-        let own = rustix::process::geteuid().as_raw();
-        uid == 0 || uid == own || self.user.uid == Some(uid) || self.user.gid == Some(gid)
+        self.user.rank(connection).is_some()
     }
 }
 

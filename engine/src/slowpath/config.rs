@@ -3,8 +3,6 @@
 //! A request that reaches this point was understood to its last line. What can fail (a busy UDP port, too many peers)
 //! is tried before anything is changed.
 
-use std::fmt::Write;
-
 use patronus_crypto::PeerId;
 use patronus_crypto::timers::Traffic;
 use patronus_io::udp::{UdpConfig, UdpSockets};
@@ -12,8 +10,7 @@ use patronus_io::udp::{UdpConfig, UdpSockets};
 use rustix::fd::OwnedFd;
 
 use super::SlowPath;
-use crate::control::{Control, Refusals};
-use crate::uapi::{Errno, PeerView, Reply, SetRequest, UapiDevice};
+use crate::uapi::{Errno, PeerView, Question, Reply, SetRequest, UapiDevice};
 
 /// New sockets: the link's place, its interface, and they.
 type Bound = Vec<(usize, u32, UdpSockets)>;
@@ -41,39 +38,8 @@ impl UapiDevice for SlowPath {
         }
     }
 
-    fn stats(&mut self, out: &mut Reply) {
-        for (i, stats) in self.stats.iter().enumerate() {
-            stats.write(&format!("worker{i}."), out);
-        }
-        for (refusal, value) in self.core.device().counters().iter() {
-            // Writing into memory cannot fail.
-            let _ = writeln!(out, "handshake.{}={value}", refusal.name());
-        }
-        let refusals = self.control.as_ref().map(Control::refusals);
-        for (name, value) in refusals.iter().flat_map(Refusals::named) {
-            let _ = writeln!(out, "control.{name}={value}");
-        }
-        let _ = writeln!(out, "controls-unknown={}", self.core.unknown_controls());
-        for (id, peer) in self.core.peers().filter(|(id, _)| self.core.is_remote(*id)) {
-            let device = self.core.device();
-            let Some(own) = device.public_key() else { continue };
-            for (tag, lane) in self.core.lanes(id) {
-                let (path, traffic) = (tag.path(&own, &peer.key), device.traffic(lane));
-                let (local, remote) = (path.local.number(), path.remote.number());
-                let name = format!(
-                    "remote.{:?}.link{local}-link{remote}.lane{}",
-                    peer.key,
-                    tag.lane()
-                );
-                let _ = writeln!(out, "{name}.sent-bytes={}", traffic.sent_bytes());
-                let _ = writeln!(out, "{name}.received-bytes={}", traffic.received_bytes());
-                let last = device.last_handshake(lane).map_or(0, |at| at.secs);
-                let _ = writeln!(out, "{name}.last-handshake={last}");
-            }
-        }
-        for (name, counter, value) in self.counters.totals() {
-            let _ = writeln!(out, "{name}.{counter}={value}");
-        }
+    fn tell(&mut self, question: Question, out: &mut Reply) {
+        self.answer(question, out);
     }
 
     fn observe(&mut self, request: &str, connection: OwnedFd) {

@@ -148,6 +148,15 @@ pub fn uplinks(interfaces: &[String], xdp: &[String]) -> Vec<Uplink> {
 }
 
 impl Uplink {
+    /// What it is, for people.
+    pub(super) fn tell(&self, line: &mut dyn FnMut(&str, &str)) {
+        if let Some(interface) = &self.interface {
+            line("interface", interface);
+        }
+        let by_queue = self.taking.as_ref().is_some_and(|taking| taking.link.is_some());
+        line("port", if by_queue { "af_xdp" } else { "udp" });
+    }
+
     /// What the keeper knows it by, if it is to have AF_XDP.
     pub(super) fn place(&self) -> Option<Place> {
         self.taking.as_ref().and_then(|taking| taking.place)

@@ -23,6 +23,8 @@ use self::client::{Client, Wants};
 use self::socket::BoundSocket;
 use super::format::Reply;
 use super::parse::{Limits, SetRequest};
+use super::question::Question;
+use crate::control::{Rank, User};
 
 /// Connections served at a time. More wait in the socket's queue until one of them ends.
 pub const MAX_CLIENTS: usize = 16;
@@ -47,14 +49,22 @@ pub trait UapiDevice {
     /// Writes the interface's lines and then each peer's.
     fn get(&mut self, out: &mut Reply);
 
-    /// Writes the engine's counters as `name=value` lines. A device without counters has none.
-    fn stats(&mut self, _out: &mut Reply) {}
+    /// Answers a question in `name=value` lines.
+    fn tell(&mut self, question: Question, out: &mut Reply);
 
     /// Begins a trace or a capture, or says why not, on a connection that is the device's from now on. The request has no empty line at its end.
     fn observe(&mut self, _request: &str, _connection: OwnedFd) {}
 
     /// Applies a request, whole or not at all.
     fn set(&mut self, request: SetRequest) -> Result<(), Errno>;
+}
+
+/// What has become of a connection that waited.
+enum Taken {
+    Client(Box<Client>),
+    HungUp,
+    /// None waited.
+    Nobody,
 }
 
 /// Events in the set that are not about a client, which has its slot's number.
@@ -72,6 +82,8 @@ pub struct UapiServer {
     limits: Limits,
     next_removal_check: Time,
     removed: bool,
+    /// Who may ask questions, and nothing else, beside root and the engine's own user.
+    guests: Option<User>,
 }
 
 impl UapiServer {
@@ -79,7 +91,7 @@ impl UapiServer {
     ///
     /// # Errors
     /// `AddrInUse` if another process listens there. `InvalidInput` if `name` cannot be an interface's. `PermissionDenied` if
-    /// `dir` belongs to another user or others may write to it, `NotADirectory` if it is a symbolic link, and `AlreadyExists` if
+    /// `dir` belongs to another user than this one and root, or others may write to it (but a group to root's, if it is sticky), `NotADirectory` if it is a symbolic link, and `AlreadyExists` if
     /// what stands in the socket's place is not a socket: none of these is ever followed, replaced or repaired.
     pub fn bind(dir: &Path, name: &str) -> io::Result<Self> {
         let socket = BoundSocket::bind(dir, name)?;
@@ -102,7 +114,16 @@ impl UapiServer {
             limits: Limits::default(),
             next_removal_check: Time::default(),
             removed: false,
+            guests: None,
         })
+    }
+
+    /// Lets this user ask questions, whose answers hold no secret key. From now on anybody can connect, and whoever is neither root, the engine's own user
+    /// nor this one is hung up on.
+    pub fn admit(&mut self, guests: User) -> io::Result<()> {
+        self.socket.open_to_all()?;
+        self.guests = Some(guests);
+        Ok(())
     }
 
     /// Replaces the limits on a request, for connections that are yet to come.
@@ -200,16 +221,23 @@ impl UapiServer {
         while let Some(slot) = self.clients.iter().position(Option::is_none) {
             let accepted = self.socket.accept().and_then(|connection| {
                 let Some(connection) = connection else {
-                    return Ok(None);
+                    return Ok(Taken::Nobody);
                 };
-                let client = Client::new(connection, self.limits, now);
+                let asks_only = match self.guests.map(|guests| guests.rank(connection.as_fd())) {
+                    // The socket's mode has let in nobody else.
+                    None | Some(Some(Rank::Own)) => false,
+                    Some(Some(Rank::Control)) => true,
+                    Some(None) => return Ok(Taken::HungUp),
+                };
+                let client = Client::new(connection, self.limits, asks_only, now);
                 let data = EventData::new_u64(slot as u64);
                 epoll::add(&self.epoll, client.fd(), data, client.wants().events())?;
-                Ok(Some(client))
+                Ok(Taken::Client(Box::new(client)))
             });
             match accepted {
-                Ok(Some(client)) => self.clients[slot] = Some(client),
-                Ok(None) => return,
+                Ok(Taken::Client(client)) => self.clients[slot] = Some(*client),
+                Ok(Taken::HungUp) => {}
+                Ok(Taken::Nobody) => return,
                 Err(_) => {
                     self.accept_again = Some(now.after(ACCEPT_PAUSE));
                     return;

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 
 use patronus_crypto::{PeerId, PublicKey, WallClock};
 use patronus_engine::allowedips::{AllowedIpsConfig, Prefix};
-use patronus_engine::uapi::{Errno, PeerView, Reply, SetPeer, SetRequest, UapiDevice};
+use patronus_engine::uapi::{Errno, PeerView, Question, Reply, SetPeer, SetRequest, UapiDevice};
 use patronus_mem::Secret;
 
 #[derive(Default)]
@@ -95,8 +95,12 @@ impl UapiDevice for MemoryDevice {
         }
     }
 
-    fn stats(&mut self, out: &mut Reply) {
-        out.write_str("counted=42\n").expect("memory");
+    fn tell(&mut self, question: Question, out: &mut Reply) {
+        let text = match question {
+            Question::Stats => "counted=42\n",
+            _ => "other=1\n",
+        };
+        out.write_str(text).expect("memory");
     }
 
     fn set(&mut self, request: SetRequest) -> Result<(), Errno> {

@@ -201,6 +201,20 @@ fn c76_a_directory_that_others_may_write_to_is_refused() {
     }
 }
 
+/// Root may share the directory with a group whose members cannot remove each other's files.
+#[test]
+fn c76_a_sticky_directory_of_root_may_be_a_groups() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: only root's directory may be shared");
+        return;
+    }
+    let dir = Directory::new();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o1770)).expect("a mode");
+    let _server = dir.bind().expect("a server");
+    assert_eq!(mode(dir.path()), 0o1770);
+    assert_eq!(mode(&dir.socket()), 0o600);
+}
+
 #[test]
 fn c76_a_directory_of_another_user_is_refused() {
     if !rustix::process::geteuid().is_root() {
@@ -430,6 +444,10 @@ fn c78_statistics() {
         bench.exchange(&mut client, "get=stats\n\n"),
         "counted=42\nerrno=0\n\n"
     );
+    for word in ["peers", "lanes", "routes", "links", "memory"] {
+        let answer = bench.exchange(&mut client, &format!("get={word}\n\n"));
+        assert_eq!(answer, "other=1\nerrno=0\n\n");
+    }
     assert_eq!(bench.exchange(&mut client, GET), SEVEN);
     assert_eq!(
         bench.exchange(&mut client, "get=stats\nlisten_port=1\n\n"),

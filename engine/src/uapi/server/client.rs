@@ -11,6 +11,7 @@ use zeroize::Zeroize;
 use super::{MAX_LINE, READ_BUDGET, UapiDevice};
 use crate::uapi::format::Reply;
 use crate::uapi::parse::{Limits, SetParser};
+use crate::uapi::question::Question;
 
 /// Bytes received and not yet understood, at most. More than [`MAX_LINE`].
 const INBOX: usize = 64 << 10;
@@ -44,12 +45,12 @@ impl Wants {
 
 /// What the next line belongs to.
 enum Operation {
-    /// None: it has to be `get=1`, `get=stats` or `set=1`.
+    /// None: it has to be `get=1`, a question or `set=1`.
     None,
     /// A `get=1`: the blank line.
     Get,
-    /// A `get=stats`, which is ours alone: the blank line.
-    Stats,
+    /// A question, which is ours alone: the blank line.
+    Ask(Question),
     /// A `set=1`: one of its lines, or the blank one.
     Set(Box<SetParser>),
     /// An `observe=`, which is ours alone: one of its lines, or the blank one.
@@ -68,12 +69,14 @@ pub(super) struct Client {
     reply: Option<(Reply, usize)>,
     /// The connection ends as soon as there is nothing left to send.
     closing: bool,
+    /// Neither `get=1`, whose answer holds keys, nor `set=1`.
+    asks_only: bool,
     wants: Wants,
     last_progress: Time,
 }
 
 impl Client {
-    pub(super) fn new(connection: OwnedFd, limits: Limits, now: Time) -> Self {
+    pub(super) fn new(connection: OwnedFd, limits: Limits, asks_only: bool, now: Time) -> Self {
         Client {
             connection,
             limits,
@@ -81,6 +84,7 @@ impl Client {
             inbox: Inbox::new(),
             reply: None,
             closing: false,
+            asks_only,
             wants: Wants::Read,
             last_progress: now,
         }
@@ -146,22 +150,27 @@ impl Client {
         let line = self.inbox.line(len);
         match &mut self.operation {
             Operation::None => match line {
+                b"get=1" | b"set=1" | b"observe=trace" | b"observe=capture" if self.asks_only => {
+                    self.refuse(Errno::PERM)
+                }
                 b"get=1" => self.operation = Operation::Get,
-                b"get=stats" => self.operation = Operation::Stats,
                 b"observe=trace" | b"observe=capture" => {
                     self.operation = Operation::Observe(text(line).unwrap_or_default());
                 }
                 b"set=1" => self.operation = Operation::Set(Box::new(SetParser::new(self.limits))),
-                _ => self.refuse(Errno::INVAL),
+                line => match Question::of_line(line) {
+                    Some(question) => self.operation = Operation::Ask(question),
+                    None => self.refuse(Errno::INVAL),
+                },
             },
             Operation::Get if line.is_empty() => {
                 let mut reply = Reply::new();
                 device.get(&mut reply);
                 self.answer(reply, Ok(()));
             }
-            Operation::Stats if line.is_empty() => {
+            Operation::Ask(question) if line.is_empty() => {
                 let mut reply = Reply::new();
-                device.stats(&mut reply);
+                device.tell(*question, &mut reply);
                 self.answer(reply, Ok(()));
             }
             Operation::Observe(lines) if line.is_empty() => {
@@ -174,7 +183,7 @@ impl Client {
                 }
                 _ => self.refuse(Errno::INVAL),
             },
-            Operation::Get | Operation::Stats | Operation::Handed(_) => self.refuse(Errno::INVAL),
+            Operation::Get | Operation::Ask(_) | Operation::Handed(_) => self.refuse(Errno::INVAL),
             Operation::Set(_) if line.is_empty() => {
                 let Operation::Set(parser) = std::mem::replace(&mut self.operation, Operation::None) else {
                     return;

@@ -54,6 +54,17 @@ impl BoundSocket {
         })
     }
 
+    /// Lets everybody connect: who is at the other end decides.
+    pub(super) fn open_to_all(&self) -> io::Result<()> {
+        let read_write = Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::WGRP | Mode::ROTH | Mode::WOTH;
+        Ok(fs::chmodat(
+            &self.dir,
+            &self.file_name,
+            read_write,
+            AtFlags::empty(),
+        )?)
+    }
+
     pub(super) fn listener(&self) -> BorrowedFd<'_> {
         self.listener.as_fd()
     }
@@ -123,8 +134,11 @@ fn check_name(name: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// Opens the directory, creating it if need be, and makes sure that nobody else can put files into it. Its parents are the system's:
+/// Opens the directory, creating it if need be, and makes sure that nobody else can take the place of our file. Its parents are the system's:
 /// `/var/run` is a symbolic link on most, only the last component must not be one.
+///
+/// It belongs to this user, or to root, who may let a group make files there beside his own, none of which can remove another's (a sticky directory): so an engine without root's rights
+/// and WireGuards that have them share the directory that `wg` looks into.
 fn open_dir(path: &Path) -> io::Result<OwnedFd> {
     match fs::mkdirat(CWD, path, Mode::RWXU) {
         Ok(()) | Err(Errno::EXIST) => {}
@@ -133,8 +147,11 @@ fn open_dir(path: &Path) -> io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let dir = fs::openat(CWD, path, flags, Mode::empty())?;
     let stat = fs::fstat(&dir)?;
-    let others_write = Mode::from_raw_mode(stat.st_mode).intersects(Mode::WGRP | Mode::WOTH);
-    if stat.st_uid != rustix::process::geteuid().as_raw() || others_write {
+    let mode = Mode::from_raw_mode(stat.st_mode);
+    let is_trusted = [0, rustix::process::geteuid().as_raw()].contains(&stat.st_uid);
+    let is_sticky_group = stat.st_uid == 0 && mode.contains(Mode::SVTX);
+    let others_write = mode.contains(Mode::WOTH) || (mode.contains(Mode::WGRP) && !is_sticky_group);
+    if !is_trusted || others_write {
         let message = format!(
             "{} belongs to another user or others may write to it",
             path.display()

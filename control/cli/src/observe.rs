@@ -1,0 +1,148 @@
+//! `trace` and `capture`: asks the engine itself, on its query socket, which takes root. What comes back is the business of `patronus_observe`.
+
+use std::fs::OpenOptions;
+use std::io::{self, BufWriter, IsTerminal, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use patronus_control::message::{Code, Failure, Order, Topic};
+use patronus_io::signal;
+use patronus_observe::{Head, Refused, Request, RequestError, Story, Stream, Total};
+use serde_json::{Value, json};
+
+use crate::ask::connect;
+use crate::options::{Capture, Observe, Trace};
+use crate::output::{Outcome, Output, Wrong, escaped};
+
+/// `patronus trace`.
+pub fn trace(output: Output, socket: &Path, options: &Trace) -> Outcome {
+    let request = request(Request::trace(), &options.observe)?;
+    let (stream, signals) = begin(socket, &options.observe, &request)?;
+    let mut out = io::stdout().lock();
+    let show = |head: &Head, story: &Story| {
+        let text = match output.json {
+            true => told(head, story).to_string(),
+            false => escaped(&story.text(head)),
+        };
+        writeln!(out, "{text}")?;
+        out.flush()
+    };
+    end(patronus_observe::trace(stream, show, || {
+        signal::take(&signals).is_some()
+    }))
+}
+
+/// `patronus capture`.
+pub fn capture(socket: &Path, options: &Capture) -> Outcome {
+    let mut request = request(Request::capture(), &options.observe)?;
+    let more = [
+        ("sides", options.sides.clone()),
+        ("snap", options.snap.map(|snap| snap.to_string())),
+        ("bytes", options.bytes.map(|bytes| bytes.to_string())),
+    ];
+    for (name, value) in more {
+        if let Some(value) = value {
+            request.set(name, &value).map_err(|error| wrong(&error))?;
+        }
+    }
+    let out = open(options.write.as_deref())?;
+    let (stream, signals) = begin(socket, &options.observe, &request)?;
+    end(patronus_observe::capture(stream, out, || {
+        signal::take(&signals).is_some()
+    }))
+}
+
+/// A packet's story for programs, a line of JSON.
+fn told(head: &Head, story: &Story) -> Value {
+    let steps: Vec<Value> = story
+        .steps(head)
+        .iter()
+        .map(|step| json!({ "point": step.point, "after_ns": step.after, "verdict": step.verdict }))
+        .collect();
+    json!({ "packet": story.title(head), "steps": steps })
+}
+
+fn wrong(error: &RequestError) -> Wrong {
+    Failure::new(Code::BadRequest, error.to_string()).into()
+}
+
+fn request(mut request: Request, options: &Observe) -> Result<Request, Wrong> {
+    request.filter = options.filter.join(" ");
+    request.parsed_filter().map_err(|error| wrong(&error))?;
+    if let Some(packets) = options.packets {
+        request
+            .set("packets", &packets.to_string())
+            .map_err(|error| wrong(&error))?;
+    }
+    Ok(request)
+}
+
+fn begin(socket: &Path, options: &Observe, request: &Request) -> Result<(Stream, OwnedFd), Wrong> {
+    let engine = match &options.engine {
+        Some(engine) => engine.clone(),
+        None => query_socket(socket)?,
+    };
+    // Before the engine is asked, so that a signal ends it in good order.
+    let signals = signal::termination().map_err(|error| Wrong::failed(error.to_string()))?;
+    let stream = Stream::begin(&engine, request).map_err(|refused| match refused {
+        Refused::Io(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            let message = format!("{}: you may not ask for packets", engine.display());
+            Failure::new(Code::NotAllowed, message)
+                .hint("they are clear text: run this as root")
+                .into()
+        }
+        Refused::Io(error) => Failure::new(
+            Code::NoEngine,
+            format!("no engine answers at {}: {error}", engine.display()),
+        )
+        .into(),
+        refused => Wrong::failed(refused.to_string()),
+    })?;
+    Ok((stream, signals))
+}
+
+/// Where the site's engine answers: its socket has the name of the interface.
+fn query_socket(socket: &Path) -> Result<PathBuf, Wrong> {
+    let what = Topic::Summary;
+    let summary = connect(socket)?.ask(Order::Show { what })?;
+    let interface = summary["interface"].as_str().unwrap_or_default();
+    Ok(Path::new("/var/run/wireguard").join(format!("{interface}.sock")))
+}
+
+fn open(file: Option<&Path>) -> Result<Box<dyn Write>, Wrong> {
+    let Some(file) = file.filter(|file| *file != Path::new("-")) else {
+        let out = io::stdout();
+        if out.is_terminal() {
+            return Err(Wrong::failed("a capture is not for a terminal")
+                .hint("`--write FILE`, or a pipe such as `| tshark -r -`"));
+        }
+        return Ok(Box::new(BufWriter::new(out)));
+    };
+    // It holds clear text: nobody else may read it.
+    let opened = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(file);
+    match opened {
+        Ok(opened) => Ok(Box::new(BufWriter::new(opened))),
+        Err(error) => Err(Wrong::failed(format!("{}: {error}", file.display()))),
+    }
+}
+
+fn end(total: io::Result<Total>) -> Outcome {
+    let total = match total {
+        // Whoever has closed the pipe has seen enough.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+        Err(error) => return Err(Wrong::failed(format!("the engine: {error}"))),
+        Ok(total) => total,
+    };
+    let lost = match total.lost {
+        0 => String::new(),
+        lost => format!("; {lost} records found no room: ask for fewer packets, or less of each"),
+    };
+    eprintln!("patronus: {} packets{lost}", total.packets);
+    Ok(())
+}

@@ -1,0 +1,264 @@
+//! `show`: what the control process answers, as text.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::Path;
+
+use patronus_control::message::{Order, Topic};
+use patronus_control::view::{Drop, Lane, Link, Peer, Port, RemotePath, Route, Stage, Summary};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::ask::connect;
+use crate::output::{Outcome, Output, Table, Wrong, escaped};
+
+/// `patronus show`.
+pub fn show(output: Output, socket: &Path, what: Topic) -> Outcome {
+    let shown = connect(socket)?.ask(Order::Show { what })?;
+    if output.json {
+        return output.print(&shown, "");
+    }
+    let text = match what {
+        Topic::Summary => summary(output, &read(&shown)?),
+        Topic::Peers | Topic::Remotes => peers(&read::<Vec<Peer>>(&shown)?),
+        Topic::Lanes => lanes(read(&shown)?),
+        Topic::Paths => paths(read(&shown)?),
+        Topic::Routes => routes(read(&shown)?),
+        Topic::Links => links(read(&shown)?),
+        Topic::Ports => ports(read(&shown)?),
+        Topic::Drops => drops(read(&shown)?),
+        Topic::Stages => stages(read(&shown)?),
+        Topic::Memory => memory(&read(&shown)?),
+    };
+    output.print(&shown, text)
+}
+
+fn read<T: DeserializeOwned>(value: &Value) -> Result<T, Wrong> {
+    T::deserialize(value).map_err(|error| {
+        Wrong::failed(format!("the control process answers something else: {error}"))
+            .hint("do both programs have the same version?")
+    })
+}
+
+fn summary(output: Output, summary: &Summary) -> String {
+    let engine = match summary.engine {
+        true => output.good("running"),
+        false => output.bad("not running"),
+    };
+    let tunnels = format!("{} of {} up", summary.tunnels_up, summary.tunnels);
+    let tunnels = match summary.tunnels_up == summary.tunnels {
+        true => output.good(&tunnels),
+        false => output.warn(&tunnels),
+    };
+    let mut text = format!(
+        "site        {}\ninterface   {}\nengine      {engine}\ntunnels     {tunnels}\n",
+        escaped(&summary.file.to_string_lossy()),
+        escaped(&summary.interface)
+    );
+    if let Some(key) = &summary.public_key {
+        let _ = writeln!(text, "public key  {}", escaped(key));
+    }
+    if summary.listen_port != 0 {
+        let _ = writeln!(text, "UDP port    {}", summary.listen_port);
+    }
+    if let Some(seconds) = summary.confirm_within {
+        let said = format!("confirm     within {seconds} s with `patronus confirm`, or it goes back\n");
+        text.push_str(&output.warn(&said));
+    }
+    for note in &summary.notes {
+        let said = format!("note        {}\n", escaped(note));
+        text.push_str(&output.warn(&said));
+    }
+    text
+}
+
+fn peers(peers: &[Peer]) -> String {
+    let mut table = Table::new(&[
+        "NAME",
+        "STATE",
+        "ENDPOINT",
+        "HANDSHAKE",
+        "SENT",
+        "RECEIVED",
+        "NETWORKS",
+    ]);
+    for peer in peers {
+        table.row([
+            called(peer),
+            peer.state.clone(),
+            peer.endpoint
+                .map_or("-".to_owned(), |endpoint| endpoint.to_string()),
+            ago(peer.handshake_age),
+            bytes(peer.sent_bytes),
+            bytes(peer.received_bytes),
+            peer.allowed_ips.join(","),
+        ]);
+    }
+    let mut text = table.to_string();
+    for peer in peers {
+        if let Some(why) = &peer.why {
+            let _ = writeln!(text, "{}: {}", escaped(&called(peer)), escaped(why));
+        }
+    }
+    text
+}
+
+/// The name, or the beginning of the key.
+fn called(peer: &Peer) -> String {
+    let start = || peer.public_key.chars().take(8).chain("..".chars()).collect();
+    peer.name.clone().unwrap_or_else(start)
+}
+
+fn lanes(lanes: Vec<Lane>) -> String {
+    let mut table = Table::new(&[
+        "REMOTE",
+        "PATH",
+        "LANE",
+        "STATE",
+        "ENDPOINT",
+        "HANDSHAKE",
+        "SENT",
+        "RECEIVED",
+    ]);
+    for lane in lanes {
+        table.row([
+            lane.remote,
+            format!("{}-{}", lane.local_link, lane.remote_link),
+            lane.lane.to_string(),
+            up(lane.up),
+            lane.endpoint
+                .map_or("-".to_owned(), |endpoint| endpoint.to_string()),
+            ago(lane.handshake_age),
+            bytes(lane.sent_bytes),
+            bytes(lane.received_bytes),
+        ]);
+    }
+    table.to_string()
+}
+
+fn paths(paths: Vec<RemotePath>) -> String {
+    let mut table = Table::new(&["REMOTE", "PATH", "LANES UP", "SENT", "RECEIVED"]);
+    for path in paths {
+        table.row([
+            path.remote,
+            format!("{}-{}", path.local_link, path.remote_link),
+            format!("{} of {}", path.lanes_up, path.lanes),
+            bytes(path.sent_bytes),
+            bytes(path.received_bytes),
+        ]);
+    }
+    table.to_string()
+}
+
+fn routes(routes: Vec<Route>) -> String {
+    let mut table = Table::new(&["PREFIX", "FROM", "VIA"]);
+    for route in routes {
+        let from = if route.dynamic { "protocol" } else { "file" };
+        table.row([route.prefix, from.to_owned(), route.via.join(", ")]);
+    }
+    table.to_string()
+}
+
+fn links(links: Vec<Link>) -> String {
+    let mut table = Table::new(&["LINK", "INTERFACE", "PORT", "STATE", "IPV4", "IPV6"]);
+    let route = |leads| if leads { "route" } else { "no route" }.to_owned();
+    for link in links {
+        let state = up(link.running);
+        let (v4, v6) = (route(link.leads_v4), route(link.leads_v6));
+        table.row([link.id.to_string(), link.interface, link.port, state, v4, v6]);
+    }
+    table.to_string()
+}
+
+fn ports(ports: Vec<Port>) -> String {
+    let mut table = Table::new(&["PORT", "COUNTER", "VALUE"]);
+    for port in ports {
+        for (counter, value) in port.counters.into_iter().filter(|(_, value)| *value > 0) {
+            table.row([port.port.clone(), counter, value.to_string()]);
+        }
+    }
+    table.to_string()
+}
+
+fn drops(drops: Vec<Drop>) -> String {
+    if drops.is_empty() {
+        return "no packet was dropped\n".to_owned();
+    }
+    let mut table = Table::new(&["REASON", "PACKETS"]);
+    for drop in drops {
+        table.row([drop.reason, drop.packets.to_string()]);
+    }
+    table.to_string()
+}
+
+fn stages(stages: Vec<Stage>) -> String {
+    let mut table = Table::new(&["STAGE", "PACKETS", "BURSTS", "PACKETS/BURST", "CYCLES/PACKET"]);
+    let ratio = |a: u64, b: u64| {
+        if b == 0 {
+            "-".to_owned()
+        } else {
+            format!("{:.1}", a as f64 / b as f64)
+        }
+    };
+    for stage in stages {
+        table.row([
+            stage.stage,
+            stage.packets.to_string(),
+            stage.bursts.to_string(),
+            ratio(stage.packets, stage.bursts),
+            ratio(stage.cycles, stage.packets),
+        ]);
+    }
+    table.to_string()
+}
+
+fn memory(values: &BTreeMap<String, u64>) -> String {
+    let mut table = Table::new(&["WHAT", "VALUE"]);
+    for (name, value) in values {
+        table.row([name.replace('_', " "), value.to_string()]);
+    }
+    table.to_string()
+}
+
+fn up(up: bool) -> String {
+    if up { "up" } else { "down" }.to_owned()
+}
+
+fn ago(seconds: Option<u64>) -> String {
+    match seconds {
+        None => "never".to_owned(),
+        Some(seconds @ 0..=119) => format!("{seconds} s ago"),
+        Some(seconds @ 120..=7199) => format!("{} min ago", seconds / 60),
+        Some(seconds) => format!("{} h ago", seconds / 3600),
+    }
+}
+
+/// Three figures and a unit, in powers of ten.
+fn bytes(bytes: u64) -> String {
+    let units = [
+        (1_000_000_000_000, "TB"),
+        (1_000_000_000, "GB"),
+        (1_000_000, "MB"),
+        (1000, "kB"),
+    ];
+    match units.iter().find(|(unit, _)| bytes >= *unit) {
+        Some((unit, name)) => format!("{:.1} {name}", bytes as f64 / *unit as f64),
+        None => format!("{bytes} B"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_for_people() {
+        assert_eq!(bytes(999), "999 B");
+        assert_eq!(bytes(1500), "1.5 kB");
+        assert_eq!(bytes(2_340_000_000), "2.3 GB");
+        assert_eq!(ago(None), "never");
+        assert_eq!(ago(Some(119)), "119 s ago");
+        assert_eq!(ago(Some(120)), "2 min ago");
+        assert_eq!(ago(Some(7200)), "2 h ago");
+    }
+}

@@ -1,0 +1,566 @@
+//! The main thread: holds what the site is to be against what the engine has, and carries out orders, one after the other.
+//!
+//! It sleeps until the engine says something or is gone, somebody orders something, a signal comes, or a time is over. The engine is told a site when
+//! it has another one than is wanted, and never otherwise, so that a restart of this process changes nothing. What is tried and not confirmed is on
+//! disk ([`confirmation`](crate::confirmation)) before the engine hears of it.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use patronus_config::plan::Process;
+use patronus_config::{Config, Plan, diff};
+use patronus_io::signal::{self, Asked};
+use patronus_link::{Attached, Event, content_of};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use serde_json::{Value, json};
+use tracing::{error, info, warn};
+
+use crate::confirmation::{Deadline, Record, Store, Tried};
+use crate::engine::Engine;
+use crate::known::{Attachment, Board, Known};
+use crate::message::{Code, Failure, Order};
+use crate::notify::Notifier;
+use crate::site_file::{self, Loaded};
+use crate::wake::{Inbox, Job, Outcome, Reply};
+
+/// How long the engine may take to say what has come of a site: a full one takes well under a second.
+const ANSWER: Duration = Duration::from_secs(20);
+
+/// What the main thread is made from.
+pub struct Parts {
+    /// The site's file.
+    pub file: PathBuf,
+    /// The engine's socket.
+    pub engine: PathBuf,
+    /// Where the record is kept.
+    pub store: Store,
+    /// Orders.
+    pub inbox: Inbox,
+    /// What everybody may know.
+    pub board: Arc<Board>,
+    /// SIGHUP, SIGINT, SIGTERM.
+    pub signals: OwnedFd,
+    /// systemd.
+    pub notifier: Notifier,
+}
+
+/// The main thread's state.
+pub struct Control {
+    file: PathBuf,
+    store: Store,
+    inbox: Inbox,
+    board: Arc<Board>,
+    signals: OwnedFd,
+    notifier: Notifier,
+    engine: Engine,
+    /// What is to be in force.
+    wanted: Loaded,
+    record: Record,
+    /// The engine that is attached, and what it has.
+    attachment: Option<Attachment>,
+    /// What it was told and has not answered.
+    flight: Option<Flight>,
+    /// The highest number that an engine was told.
+    generation: u64,
+    /// Why it does not have what is wanted.
+    refused: Option<String>,
+    applied: u64,
+    refusals: u64,
+    alive_at: Instant,
+}
+
+/// A site on its way to the engine.
+struct Flight {
+    candidate: Loaded,
+    generation: u64,
+    until: Instant,
+    why: Why,
+    /// Who has ordered it, and how it differs.
+    reply: Option<(Reply, Plan)>,
+}
+
+/// Why the engine is told something.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Why {
+    /// It has something else.
+    CatchUp,
+    /// Somebody wants it, and confirms it within this time if one is given.
+    Apply(Option<Duration>),
+    /// It was not confirmed, or is not wanted any more.
+    GoBack,
+}
+
+impl Control {
+    /// Reads the site's file and what was recorded. An error is why there is nothing to be in force.
+    pub fn new(parts: Parts) -> Result<Control, Failure> {
+        let (wanted, record) = begin(&parts.file, &parts.store)?;
+        Ok(Control {
+            engine: Engine::new(&parts.engine),
+            file: parts.file,
+            store: parts.store,
+            inbox: parts.inbox,
+            board: parts.board,
+            signals: parts.signals,
+            notifier: parts.notifier,
+            wanted,
+            record,
+            attachment: None,
+            flight: None,
+            generation: 0,
+            refused: None,
+            applied: 0,
+            refusals: 0,
+            alive_at: Instant::now(),
+        })
+    }
+
+    /// What is to be in force.
+    pub fn config(&self) -> &Config {
+        &self.wanted.config
+    }
+
+    /// Runs until a signal ends it.
+    pub fn run(mut self) -> io::Result<()> {
+        self.tell();
+        self.notifier.ready("looking for the engine");
+        loop {
+            match signal::take(&self.signals) {
+                Some(Asked::End) => {
+                    self.notifier.stopping();
+                    info!("ended by a signal; the engine goes on with what it has");
+                    return Ok(());
+                }
+                Some(Asked::Reload) => self.reload(),
+                None => {}
+            }
+            if let Some(attached) = self.engine.attach() {
+                self.attached(&attached);
+            }
+            self.hear_engine();
+            self.take_orders();
+            self.look_at_deadlines();
+            self.notify_alive();
+            self.sleep()?;
+        }
+    }
+
+    fn attached(&mut self, attached: &Attached) {
+        let Some(statistics) = self.engine.statistics() else {
+            return;
+        };
+        self.attachment = Some(Attachment {
+            boot: attached.boot,
+            generation: attached.generation,
+            statistics,
+        });
+        self.refused = None;
+        let wanted = content_of(&self.wanted.site);
+        if wanted.is_ok_and(|wanted| attached.generation > 0 && wanted == attached.content) {
+            info!("the engine has what is wanted");
+            self.tell();
+        } else {
+            let candidate = self.wanted.clone();
+            self.send(candidate, Why::CatchUp, None);
+        }
+    }
+
+    fn hear_engine(&mut self) {
+        let mut events = Vec::new();
+        self.engine.events(&mut events);
+        for event in events {
+            match event {
+                Event::Applied {
+                    generation, changes, ..
+                } => self.answered(generation, Ok(changes)),
+                Event::Refused { generation, reason } => self.answered(generation, Err(reason)),
+                Event::CommandsRefused { count, reason } => warn!(count, reason, "commands were refused"),
+                Event::Unknown(kind) => warn!(kind, "the engine says something unknown"),
+            }
+        }
+        if self.attachment.is_some() && !self.engine.is_attached() {
+            self.lose_engine();
+        }
+    }
+
+    /// What is wanted stays so: the next engine is told it. Of what was on its way nobody knows whether it arrived.
+    fn lose_engine(&mut self) {
+        self.attachment = None;
+        if let Some(flight) = self.flight.take() {
+            self.finish(flight);
+        }
+        self.tell();
+    }
+
+    /// The engine has said what has come of a site.
+    fn answered(&mut self, generation: u64, outcome: Result<u64, String>) {
+        let Some(flight) = self.flight.take_if(|flight| flight.generation == generation) else {
+            return;
+        };
+        match outcome {
+            Ok(changes) => {
+                info!(generation, changes, "applied");
+                if let Some(attachment) = &mut self.attachment {
+                    attachment.generation = generation;
+                }
+                self.refused = None;
+                self.finish(flight);
+            }
+            Err(reason) => self.failed(flight, &reason),
+        }
+        self.tell();
+    }
+
+    /// The candidate is in force from now on, as far as there is an engine.
+    fn finish(&mut self, flight: Flight) {
+        self.wanted = flight.candidate;
+        self.applied += 1;
+        let kept = match flight.why {
+            Why::Apply(None) => self.record_applied(),
+            _ => Ok(()),
+        };
+        if let Some((reply, plan)) = flight.reply {
+            let done = kept.map(|()| self.report(&plan, flight.why));
+            // Who does not wait any more has gone.
+            let _ = reply.send(done);
+        }
+    }
+
+    fn report(&self, plan: &Plan, why: Why) -> Value {
+        let confirm = match why {
+            Why::Apply(Some(time)) => Some(time.as_secs()),
+            _ => None,
+        };
+        json!({
+            "changes": plan.changes,
+            "text": plan.to_string(),
+            "engine": self.attachment.is_some(),
+            "confirm_within": confirm,
+        })
+    }
+
+    /// The engine does not want it; what was in force is.
+    fn failed(&mut self, flight: Flight, reason: &str) {
+        error!(reason, "the engine refuses");
+        self.refusals += 1;
+        if let Why::Apply(Some(_)) = flight.why {
+            self.record.tried = None;
+            self.write_record();
+        }
+        if matches!(flight.why, Why::CatchUp | Why::GoBack) {
+            self.refused = Some(reason.to_owned());
+        }
+        if let Some((reply, _)) = flight.reply {
+            let failure = Failure::new(Code::Refused, format!("the engine refuses: {reason}"));
+            let _ = reply.send(Err(failure.hint("what was in force before still is")));
+        }
+    }
+
+    fn take_orders(&mut self) {
+        self.inbox.hear();
+        while self.flight.is_none() {
+            let Some(Job { order, reply }) = self.inbox.take() else {
+                return;
+            };
+            let outcome = match order {
+                Order::Apply { confirm, restart } => {
+                    let confirm = confirm.map(|seconds| Duration::from_secs(seconds.into()));
+                    self.apply(confirm, restart, Some(reply.clone())).err().map(Err)
+                }
+                Order::Confirm => Some(self.confirm()),
+                Order::Rollback => self.go_back(Some(reply.clone())).err().map(Err),
+                Order::Show { .. } | Order::Plan { .. } => {
+                    Some(Err(Failure::new(Code::BadRequest, "not for the main thread")))
+                }
+            };
+            if let Some(outcome) = outcome {
+                let _ = reply.send(outcome);
+            }
+            self.tell();
+        }
+    }
+
+    /// Puts the file in force. The answer comes when the engine has said what has come of it.
+    fn apply(
+        &mut self,
+        confirm: Option<Duration>,
+        restart: bool,
+        reply: Option<Reply>,
+    ) -> Result<(), Failure> {
+        if self.is_tried() {
+            let said = "what was applied last is not confirmed yet";
+            return Err(Failure::new(Code::Busy, said)
+                .hint("`patronus confirm` keeps it, `patronus rollback` goes back"));
+        }
+        let candidate = site_file::load(&self.file)?;
+        let plan = diff(&self.wanted.config, &candidate.config);
+        if plan.restarts(Process::Engine) && !restart && self.attachment.is_some() {
+            return Err(needs_restart(&plan));
+        }
+        candidate.open_keys()?;
+        if let Some(time) = confirm {
+            self.record.tried = Some(Tried {
+                text: candidate.text.to_string(),
+                until: Some(Deadline::after(time)),
+            });
+            self.store
+                .write(&self.record)
+                .map_err(|error| not_written(&error))?;
+        }
+        let reply = reply.map(|reply| (reply, plan));
+        match restart {
+            // The engine that comes is told.
+            true => self.settle(candidate, Why::Apply(confirm), reply),
+            false => self.send(candidate, Why::Apply(confirm), reply),
+        }
+        Ok(())
+    }
+
+    /// Tells the engine, if there is one.
+    fn send(&mut self, candidate: Loaded, why: Why, reply: Option<(Reply, Plan)>) {
+        let Some(attachment) = &self.attachment else {
+            return self.settle(candidate, why, reply);
+        };
+        let generation = attachment.generation.max(self.generation) + 1;
+        self.generation = generation;
+        let flight = |candidate| Flight {
+            candidate,
+            generation,
+            until: Instant::now() + ANSWER,
+            why,
+            reply,
+        };
+        let published = candidate.open_keys().map_err(|failure| failure.to_string());
+        let published = published.and_then(|keys| self.engine.publish(&candidate.site, generation, &keys));
+        let flight = flight(candidate);
+        match published {
+            Ok(()) => self.flight = Some(flight),
+            Err(reason) => self.failed(flight, &reason),
+        }
+        self.tell();
+    }
+
+    /// Without an engine, or for the one that comes.
+    fn settle(&mut self, candidate: Loaded, why: Why, reply: Option<(Reply, Plan)>) {
+        let flight = Flight {
+            candidate,
+            generation: 0,
+            until: Instant::now(),
+            why,
+            reply,
+        };
+        self.finish(flight);
+        self.tell();
+    }
+
+    fn confirm(&mut self) -> Outcome {
+        if !self.is_tried() {
+            return Err(Failure::new(Code::NothingPending, "there is nothing to confirm"));
+        }
+        self.record_applied()?;
+        info!("confirmed");
+        Ok(json!({ "confirmed": true }))
+    }
+
+    /// What is in force was wanted for good.
+    fn record_applied(&mut self) -> Result<(), Failure> {
+        self.record = Record {
+            applied: self.wanted.text.to_string(),
+            tried: None,
+        };
+        self.store
+            .write(&self.record)
+            .map_err(|error| not_written(&error))
+    }
+
+    /// What is in force has to be confirmed.
+    fn is_tried(&self) -> bool {
+        self.confirm_by().is_some()
+    }
+
+    fn confirm_by(&self) -> Option<&Deadline> {
+        self.record.tried.as_ref()?.until.as_ref()
+    }
+
+    /// Goes back to what was applied for good.
+    fn go_back(&mut self, reply: Option<Reply>) -> Result<(), Failure> {
+        if !self.is_tried() {
+            return Err(Failure::new(
+                Code::NothingPending,
+                "there is nothing to go back from",
+            ));
+        }
+        let before = site_file::understand(&self.file, &self.record.applied)?;
+        if let Some(tried) = &mut self.record.tried {
+            tried.until = None;
+        }
+        self.write_record();
+        let plan = diff(&self.wanted.config, &before.config);
+        self.send(before, Why::GoBack, reply.map(|reply| (reply, plan)));
+        Ok(())
+    }
+
+    fn write_record(&self) {
+        if let Err(error) = self.store.write(&self.record) {
+            error!(%error, "what is in force cannot be written down");
+        }
+    }
+
+    /// SIGHUP.
+    fn reload(&mut self) {
+        self.notifier.reloading();
+        let applied = match self.flight {
+            None => self.apply(None, false, None),
+            Some(_) => Err(Failure::new(Code::Busy, "the engine has not answered yet")),
+        };
+        if let Err(failure) = applied {
+            error!("the file is not applied: {failure}");
+        }
+        self.tell();
+        self.notifier.ready("the site's file was read again");
+    }
+
+    fn look_at_deadlines(&mut self) {
+        if let Some(flight) = self.flight.take_if(|flight| flight.until <= Instant::now()) {
+            self.failed(flight, "it does not answer");
+            self.tell();
+        }
+        let is_over = self.confirm_by().is_some_and(|until| until.left().is_zero());
+        if is_over && self.flight.is_none() {
+            warn!("not confirmed in time: going back to what was in force before");
+            if let Err(failure) = self.go_back(None) {
+                error!("cannot go back: {failure}");
+                self.record.tried = None;
+                self.write_record();
+            }
+            self.tell();
+        }
+    }
+
+    fn notify_alive(&mut self) {
+        if let Some(every) = self.notifier.watchdog()
+            && Instant::now() >= self.alive_at
+        {
+            self.notifier.alive();
+            self.alive_at = Instant::now() + every;
+        }
+    }
+
+    fn sleep(&mut self) -> io::Result<()> {
+        let now = Instant::now();
+        let watchdog = self.notifier.watchdog().map(|_| self.alive_at);
+        let flight = self.flight.as_ref().map(|flight| flight.until);
+        let confirm = self.confirm_by().map(|until| now + until.left());
+        let next = [watchdog, flight, confirm, self.engine.again_at()];
+        let left = next
+            .into_iter()
+            .flatten()
+            .min()
+            .map(|at| at.saturating_duration_since(now));
+        let left = left.map(|left| Timespec {
+            tv_sec: left.as_secs() as i64,
+            tv_nsec: left.subsec_nanos().into(),
+        });
+        let mut fds = vec![PollFd::new(&self.signals, PollFlags::IN)];
+        // Orders wait while the engine has not answered.
+        if self.flight.is_none() {
+            fds.push(PollFd::from_borrowed_fd(self.inbox.as_fd(), PollFlags::IN));
+        }
+        let engine = self.engine.fd();
+        fds.extend(engine.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
+        match poll(&mut fds, left.as_ref()) {
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Publishes what there is to know.
+    fn tell(&self) {
+        let confirm_by = self.confirm_by().map(|until| Instant::now() + until.left());
+        let status = match (&self.attachment, &self.refused, confirm_by) {
+            (None, ..) => "no engine is attached",
+            (_, Some(_), _) => "the engine refuses what the file says",
+            (_, _, Some(_)) => "waiting for a confirmation",
+            _ => "the engine has what the file says",
+        };
+        self.notifier.status(status);
+        self.board.put(Known {
+            file: self.file.clone(),
+            config: Some(Arc::clone(&self.wanted.config)),
+            text: Some(Arc::clone(&self.wanted.text)),
+            engine: self.attachment.clone(),
+            confirm_by,
+            gone_back: self
+                .record
+                .tried
+                .as_ref()
+                .is_some_and(|tried| tried.until.is_none()),
+            refused: self.refused.clone(),
+            applied: self.applied,
+            refusals: self.refusals,
+        });
+    }
+}
+
+fn needs_restart(plan: &Plan) -> Failure {
+    let why = plan
+        .needs_restart
+        .iter()
+        .filter(|restart| restart.process == Process::Engine);
+    let why: Vec<&str> = why.map(|restart| restart.why.as_str()).collect();
+    let said = format!("the engine cannot take this while it runs: {}", why.join("; "));
+    Failure::new(Code::NeedsRestart, said)
+        .hint("`patronus apply --restart` starts it anew; sessions begin anew, which takes about a second")
+}
+
+fn not_written(error: &io::Error) -> Failure {
+    Failure::new(
+        Code::System,
+        format!("what is in force cannot be written down: {error}"),
+    )
+}
+
+/// What is to be in force at the start, and the record from now on.
+fn begin(file: &std::path::Path, store: &Store) -> Result<(Loaded, Record), Failure> {
+    let record = store.read().unwrap_or_else(|error| {
+        error!(%error, "what was in force last cannot be read");
+        None
+    });
+    let loaded = site_file::load(file);
+    let Some(mut record) = record else {
+        let loaded = loaded?;
+        let record = Record {
+            applied: loaded.text.to_string(),
+            tried: None,
+        };
+        store.write(&record).map_err(|error| not_written(&error))?;
+        return Ok((loaded, record));
+    };
+    let is_tried = |loaded: &Loaded, tried: &Tried| *loaded.text == *tried.text;
+    match (&loaded, &record.tried) {
+        // Whoever has tried it may still confirm it; if the time is over, the main loop goes back at once.
+        (_, Some(Tried { text, until: Some(_) })) => {
+            let tried = site_file::understand(file, text)?;
+            return Ok((tried, record));
+        }
+        (Ok(loaded), Some(tried)) if is_tried(loaded, tried) => {
+            warn!("the file was not confirmed: what was in force before is so");
+            return Ok((site_file::understand(file, &record.applied)?, record));
+        }
+        (Err(failure), _) => {
+            error!("the file is not applied, and what was in force last is: {failure}");
+            return Ok((site_file::understand(file, &record.applied)?, record));
+        }
+        _ => {}
+    }
+    let loaded = loaded?;
+    record = Record {
+        applied: loaded.text.to_string(),
+        tried: None,
+    };
+    store.write(&record).map_err(|error| not_written(&error))?;
+    Ok((loaded, record))
+}

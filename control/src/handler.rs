@@ -1,0 +1,66 @@
+//! Who answers on the control socket: what is only looked at is answered on the connection's own thread, the rest by the main thread.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use patronus_config::diff;
+use serde_json::{Value, json};
+
+use crate::known::Board;
+use crate::message::{Code, Failure, Order};
+use crate::server::Handler;
+use crate::site_file;
+use crate::view::Viewer;
+use crate::wake::Desk;
+
+/// Answers orders.
+pub struct Answerer {
+    board: Arc<Board>,
+    desk: Desk,
+    uapi_dir: PathBuf,
+}
+
+impl Answerer {
+    /// `uapi_dir` is where the engine's query socket is.
+    pub fn new(board: Arc<Board>, desk: Desk, uapi_dir: &Path) -> Answerer {
+        Answerer {
+            board,
+            desk,
+            uapi_dir: uapi_dir.to_owned(),
+        }
+    }
+
+    /// The difference between what is in force and this text, or the site's file.
+    fn plan(&self, text: Option<&str>) -> Result<Value, Failure> {
+        let known = self.board.get();
+        let candidate = match text {
+            Some(text) => site_file::understand(&known.file, text)?,
+            None => site_file::load(&known.file)?,
+        };
+        let config = known.config.as_ref();
+        let config = config.ok_or_else(|| Failure::new(Code::NoEngine, "nothing is in force yet"))?;
+        let plan = diff(config, &candidate.config);
+        Ok(json!({
+            "changes": plan.changes,
+            "needs_restart": plan.needs_restart,
+            "text": plan.to_string(),
+        }))
+    }
+}
+
+impl Handler for Answerer {
+    fn administrators(&self) -> String {
+        let config = self.board.get().config.clone();
+        config.map_or_else(String::new, |config| {
+            config.control.admin_group.as_str().to_owned()
+        })
+    }
+
+    fn handle(&self, order: Order) -> Result<Value, Failure> {
+        match order {
+            Order::Show { what } => Viewer::new(&self.board.get(), &self.uapi_dir)?.show(what),
+            Order::Plan { text } => self.plan(text.as_deref()),
+            order => self.desk.order(order),
+        }
+    }
+}

@@ -1,0 +1,29 @@
+//! The control process: knows what a site is to be, and tells the engine, which forwards packets by itself.
+//!
+//! * [`control`]: the main thread, with [`engine`], [`site_file`], [`confirmation`]
+//! * [`message`], [`frame`], [`client`], [`server`], [`caller`], [`handler`], [`wake`]: the control socket
+//! * [`view`], [`why`], [`answers`], [`known`]: what is shown
+//! * [`metrics`], [`http`]: Prometheus; [`notify`]: systemd
+//!
+//! It has no rights beyond reading the site's file and opening its key files, which it never reads.
+
+#![forbid(unsafe_code)]
+
+pub mod answers;
+pub mod caller;
+pub mod client;
+pub mod confirmation;
+pub mod control;
+pub mod engine;
+pub mod frame;
+pub mod handler;
+pub mod http;
+pub mod known;
+pub mod message;
+pub mod metrics;
+pub mod notify;
+pub mod server;
+pub mod site_file;
+pub mod view;
+pub mod wake;
+pub mod why;

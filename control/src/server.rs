@@ -1,0 +1,177 @@
+//! The control socket: takes connections, and asks a [`Handler`] what to answer.
+//!
+//! One thread takes connections and one serves each of them, so that nobody waits for anybody else's slowness. There are at most [`CLIENTS_MAX`]; who
+//! comes beyond that is told so. A connection on which nothing comes for [`IDLE`] ends.
+
+use std::io;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use nix::unistd::Group;
+use serde_json::Value;
+use tracing::{debug, info, warn};
+
+use crate::caller::Caller;
+use crate::frame;
+use crate::message::{Answer, Code, Failure, Order, Request, VERSION};
+
+/// Connections at a time.
+pub const CLIENTS_MAX: usize = 32;
+/// How long a connection may be silent.
+pub const IDLE: Duration = Duration::from_secs(60);
+/// How long a client may take to take an answer.
+const WRITE: Duration = Duration::from_secs(10);
+/// The pause after a connection could not be taken: for want of descriptors, mostly.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Carries orders out. Called on the threads of connections, several at a time.
+pub trait Handler: Send + Sync + 'static {
+    /// The group whose members may change things.
+    fn administrators(&self) -> String;
+
+    /// Does what is wanted; the caller may.
+    fn handle(&self, order: Order) -> Result<Value, Failure>;
+}
+
+/// Listens at `path`, with mode 0660: who is in `group` may connect, or in the process's own if there is no such group or we are not in it. What stands
+/// there of an earlier process is replaced.
+pub fn bind(path: &Path, group: &str) -> io::Result<UnixListener> {
+    if path
+        .symlink_metadata()
+        .is_ok_and(|meta| meta.file_type().is_socket())
+    {
+        if UnixStream::connect(path).is_ok() {
+            return Err(io::Error::new(
+                io::ErrorKind::AddrInUse,
+                "somebody listens there already",
+            ));
+        }
+        std::fs::remove_file(path)?;
+    }
+    let listener = UnixListener::bind(path)?;
+    // First whose it is: with the other order, the wrong group could connect for a moment.
+    let group = Group::from_name(group).ok().flatten();
+    if let Some(group) = group
+        && let Err(error) = std::os::unix::fs::chown(path, None, Some(group.gid.as_raw()))
+    {
+        warn!(%error, group = group.name, "the group cannot be let in");
+    }
+    std::fs::set_permissions(path, PermissionsExt::from_mode(0o660))?;
+    Ok(listener)
+}
+
+/// Serves whoever connects, until the process ends.
+pub fn serve(listener: UnixListener, handler: Arc<dyn Handler>) -> io::Result<()> {
+    let clients = Arc::new(AtomicUsize::new(0));
+    std::thread::Builder::new()
+        .name("socket".to_owned())
+        .spawn(move || accept_all(&listener, &handler, &clients))
+        .map(drop)
+}
+
+fn accept_all(listener: &UnixListener, handler: &Arc<dyn Handler>, clients: &Arc<AtomicUsize>) {
+    loop {
+        let stream = match listener.accept() {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                warn!(%error, "a connection cannot be taken");
+                std::thread::sleep(PAUSE);
+                continue;
+            }
+        };
+        let place = Place::take(clients);
+        let handler = Arc::clone(handler);
+        let started = std::thread::Builder::new()
+            .name("client".to_owned())
+            .spawn(move || {
+                if let Err(error) = converse(stream, place, &*handler) {
+                    debug!(%error, "a connection has ended");
+                }
+            });
+        if let Err(error) = started {
+            warn!(%error, "a connection cannot be served");
+        }
+    }
+}
+
+/// A place among the connections.
+struct Place {
+    clients: Arc<AtomicUsize>,
+    is_free: bool,
+}
+
+impl Place {
+    fn take(clients: &Arc<AtomicUsize>) -> Place {
+        let before = clients.fetch_add(1, Ordering::Relaxed);
+        Place {
+            clients: Arc::clone(clients),
+            is_free: before < CLIENTS_MAX,
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.clients.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn converse(mut stream: UnixStream, place: Place, handler: &dyn Handler) -> io::Result<()> {
+    stream.set_read_timeout(Some(IDLE))?;
+    stream.set_write_timeout(Some(WRITE))?;
+    if !place.is_free {
+        let said = format!("{CLIENTS_MAX} connections are open, and there are no more");
+        return send(&mut stream, 0, Err(Failure::new(Code::Busy, said)));
+    }
+    let caller = Caller::of(&stream, &handler.administrators())?;
+    while let Some(text) = frame::read(&mut stream)? {
+        let (id, outcome) = answer(&caller, &text, handler);
+        send(&mut stream, id, outcome)?;
+    }
+    Ok(())
+}
+
+/// What comes of a request, and its number.
+fn answer(caller: &Caller, text: &[u8], handler: &dyn Handler) -> (u64, Result<Value, Failure>) {
+    let request: Request = match serde_json::from_slice(text) {
+        Ok(request) => request,
+        Err(error) => {
+            let failure = Failure::new(Code::BadRequest, format!("not a request: {error}"));
+            return (0, Err(failure));
+        }
+    };
+    if request.v != VERSION {
+        let said = format!("version {} of the messages: this is version {VERSION}", request.v);
+        let failure = Failure::new(Code::BadRequest, said).hint("use the `patronus` of the same release");
+        return (request.id, Err(failure));
+    }
+    let outcome = caller.may(&request.order).and_then(|()| {
+        if request.order.changes() {
+            info!(uid = caller.uid, order = ?request.order, "ordered");
+        }
+        handler.handle(request.order)
+    });
+    (request.id, outcome)
+}
+
+fn send(stream: &mut UnixStream, id: u64, outcome: Result<Value, Failure>) -> io::Result<()> {
+    let (ok, error) = match outcome {
+        Ok(value) => (Some(value), None),
+        Err(failure) => (None, Some(failure)),
+    };
+    let v = VERSION;
+    let text = serde_json::to_vec(&Answer { v, id, ok, error }).map_err(io::Error::other)?;
+    if text.len() > frame::FRAME_MAX {
+        let said = format!(
+            "the answer would be {} bytes: at most {} are possible",
+            text.len(),
+            frame::FRAME_MAX
+        );
+        return send(stream, id, Err(Failure::new(Code::System, said)));
+    }
+    frame::write(stream, &text)
+}

@@ -1,0 +1,536 @@
+//! A site under its control process, with the programs that people run: what happens to packets when the control process dies, who holds keys, and who may do what.
+
+use patronus_netns::{
+    Config, Daemon, DaemonOptions, Keys, Kind, Namespace, Peer, Process, Site, prepare_runtime_dir,
+    unique_name,
+};
+use patronus_tests::{
+    Flow, LIMIT, Memory, cli_program, control_program, engine_options, engine_program, eventually, may_run,
+    ping, uapi_value,
+};
+use rustix::process::Signal;
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::Duration;
+
+const PORT: u16 = 51820;
+
+/// A site: a namespace, an engine, a control process, and a folder with everything else. (Processes go before what they need.)
+struct Managed {
+    control: Process,
+    engine: Process,
+    site: Site,
+    folder: PathBuf,
+}
+
+impl Managed {
+    /// Starts both, with `more` in the file, and waits until the engine has it in force.
+    fn start(more: &str) -> Managed {
+        prepare_runtime_dir().unwrap();
+        let interface = unique_name("pn");
+        let folder = std::env::temp_dir().join(format!("patronus-managed-{interface}"));
+        fs::create_dir_all(folder.join("state")).unwrap();
+        let keys = Keys::generate().unwrap();
+        fs::write(folder.join("site.key"), &keys.private).unwrap();
+        fs::set_permissions(folder.join("site.key"), PermissionsExt::from_mode(0o600)).unwrap();
+        let namespace = Namespace::new("site").unwrap();
+        let text = format!(
+            "[site]\nprivate_key_file = 'site.key'\nlisten_port = {PORT}\n[engine]\ninterface = '{interface}'\n{more}\n"
+        );
+        fs::write(folder.join("site.toml"), text).unwrap();
+        let engine = spawn_engine(&namespace, &folder);
+        let control = spawn_control(&namespace, &folder);
+        let site = Site {
+            daemon: None,
+            namespace,
+            interface,
+            keys: Some(keys),
+            outer: SocketAddr::new(Ipv4Addr::new(192, 0, 2, 1).into(), PORT),
+            inner_v4: Ipv4Addr::new(10, 88, 0, 1),
+            inner_v6: Ipv6Addr::new(0xfd00, 0x88, 0, 0, 0, 0, 0, 1),
+        };
+        let managed = Managed {
+            control,
+            engine,
+            site,
+            folder,
+        };
+        assert!(
+            eventually(|| managed.generation() > 0),
+            "{}{}",
+            managed.engine.log(),
+            managed.control.log()
+        );
+        managed
+    }
+
+    /// What `patronus` says.
+    fn patronus(&self, words: &str) -> Output {
+        let mut command = Command::new(cli_program());
+        command.arg("--socket").arg(self.folder.join("control.sock"));
+        command.args(words.split_whitespace());
+        self.site.namespace.run(|| command.output()).unwrap().unwrap()
+    }
+
+    /// The same, as text, for what must succeed.
+    fn said(&self, words: &str) -> String {
+        let output = self.patronus(words);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let wrong = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            output.status.success(),
+            "{words}: {text}{wrong}{}",
+            self.control.log()
+        );
+        text
+    }
+
+    /// A number in the JSON of the summary; 0 if there is none.
+    fn generation(&self) -> u64 {
+        let output = self.patronus("--json show");
+        let text = String::from_utf8_lossy(&output.stdout);
+        let line = text
+            .lines()
+            .find_map(|line| line.trim().strip_prefix("\"generation\": "));
+        line.and_then(|number| number.trim_end_matches(',').parse().ok())
+            .unwrap_or(0)
+    }
+
+    fn edit(&self, change: impl FnOnce(String) -> String) {
+        let path = self.folder.join("site.toml");
+        let text = fs::read_to_string(&path).unwrap();
+        fs::write(&path, change(text)).unwrap();
+    }
+
+    fn kill_control(&mut self) {
+        self.control.signal(Signal::KILL);
+        assert!(self.control.wait(LIMIT).is_some());
+    }
+
+    fn start_control(&mut self) {
+        self.control = spawn_control(&self.site.namespace, &self.folder);
+        let log = |managed: &Managed| managed.control.log();
+        assert!(
+            eventually(|| self.patronus("show").status.success()),
+            "{}",
+            log(self)
+        );
+    }
+
+    fn raise(&self) {
+        let (namespace, interface) = (&self.site.namespace, &self.site.interface);
+        namespace.ip(&format!("link set {interface} up")).unwrap();
+        namespace
+            .address(interface, &format!("{}/24", self.site.inner_v4))
+            .unwrap();
+    }
+}
+
+impl Drop for Managed {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+fn spawn_engine(namespace: &Namespace, folder: &Path) -> Process {
+    let mut command = Command::new(engine_program());
+    command
+        .arg("--foreground")
+        .arg("--control")
+        .arg(folder.join("engine.sock"));
+    namespace.spawn(command).unwrap()
+}
+
+fn spawn_control(namespace: &Namespace, folder: &Path) -> Process {
+    namespace.spawn(control_command(folder)).unwrap()
+}
+
+fn control_command(folder: &Path) -> Command {
+    let mut command = Command::new(control_program());
+    command.arg("--site").arg(folder.join("site.toml"));
+    command.arg("--engine").arg(folder.join("engine.sock"));
+    command.arg("--socket").arg(folder.join("control.sock"));
+    command.arg("--state").arg(folder.join("state"));
+    command
+}
+
+/// A managed site and a plain one with a tunnel between them that works.
+fn with_peer() -> (Managed, Site) {
+    let keys = Keys::generate().unwrap();
+    let managed = Managed::start(&format!(
+        "[[peer]]\nname = 'other'\npublic_key = '{}'\nallowed_ips = ['10.88.0.2/32']\n\
+         [[policy]]\nname = 'no-telnet'\nprotocol = 'tcp'\ndst_ports = 23\naction = 'drop'",
+        keys.public
+    ));
+    let mut other = Site {
+        daemon: None,
+        namespace: Namespace::new("other").unwrap(),
+        interface: unique_name("pn"),
+        keys: Some(keys),
+        outer: SocketAddr::new(Ipv4Addr::new(192, 0, 2, 2).into(), PORT),
+        inner_v4: Ipv4Addr::new(10, 88, 0, 2),
+        inner_v6: Ipv6Addr::new(0xfd00, 0x88, 0, 0, 0, 0, 0, 2),
+    };
+    let namespace = &managed.site.namespace;
+    namespace.veth("path", &other.namespace, "path", 1500).unwrap();
+    namespace.address("path", "192.0.2.1/24").unwrap();
+    other.namespace.address("path", "192.0.2.2/24").unwrap();
+    let options: DaemonOptions = engine_options(&[]);
+    let daemon = Daemon::start(&other.namespace, Kind::Engine, &other.interface, &options).unwrap();
+    let own = other.keys.as_ref().unwrap();
+    let config = Config {
+        private: own.private.clone(),
+        listen_port: Some(PORT),
+        fwmark: None,
+        peers: vec![Peer {
+            public: managed.site.keys.as_ref().unwrap().public.clone(),
+            preshared: None,
+            endpoint: Some(managed.site.outer),
+            allowed_ips: vec!["10.88.0.1/32".to_owned()],
+            keepalive: None,
+        }],
+    };
+    daemon.setconf(&config).unwrap();
+    other.daemon = Some(daemon);
+    other
+        .namespace
+        .ip(&format!("link set {} up", other.interface))
+        .unwrap();
+    other.namespace.address(&other.interface, "10.88.0.2/24").unwrap();
+    managed.raise();
+    let arrived = || {
+        ping(&other.namespace, "-c 1 -W 1 10.88.0.1")
+            .unwrap()
+            .contains(" 1 received")
+    };
+    assert!(
+        eventually(arrived),
+        "{}{}",
+        managed.engine.log(),
+        managed.control.log()
+    );
+    (managed, other)
+}
+
+/// The table of the architecture, its first two lines: the control process dies, and comes back, and no packet is lost for that.
+#[test]
+fn the_death_and_the_return_of_control_lose_no_packet() {
+    if !may_run(&[]) {
+        return;
+    }
+    let (mut managed, other) = with_peer();
+    let before = managed.generation();
+    let flow = Flow::start(&other, &managed.site, false, Duration::from_millis(2)).unwrap();
+    managed.kill_control();
+    std::thread::sleep(Duration::from_millis(300));
+    managed.start_control();
+    assert!(
+        eventually(|| managed.generation() == before),
+        "nothing was published again"
+    );
+    std::thread::sleep(Duration::from_millis(300));
+    let received = flow.finish();
+    assert_eq!(received.lost(), 0, "{received:?}");
+    assert!(
+        managed.control.log().contains("has what is wanted"),
+        "{}",
+        managed.control.log()
+    );
+}
+
+/// An engine that comes in the place of one that was killed is told everything again.
+#[test]
+fn an_engine_that_comes_back_is_told_again() {
+    if !may_run(&[]) {
+        return;
+    }
+    let (mut managed, other) = with_peer();
+    managed.engine.signal(Signal::KILL);
+    assert!(managed.engine.wait(LIMIT).is_some());
+    assert!(
+        eventually(|| managed.generation() == 0),
+        "that it is gone is known"
+    );
+    let shown = managed.patronus("show peers");
+    assert_eq!(shown.status.code(), Some(4));
+    assert!(String::from_utf8_lossy(&shown.stderr).contains("the engine is not running"));
+    managed.engine = spawn_engine(&managed.site.namespace, &managed.folder);
+    let arrived = || {
+        ping(&other.namespace, "-c 1 -W 1 10.88.0.1")
+            .unwrap()
+            .contains(" 1 received")
+    };
+    assert!(
+        eventually(arrived),
+        "{}{}",
+        managed.engine.log(),
+        managed.control.log()
+    );
+    let _ = managed.said("show peers");
+}
+
+/// Reloads, each of which changes a policy, a peer and a route: no packet of another peer is lost, no session begins anew.
+#[test]
+fn reloads_lose_no_packet() {
+    const RELOADS: usize = 100;
+    if !may_run(&[]) {
+        return;
+    }
+    let (managed, other) = with_peer();
+    let text = fs::read_to_string(managed.folder.join("site.toml")).unwrap();
+    let keys = [Keys::generate().unwrap(), Keys::generate().unwrap()];
+    let handshake = || uapi_value(&managed.site.interface, "last_handshake_time_nsec").unwrap();
+    let before = handshake();
+    let flow = Flow::start(&other, &managed.site, false, Duration::from_millis(1)).unwrap();
+    for number in 0..RELOADS {
+        let more = format!(
+            "[[peer]]\npublic_key = '{}'\nallowed_ips = ['10.90.0.0/24']\n[[route]]\nprefix = '10.91.{number}.0/24'\nvia = 'other'\n\
+             [[policy]]\nprotocol = 'udp'\ndst_ports = {}\naction = 'drop'\n",
+            keys[number % 2].public,
+            10 + number % 7
+        );
+        managed.edit(|_| format!("{text}{more}"));
+        managed.said("apply");
+    }
+    let received = flow.finish();
+    assert_eq!(received.lost(), 0, "of {}", received.sent);
+    assert!(received.in_order());
+    assert_eq!(handshake(), before, "the session is the same");
+}
+
+/// What is applied and not confirmed is gone after its time, also when the control process dies meanwhile, and does not come back with it.
+#[test]
+fn what_is_not_confirmed_goes_back_after_controls_death_too() {
+    if !may_run(&[]) {
+        return;
+    }
+    let (mut managed, _other) = with_peer();
+    managed.edit(|text| text.replace("dst_ports = 23", "dst_ports = 24"));
+    assert!(managed.said("plan").contains("dst_ports 23 -> 24"));
+    assert!(managed.said("apply --confirm 3s").contains("confirm within 3 s"));
+    assert_eq!(managed.said("plan"), "nothing changes\n");
+    managed.kill_control();
+    managed.start_control();
+    assert!(
+        managed.said("show").contains("confirm     within"),
+        "it still can be confirmed"
+    );
+    assert!(
+        eventually(|| managed.said("show").contains("not confirmed")),
+        "{}",
+        managed.control.log()
+    );
+    assert!(
+        managed.said("plan").contains("dst_ports 23 -> 24"),
+        "what was before is in force"
+    );
+    managed.kill_control();
+    managed.start_control();
+    assert!(
+        managed.said("show").contains("not confirmed"),
+        "a restart does not bring it back"
+    );
+    assert!(managed.said("plan").contains("dst_ports 23 -> 24"));
+    managed.said("apply --confirm 60s");
+    managed.said("confirm");
+    managed.kill_control();
+    managed.start_control();
+    assert_eq!(managed.said("plan"), "nothing changes\n");
+    assert!(!managed.said("show").contains("note"), "{}", managed.said("show"));
+}
+
+/// A file that is wrong changes nothing, and a control process that starts with it goes on with what was in force.
+#[test]
+fn a_wrong_file_changes_nothing() {
+    if !may_run(&[]) {
+        return;
+    }
+    let (mut managed, other) = with_peer();
+    managed.edit(|text| text.replace("dst_ports", "dst_prots"));
+    let refused = managed.patronus("apply");
+    assert_eq!(refused.status.code(), Some(3));
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(
+        said.contains("unknown key `dst_prots`") && said.contains("did you mean `dst_ports`?"),
+        "{said}"
+    );
+    managed.kill_control();
+    managed.start_control();
+    let arrived = ping(&other.namespace, "-c 1 -W 2 10.88.0.1").unwrap();
+    assert!(arrived.contains(" 1 received"), "{arrived}");
+    assert!(
+        managed.said("show").contains("the file has changed"),
+        "{}",
+        managed.said("show")
+    );
+}
+
+/// Control opens key files and passes them on; a key is never in its memory, nor is it in what the engine answers to it.
+#[test]
+fn control_never_holds_a_key() {
+    if !may_run(&[]) {
+        return;
+    }
+    let (managed, other) = with_peer();
+    for what in [
+        "show",
+        "show peers",
+        "show stages",
+        "apply",
+        "reload",
+        "--json show peers",
+    ] {
+        managed.said(what);
+    }
+    let memory = Memory::of(managed.control.pid()).unwrap();
+    let public = &other.keys.as_ref().unwrap().public;
+    assert!(
+        memory.count(public.as_bytes()) > 0,
+        "the scan finds what is there"
+    );
+    let private = &managed.site.keys.as_ref().unwrap().private;
+    let raw = decode(private);
+    for secret in [private.as_bytes().to_vec(), raw.to_vec(), hex(&raw).into_bytes()] {
+        assert_eq!(memory.count(&secret), 0);
+    }
+}
+
+/// Why a tunnel is not up is said in a line.
+#[test]
+fn why_a_tunnel_is_not_up() {
+    if !may_run(&[]) {
+        return;
+    }
+    let (peer, silent) = (Keys::generate().unwrap(), Keys::generate().unwrap());
+    let managed = Managed::start(&format!(
+        "[[peer]]\nname = 'calls'\npublic_key = '{}'\nallowed_ips = ['10.88.0.2/32']\n\
+         [[peer]]\nname = 'far'\npublic_key = '{}'\nendpoint = '198.51.100.7:1'\nallowed_ips = ['10.88.0.3/32']\nkeepalive = '5s'",
+        peer.public, silent.public
+    ));
+    let says = |text: &str| eventually(|| managed.said("show peers").contains(text));
+    assert!(says(&format!(
+        "far: interface {0} is down: `ip link set {0} up`",
+        managed.site.interface
+    )));
+    managed.raise();
+    assert!(
+        says("calls: it has to call, and has not yet"),
+        "{}",
+        managed.said("show peers")
+    );
+    assert!(
+        says("far: no route to 198.51.100.7"),
+        "{}",
+        managed.said("show peers")
+    );
+    let namespace = &managed.site.namespace;
+    let nowhere = Namespace::new("nowhere").unwrap();
+    namespace.veth("path", &nowhere, "path", 1500).unwrap();
+    namespace.address("path", "198.51.100.1/24").unwrap();
+    assert!(
+        says("far: no reply from 198.51.100.7:1 after"),
+        "{}",
+        managed.said("show peers")
+    );
+}
+
+/// What systemd is told: that it serves, that it is alive, and when it reads its file again.
+#[test]
+fn systemd_is_told() {
+    if !may_run(&[]) {
+        return;
+    }
+    let mut managed = Managed::start("");
+    let path = managed.folder.join("notify.sock");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(LIMIT)).unwrap();
+    managed.kill_control();
+    let mut command = control_command(&managed.folder);
+    command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "200000");
+    managed.control = managed.site.namespace.spawn(command).unwrap();
+    let wait_for = |word: &str| {
+        let mut message = [0; 500];
+        // Others come in between: how it is, and that it is alive.
+        for _ in 0..100 {
+            let len = socket
+                .recv(&mut message)
+                .unwrap_or_else(|error| panic!("no {word}: {error}"));
+            let text = String::from_utf8_lossy(&message[..len]).into_owned();
+            if text.lines().any(|line| line == word) {
+                return text;
+            }
+        }
+        panic!("no {word}");
+    };
+    wait_for("READY=1");
+    wait_for("WATCHDOG=1");
+    wait_for("WATCHDOG=1");
+    managed.control.signal(Signal::HUP);
+    assert!(wait_for("RELOADING=1").contains("\nMONOTONIC_USEC="));
+    wait_for("READY=1");
+    managed.control.signal(Signal::TERM);
+    wait_for("STOPPING=1");
+    assert!(managed.control.wait(LIMIT).is_some_and(|status| status.success()));
+}
+
+/// Metrics: names as WireGuard exporters have them, and the engine's counters.
+#[test]
+fn metrics_are_scraped() {
+    if !may_run(&[]) {
+        return;
+    }
+    let keys = Keys::generate().unwrap();
+    let managed = Managed::start(&format!(
+        "[[peer]]\nname = 'branch'\npublic_key = '{}'\nallowed_ips = ['10.88.0.2/32']\n[metrics]\nlisten = '127.0.0.1:9586'",
+        keys.public
+    ));
+    let scrape = || -> std::io::Result<String> {
+        let mut stream = TcpStream::connect("127.0.0.1:9586")?;
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: here\r\n\r\n")?;
+        let mut page = String::new();
+        stream.read_to_string(&mut page)?;
+        Ok(page)
+    };
+    let page = managed.site.namespace.run(scrape).unwrap().unwrap();
+    let labels = format!(
+        "{{interface=\"{}\",public_key=\"{}\",allowed_ips=\"10.88.0.2/32\",friendly_name=\"branch\"}} 0\n",
+        managed.site.interface, keys.public
+    );
+    for name in [
+        "wireguard_sent_bytes_total",
+        "wireguard_received_bytes_total",
+        "wireguard_latest_handshake_seconds",
+    ] {
+        assert!(page.contains(&format!("{name}{labels}")), "{name}: {page}");
+    }
+    assert!(page.contains("\npatronus_engine_attached 1\n"), "{page}");
+    assert!(page.contains("worker=\"0\""), "the engine's own counters: {page}");
+}
+
+fn decode(base64: &str) -> [u8; 32] {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut bits = base64
+        .bytes()
+        .filter_map(|c| DIGITS.iter().position(|digit| *digit == c));
+    let mut key = [0; 32];
+    let (mut held, mut count, mut at) = (0u32, 0, 0);
+    while at < key.len() {
+        held = held << 6 | bits.next().unwrap() as u32;
+        count += 6;
+        if count >= 8 {
+            count -= 8;
+            key[at] = (held >> count) as u8;
+            at += 1;
+        }
+    }
+    key
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
