@@ -32,6 +32,7 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use patronus_abi::blob::HEADER_LEN;
 use patronus_abi::channel::{
     COMMAND_WORDS, DESCRIPTORS_MAX, EVENT_WORDS, HELLO_MAGIC, HelloRecord, PacketRecord, packet, place,
 };
@@ -46,9 +47,6 @@ pub use statistics::{Statistics, Value};
 
 /// How long the engine may take to answer what it answers at once.
 pub const PATIENCE: Duration = Duration::from_secs(5);
-
-/// Bytes of a blob's header, which is written last.
-const HEAD: usize = 100;
 
 /// An engine that this process is attached to. It goes on with what it has when this is dropped.
 pub struct Link {
@@ -252,9 +250,9 @@ impl Link {
             return Err(LinkError::Site(BlobError::Length(blob.len())));
         }
         let at = (place::SLOTS + self.slot * place::SLOT) as u64;
-        let (head, body) = blob.split_at(blob.len().min(HEAD));
+        let (head, body) = blob.split_at(blob.len().min(HEADER_LEN));
         // Void as long as it is being written.
-        socket::write(&self.slots, &[0; HEAD], at)?;
+        socket::write(&self.slots, &[0; HEADER_LEN], at)?;
         socket::write(&self.slots, body, at + head.len() as u64)?;
         socket::write(&self.slots, head, at)?;
         let mut packet = PacketRecord::of(packet::PUBLISH);

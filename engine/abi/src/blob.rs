@@ -21,6 +21,12 @@ use crate::site::*;
 /// Bytes of a blob at most.
 pub const BLOB_MAX: usize = 128 << 20;
 
+/// Bytes of a blob's beginning, which who publishes one writes last.
+pub const HEADER_LEN: usize = size_of::<Header>();
+
+/// Where in it the length of the blob stands, 8 bytes.
+pub const LENGTH_AT: usize = core::mem::offset_of!(Header, len);
+
 /// Where what the CRC covers begins.
 const COVERED: usize = 16;
 

@@ -25,7 +25,7 @@ one process at a time.
 1. The engine sends a `HelloRecord`. With text behind it: why it does not want the process, and the end. Otherwise with three descriptors (SCM_RIGHTS): the control region, the event \
 region, the statistics segment; files in memory, sealed against resizing, the latter two against writing. They are made for this process and nobody has had them before; the statistics go on.
 2. Control compares the version; magic and version stand where they are in every version. Boot id, generation and content say whether anything has to be published.
-3. Control writes a blob into the slot that it did not use last (its first 100 bytes as zeros first, then what is behind them, then them), and sends a `PacketRecord` of kind 1 (PUBLISH) with \
+3. Control writes a blob into the slot that it did not use last (its header as zeros first, then what is behind it, then the header), and sends a `PacketRecord` of kind 1 (PUBLISH) with \
 the descriptors of the key files, the site's own first and then those of the peers that have one, in order; 253 at most, the others with packets of kind 2 (KEYS). \
 A file has to be an ordinary one, of root's or the engine's user, for nobody else to use but a group to read.
 4. The engine copies the blob, decodes it, and answers with an event: applied, or refused and why. The first one that is applied sets the engine up: an engine that cannot be set up ends.

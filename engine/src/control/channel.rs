@@ -5,6 +5,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::path::Path;
 
+use patronus_abi::blob::LENGTH_AT;
 use patronus_abi::channel::{
     COMMAND_WORDS, CONTROL_MAGIC, Command, DESCRIPTORS_MAX, EVENT_MAGIC, EVENT_WORDS, Event, HELLO_MAGIC,
     HelloRecord, PacketRecord, RegionRecord, packet, place,
@@ -251,12 +252,10 @@ impl Channel {
 
     /// What stands in a slot, as long as it says that it is.
     fn copy(&self, slot: usize) -> Result<Vec<u8>, String> {
-        // Magic, version and check sum before it: `patronus_abi::record::Header`.
-        const LEN_AT: u64 = 16;
         let failed = |errno: Errno| format!("{PUBLISHED}: cannot read its slot: {errno}");
         let at = (place::SLOTS + slot * place::SLOT) as u64;
         let mut len = [0; 8];
-        rustix::io::pread(&self.slots, &mut len, at + LEN_AT).map_err(failed)?;
+        rustix::io::pread(&self.slots, &mut len, at + LENGTH_AT as u64).map_err(failed)?;
         let len = u64::from_le_bytes(len);
         if len > BLOB_MAX as u64 {
             return Err(format!(
