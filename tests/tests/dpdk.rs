@@ -3,10 +3,15 @@
 //!
 //! They need an engine that was built with DPDK: `scripts/test dpdk` builds one and runs them. With PATRONUS_DPDK_NO_HUGE=1 everything runs without huge pages.
 
-use patronus_netns::{Config, Daemon, DaemonOptions, Keys, Kind, Namespace, Peer, Site, probe, unique_name};
+use patronus_netns::{
+    Config, Daemon, DaemonOptions, Keys, Kind, Namespace, Peer, Process, Site, probe, unique_name,
+};
 use patronus_tests::{Edge, Flow, LIMIT, Need, eventually, may_run, ping, tcp};
+use std::fs::Permissions;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::Duration;
 
 const PORT: u16 = 51820;
@@ -247,6 +252,112 @@ fn the_host_keeps_what_is_its_own() {
     assert!(eventually(answered), "{}", office.edge.log());
     let stats = office.edge.stats().unwrap();
     assert!(stats.sum("lan0.host.tx_packets") > 3, "{stats:?}");
+}
+
+/// FRR's zebra and bgpd in a namespace, with files of their own.
+struct Frr {
+    _daemons: [Process; 2],
+    folder: PathBuf,
+}
+
+impl Frr {
+    const BGPD: &str = "/usr/lib/frr/bgpd";
+    const ZEBRA: &str = "/usr/lib/frr/zebra";
+
+    /// A router of this autonomous system at this address that announces a network to a neighbour.
+    fn start(
+        namespace: &Namespace,
+        number: u32,
+        address: &str,
+        network: &str,
+        neighbour: (&str, u32),
+    ) -> Frr {
+        let folder = std::env::temp_dir().join(unique_name("frr"));
+        std::fs::create_dir(&folder).unwrap();
+        // They become a user of their own.
+        std::fs::set_permissions(&folder, Permissions::from_mode(0o777)).unwrap();
+        let (to, other) = neighbour;
+        // Hold times are the default, three minutes: what goes sooner went with the carrier.
+        let bgp = format!(
+            "router bgp {number}\n bgp router-id {address}\n no bgp ebgp-requires-policy\n no bgp network import-check\n \
+             neighbor {to} remote-as {other}\n neighbor {to} timers connect 1\n \
+             address-family ipv4 unicast\n  network {network}\n exit-address-family\n"
+        );
+        let daemon = |program: &str, name: &str, config: &str| {
+            let file = |end: &str| folder.join(format!("{name}.{end}"));
+            std::fs::write(file("conf"), config).unwrap();
+            let mut command = Command::new(program);
+            // Without a port for terminals.
+            command.args(["-P", "0", "--vty_socket"]).arg(&folder);
+            command.arg("-z").arg(folder.join("zserv"));
+            command.arg(format!("--log=file:{}", file("log").display()));
+            command.arg("-f").arg(file("conf")).arg("-i").arg(file("pid"));
+            namespace.spawn(command).unwrap()
+        };
+        let zebra = daemon(Frr::ZEBRA, "zebra", "");
+        assert!(
+            eventually(|| folder.join("zserv").exists()),
+            "zebra does not start"
+        );
+        Frr {
+            _daemons: [zebra, daemon(Frr::BGPD, "bgpd", &bgp)],
+            folder,
+        }
+    }
+}
+
+impl Frr {
+    fn log(&self) -> String {
+        ["zebra.log", "bgpd.log"]
+            .map(|name| std::fs::read_to_string(self.folder.join(name)).unwrap_or_default())
+            .concat()
+    }
+}
+
+impl Drop for Frr {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// The host's routing daemon speaks by the interface that stands for the device.
+#[test]
+fn a_routing_daemon_speaks_by_the_device() {
+    if !may_run(&[Need::Dpdk, Need::Root, Need::Tool(Frr::BGPD)]) {
+        return;
+    }
+    let (namespace, host) = (Namespace::new("edge").unwrap(), Namespace::new("host").unwrap());
+    join(&namespace, &host);
+    let text = format!(
+        "{}[[lan]]\nname = 'office'\ninterface = 'lan0'\n{}",
+        dpdk(),
+        over("nic", 1)
+    );
+    let edge = Edge::start(&namespace, &Keys::generate().unwrap(), &text).unwrap();
+    raise(&edge, &namespace, "lan0", &ROUTER);
+    let (ours, theirs) = ("192.168.1.1", "192.168.1.2");
+    let near = Frr::start(&namespace, 65001, ours, "10.9.0.0/16", (theirs, 65002));
+    let far = Frr::start(&host, 65002, theirs, "10.8.0.0/16", (ours, 65001));
+    let learned = |namespace: &Namespace, network: &str, via: &str| {
+        let routes = namespace.ip("route show proto bgp").unwrap();
+        routes
+            .lines()
+            .any(|route| route.starts_with(network) && route.contains(via))
+    };
+    for round in ["first", "again"] {
+        let there = || learned(&namespace, "10.8.0.0/16", "via 192.168.1.2 dev lan0");
+        let here = || learned(&host, "10.9.0.0/16", "via 192.168.1.1 dev eth0");
+        assert!(
+            eventually(|| there() && here()),
+            "{round}: {}{}{}",
+            edge.log(),
+            near.log(),
+            far.log()
+        );
+        host.ip("link set eth0 down").unwrap();
+        assert!(eventually(|| !there()), "{round}: {}", near.log());
+        host.ip("link set eth0 up").unwrap();
+    }
 }
 
 #[test]
