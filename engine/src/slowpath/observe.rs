@@ -284,10 +284,11 @@ impl SlowPath {
         }
     }
 
-    /// What there is to wait for, if one is on.
+    /// What there is to wait for, if one is on and waits for something: an asker who has gone is told of without being asked for, again and again.
     pub(super) fn observation_poll(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
         let observation = self.observation.as_ref()?;
-        Some((observation.connection.as_fd(), observation.wants()))
+        let wants = observation.wants();
+        (!wants.is_empty()).then(|| (observation.connection.as_fd(), wants))
     }
 
     /// When there is something to do though nothing has come.
