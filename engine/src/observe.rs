@@ -388,7 +388,9 @@ impl<'a> Observing<'a> {
             Some(true) => self.observer.may_begin().then_some(Matched::Yes),
             Some(false) => before.map(|_| Matched::No),
             // What comes out of a tunnel is somebody's, and is asked about once it is known whose. When no more is wanted, none of those can be meant.
-            None => (seen.point != Point::WanRx && !self.observer.limits.is_reached()).then_some(Matched::Maybe),
+            None => {
+                (seen.point != Point::WanRx && !self.observer.limits.is_reached()).then_some(Matched::Maybe)
+            }
         }
     }
 

@@ -310,7 +310,12 @@ fn when_no_more_is_wanted_nothing_new_is_told() {
     let mut net = Net::pair();
     net.connect();
     // Nobody knows at first whose packet it is, and nobody is this peer.
-    for (kind, filter) in [(Kind::Trace, ""), (Kind::Trace, "peer nobody"), (Kind::Capture, ""), (Kind::Capture, "peer nobody")] {
+    for (kind, filter) in [
+        (Kind::Trace, ""),
+        (Kind::Trace, "peer nobody"),
+        (Kind::Capture, ""),
+        (Kind::Capture, "peer nobody"),
+    ] {
         let mut a = watch(&mut net, A, &task(kind, filter), 10, 64);
         net.send(A, &packet::between(A, B, 7, 100));
         net.run(secs(1));

@@ -17,7 +17,7 @@ use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::fmt::Write;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 
 use patronus_dpdk_sys as sys;
 use patronus_mem::{Arena, FRAME, FrameCache, FrameRegion, HEADROOM, Lent, TAILROOM, Table};
@@ -94,6 +94,15 @@ impl Dpdk {
 
     fn lock(&self) -> MutexGuard<'_, ()> {
         self.control.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// For those who must not wait.
+    fn try_lock(&self) -> Option<MutexGuard<'_, ()>> {
+        match self.control.try_lock() {
+            Ok(guard) => Some(guard),
+            Err(TryLockError::Poisoned(guard)) => Some(guard.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
     }
 }
 

@@ -284,14 +284,73 @@ impl SlowPath {
         }
     }
 
-    /// What there is to wait for, if one is on.
+    /// What there is to wait for, if one is on and waits for something: an asker who has gone is told of without being asked for, again and again.
     pub(super) fn observation_poll(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
         let observation = self.observation.as_ref()?;
-        Some((observation.connection.as_fd(), observation.wants()))
+        let wants = observation.wants();
+        (!wants.is_empty()).then(|| (observation.connection.as_fd(), wants))
     }
 
     /// When there is something to do though nothing has come.
     pub(super) fn observation_deadline(&self) -> Option<Time> {
         self.observation.as_ref()?.deadline()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use patronus_mem::{Arena, ArenaConfig, Burst, FrameCache};
+    use patronus_observe::{BYTES_MAX, Filter, PACKETS_MAX, Sides};
+    use rustix::net::{AddressFamily, Shutdown, SocketFlags, SocketType};
+
+    use super::*;
+    use crate::clock::{Clock, SystemClock};
+    use crate::observe::{Observing, Seen, View};
+
+    #[test]
+    fn who_wants_no_more_is_told_the_end_while_packets_come() {
+        let arena = Arena::new(&ArenaConfig {
+            frames: 64,
+            jumbo_frames: 2,
+        });
+        let mut packets = Burst::new();
+        let packet = FrameCache::new(arena.unwrap()).alloc().unwrap();
+        packets.push(packet);
+        let task = Task {
+            kind: Kind::Capture,
+            filter: Filter::parse("").unwrap(),
+            sides: Sides::Both,
+            snap: 64,
+            udp_port: 0,
+            round: 1,
+        };
+        let limits = Arc::new(Limits::new(PACKETS_MAX, BYTES_MAX));
+        let (mut observer, told) = observer(&task, 0, &limits, 64);
+        let flags = SocketFlags::CLOEXEC;
+        let (connection, asker) =
+            net::socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None).unwrap();
+        let begin = SystemClock.mono();
+        let mut observation = Observation {
+            connection,
+            kind: Kind::Capture,
+            told: vec![told],
+            limits,
+            out: Vec::new(),
+            sent: 0,
+            stopped: false,
+            end_at: None,
+            ended: false,
+            progress: begin,
+        };
+        net::shutdown(&asker, Shutdown::Write).unwrap();
+        let ends = (0..20).any(|look| {
+            let seen = Seen::at(Point::LanRx, View::Ip, 0);
+            Observing::of(Some(&mut observer), &SystemClock)
+                .unwrap()
+                .see_all(&mut packets, &seen);
+            let now = begin.after(Duration::from_millis(10 * look));
+            observation.tend(now, &mut |_| {}) == After::End
+        });
+        assert!(ends);
     }
 }

@@ -176,7 +176,7 @@ impl Dpdk {
             segments,
             up: AtomicBool::new(false),
         });
-        device.look_at_link();
+        device.note_link();
         let ports = (0..config.queues).map(|queue| DpdkPort::new(Arc::clone(&device), queue, self.arena));
         let ports = ports.collect();
         Ok((device, ports))
@@ -300,6 +300,12 @@ impl Device {
 
     /// Its link. A driver that cannot say so has one that is up.
     pub fn link(&self) -> LinkState {
+        let _control = self.dpdk.lock();
+        self.ask_for_link()
+    }
+
+    /// The caller has the lock.
+    fn ask_for_link(&self) -> LinkState {
         let mut found = sys::Link::default();
         // SAFETY: the port exists as long as this, and the pointer is to a value that lives until the call returns.
         let known = check(unsafe { sys::pd_link(self.port, &mut found) }).is_ok();
@@ -323,9 +329,18 @@ impl Device {
         check(unsafe { sys::pd_set_mtu(self.port, mtu) })
     }
 
-    /// Looks whether there is a carrier, for the ports: they do not send without.
+    /// Looks whether there is a carrier, for the ports: they do not send without. Called by workers and exception paths, which do not wait: while
+    /// somebody else has DPDK open or change a device, the link is as it was.
     pub fn look_at_link(&self) -> bool {
-        let up = self.link().up;
+        let Some(_control) = self.dpdk.try_lock() else {
+            return self.up.load(Ordering::Relaxed);
+        };
+        self.note_link()
+    }
+
+    /// The caller has the lock.
+    fn note_link(&self) -> bool {
+        let up = self.ask_for_link().up;
         self.up.store(up, Ordering::Relaxed);
         up
     }
@@ -369,5 +384,32 @@ impl Drop for Device {
         // SAFETY: the port exists, and all ports of its queues are gone.
         unsafe { sys::pd_close(self.port) };
         detach(self.bus, &self.name);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use patronus_mem::{Arena, ArenaConfig};
+
+    use super::*;
+    use crate::dpdk::Options;
+
+    #[test]
+    fn who_looks_at_the_link_keeps_out_of_others_calls() {
+        let config = ArenaConfig {
+            frames: 4096,
+            jumbo_frames: 2,
+        };
+        let options = Options {
+            huge_pages: false,
+            ..Options::default()
+        };
+        let dpdk = Dpdk::start(&options, Arena::new(&config).unwrap()).unwrap();
+        let (device, _ports) = dpdk.open(&DeviceConfig::new("net_null0")).unwrap();
+        device.up.store(false, Ordering::Relaxed);
+        let control = dpdk.lock();
+        assert!(!device.look_at_link(), "as it was");
+        drop(control);
+        assert!(device.look_at_link(), "as it is");
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fmt::Display;
 use std::io;
+use std::os::unix::fs::FileTypeExt;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -506,10 +507,11 @@ impl NicConfig {
         is_file.then(|| self.argument("socket").unwrap_or(MEMIF_SOCKET))
     }
 
-    /// Removes the socket that a process has left that was killed while it listened: else nobody can listen there again.
+    /// Removes the socket that a process has left that was killed while it listened: else nobody can listen there again. What is no socket stays.
     fn clear_socket(&self) {
         let listens = self.is_of(MEMIF) && !self.calls_another_process();
         if let Some(path) = self.socket_file().filter(|_| listens)
+            && std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket())
             && !self.has_owner()
         {
             // If it cannot be removed, listening fails and says so.
@@ -520,5 +522,35 @@ impl NicConfig {
     /// Whether it is there only as long as another process listens, which its driver calls once.
     fn calls_another_process(&self) -> bool {
         self.is_of(MEMIF) && !matches!(self.argument("role"), Some("server" | "master"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    #[test]
+    fn a_socket_that_was_left_is_removed_and_nothing_else() {
+        let dir = std::env::temp_dir().join(format!("patronus-memif-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let [file, left] = ["file", "left"].map(|name| dir.join(name));
+        std::fs::write(&file, "of somebody else").unwrap();
+        drop(UnixListener::bind(&left).unwrap());
+        for path in [&file, &left] {
+            let device = format!(
+                "net_memif0,role=server,socket-abstract=no,socket={}",
+                path.display()
+            );
+            let nic = NicConfig {
+                interface: "lan0".to_owned(),
+                device,
+                mtu: 1500,
+            };
+            nic.clear_socket();
+        }
+        assert!(file.exists() && !left.exists());
+        std::fs::remove_dir_all(&dir).unwrap();
     }
 }
