@@ -67,7 +67,8 @@ impl Error {
         }
     }
 
-    pub(crate) fn of_toml(text: &str, error: &toml::de::Error) -> Error {
+    /// What TOML says of this text.
+    pub fn of_toml(text: &str, error: &toml::de::Error) -> Error {
         let place = error.span().map(|span| Place::new(text, span));
         let line = place.as_ref().map_or("", |place| place.text.trim());
         let (message, hint) = explained(error.message(), line);

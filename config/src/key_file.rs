@@ -80,9 +80,15 @@ impl KeyError {
                 "there is no such file".to_owned(),
                 format!("`(umask 077; wg genkey > {path})` makes a key"),
             ),
+            KeyError::Io(_, error) if error.kind() == io::ErrorKind::PermissionDenied => (
+                error.to_string(),
+                format!(
+                    "run this as root, or let the control process open it: `chgrp patronus-control {path} && chmod 640 {path}`"
+                ),
+            ),
             KeyError::Io(_, error) => (
                 error.to_string(),
-                "the process that opens it has to be let in".to_owned(),
+                "expected an ordinary file that holds a key".to_owned(),
             ),
             KeyError::Open(_, mode) => (
                 format!("others may use this file (mode {mode:04o})"),
@@ -149,6 +155,12 @@ pub fn open_regular(path: &Path) -> io::Result<File> {
             "not an ordinary file",
         ))
     }
+}
+
+/// Opens a key file, if nobody else may read it. Looks at what was opened, whatever stands under the name meanwhile, and reads nothing.
+pub fn open(path: &Path) -> Result<File, KeyError> {
+    let file = open_regular(path).map_err(|error| KeyError::Io(path.to_owned(), error))?;
+    check_open(&file, path).map(|()| file)
 }
 
 /// Reads the key in a file.

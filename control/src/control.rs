@@ -34,8 +34,8 @@ const ANSWER: Duration = Duration::from_secs(20);
 pub struct Parts {
     /// The site's file.
     pub file: PathBuf,
-    /// The engine's socket.
-    pub engine: PathBuf,
+    /// The engine's socket, if it is not the one that the site's file says.
+    pub engine: Option<PathBuf>,
     /// Where the record is kept.
     pub store: Store,
     /// Orders.
@@ -98,8 +98,12 @@ impl Control {
     /// Reads the site's file and what was recorded. An error is why there is nothing to be in force.
     pub fn new(parts: Parts) -> Result<Control, Failure> {
         let (wanted, record) = begin(&parts.file, &parts.store)?;
+        let engine = parts
+            .engine
+            .as_ref()
+            .unwrap_or(&wanted.config.control.engine_socket);
         Ok(Control {
-            engine: Engine::new(&parts.engine),
+            engine: Engine::new(engine),
             file: parts.file,
             store: parts.store,
             inbox: parts.inbox,
@@ -141,8 +145,9 @@ impl Control {
                 self.attached(&attached);
             }
             self.hear_engine();
-            self.take_orders();
+            // Before orders are taken: one that waits for an answer that never comes keeps the others waiting.
             self.look_at_deadlines();
+            self.take_orders();
             self.notify_alive();
             self.sleep()?;
         }
@@ -209,7 +214,10 @@ impl Control {
                 self.refused = None;
                 self.finish(flight);
             }
-            Err(reason) => self.failed(flight, &reason),
+            Err(reason) => {
+                let failure = Failure::new(Code::Refused, format!("the engine refuses: {reason}"));
+                self.failed(flight, &reason, failure.hint("what was in force before still is"));
+            }
         }
         self.tell();
     }
@@ -242,9 +250,9 @@ impl Control {
         })
     }
 
-    /// The engine does not want it; what was in force is.
-    fn failed(&mut self, flight: Flight, reason: &str) {
-        error!(reason, "the engine refuses");
+    /// The engine does not have it. What was to be in force stays so, but for what was not confirmed: the engine that comes is not told that again.
+    fn failed(&mut self, flight: Flight, reason: &str, failure: Failure) {
+        error!("{failure}");
         self.refusals += 1;
         if let Why::Apply(Some(_)) = flight.why {
             self.record.tried = None;
@@ -253,9 +261,11 @@ impl Control {
         if matches!(flight.why, Why::CatchUp | Why::GoBack) {
             self.refused = Some(reason.to_owned());
         }
+        if flight.why == Why::GoBack {
+            self.wanted = flight.candidate;
+        }
         if let Some((reply, _)) = flight.reply {
-            let failure = Failure::new(Code::Refused, format!("the engine refuses: {reason}"));
-            let _ = reply.send(Err(failure.hint("what was in force before still is")));
+            let _ = reply.send(Err(failure));
         }
     }
 
@@ -300,6 +310,11 @@ impl Control {
         if plan.restarts(Process::Engine) && !restart && self.attachment.is_some() {
             return Err(needs_restart(&plan));
         }
+        if plan.restarts(Process::Engine) && confirm.is_some() {
+            let said =
+                "what takes a restart of the engine cannot be tried: to go back would take another one";
+            return Err(Failure::new(Code::BadRequest, said).hint("leave out `--confirm`"));
+        }
         candidate.open_keys()?;
         if let Some(time) = confirm {
             self.record.tried = Some(Tried {
@@ -324,7 +339,7 @@ impl Control {
         let Some(attachment) = &self.attachment else {
             return self.settle(candidate, why, reply);
         };
-        let generation = attachment.generation.max(self.generation) + 1;
+        let generation = attachment.generation.max(self.generation).saturating_add(1);
         self.generation = generation;
         let flight = |candidate| Flight {
             candidate,
@@ -333,12 +348,16 @@ impl Control {
             why,
             reply,
         };
-        let published = candidate.open_keys().map_err(|failure| failure.to_string());
-        let published = published.and_then(|keys| self.engine.publish(&candidate.site, generation, &keys));
+        let published = candidate.open_keys().and_then(|keys| {
+            let published = self.engine.publish(&candidate.site, generation, &keys);
+            published.map_err(|reason| {
+                Failure::new(Code::NoEngine, format!("the engine cannot be told: {reason}"))
+            })
+        });
         let flight = flight(candidate);
         match published {
             Ok(()) => self.flight = Some(flight),
-            Err(reason) => self.failed(flight, &reason),
+            Err(failure) => self.failed(flight, &failure.message.clone(), failure),
         }
         self.tell();
     }
@@ -425,7 +444,11 @@ impl Control {
 
     fn look_at_deadlines(&mut self) {
         if let Some(flight) = self.flight.take_if(|flight| flight.until <= Instant::now()) {
-            self.failed(flight, "it does not answer");
+            // Nobody knows whether it will have it yet: the hello of the next attachment says so, and then it is told what is wanted.
+            let reason = "the engine does not answer";
+            self.engine.lose(reason);
+            self.attachment = None;
+            self.failed(flight, reason, Failure::new(Code::Timeout, reason));
             self.tell();
         }
         let is_over = self.confirm_by().is_some_and(|until| until.left().is_zero());

@@ -114,7 +114,8 @@ impl Engine {
         self.link.as_ref().map(Link::statistics)
     }
 
-    fn lose(&mut self, why: &str) {
+    /// Lets go of it, to look for it again.
+    pub fn lose(&mut self, why: &str) {
         warn!("the engine is gone: {why}");
         self.link = None;
         self.again_at = Instant::now();

@@ -66,11 +66,9 @@ fn run(options: &Options) -> Result<(), (u8, String)> {
     let signals = patronus_io::signal::termination().map_err(failed("catch signals"))?;
     let board = Arc::new(Board::default());
     let (desk, inbox) = wake::desk().map_err(failed("make a wake-up descriptor"))?;
-    let file = patronus_config::load(&options.site).ok();
-    let services = file.map_or_else(Default::default, |config| config.control);
     let control = Control::new(Parts {
         file: options.site.clone(),
-        engine: options.engine.clone().unwrap_or(services.engine_socket),
+        engine: options.engine.clone(),
         store: Store::new(&options.state),
         inbox,
         board: Arc::clone(&board),
@@ -78,6 +76,8 @@ fn run(options: &Options) -> Result<(), (u8, String)> {
         notifier: Notifier::from_env(),
     });
     let control = control.map_err(|failure| (BAD_CONFIG, failure.to_string()))?;
+    // What is in force says so, whatever the file says by now.
+    let services = control.config().control.clone();
     let socket = options.socket.clone().unwrap_or(services.socket);
     let listener = server::bind(&socket, services.group.as_str())
         .map_err(failed(&format!("listen at {}", socket.display())))?;

@@ -21,6 +21,8 @@ use crate::message::{Answer, Code, Failure, Order, Request, VERSION};
 
 /// Connections at a time.
 pub const CLIENTS_MAX: usize = 32;
+/// Connections of administrators beyond that: whoever may only look must not keep them from going back.
+pub const ADMINISTRATORS_MORE: usize = 8;
 /// How long a connection may be silent.
 pub const IDLE: Duration = Duration::from_secs(60);
 /// How long a client may take to take an answer.
@@ -101,7 +103,8 @@ fn accept_all(listener: &UnixListener, handler: &Arc<dyn Handler>, clients: &Arc
 /// A place among the connections.
 struct Place {
     clients: Arc<AtomicUsize>,
-    is_free: bool,
+    /// How many connections there were before.
+    before: usize,
 }
 
 impl Place {
@@ -109,8 +112,17 @@ impl Place {
         let before = clients.fetch_add(1, Ordering::Relaxed);
         Place {
             clients: Arc::clone(clients),
-            is_free: before < CLIENTS_MAX,
+            before,
         }
+    }
+
+    fn is_free_for(&self, caller: &Caller) -> bool {
+        let more = if caller.is_administrator {
+            ADMINISTRATORS_MORE
+        } else {
+            0
+        };
+        self.before < CLIENTS_MAX + more
     }
 }
 
@@ -123,11 +135,11 @@ impl Drop for Place {
 fn converse(mut stream: UnixStream, place: Place, handler: &dyn Handler) -> io::Result<()> {
     stream.set_read_timeout(Some(IDLE))?;
     stream.set_write_timeout(Some(WRITE))?;
-    if !place.is_free {
+    let caller = Caller::of(&stream, &handler.administrators())?;
+    if !place.is_free_for(&caller) {
         let said = format!("{CLIENTS_MAX} connections are open, and there are no more");
         return send(&mut stream, 0, Err(Failure::new(Code::Busy, said)));
     }
-    let caller = Caller::of(&stream, &handler.administrators())?;
     while let Some(text) = frame::read(&mut stream)? {
         let (id, outcome) = answer(&caller, &text, handler);
         send(&mut stream, id, outcome)?;
@@ -174,4 +186,25 @@ fn send(stream: &mut UnixStream, id: u64, outcome: Result<Value, Failure>) -> io
         return send(stream, id, Err(Failure::new(Code::System, said)));
     }
     frame::write(stream, &text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_looks_leaves_room_for_administrators() {
+        let clients = Arc::new(AtomicUsize::new(0));
+        let who = |is_administrator| Caller {
+            uid: 1000,
+            is_administrator,
+        };
+        let taken: Vec<Place> = (0..CLIENTS_MAX).map(|_| Place::take(&clients)).collect();
+        assert!(taken.iter().all(|place| place.is_free_for(&who(false))));
+        let next = Place::take(&clients);
+        assert!(!next.is_free_for(&who(false)));
+        assert!(next.is_free_for(&who(true)));
+        let more: Vec<Place> = (0..ADMINISTRATORS_MORE).map(|_| Place::take(&clients)).collect();
+        assert!(!more[ADMINISTRATORS_MORE - 1].is_free_for(&who(true)));
+    }
 }

@@ -7,13 +7,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use patronus_abi::Site;
-use patronus_config::{Config, key_file};
+use patronus_config::Config;
+use patronus_config::key_file::{self, KeyError};
 
 use crate::message::{Code, Failure};
 
 /// A site as its file says.
 #[derive(Clone)]
 pub struct Loaded {
+    /// The file, which may hold another text by now.
+    pub path: PathBuf,
     /// The text that it comes from.
     pub text: Arc<str>,
     /// What it means.
@@ -32,6 +35,7 @@ pub fn load(path: &Path) -> Result<Loaded, Failure> {
 pub fn understand(path: &Path, text: &str) -> Result<Loaded, Failure> {
     let config = patronus_config::parse_file(path, text).map_err(|error| wrong(&error))?;
     Ok(Loaded {
+        path: path.to_owned(),
         text: text.into(),
         site: Arc::new(config.compile()),
         config: Arc::new(config),
@@ -45,25 +49,7 @@ fn wrong(error: &patronus_config::Error) -> Failure {
 impl Loaded {
     /// Its key files, opened for the engine, in the order that it expects.
     pub fn open_keys(&self) -> Result<Vec<File>, Failure> {
-        self.config.key_files().map(open_key).collect()
+        let opened: Result<Vec<File>, KeyError> = self.config.key_files().map(key_file::open).collect();
+        opened.map_err(|error| wrong(&error.in_file(&self.path, &self.text)))
     }
-}
-
-/// Opens a key file, if nobody else may read it. Looks at the file that was opened, whatever stands under the name meanwhile.
-fn open_key(path: &Path) -> Result<File, Failure> {
-    let unreadable = |error| key_file::KeyError::Io(PathBuf::from(path), error);
-    let opened = key_file::open_regular(path).map_err(unreadable);
-    let checked = opened.and_then(|file| key_file::check_open(&file, path).map(|()| file));
-    checked.map_err(|error| {
-        let failure = Failure::new(Code::BadConfig, error.to_string());
-        match error {
-            key_file::KeyError::Io(_, error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
-                let path = path.display();
-                failure.hint(format!(
-                    "let the control process open it: `chgrp patronus-control {path} && chmod 640 {path}`"
-                ))
-            }
-            _ => failure,
-        }
-    })
 }

@@ -2,7 +2,7 @@
 //!
 //! Called on the threads of connections. The engine is asked anew each time; nothing here waits for the main thread.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -173,6 +173,8 @@ pub struct Stage {
 pub struct Viewer<'a> {
     known: &'a Known,
     config: &'a Config,
+    /// By their keys: there may be tens of thousands.
+    configured: HashMap<[u8; 32], &'a Configured>,
     uapi: PathBuf,
     now: u64,
 }
@@ -186,6 +188,11 @@ impl<'a> Viewer<'a> {
         Ok(Viewer {
             known,
             config,
+            configured: config
+                .peers
+                .iter()
+                .map(|peer| (peer.public_key.get_ref().0, peer))
+                .collect(),
             uapi: uapi_dir.join(format!("{}.sock", config.engine.interface.as_str())),
             now: now.map_or(0, |now| now.as_secs()),
         })
@@ -420,10 +427,7 @@ impl<'a> Viewer<'a> {
     }
 
     fn configured(&self, key: &[u8; 32]) -> Option<&Configured> {
-        self.config
-            .peers
-            .iter()
-            .find(|peer| peer.public_key.get_ref().0 == *key)
+        self.configured.get(key).copied()
     }
 
     /// The name of a peer, or else its key.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use patronus_control::client::Client;
 use patronus_control::frame;
 use patronus_control::message::{Answer, Code, Failure, Order, Topic};
-use patronus_control::server::{self, CLIENTS_MAX, Handler};
+use patronus_control::server::{self, ADMINISTRATORS_MORE, CLIENTS_MAX, Handler};
 use serde_json::{Value, json};
 
 /// Says what it was told.
@@ -107,7 +107,7 @@ fn one_connection_too_many_is_told_so_and_the_others_go_on() {
     folder.serve();
     let mut first = Client::connect(&folder.socket()).expect("a connection");
     first.ask(Order::Rollback).expect("an answer");
-    let mut others: Vec<Client> = (1..CLIENTS_MAX)
+    let mut others: Vec<Client> = (1..CLIENTS_MAX + ADMINISTRATORS_MORE)
         .map(|_| {
             let mut client = Client::connect(&folder.socket()).expect("a connection");
             client.ask(Order::Rollback).expect("an answer");

@@ -344,6 +344,36 @@ fn what_is_not_confirmed_goes_back_after_controls_death_too() {
     assert!(!managed.said("show").contains("note"), "{}", managed.said("show"));
 }
 
+/// What cannot be had back is wanted all the same: the engine that comes is not told again what was not confirmed. And what would take a restart to go back from
+/// is not tried.
+#[test]
+fn what_cannot_go_back_is_not_kept() {
+    if !may_run(&[]) {
+        return;
+    }
+    let (managed, _other) = with_peer();
+    managed.edit(|text| text.replace("[engine]\n", "[engine]\nworkers = 2\n"));
+    let output = managed.patronus("apply --restart --confirm 60s");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("cannot be tried"), "{said}");
+    managed.edit(|text| {
+        text.replace("workers = 2\n", "")
+            .replace("dst_ports = 23", "dst_ports = 24")
+    });
+    managed.said("apply --confirm 60s");
+    let key = managed.folder.join("site.key");
+    let hidden = managed.folder.join("hidden.key");
+    std::fs::rename(&key, &hidden).expect("a folder of ours");
+    let output = managed.patronus("rollback");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        said.contains("site.toml:") && said.contains("there is no such file"),
+        "at the line that names it: {said}"
+    );
+    assert!(managed.said("plan").contains("dst_ports 23 -> 24"));
+    std::fs::rename(&hidden, &key).expect("a folder of ours");
+}
+
 /// A file that is wrong changes nothing, and a control process that starts with it goes on with what was in force.
 #[test]
 fn a_wrong_file_changes_nothing() {

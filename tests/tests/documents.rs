@@ -48,3 +48,35 @@ fn two_sites_in_ten_minutes() {
 fn the_command_line_prints_what_its_document_says() {
     play("docs/cli.md");
 }
+
+/// However what `up` has started ends, `down` leaves nothing behind, nor does a restart with another interface; the folder of the package stays.
+#[test]
+fn nothing_is_left_of_what_was_killed() {
+    if !may_run(&[Need::Root]) {
+        return;
+    }
+    let folder = Folder::new("left");
+    let mut hub = Terminal::open("left", &folder.0).unwrap();
+    let up = "patronus up 2> up.log & for i in $(seq 100); do patronus show | grep -q '^public key' && break; sleep 0.1; done";
+    let left = "find /run/patronus /run/wireguard -name '*.sock'; ip -o link";
+    hub.expect("patronus init --no-links").unwrap();
+    hub.expect(&format!(
+        "{up}; ip link show wg0 && kill -9 $! $(pgrep -P $!); patronus down"
+    ))
+    .unwrap();
+    let (said, _) = hub.run(left).unwrap();
+    assert!(!said.contains(".sock"), "{said}");
+    assert!(!said.contains("POINTOPOINT"), "{said}");
+    hub.expect("mkdir -m 1775 /run/patronus").unwrap();
+    hub.expect(up).unwrap();
+    hub.expect(
+        r#"printf '\n[engine]\ninterface = "wg7"\n' >> /etc/patronus/site.toml; patronus apply --restart"#,
+    )
+    .unwrap();
+    let (said, _) = hub.run(left).unwrap();
+    assert_eq!(said.matches("POINTOPOINT").count(), 1, "{said}");
+    hub.expect("patronus down").unwrap();
+    let (said, _) = hub.run(left).unwrap();
+    assert!(!said.contains("POINTOPOINT"), "{said}");
+    hub.expect("rmdir /run/patronus").unwrap();
+}

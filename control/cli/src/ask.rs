@@ -50,7 +50,7 @@ pub fn plan(output: Output, socket: &Path, file: Option<&Path>) -> Outcome {
 /// `patronus apply` and `patronus reload`.
 pub fn apply(output: Output, socket: &Path, options: &Apply) -> Outcome {
     let mut client = connect(socket)?;
-    let before = generation(&mut client)?;
+    let before = summary(&mut client)?;
     let order = Order::Apply {
         confirm: options.confirm,
         restart: options.restart,
@@ -58,7 +58,12 @@ pub fn apply(output: Output, socket: &Path, options: &Apply) -> Outcome {
     let done = client.ask(order)?;
     if options.restart {
         supervise::restart_engine(socket)?;
-        wait_for_engine(&mut client, before)?;
+        wait_for_engine(&mut client, before["generation"].as_u64().unwrap_or(0))?;
+        // An engine that ends leaves its interface to the next one, which may have another.
+        let (old, new) = (&before["interface"], &summary(&mut client)?["interface"]);
+        if old != new {
+            supervise::remove_interface(text_of(old));
+        }
     }
     let mut said = changes(&done);
     if done["engine"] != Value::Bool(true) {
@@ -93,11 +98,9 @@ fn text_of(value: &Value) -> &str {
     value.as_str().unwrap_or_default()
 }
 
-fn generation(client: &mut Client) -> Result<u64, Wrong> {
+fn summary(client: &mut Client) -> Result<Value, Wrong> {
     let what = Topic::Summary;
-    Ok(client.ask(Order::Show { what })?["generation"]
-        .as_u64()
-        .unwrap_or(0))
+    Ok(client.ask(Order::Show { what })?)
 }
 
 /// Waits until another engine has been told, which counts from the beginning.
@@ -105,8 +108,7 @@ fn wait_for_engine(client: &mut Client, before: u64) -> Outcome {
     let until = Instant::now() + RESTART;
     let mut was_gone = false;
     while Instant::now() < until {
-        let what = Topic::Summary;
-        let summary = client.ask(Order::Show { what })?;
+        let summary = summary(client)?;
         let now = summary["generation"].as_u64().unwrap_or(0);
         was_gone |= summary["engine"] == Value::Bool(false) || now != before;
         if was_gone && now > 0 {

@@ -11,13 +11,7 @@ use crate::output::{Outcome, Output, Wrong, escaped};
 
 /// `patronus check`.
 pub fn check(output: Output, file: &Path) -> Outcome {
-    let config = patronus_config::load(file).map_err(|error| Wrong::config(&error))?;
-    for key in config.key_files() {
-        let opened =
-            key_file::open_regular(key).map_err(|error| key_file::KeyError::Io(key.to_owned(), error));
-        let checked = opened.and_then(|opened| key_file::check_open(&opened, key));
-        checked.map_err(|error| wrong_key(&error.to_string()))?;
-    }
+    let config = load(file)?;
     let mut notes: Vec<String> = config.warnings().iter().map(ToString::to_string).collect();
     notes.extend(missing(&config));
     let said = format!(
@@ -36,8 +30,21 @@ pub fn check(output: Output, file: &Path) -> Outcome {
     output.print(&json!({ "file": file, "ok": true, "notes": notes }), text)
 }
 
-fn wrong_key(message: &str) -> Wrong {
-    patronus_control::message::Failure::new(patronus_control::message::Code::BadConfig, message).into()
+/// A site's file whose key files can be used.
+pub fn load(file: &Path) -> Result<Config, Wrong> {
+    let text = patronus_config::read(file).map_err(|error| {
+        let is_there = file.symlink_metadata().is_ok();
+        let wrong = Wrong::config(&error);
+        match is_there {
+            true => wrong,
+            false => wrong.hint("`patronus init` makes one"),
+        }
+    })?;
+    let config = patronus_config::parse_file(file, &text).map_err(|error| Wrong::config(&error))?;
+    for key in config.key_files() {
+        key_file::open(key).map_err(|error| Wrong::config(&error.in_file(file, &text)))?;
+    }
+    Ok(config)
 }
 
 /// Interfaces that are not there: they may come, so they are no error.

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use crate::ask::connect;
 use crate::options::{Capture, Observe, Trace};
 use crate::output::{Outcome, Output, Wrong, escaped};
+use crate::supervise;
 
 /// `patronus trace`.
 pub fn trace(output: Output, socket: &Path, options: &Trace) -> Outcome {
@@ -107,7 +108,7 @@ fn query_socket(socket: &Path) -> Result<PathBuf, Wrong> {
     let what = Topic::Summary;
     let summary = connect(socket)?.ask(Order::Show { what })?;
     let interface = summary["interface"].as_str().unwrap_or_default();
-    Ok(Path::new("/var/run/wireguard").join(format!("{interface}.sock")))
+    Ok(Path::new(supervise::UAPI).join(format!("{interface}.sock")))
 }
 
 fn open(file: Option<&Path>) -> Result<Box<dyn Write>, Wrong> {

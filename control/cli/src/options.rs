@@ -121,10 +121,10 @@ pub struct Init {
 #[derive(Args)]
 pub struct Invite {
     /// What the other site is to call this one
-    #[arg(long)]
+    #[arg(long, value_parser = name)]
     pub name: String,
     /// Where the other site can call this one; without it, this one calls
-    #[arg(long, value_name = "ADDRESS:PORT")]
+    #[arg(long, value_name = "ADDRESS:PORT", value_parser = endpoint)]
     pub endpoint: Option<SocketAddr>,
     /// A network at this site; once for each (default: those of its LANs)
     #[arg(long = "network", value_name = "NETWORK", value_parser = network)]
@@ -253,6 +253,18 @@ fn seconds(text: &str) -> Result<u32, String> {
         millis @ 1000..=86_400_000 if millis % 1000 == 0 => Ok((millis / 1000) as u32),
         _ => Err("a time from 1s to 24h, in whole seconds".to_owned()),
     }
+}
+
+fn name(text: &str) -> Result<String, String> {
+    let name: Result<patronus_config::matching::Name, _> = text.parse();
+    name.map(|name| name.as_str().to_owned())
+        .map_err(|error| format!("{error}"))
+}
+
+fn endpoint(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| {
+        "expected an address and a port such as 198.51.100.1:51820 or [2001:db8::1]:51820; names are not looked up".to_owned()
+    })
 }
 
 fn network(text: &str) -> Result<Network, String> {

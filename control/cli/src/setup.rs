@@ -177,7 +177,8 @@ fn understand(text: &str) -> Result<(Party, bool), Wrong> {
     };
     let inside = text.split_once(BEGIN).map_or(text, |(_, rest)| rest);
     let inside = inside.split_once(END).map_or(inside, |(inside, _)| inside);
-    let mut all: Invitation = toml::from_str(inside).map_err(|error| wrong(error.message().to_owned()))?;
+    let mut all: Invitation = toml::from_str(inside)
+        .map_err(|error| wrong(patronus_config::Error::of_toml(inside, &error).to_string()))?;
     match (
         all.peer.pop(),
         all.remote.pop(),
@@ -296,6 +297,10 @@ mod tests {
             understand(&with(bad)).err().expect("no invitation");
         }
         understand("").err().expect("nothing");
+        let misspelt = good.replace("'hub'", "'a b'");
+        let said = understand(&misspelt).err().expect("no name").failure.to_string();
+        assert!(said.contains("did you mean"), "{said}");
+        assert!(!said.contains('\u{1f}'), "{said:?}");
     }
 
     #[test]

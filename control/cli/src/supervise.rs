@@ -4,22 +4,25 @@
 //! asking the kernel who listens at the sockets: no file holds a process id that could have become somebody else's.
 
 use std::fs;
-use std::io;
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::DirBuilderExt;
+use std::io::ErrorKind;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
+use patronus_control::confirmation::Store;
 use patronus_io::signal;
 use patronus_io::tun::Tun;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use serde_json::json;
 
-use crate::options::Up;
+use crate::check;
+use crate::options::{SITE, Up};
 use crate::output::{Outcome, Output, Wrong};
 
 /// How long a process may take to end when it was asked to.
@@ -31,6 +34,11 @@ const LOOK: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 100_000_000,
 };
+
+/// Where engines answer questions, each at a socket with the name of its interface.
+pub const UAPI: &str = "/var/run/wireguard";
+/// The mode of the folder of sockets, if it is not there yet.
+const FOLDER_MODE: u32 = 0o755;
 
 /// Where the sockets are, beside the control process's.
 struct Places {
@@ -136,13 +144,24 @@ fn beside(name: &str) -> Result<PathBuf, Wrong> {
 /// `patronus up`.
 pub fn up(socket: &Path, options: &Up) -> Outcome {
     let file = &options.site.file;
-    let config = patronus_config::load(file).map_err(|error| Wrong::config(&error))?;
+    let config = check::load(file)?;
     let file = std::path::absolute(file).map_err(|error| Wrong::failed(error.to_string()))?;
     let places = Places::new(socket);
     let signals = signal::termination().map_err(|error| Wrong::failed(error.to_string()))?;
-    make(&places.folder, 0o755)?;
+    make(&places.folder, FOLDER_MODE)?;
     make(&places.state(), 0o700)?;
     let _alone = alone(&places)?;
+    let ended = run(&places, &file, &signals);
+    // It may be another one by now than the file said at the start.
+    let interface = recorded_interface(&places, &file);
+    clean(
+        &places,
+        interface.as_deref().or(Some(config.engine.interface.as_str())),
+    );
+    ended
+}
+
+fn run(places: &Places, file: &Path, signals: &OwnedFd) -> Outcome {
     let engine = places.engine();
     let mut kept = [
         Kept::new("patronus-engine", &[&"--foreground", &"--control", &engine])?,
@@ -161,10 +180,9 @@ pub fn up(socket: &Path, options: &Up) -> Outcome {
         )?,
     ];
     eprintln!("patronus: {} is up; Ctrl-C ends it", file.display());
-    let ended = keep(&signals, &mut kept);
+    let ended = keep(signals, &mut kept);
     // Control first: it has nothing to do once the engine is gone.
     kept.iter_mut().rev().for_each(Kept::end);
-    clean(&places, Some(config.engine.interface.as_str()));
     ended
 }
 
@@ -182,9 +200,19 @@ fn keep(signals: &OwnedFd, kept: &mut [Kept]) -> Outcome {
     }
 }
 
+/// Makes a folder, or takes the one that is there, if it is our own: in that of the package others may make files.
 fn make(folder: &Path, mode: u32) -> Result<(), Wrong> {
     let made = fs::DirBuilder::new().recursive(true).mode(mode).create(folder);
-    made.map_err(|error| Wrong::failed(format!("{}: {error}", folder.display())).hint("run this as root"))
+    let meta = made.and_then(|()| fs::symlink_metadata(folder));
+    let meta = meta
+        .map_err(|error| Wrong::failed(format!("{}: {error}", folder.display())).hint("run this as root"))?;
+    match meta.is_dir() && meta.uid() == rustix::process::geteuid().as_raw() {
+        true => Ok(()),
+        false => Err(
+            Wrong::failed(format!("{}: not a folder of this user", folder.display()))
+                .hint("run this as root; if you do, remove it: somebody else has made it"),
+        ),
+    }
 }
 
 /// Listens at a socket that says who has started everything, unless somebody else does.
@@ -206,7 +234,7 @@ fn alone(places: &Places) -> Result<UnixListener, Wrong> {
 /// `patronus down`.
 pub fn down(output: Output, socket: &Path) -> Outcome {
     let places = Places::new(socket);
-    let interface = interface_in_force(socket);
+    let interface = interface_in_force(socket).or_else(|| recorded_interface(&places, Path::new(SITE)));
     let mut ended = Vec::new();
     // The one that would start the others again comes first.
     let sockets = [
@@ -216,7 +244,11 @@ pub fn down(output: Output, socket: &Path) -> Outcome {
     ];
     for (name, socket, kind) in sockets {
         if let Some(pid) = listener(&socket, kind) {
-            end(name, pid)?;
+            match unit_of(&fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default()) {
+                // Ended by itself it would be started again.
+                Some(unit) => systemctl("stop", unit)?,
+                None => end(name, pid)?,
+            }
             ended.push(name);
         }
     }
@@ -236,8 +268,40 @@ fn interface_in_force(socket: &Path) -> Option<String> {
     summary["interface"].as_str().map(str::to_owned)
 }
 
-/// The process that listens at a socket, as the kernel says.
+/// The interface of the site that the control process of `patronus up` has on record, also when it was killed.
+fn recorded_interface(places: &Places, file: &Path) -> Option<String> {
+    let record = Store::new(&places.state()).read().ok()??;
+    let tried = record.tried.filter(|tried| tried.until.is_some());
+    let text = tried.map_or(record.applied, |tried| tried.text);
+    let config = patronus_config::parse_file(file, &text).ok()?;
+    Some(config.engine.interface.as_str().to_owned())
+}
+
+/// The unit of ours that a process belongs to, in the text of its /proc/PID/cgroup (cgroups(7)).
+fn unit_of(cgroup: &str) -> Option<&str> {
+    let mut parts = cgroup.lines().flat_map(|line| line.trim_end().split('/'));
+    parts.find(|part| part.starts_with("patronus-") && part.ends_with(".service"))
+}
+
+fn systemctl(verb: &str, unit: &str) -> Outcome {
+    match Command::new("systemctl").args([verb, unit]).output() {
+        Ok(done) if done.status.success() => Ok(()),
+        Ok(done) => Err(Wrong::failed(
+            String::from_utf8_lossy(&done.stderr).trim().to_owned(),
+        )),
+        Err(error) => Err(Wrong::failed(format!("systemctl: {error}"))),
+    }
+}
+
+/// The process that listens at a socket, as the kernel says. A symbolic link is not followed: whoever may make one there could have us end anybody's process.
 fn listener(path: &Path, kind: SocketType) -> Option<Pid> {
+    let this = rustix::fs::open(
+        path,
+        OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .ok()?;
+    let path = format!("/proc/self/fd/{}", this.as_raw_fd());
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(AddressFamily::UNIX, kind, flags, None).ok()?;
     rustix::net::connect(&socket, &SocketAddrUnix::new(path).ok()?).ok()?;
@@ -262,18 +326,29 @@ fn end(name: &str, pid: Pid) -> Result<(), Wrong> {
     Err(Wrong::failed(format!("{name} does not end")))
 }
 
+/// Removes a TUN that nobody serves, and the query socket of an engine that was killed.
+pub fn remove_interface(interface: &str) {
+    // Gone already is as good.
+    let _ = Tun::remove(interface);
+    let socket = Path::new(UAPI).join(format!("{interface}.sock"));
+    if UnixStream::connect(&socket).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused) {
+        let _ = fs::remove_file(&socket);
+    }
+}
+
 /// Removes what is left: the TUN, which stays on purpose when an engine dies, sockets and the record.
 fn clean(places: &Places, interface: Option<&str>) {
     if let Some(interface) = interface {
-        // Gone already is as good.
-        let _ = Tun::remove(interface);
+        remove_interface(interface);
     }
     for socket in [places.up(), places.engine(), places.control.clone()] {
         let _ = fs::remove_file(socket);
     }
     let _ = fs::remove_dir_all(places.state());
-    // Only if nothing of anybody else's is in it.
-    let _ = fs::remove_dir(&places.folder);
+    // Only if `up` has made it: the units cannot start without that of the package. Nor if anything of anybody else's is in it.
+    if fs::symlink_metadata(&places.folder).is_ok_and(|meta| meta.mode() & 0o7777 == FOLDER_MODE) {
+        let _ = fs::remove_dir(&places.folder);
+    }
 }
 
 /// Has the engine started again by whoever keeps it running.
@@ -285,18 +360,63 @@ pub fn restart_engine(socket: &Path) -> Outcome {
     {
         return end("patronus-engine", pid);
     }
-    let restarted = Command::new("systemctl")
-        .args(["restart", "patronus-engine.service"])
-        .output();
-    match restarted {
-        Ok(done) if done.status.success() => Ok(()),
-        Ok(done) => Err(Wrong::failed(
-            String::from_utf8_lossy(&done.stderr).trim().to_owned(),
-        )),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            Err(Wrong::failed("nobody is known who starts the engine again")
-                .hint("restart patronus-engine by hand"))
+    systemctl("restart", "patronus-engine.service")
+        .map_err(|wrong| wrong.hint("restart patronus-engine by hand"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_of_a_unit_is_known_by_its_cgroup() {
+        let unit = |name| format!("0::/system.slice/{name}\n");
+        assert_eq!(
+            unit_of(&unit("patronus-control.service")),
+            Some("patronus-control.service")
+        );
+        for other in [
+            "ssh.service",
+            "patronus-engine.scope",
+            "user@0.service/patronus-up.scope",
+        ] {
+            assert_eq!(unit_of(&unit(other)), None, "{other}");
         }
-        Err(error) => Err(Wrong::failed(format!("systemctl: {error}"))),
+        assert_eq!(unit_of(""), None);
+    }
+
+    #[test]
+    fn the_listener_behind_a_symbolic_link_is_nobody() {
+        let folder = std::env::temp_dir().join(format!("patronus-listener-{}", std::process::id()));
+        fs::create_dir(&folder).expect("a folder");
+        let (socket, link) = (folder.join("a.sock"), folder.join("b.sock"));
+        let _listens = UnixListener::bind(&socket).expect("a folder of ours");
+        std::os::unix::fs::symlink(&socket, &link).expect("a folder of ours");
+        let own = Some(rustix::process::getpid());
+        assert_eq!(listener(&socket, SocketType::STREAM), own);
+        assert_eq!(listener(&link, SocketType::STREAM), None);
+        fs::remove_dir_all(&folder).expect("made above");
+    }
+
+    #[test]
+    fn only_the_folder_that_up_has_made_goes() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = std::env::temp_dir().join(format!("patronus-clean-{}", std::process::id()));
+        let places = Places::new(&folder.join("control.sock"));
+        for (mode, stays) in [(0o1775, true), (FOLDER_MODE, false)] {
+            make(&folder, FOLDER_MODE).expect("a folder");
+            fs::set_permissions(&folder, PermissionsExt::from_mode(mode)).expect("ours");
+            make(&places.state(), 0o700).expect("a folder");
+            clean(&places, None);
+            assert_eq!(folder.exists(), stays, "{mode:o}");
+        }
+    }
+
+    #[test]
+    fn a_link_is_no_folder_of_ours() {
+        let link = std::env::temp_dir().join(format!("patronus-link-{}", std::process::id()));
+        std::os::unix::fs::symlink(std::env::temp_dir(), &link).expect("a name of ours");
+        make(&link, 0o700).expect_err("a symbolic link");
+        fs::remove_file(&link).expect("made above");
     }
 }

@@ -30,7 +30,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use patronus_abi::blob::HEADER_LEN;
 use patronus_abi::channel::{
@@ -44,6 +44,9 @@ use zerocopy::{FromBytes, IntoBytes};
 
 pub use patronus_abi::channel::{Command, Event, NextHop};
 pub use statistics::{Statistics, Value};
+
+/// Bytes of an answer of the query socket at most: twice what all peers and prefixes that there may be take.
+pub const ANSWER_MAX: usize = 256 << 20;
 
 /// How long the engine may take to answer what it answers at once.
 pub const PATIENCE: Duration = Duration::from_secs(5);
@@ -297,7 +300,8 @@ impl Link {
             into.push(Event::read(words));
         }
         let lost = self.theirs.load(place::EVENTS_LOST, Ordering::Relaxed);
-        let events = lost.wrapping_sub(self.lost) + (self.events.nonsense() - nonsense);
+        let nonsense = self.events.nonsense() - nonsense;
+        let events = lost.wrapping_sub(self.lost).saturating_add(nonsense);
         self.lost = lost;
         Lost { events, engine }
     }
@@ -319,20 +323,63 @@ impl AsFd for Link {
 /// without its end.
 ///
 /// # Errors
-/// `InvalidData` if the engine does not know the question.
+/// `InvalidData` if the engine does not know the question, or the answer is longer than [`ANSWER_MAX`]; `TimedOut` if it is not there within [`PATIENCE`].
 pub fn query(path: &Path, what: &str) -> io::Result<String> {
     let mut stream = UnixStream::connect(path)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     stream.write_all(format!("get={what}\n\n").as_bytes())?;
     stream.shutdown(std::net::Shutdown::Write)?;
-    let mut text = String::new();
-    stream.read_to_string(&mut text)?;
+    let text = read_answer(stream)?;
     match text.strip_suffix("errno=0\n\n") {
         Some(answer) => Ok(answer.to_owned()),
         None => Err(io::Error::new(
             io::ErrorKind::InvalidData,
             format!("the engine does not answer `get={what}`"),
         )),
+    }
+}
+
+/// What comes until the end, within its time and length: the engine is not believed to end.
+fn read_answer(mut stream: UnixStream) -> io::Result<String> {
+    let until = Instant::now() + PATIENCE;
+    let mut answer = Vec::new();
+    let mut some = vec![0; 64 << 10];
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        stream.set_read_timeout(Some(left))?;
+        match stream.read(&mut some) {
+            Ok(0) => break,
+            Ok(more) if answer.len() + more <= ANSWER_MAX => answer.extend_from_slice(&some[..more]),
+            Ok(_) => {
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    "the engine's answer does not end",
+                ));
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    String::from_utf8(answer).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An engine that goes on talking must not have control go on listening.
+    #[test]
+    fn an_answer_that_does_not_end_is_given_up() {
+        let (here, mut there) = UnixStream::pair().expect("a pair");
+        let talks = std::thread::spawn(move || {
+            let some = [b'a'; 64 << 10];
+            while there.write_all(&some).is_ok() {}
+        });
+        read_answer(here).expect_err("it does not end");
+        talks.join().expect("ends when nobody listens");
     }
 }
