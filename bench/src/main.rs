@@ -6,12 +6,15 @@ mod aead;
 mod config;
 mod demo;
 mod engine;
+mod folder;
 mod goals;
 mod instructions;
 mod load;
 mod machine;
 mod peers;
 mod plot;
+mod reading;
+mod reload;
 mod report;
 mod sandbox;
 mod search;
@@ -40,6 +43,8 @@ enum Command {
     Demo(demo::Options),
     /// A long run with frequent rekeys (scripts/soak).
     Soak(soak::Options),
+    /// Two sites under control, reloaded a thousand times under traffic, beside traffic without reloads.
+    Reload(reload::Options),
     /// The engine's stages alone on one core, beside the AEAD alone.
     Engine(engine::Options),
     /// One end of the tunnel of `engine --port net_memif`, which starts it.
@@ -62,6 +67,7 @@ fn main() -> ExitCode {
         Command::Peers(options) => sandboxed(&|| peers::run(options)),
         Command::Demo(options) => sandboxed(&|| demo::run(options)),
         Command::Soak(options) => sandboxed(&|| soak::run(options)),
+        Command::Reload(options) => sandboxed(&|| reload::run(options)),
         Command::Engine(options) => sandboxed(&|| engine::run(options)),
         Command::TunnelEnd(options) => engine::end(options),
         Command::Wire(options) => sandboxed(&|| wire::run(options)),

@@ -7,9 +7,9 @@
 use crate::demo::first_answer;
 use crate::load::tcp::{self, Streams};
 use crate::load::udp::{Flow, Mix, Trial};
+use crate::reading::{MEMORY_TOLERANCE, Reading};
 use crate::subject::{OURS, Subject};
 use patronus_netns::{Error, Result, Site, Tunnel};
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -25,8 +25,6 @@ const REKEY_MAX_AGE: Duration = Duration::from_secs(30);
 const RATE: f64 = 10_000.0;
 /// Bits a second of a TCP stream beside them, whose acknowledgements are the traffic in the other direction.
 const TCP_PACE: f64 = 200e6;
-/// Resident memory may differ by this part.
-const MEMORY_TOLERANCE: f64 = 0.02;
 /// Loss below this is called none: the sender and the receiver share the cores with everything else.
 const LOSS_FLOOR: f64 = 1e-5;
 
@@ -39,14 +37,6 @@ pub struct Options {
     /// Length of each of the two runs.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     minutes: u32,
-}
-
-/// What one engine counts and holds.
-struct Reading {
-    /// Every counter, by name.
-    counters: BTreeMap<String, u64>,
-    /// Resident memory, KiB.
-    resident: u64,
 }
 
 /// Runs both and judges.
@@ -151,57 +141,19 @@ fn both(tunnel: &Tunnel, engine: &Path) -> Result<[Reading; 2]> {
 }
 
 fn read(site: &Site, engine: &Path) -> Result<Reading> {
-    let text = site
-        .namespace
-        .exec(&engine.to_string_lossy(), &["--stats", &site.interface])?;
     let daemon = site.daemon.as_ref().ok_or_else(|| Error::new("no daemon"))?;
-    let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid()))?;
-    let resident = resident(&status).ok_or_else(|| Error::new("no VmRSS in /proc/PID/status"))?;
-    Ok(Reading {
-        counters: counters(&text),
-        resident,
-    })
-}
-
-/// `VmRSS` of /proc/PID/status, KiB.
-fn resident(status: &str) -> Option<u64> {
-    let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
-    line.split_whitespace().nth(1)?.parse().ok()
-}
-
-/// Lines `name=value`.
-fn counters(text: &str) -> BTreeMap<String, u64> {
-    let pair = |line: &str| {
-        let (name, value) = line.split_once('=')?;
-        Some((name.to_owned(), value.parse().ok()?))
-    };
-    text.lines().filter_map(pair).collect()
-}
-
-/// Whether a counter counts packets that disappeared: the stages' reasons, and at the ports all that is not traffic.
-fn is_drop(name: &str) -> bool {
-    let last = name.rsplit('.').next().unwrap_or(name);
-    let port = last.starts_with("rx_") || last.starts_with("tx_");
-    let traffic = ["_packets", "_bytes", "_calls"]
-        .iter()
-        .any(|end| last.ends_with(end));
-    name.contains(".drop.") || (port && !traffic)
+    Reading::take(&site.namespace, &site.interface, daemon.pid(), engine)
 }
 
 /// Adds what is wrong with an engine after the run.
 fn judge(site: &str, before: &Reading, after: &Reading, problems: &mut Vec<String>) {
-    let mut drops = 0;
-    for (name, value) in after.counters.iter().filter(|(name, _)| is_drop(name)) {
-        drops += 1;
-        let more = value - before.counters.get(name).unwrap_or(&0).min(value);
-        if more > 0 {
-            problems.push(format!("site {site}: {name} rose by {more}"));
-        }
+    for (name, more) in after.drops_since(before) {
+        problems.push(format!("site {site}: {name} rose by {more}"));
     }
-    if drops == 0 {
+    if !after.has_drop_counters() {
         problems.push(format!("site {site}: the engine shows no drop counters"));
     }
-    let change = after.resident as f64 / before.resident.max(1) as f64 - 1.0;
+    let change = after.growth_since(before);
     println!(
         "site {site}: resident {} KiB, then {} KiB ({:+.2} %)",
         before.resident,
@@ -219,32 +171,7 @@ fn judge(site: &str, before: &Reading, after: &Reading, problems: &mut Vec<Strin
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn reading(text: &str, resident: u64) -> Reading {
-        Reading {
-            counters: counters(text),
-            resident,
-        }
-    }
-
-    #[test]
-    fn drops_are_told_from_traffic() {
-        for name in [
-            "worker0.drop.decap-replay",
-            "tun0.tx_no_buffer",
-            "udp0.rx_no_frame",
-        ] {
-            assert!(is_drop(name), "{name}");
-        }
-        for name in [
-            "worker0.stage.encap.packets",
-            "tun0.rx_packets",
-            "udp0.tx_calls",
-            "worker0.sleeps",
-        ] {
-            assert!(!is_drop(name), "{name}");
-        }
-    }
+    use crate::reading::reading;
 
     #[test]
     fn quiet_engine_passes() {
@@ -269,11 +196,5 @@ mod tests {
         assert!(told("w.drop.x=3\n", "w.drop.x=4\n", 1000).contains("w.drop.x rose by 1"));
         assert!(told("w.drop.x=3\n", "w.drop.x=3\n", 1021).contains("resident"));
         assert!(told("", "", 1000).contains("no drop counters"));
-    }
-
-    #[test]
-    fn resident_memory_is_found() {
-        assert_eq!(resident("Name:\tx\nVmRSS:\t   12345 kB\n"), Some(12345));
-        assert_eq!(resident("Name:\tx\n"), None);
     }
 }

@@ -248,7 +248,8 @@ fn tcp_rate(tunnel: &Tunnel, kind: tcp::Kind<'_>, lengths: &Lengths) -> Result<S
 }
 
 impl Packets {
-    fn mix(self) -> Mix {
+    /// Their sizes.
+    pub fn mix(self) -> Mix {
         match self {
             Packets::Small => Mix::SMALL,
             Packets::Large => Mix::LARGE,
@@ -278,7 +279,8 @@ struct Attempt {
     verdict: Verdict,
 }
 
-fn highest(tunnel: &Tunnel, packets: Packets, lengths: &Lengths, near: Option<f64>) -> Result<Sample> {
+/// The highest rate without loss, on a tunnel that is up.
+pub fn highest(tunnel: &Tunnel, packets: Packets, lengths: &Lengths, near: Option<f64>) -> Result<Sample> {
     let mut flow = Flow::new(tunnel)?;
     // Grows heaps and tables, and wakes both ends.
     flow.trial(packets.mix(), 10_000.0, lengths.screen, None)?;

@@ -1,15 +1,14 @@
 //! Two sites with an Ethernet LAN each: a host on the first one's LAN sends, a host on the second one's receives, and the sites' subject is
 //! in between. Everything is a veth; the hosts' ends belong to the generator ([`super::traffic`]).
 
+use crate::folder::Folder;
 use patronus_io::netlink::Addresses;
 use patronus_netns::{
     Config, Daemon, DaemonOptions, Error, Keys, Kind, Namespace, Peer, Process, RUNTIME_DIR, Result,
     cpu_time, prepare_runtime_dir, unique_name,
 };
-use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -265,31 +264,6 @@ impl Site {
         }
         self.namespace.ip(&format!("link set {} up", self.interface))?;
         Ok((process, folder))
-    }
-}
-
-/// A folder that goes with its owner.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new(name: &str) -> Result<Folder> {
-        let path = std::env::temp_dir().join(format!("patronus-bench-{name}"));
-        fs::DirBuilder::new().mode(0o700).create(&path)?;
-        Ok(Folder(path))
-    }
-
-    fn write(&self, name: &str, text: &str) -> Result<PathBuf> {
-        let path = self.0.join(name);
-        let mut options = fs::OpenOptions::new();
-        let file = options.write(true).create_new(true).mode(0o600).open(&path)?;
-        std::io::Write::write_all(&mut &file, text.as_bytes())?;
-        Ok(path)
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
     }
 }
 
