@@ -450,12 +450,8 @@ fn what_cannot_be_had_is_refused() {
     }
 }
 
-/// The tunnel itself goes over DPDK.
-#[test]
-fn a_link_reaches_a_stock_peer() {
-    if !may_run(&[Need::Dpdk, Need::Daemon(Kind::WireguardGo)]) {
-        return;
-    }
+/// An engine with a link over DPDK, the host behind its TUN, and a stock peer on the link.
+fn with_link() -> (Edge, Site, Site) {
     let (namespace, far) = (Namespace::new("edge").unwrap(), Namespace::new("peer").unwrap());
     let (ours, theirs) = (Keys::generate().unwrap(), Keys::generate().unwrap());
     nic(&namespace, "nic", &far, "path");
@@ -469,6 +465,16 @@ fn a_link_reaches_a_stock_peer() {
     );
     let edge = Edge::start(&namespace, &ours, &text).unwrap();
     let host = on_tun(&edge, namespace, 1);
+    (edge, host, peer_site)
+}
+
+/// The tunnel itself goes over DPDK.
+#[test]
+fn a_link_reaches_a_stock_peer() {
+    if !may_run(&[Need::Dpdk, Need::Daemon(Kind::WireguardGo)]) {
+        return;
+    }
+    let (edge, host, peer_site) = with_link();
     wan_up(&edge, &host.namespace, 1);
     exchange(&host, &peer_site);
     let stats = edge.stats().unwrap();
@@ -483,19 +489,7 @@ fn the_host_is_reached_while_a_link_has_no_sockets() {
     if !may_run(&[Need::Dpdk, Need::Daemon(Kind::WireguardGo)]) {
         return;
     }
-    let (namespace, far) = (Namespace::new("edge").unwrap(), Namespace::new("peer").unwrap());
-    let (ours, theirs) = (Keys::generate().unwrap(), Keys::generate().unwrap());
-    nic(&namespace, "nic", &far, "path");
-    far.address("path", "192.0.2.2/24").unwrap();
-    let peer_site = stock_peer(far, &theirs, &ours);
-    let text = format!(
-        "{}[[link]]\nid = 1\ninterface = 'wan0'\n{}{}",
-        dpdk(),
-        over("nic", 1),
-        peer(&theirs.public, Some(peer_site.outer), 2)
-    );
-    let edge = Edge::start(&namespace, &ours, &text).unwrap();
-    let host = on_tun(&edge, namespace, 1);
+    let (edge, host, peer_site) = with_link();
     let bind = || UdpSocket::bind((Ipv4Addr::UNSPECIFIED, PORT));
     let holder = host.namespace.run(bind).unwrap().unwrap();
     wan_up(&edge, &host.namespace, 1);
