@@ -183,6 +183,10 @@ impl Control {
                 } => self.answered(generation, Ok(changes)),
                 Event::Refused { generation, reason } => self.answered(generation, Err(reason)),
                 Event::CommandsRefused { count, reason } => warn!(count, reason, "commands were refused"),
+                Event::PathState { .. }
+                | Event::Moved { .. }
+                | Event::Session { .. }
+                | Event::Link { .. } => info!(?event, "the engine says"),
                 Event::Unknown(kind) => warn!(kind, "the engine says something unknown"),
             }
         }

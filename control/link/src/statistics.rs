@@ -5,7 +5,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
-use patronus_abi::channel::{EntryRecord, place};
+use patronus_abi::channel::{EntryRecord, PATH_WORDS, PathRecord, PathReport, place};
 use patronus_sync::{RegionReader, Words};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -57,6 +57,25 @@ impl Statistics {
         let entries = self.region.load(place::ENTRIES, Ordering::Acquire);
         let entries = entries.min(place::ENTRY_COUNT as u64) as usize;
         (0..entries).filter_map(|at| self.value(at))
+    }
+
+    /// The paths that there are towards remotes.
+    pub fn paths(&self) -> impl Iterator<Item = PathReport> + '_ {
+        let used = self.region.load(place::PATHS_USED, Ordering::Acquire);
+        let used = used.min(place::PATH_COUNT as u64) as usize;
+        (0..used).filter_map(|at| self.path(at))
+    }
+
+    /// `None`: the record is free, or is being changed.
+    fn path(&self, at: usize) -> Option<PathReport> {
+        let at = place::PATHS + at * size_of::<PathRecord>();
+        let words: [u64; PATH_WORDS] = std::array::from_fn(|word| {
+            // Acquire for the first, the sequence number: the others are read after it.
+            self.region.load(at + 8 * word, Ordering::Acquire)
+        });
+        fence(Ordering::Acquire);
+        let unchanged = self.region.load(at, Ordering::Relaxed) == words[0];
+        (unchanged && words[0].is_multiple_of(2)).then(|| PathRecord::read(words))?
     }
 
     /// `None`: the entry is free, or is being changed.

@@ -41,6 +41,10 @@ pub const PACKET_MAX: usize = 512;
 pub const DYNAMIC_HOPS_MAX: usize = 4;
 /// Bytes of the text of an event at most.
 pub const EVENT_TEXT_MAX: usize = 200;
+/// Paths towards a remote at most.
+pub const PATHS_MAX: usize = 64;
+/// Round trips that are kept of a path, the last ones.
+pub const SAMPLES: usize = 16;
 
 /// Where in both regions what stands there is, bytes.
 pub mod place {
@@ -84,6 +88,8 @@ pub mod place {
     pub const ENTRIES: usize = 64;
     /// In the statistics segment: when the counters that are copied were copied last, nanoseconds of CLOCK_BOOTTIME.
     pub const COPIED_AT: usize = 72;
+    /// In the statistics segment: records of the table of paths that have ever been used.
+    pub const PATHS_USED: usize = 80;
     /// In the statistics segment: the directory.
     pub const DIRECTORY: usize = 4096;
     /// Entries of the directory at most.
@@ -92,8 +98,12 @@ pub mod place {
     pub const COUNTERS: usize = DIRECTORY + ENTRY_COUNT * size_of::<super::EntryRecord>();
     /// Bytes for counters.
     pub const COUNTERS_LEN: usize = 4 << 20;
+    /// In the statistics segment: the table of paths.
+    pub const PATHS: usize = COUNTERS + COUNTERS_LEN;
+    /// Paths in the table at most.
+    pub const PATH_COUNT: usize = 1 << 14;
     /// Bytes of the statistics segment. What is not written takes no memory.
-    pub const STATS_LEN: usize = COUNTERS + COUNTERS_LEN;
+    pub const STATS_LEN: usize = PATHS + PATH_COUNT * size_of::<super::PathRecord>();
 }
 
 /// Every place with its name, for the description of the layout.
@@ -120,6 +130,7 @@ pub const PLACES: &[(&str, usize)] = &[
     ("event region: bytes (EVENT_LEN)", place::EVENT_LEN),
     ("statistics segment: ENTRIES", place::ENTRIES),
     ("statistics segment: COPIED_AT", place::COPIED_AT),
+    ("statistics segment: PATHS_USED", place::PATHS_USED),
     ("statistics segment: DIRECTORY", place::DIRECTORY),
     ("statistics segment: entries (ENTRY_COUNT)", place::ENTRY_COUNT),
     ("statistics segment: COUNTERS", place::COUNTERS),
@@ -127,6 +138,8 @@ pub const PLACES: &[(&str, usize)] = &[
         "statistics segment: bytes of counters (COUNTERS_LEN)",
         place::COUNTERS_LEN,
     ),
+    ("statistics segment: PATHS", place::PATHS),
+    ("statistics segment: paths (PATH_COUNT)", place::PATH_COUNT),
     ("statistics segment: bytes (STATS_LEN)", place::STATS_LEN),
 ];
 
@@ -207,19 +220,83 @@ records! { CHANNEL:
         to: [DynamicHopRecord; DYNAMIC_HOPS_MAX],
     }
 
+    /// An order of paths: the command of kind 4, in place of CommandRecord. What is not needed is zero.
+    OrderRecord, 192 {
+        /// 4.
+        kind: u8,
+        /// Paths in the order.
+        paths: u8,
+        /// Whose flows.
+        class: u8,
+        zero: [u8; 29],
+        /// The remote's public key.
+        remote: [u8; 32],
+        /// For each path its name and its grade. A name is the local link's number times 16 and the remote link's.
+        order: [[u8; 2]; PATHS_MAX],
+    }
+
     /// An event. What its kind does not need is zero.
     EventRecord, 256 {
-        /// 1: applied; 2: refused; 3: commands refused.
+        /// 1: applied; 2: refused; 3: commands refused; 4: a path is up or down; 5: flows move; 6: a session; 7: a link.
         kind: U16,
         /// Bytes of text.
         text_len: U16,
-        zero: U32,
+        /// Of kinds 4 to 7: four numbers that their kind says.
+        detail: [u8; 4],
+        /// Of kinds 4 to 7: when, nanoseconds of CLOCK_BOOTTIME.
         generation: U64,
-        /// How many: changes, or commands.
+        /// How many: changes, commands, or flows' places.
         count: U64,
-        /// The site's public key.
+        /// The site's public key, or that of the peer.
         key: [u8; 32],
         text: [u8; EVENT_TEXT_MAX],
+    }
+
+    /// A path in the table of paths. While the sequence number is odd it is being changed. Pairs of counters are as of one moment: differences between
+    /// two readings say what was lost meanwhile.
+    PathRecord, 256 {
+        sequence: U64,
+        /// The remote's public key.
+        remote: [u8; 32],
+        /// Numbers of our link and of the remote's; 0: the record is free.
+        links: [u8; 2],
+        /// 1: up; 2: down; 3: nothing known yet.
+        state: u8,
+        /// Why it is in that state, see PathWhy.
+        why: u8,
+        /// The largest inner packet that is known to pass, bytes; 0: not known.
+        mtu: U16,
+        /// 1: packets go by it now.
+        in_use: u8,
+        zero: u8,
+        /// Since when it is in that state, nanoseconds of CLOCK_BOOTTIME.
+        since: U64,
+        /// How often we send a probe and the remote does, microseconds; 0: not known.
+        interval: U32,
+        remote_interval: U32,
+        /// Round trip: a moving average and the shortest, microseconds; 0: not measured.
+        rtt: U32,
+        rtt_min: U32,
+        /// Jitter (RFC 3550, section 6.4.1) towards us and towards the remote, microseconds.
+        jitter_in: U32,
+        jitter_out: U32,
+        /// Packets that the remote had sent when it sent its last probe, and that we had received when that came.
+        in_sent: U64,
+        in_received: U64,
+        /// Packets that we had sent when we sent the last probe that the remote has heard, and that it had received then.
+        out_sent: U64,
+        out_received: U64,
+        /// Bytes of datagrams sent and received so far.
+        sent_bytes: U64,
+        received_bytes: U64,
+        /// Probes sent and received so far.
+        probes_sent: U64,
+        probes_received: U64,
+        /// Round trips measured so far.
+        samples: U64,
+        /// The last of them, microseconds: number n stands at n modulo 16.
+        recent: [U32; SAMPLES],
+        rest: [U64; 5],
     }
 
     /// An entry of the statistics' directory. While the sequence number is odd it is being changed.
@@ -284,6 +361,104 @@ pub enum Command {
         /// The life that counts.
         epoch: u32,
     },
+    /// By which paths flows of a class go to a remote: the first that is up and good.
+    Order {
+        /// The remote's public key.
+        remote: [u8; 32],
+        /// The number of the class.
+        class: u8,
+        /// Each path once, the best first, [`PATHS_MAX`] at most. One that is not there comes last, and is poor.
+        paths: Vec<Ranked>,
+    },
+}
+
+/// A path between two links.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PathName {
+    /// The number of our link, 1 to 15.
+    pub local: u8,
+    /// The number of the remote's.
+    pub remote: u8,
+}
+
+/// A path in an order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ranked {
+    /// Which one.
+    pub path: PathName,
+    /// 0: it does not do what the class needs, and is used if none does that is up. Others: it does; with weighted flows its share.
+    pub grade: u8,
+}
+
+/// What a path is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PathState {
+    /// Both sides hear each other.
+    Up,
+    /// They do not.
+    Down,
+    /// It is new: nothing has been heard yet.
+    #[default]
+    Unknown,
+}
+
+/// Why a path is up or down.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PathWhy {
+    /// It is new.
+    #[default]
+    New,
+    /// Both sides hear each other.
+    Heard,
+    /// We hear nothing on it.
+    Silent,
+    /// The remote says that it hears nothing on it.
+    NotHeard,
+    /// There is no session.
+    NoSession,
+    /// Our link is gone.
+    LinkGone,
+}
+
+/// Why flows move from one path to another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MoveWhy {
+    /// The path that they were on is down.
+    Down,
+    /// A better one, or the only one, is up.
+    Up,
+    /// Control says so.
+    Order,
+}
+
+/// A path, as the engine knows it. Times are nanoseconds of CLOCK_BOOTTIME, durations microseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the record's fields say it")]
+pub struct PathReport {
+    pub remote: [u8; 32],
+    pub path: PathName,
+    pub state: PathState,
+    pub why: PathWhy,
+    pub since: u64,
+    pub mtu: Option<u16>,
+    pub in_use: bool,
+    pub interval: Option<u32>,
+    pub remote_interval: Option<u32>,
+    pub rtt: Option<u32>,
+    pub rtt_min: Option<u32>,
+    pub jitter_in: u32,
+    pub jitter_out: u32,
+    pub in_sent: u64,
+    pub in_received: u64,
+    pub out_sent: u64,
+    pub out_received: u64,
+    pub sent_bytes: u64,
+    pub received_bytes: u64,
+    pub probes_sent: u64,
+    pub probes_received: u64,
+    /// Round trips measured so far; number n stands in `recent` at n modulo [`SAMPLES`].
+    pub samples: u64,
+    pub recent: [u32; SAMPLES],
 }
 
 /// From the engine to control.
@@ -312,6 +487,56 @@ pub enum Event {
         /// Why the last of them was not.
         reason: String,
     },
+    /// A path is in another state than before.
+    PathState {
+        /// When, nanoseconds of CLOCK_BOOTTIME.
+        at: u64,
+        /// The remote's public key.
+        remote: [u8; 32],
+        /// Which one.
+        path: PathName,
+        /// What it is now.
+        state: PathState,
+        /// Why.
+        why: PathWhy,
+    },
+    /// New flows of a class go by another path than before.
+    Moved {
+        /// When, nanoseconds of CLOCK_BOOTTIME.
+        at: u64,
+        /// The remote's public key.
+        remote: [u8; 32],
+        /// Whose flows.
+        class: u8,
+        /// The path before; none: there was none.
+        from: Option<PathName>,
+        /// The path now.
+        to: Option<PathName>,
+        /// Why.
+        why: MoveWhy,
+    },
+    /// There is another session with a peer.
+    Session {
+        /// When, nanoseconds of CLOCK_BOOTTIME.
+        at: u64,
+        /// The peer's public key.
+        peer: [u8; 32],
+        /// The path of its lane; none: the base session.
+        lane: Option<(PathName, u8)>,
+        /// There is one; otherwise it is over, and no other one was made.
+        up: bool,
+    },
+    /// A link is there or gone.
+    Link {
+        /// When, nanoseconds of CLOCK_BOOTTIME.
+        at: u64,
+        /// Its number; 0: it has none.
+        link: u8,
+        /// It is there.
+        up: bool,
+        /// What it is called.
+        name: String,
+    },
     /// Of a kind that this version does not know.
     Unknown(u16),
 }
@@ -320,6 +545,8 @@ pub enum Event {
 pub const COMMAND_WORDS: usize = size_of::<CommandRecord>() / 8;
 /// Words of an event in the ring.
 pub const EVENT_WORDS: usize = size_of::<EventRecord>() / 8;
+/// Words of a path in the table.
+pub const PATH_WORDS: usize = size_of::<PathRecord>() / 8;
 
 impl RegionRecord {
     /// The beginning of this region.
@@ -402,10 +629,14 @@ impl DynamicHopRecord {
 impl Command {
     /// As words of the ring. `None`: a route with no next hop, or with too many.
     pub fn words(&self) -> Option<[u64; COMMAND_WORDS]> {
+        if let Command::Order { remote, class, paths } = self {
+            return OrderRecord::of(remote, *class, paths).map(|record| zerocopy::transmute!(record));
+        }
         let (kind, owner, epoch) = match *self {
             Command::RouteAdd { owner, epoch, .. } => (1, owner, epoch),
             Command::RouteDel { owner, .. } => (2, owner, 0),
             Command::Sweep { owner, epoch } => (3, owner, epoch),
+            Command::Order { .. } => return None,
         };
         let mut record = CommandRecord {
             kind,
@@ -435,7 +666,7 @@ impl Command {
                 }
             }
             Command::RouteDel { prefix, .. } => record.prefix = PrefixRecord::of(prefix),
-            Command::Sweep { .. } => {}
+            Command::Sweep { .. } | Command::Order { .. } => {}
         }
         Some(zerocopy::transmute!(record))
     }
@@ -443,6 +674,10 @@ impl Command {
     /// The command in these words, or why they are none.
     pub fn read(words: [u64; COMMAND_WORDS]) -> Result<Command, &'static str> {
         let record: CommandRecord = zerocopy::transmute!(words);
+        if record.kind == ORDER {
+            let record: OrderRecord = zerocopy::transmute!(words);
+            return record.read();
+        }
         zero(&record.zero)?;
         let (owner, epoch, preference) = (record.owner.get(), record.epoch.get(), record.preference.get());
         let count = usize::from(record.hops);
@@ -467,13 +702,173 @@ impl Command {
     }
 }
 
+const ORDER: u8 = 4;
+
+impl OrderRecord {
+    fn of(remote: &[u8; 32], class: u8, paths: &[Ranked]) -> Option<OrderRecord> {
+        let mut record = OrderRecord {
+            kind: ORDER,
+            paths: paths.len() as u8,
+            class,
+            zero: [0; 29],
+            remote: *remote,
+            order: [[0; 2]; PATHS_MAX],
+        };
+        for (at, ranked) in paths.iter().enumerate() {
+            *record.order.get_mut(at)? = [ranked.path.byte(), ranked.grade];
+        }
+        Some(record)
+    }
+
+    fn read(&self) -> Result<Command, &'static str> {
+        zero(&self.zero)?;
+        let (order, unused) = self.order.split_at_checked(self.paths.into()).ok_or(UNKNOWN)?;
+        zero(unused.as_flattened())?;
+        let mut paths = Vec::with_capacity(order.len());
+        for [name, grade] in order {
+            let path = PathName::read(*name).ok_or(UNKNOWN)?;
+            if paths.iter().any(|ranked: &Ranked| ranked.path == path) {
+                return Err("an order that has a path twice");
+            }
+            paths.push(Ranked { path, grade: *grade });
+        }
+        Ok(Command::Order {
+            remote: self.remote,
+            class: self.class,
+            paths,
+        })
+    }
+}
+
+impl PathName {
+    /// As a byte.
+    pub const fn byte(self) -> u8 {
+        self.local << 4 | self.remote & 15
+    }
+
+    /// The path that this byte names; `None`: there is no link 0.
+    pub fn read(byte: u8) -> Option<PathName> {
+        let (local, remote) = (byte >> 4, byte & 15);
+        (local != 0 && remote != 0).then_some(PathName { local, remote })
+    }
+}
+
+impl core::fmt::Display for PathName {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "{}-{}", self.local, self.remote)
+    }
+}
+
+/// Enumerations that are numbers in the layout, from 1 on.
+macro_rules! numbered {
+    ($($kind:ident: $($name:ident = $number:literal $word:literal),*;)*) => {$(
+        impl $kind {
+            /// As a number.
+            pub const fn number(self) -> u8 {
+                match self { $($kind::$name => $number),* }
+            }
+
+            /// What this number means, if it means something.
+            pub const fn read(number: u8) -> Option<$kind> {
+                match number { $($number => Some($kind::$name),)* _ => None }
+            }
+
+            /// The word for it.
+            pub const fn word(self) -> &'static str {
+                match self { $($kind::$name => $word),* }
+            }
+        }
+    )*};
+}
+
+numbered! {
+    PathState: Up = 1 "up", Down = 2 "down", Unknown = 3 "unknown";
+    PathWhy: New = 1 "new", Heard = 2 "heard", Silent = 3 "silent", NotHeard = 4 "not-heard", NoSession = 5 "no-session", LinkGone = 6 "link-gone";
+    MoveWhy: Down = 1 "down", Up = 2 "up", Order = 3 "order";
+}
+
+impl PathReport {
+    /// As a record, with this sequence number.
+    pub fn record(&self, sequence: u64) -> PathRecord {
+        let known = |value: Option<u32>| U32::new(value.unwrap_or(0));
+        PathRecord {
+            sequence: sequence.into(),
+            remote: self.remote,
+            links: [self.path.local, self.path.remote],
+            state: self.state.number(),
+            why: self.why.number(),
+            mtu: self.mtu.unwrap_or(0).into(),
+            in_use: self.in_use.into(),
+            zero: 0,
+            since: self.since.into(),
+            interval: known(self.interval),
+            remote_interval: known(self.remote_interval),
+            rtt: known(self.rtt),
+            rtt_min: known(self.rtt_min),
+            jitter_in: self.jitter_in.into(),
+            jitter_out: self.jitter_out.into(),
+            in_sent: self.in_sent.into(),
+            in_received: self.in_received.into(),
+            out_sent: self.out_sent.into(),
+            out_received: self.out_received.into(),
+            sent_bytes: self.sent_bytes.into(),
+            received_bytes: self.received_bytes.into(),
+            probes_sent: self.probes_sent.into(),
+            probes_received: self.probes_received.into(),
+            samples: self.samples.into(),
+            recent: self.recent.map(U32::new),
+            rest: [U64::ZERO; 5],
+        }
+    }
+}
+
+impl PathRecord {
+    /// As words.
+    pub fn words(self) -> [u64; PATH_WORDS] {
+        zerocopy::transmute!(self)
+    }
+
+    /// The path in these words; `None`: the record is free, or is none.
+    pub fn read(words: [u64; PATH_WORDS]) -> Option<PathReport> {
+        let record: PathRecord = zerocopy::transmute!(words);
+        let known = |value: U32| Some(value.get()).filter(|value| *value != 0);
+        let [local, remote] = record.links;
+        let path = PathName::read(local << 4 | remote & 15).filter(|_| local < 16 && remote < 16)?;
+        Some(PathReport {
+            remote: record.remote,
+            path,
+            state: PathState::read(record.state)?,
+            why: PathWhy::read(record.why)?,
+            since: record.since.get(),
+            mtu: Some(record.mtu.get()).filter(|mtu| *mtu != 0),
+            in_use: record.in_use == 1,
+            interval: known(record.interval),
+            remote_interval: known(record.remote_interval),
+            rtt: known(record.rtt),
+            rtt_min: known(record.rtt_min),
+            jitter_in: record.jitter_in.get(),
+            jitter_out: record.jitter_out.get(),
+            in_sent: record.in_sent.get(),
+            in_received: record.in_received.get(),
+            out_sent: record.out_sent.get(),
+            out_received: record.out_received.get(),
+            sent_bytes: record.sent_bytes.get(),
+            received_bytes: record.received_bytes.get(),
+            probes_sent: record.probes_sent.get(),
+            probes_received: record.probes_received.get(),
+            samples: record.samples.get(),
+            recent: record.recent.map(U32::get),
+        })
+    }
+}
+
 impl Event {
     /// As words of the ring. Text that is too long is cut.
     pub fn words(&self) -> [u64; EVENT_WORDS] {
         let mut record = EventRecord {
             kind: 0.into(),
             text_len: 0.into(),
-            zero: 0.into(),
+            detail: [0; 4],
             generation: 0.into(),
             count: 0.into(),
             key: [0; 32],
@@ -499,6 +894,38 @@ impl Event {
                 record.kind = 3.into();
                 record.count = (*count).into();
                 record.say(reason);
+            }
+            Event::PathState {
+                at,
+                remote,
+                path,
+                state,
+                why,
+            } => {
+                record.note(4, *at, remote);
+                record.detail = [path.byte(), state.number(), why.number(), 0];
+            }
+            Event::Moved {
+                at,
+                remote,
+                class,
+                from,
+                to,
+                why,
+            } => {
+                record.note(5, *at, remote);
+                let name = |path: &Option<PathName>| path.map_or(0, PathName::byte);
+                record.detail = [*class, name(from), name(to), why.number()];
+            }
+            Event::Session { at, peer, lane, up } => {
+                record.note(6, *at, peer);
+                let (path, number) = lane.map_or((0, 0), |(path, number)| (path.byte(), number));
+                record.detail = [path, number, u8::from(*up), 0];
+            }
+            Event::Link { at, link, up, name } => {
+                record.note(7, *at, &[0; 32]);
+                record.detail = [*link, u8::from(*up), 0, 0];
+                record.say(name);
             }
             Event::Unknown(kind) => record.kind = (*kind).into(),
         }
@@ -526,7 +953,7 @@ impl Event {
                 count: record.count.get(),
                 reason: text(),
             },
-            kind => Event::Unknown(kind),
+            kind => record.noted(text()).unwrap_or(Event::Unknown(kind)),
         }
     }
 }
@@ -564,6 +991,47 @@ impl EntryRecord {
 }
 
 impl EventRecord {
+    fn note(&mut self, kind: u16, at: u64, key: &[u8; 32]) {
+        self.kind = kind.into();
+        self.generation = at.into();
+        self.key = *key;
+    }
+
+    /// What was noted, if it means something.
+    fn noted(&self, text: String) -> Option<Event> {
+        let (at, key, detail) = (self.generation.get(), self.key, self.detail);
+        match self.kind.get() {
+            4 => Some(Event::PathState {
+                at,
+                remote: key,
+                path: PathName::read(detail[0])?,
+                state: PathState::read(detail[1])?,
+                why: PathWhy::read(detail[2])?,
+            }),
+            5 => Some(Event::Moved {
+                at,
+                remote: key,
+                class: detail[0],
+                from: PathName::read(detail[1]),
+                to: PathName::read(detail[2]),
+                why: MoveWhy::read(detail[3])?,
+            }),
+            6 => Some(Event::Session {
+                at,
+                peer: key,
+                lane: PathName::read(detail[0]).map(|path| (path, detail[1])),
+                up: detail[2] == 1,
+            }),
+            7 => Some(Event::Link {
+                at,
+                link: detail[0],
+                up: detail[1] == 1,
+                name: text,
+            }),
+            _ => None,
+        }
+    }
+
     fn say(&mut self, text: &str) {
         let len = text.floor_char_boundary(EVENT_TEXT_MAX);
         self.text[..len].copy_from_slice(&text.as_bytes()[..len]);

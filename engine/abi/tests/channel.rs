@@ -3,7 +3,10 @@
 use std::net::IpAddr;
 
 use patronus_abi::Prefix;
-use patronus_abi::channel::{COMMAND_WORDS, Command, EVENT_TEXT_MAX, EVENT_WORDS, Event, NextHop};
+use patronus_abi::channel::{
+    COMMAND_WORDS, Command, EVENT_TEXT_MAX, EVENT_WORDS, Event, MoveWhy, NextHop, PATH_WORDS, PATHS_MAX,
+    PathName, PathRecord, PathReport, PathState, PathWhy, Ranked,
+};
 use proptest::prelude::*;
 
 fn prefix() -> impl Strategy<Value = Prefix> {
@@ -20,6 +23,27 @@ fn hop() -> impl Strategy<Value = NextHop> {
     ]
 }
 
+fn path() -> impl Strategy<Value = PathName> {
+    (1u8..16, 1u8..16).prop_map(|(local, remote)| PathName { local, remote })
+}
+
+fn order() -> impl Strategy<Value = Vec<Ranked>> {
+    let paths = prop::collection::hash_set(path(), 0..=PATHS_MAX);
+    let ranked = paths.prop_map(|paths| paths.into_iter().collect::<Vec<_>>());
+    (ranked.prop_shuffle(), any::<[u8; PATHS_MAX]>()).prop_map(|(paths, grades)| {
+        let ranked = paths.into_iter().zip(grades);
+        ranked.map(|(path, grade)| Ranked { path, grade }).collect()
+    })
+}
+
+fn path_state() -> impl Strategy<Value = PathState> {
+    (1u8..4).prop_map(|number| PathState::read(number).unwrap())
+}
+
+fn path_why() -> impl Strategy<Value = PathWhy> {
+    (1u8..7).prop_map(|number| PathWhy::read(number).unwrap())
+}
+
 fn command() -> impl Strategy<Value = Command> {
     let hops = prop::collection::vec(hop(), 1..=4);
     prop_oneof![
@@ -34,6 +58,11 @@ fn command() -> impl Strategy<Value = Command> {
         }),
         (prefix(), any::<u16>()).prop_map(|(prefix, owner)| Command::RouteDel { prefix, owner }),
         any::<(u16, u32)>().prop_map(|(owner, epoch)| Command::Sweep { owner, epoch }),
+        (any::<([u8; 32], u8)>(), order()).prop_map(|((remote, class), paths)| Command::Order {
+            remote,
+            class,
+            paths
+        }),
     ]
 }
 
@@ -46,6 +75,40 @@ fn event() -> impl Strategy<Value = Event> {
         }),
         (any::<u64>(), ".{0,40}").prop_map(|(generation, reason)| Event::Refused { generation, reason }),
         (any::<u64>(), ".{0,40}").prop_map(|(count, reason)| Event::CommandsRefused { count, reason }),
+        (any::<(u64, [u8; 32])>(), path(), path_state(), path_why()).prop_map(
+            |((at, remote), path, state, why)| Event::PathState {
+                at,
+                remote,
+                path,
+                state,
+                why
+            }
+        ),
+        (
+            any::<(u64, [u8; 32], u8)>(),
+            prop::option::of(path()),
+            prop::option::of(path()),
+            1u8..4
+        )
+            .prop_map(|((at, remote, class), from, to, why)| Event::Moved {
+                at,
+                remote,
+                class,
+                from,
+                to,
+                why: MoveWhy::read(why).unwrap()
+            }),
+        (
+            any::<(u64, [u8; 32], bool)>(),
+            prop::option::of((path(), any::<u8>()))
+        )
+            .prop_map(|((at, peer, up), lane)| Event::Session { at, peer, lane, up }),
+        (any::<(u64, u8, bool)>(), ".{0,40}").prop_map(|((at, link, up), name)| Event::Link {
+            at,
+            link,
+            up,
+            name
+        }),
     ]
 }
 
@@ -60,6 +123,43 @@ proptest! {
     #[test]
     fn events_come_out_as_they_went_in(event in event()) {
         prop_assert_eq!(Event::read(event.words()), event);
+    }
+
+    #[test]
+    fn a_path_comes_out_as_it_went_in(
+        words: [u64; PATH_WORDS], sequence: u64, path in path(), state in path_state(), why in path_why(), some: [bool; 3],
+    ) {
+        let value = |at: usize| (words[at] as u32).max(1);
+        let report = PathReport {
+            remote: [words[0] as u8; 32],
+            path,
+            state,
+            why,
+            since: words[1],
+            mtu: some[0].then_some((words[2] as u16).max(1)),
+            in_use: some[1],
+            interval: some[2].then(|| value(3)),
+            remote_interval: some[1].then(|| value(4)),
+            rtt: some[0].then(|| value(5)),
+            rtt_min: some[2].then(|| value(6)),
+            jitter_in: words[7] as u32,
+            jitter_out: words[8] as u32,
+            in_sent: words[9],
+            in_received: words[10],
+            out_sent: words[11],
+            out_received: words[12],
+            sent_bytes: words[13],
+            received_bytes: words[14],
+            probes_sent: words[15],
+            probes_received: words[16],
+            samples: words[17],
+            recent: std::array::from_fn(|at| words[at] as u32),
+        };
+        prop_assert_eq!(PathRecord::read(report.record(sequence).words()), Some(report));
+        // What a reader finds there may be anything.
+        if let Some(read) = PathRecord::read(words) {
+            prop_assert_eq!(PathRecord::read(read.record(0).words()), Some(read));
+        }
     }
 
     /// Other words are another command, or none.

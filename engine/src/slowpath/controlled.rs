@@ -135,6 +135,9 @@ impl SlowPath {
     }
 
     fn obey(&mut self, command: Command) -> Result<(), &'static str> {
+        if let Command::Order { .. } = command {
+            return Err("paths have no order of control's in this engine");
+        }
         let Some(routing) = &mut self.routing else {
             return Err("this site has nothing to route by");
         };
@@ -166,6 +169,7 @@ impl SlowPath {
                 self.place_dynamic(prefix)
             }
             Command::Sweep { owner, epoch } => routing.rib.sweep(owner, epoch),
+            Command::Order { .. } => Ok(()),
         }
     }
 
