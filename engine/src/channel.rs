@@ -20,6 +20,7 @@ use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use crate::allowedips::AllowedIps;
 use crate::neighbour::Place;
 use crate::observe::Observer;
+use crate::path::Paths;
 use crate::remote::message;
 use crate::wg::PeerSlot;
 use crate::worker::LanPort;
@@ -116,8 +117,8 @@ pub enum Command {
     Control(PeerId, Box<message::Bytes>),
     /// This lane belongs to that worker; `None`: it is none any more, or was none.
     Place(PeerId, Option<u8>),
-    /// The lanes by which this worker sends to a remote; a boxed empty slice for none.
-    Lanes(PeerId, Box<[PeerId]>),
+    /// The paths towards a remote, and the lanes by which this worker sends on them.
+    Paths(PeerId, Box<Paths>),
     /// Nothing has been heard on the lane for a while: others are better.
     Silent(PeerId),
     /// The handshake was given up: drop what waits for it.
@@ -158,8 +159,8 @@ pub enum Notice {
     Slot(Box<PeerSlot>),
     /// A replaced routing table, likewise.
     Routes(Arc<AllowedIps>),
-    /// A replaced list of lanes, likewise.
-    Lanes(Box<[PeerId]>),
+    /// Replaced paths, likewise.
+    Paths(Box<Paths>),
     /// The observer of a trace or a capture that is over, likewise.
     Observer(Box<Observer>),
     /// A replaced WAN port, likewise.

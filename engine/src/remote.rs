@@ -16,6 +16,8 @@ use std::net::SocketAddr;
 use arrayvec::ArrayVec;
 use patronus_crypto::{Duration, Path, PublicKey, Tag, Time};
 
+use crate::path::PATHS_MAX;
+
 use self::message::{BootId, Control, Hello, LINKS_MAX, LinkInfo};
 
 /// Lanes of one path at most.
@@ -74,6 +76,8 @@ pub enum Action {
     EraseLanes,
     /// The remote has answered no hello: it has a base session only, until it does.
     Unanswered,
+    /// So many paths have no lanes, because there are too many.
+    TooManyPaths(usize),
 }
 
 #[derive(Debug)]
@@ -287,10 +291,11 @@ impl Remote {
     /// Makes the lanes what they have to be by what both sides are now.
     fn agree(&mut self, own: &Own, now: Time, out: &mut Vec<Action>) {
         let Some(theirs) = &self.theirs else { return };
-        let plans: BTreeMap<Tag, LanePlan> = lanes(own, &self.key, theirs)
-            .into_iter()
-            .map(|plan| (plan.tag, plan))
-            .collect();
+        let (plans, left_out) = lanes(own, &self.key, theirs);
+        if left_out > 0 {
+            out.push(Action::TooManyPaths(left_out));
+        }
+        let plans: BTreeMap<Tag, LanePlan> = plans.into_iter().map(|plan| (plan.tag, plan)).collect();
         self.lanes.retain(|tag, lane| {
             let stays = plans.get(tag).is_some_and(|plan| plan.is_same_as(&lane.plan));
             if !stays {
@@ -337,34 +342,49 @@ impl LanePlan {
     }
 }
 
-/// The lanes between two sites, in the order in which they are to be opened: first one of each path.
-fn lanes(own: &Own, key: &PublicKey, theirs: &Hello) -> Vec<LanePlan> {
+/// The lanes between two sites, in the order in which they are to be opened: first one of each path. And how many paths have none, because there are more than
+/// [`PATHS_MAX`]: both sites leave out the same ones.
+fn lanes(own: &Own, key: &PublicKey, theirs: &Hello) -> (Vec<LanePlan>, usize) {
     let workers = own.hello.workers.max(theirs.workers).min(LANES_PER_PATH);
+    let mut paths = paths(own, key, theirs);
+    paths.sort_unstable_by_key(|plan| plan.tag);
+    let left_out = paths.len().saturating_sub(PATHS_MAX);
+    paths.truncate(PATHS_MAX);
+    let plans = (0..workers).flat_map(|lane| {
+        paths.iter().map(move |first| LanePlan {
+            tag: Tag::new(&own.key, key, first.path, lane),
+            worker: usize::from(lane) % usize::from(own.hello.workers),
+            ..first.clone()
+        })
+    });
+    (plans.collect(), left_out)
+}
+
+/// The first lane of each path between two sites.
+fn paths(own: &Own, key: &PublicKey, theirs: &Hello) -> Vec<LanePlan> {
     let mut plans = Vec::new();
-    for lane in 0..workers {
-        for local in &own.hello.links {
-            for remote in theirs.links.iter().filter(|remote| remote.group == local.group) {
-                let path = Path {
-                    local: local.id,
-                    remote: remote.id,
-                };
-                let there = remote.endpoints(local.has_v4, local.has_v6);
-                let here = local.endpoints(remote.has_v4, remote.has_v6);
-                let opener = match (there.is_empty(), here.is_empty()) {
-                    // Neither can call the other.
-                    (true, true) => continue,
-                    (false, false) => own.key < *key,
-                    (callable_here, _) => !callable_here,
-                };
-                plans.push(LanePlan {
-                    tag: Tag::new(&own.key, key, path, lane),
-                    path,
-                    worker: usize::from(lane) % usize::from(own.hello.workers),
-                    opener,
-                    endpoints: there,
-                    incarnations: (local.incarnation, remote.incarnation),
-                });
-            }
+    for local in &own.hello.links {
+        for remote in theirs.links.iter().filter(|remote| remote.group == local.group) {
+            let path = Path {
+                local: local.id,
+                remote: remote.id,
+            };
+            let there = remote.endpoints(local.has_v4, local.has_v6);
+            let here = local.endpoints(remote.has_v4, remote.has_v6);
+            let opener = match (there.is_empty(), here.is_empty()) {
+                // Neither can call the other.
+                (true, true) => continue,
+                (false, false) => own.key < *key,
+                (callable_here, _) => !callable_here,
+            };
+            plans.push(LanePlan {
+                tag: Tag::new(&own.key, key, path, 0),
+                path,
+                worker: 0,
+                opener,
+                endpoints: there,
+                incarnations: (local.incarnation, remote.incarnation),
+            });
         }
     }
     plans
@@ -722,8 +742,8 @@ mod tests {
         ) {
             let keys = if swapped { [LARGE, SMALL] } else { [SMALL, LARGE] };
             let (ours, theirs) = (own(keys[0], 1, workers.0, &a), own(keys[1], 2, workers.1, &b));
-            let mut here = lanes(&ours, &keys[1], &theirs.hello);
-            let mut there = lanes(&theirs, &keys[0], &ours.hello);
+            let (mut here, left_out) = lanes(&ours, &keys[1], &theirs.hello);
+            let (mut there, _) = lanes(&theirs, &keys[0], &ours.hello);
             here.sort_unstable_by_key(|plan| plan.tag);
             there.sort_unstable_by_key(|plan| plan.tag);
             prop_assert_eq!(here.len(), there.len());
@@ -742,7 +762,36 @@ mod tests {
                 one.group == other.group && family && !(one.behind_nat && other.behind_nat)
             });
             let each = usize::from(workers.0.max(workers.1).min(16));
-            prop_assert_eq!(here.len(), paths.count() * each);
+            prop_assert_eq!(here.len(), (paths.count() - left_out) * each);
+            prop_assert_eq!(left_out, 0);
         }
+    }
+    /// More paths than have lanes: both sides leave out the same ones.
+    #[test]
+    fn both_sides_leave_out_the_same_paths() {
+        let ours = own(
+            SMALL,
+            1,
+            2,
+            &(1..=9)
+                .map(|id| link(1, id, 0, false, true, false))
+                .collect::<Vec<_>>(),
+        );
+        let theirs = own(
+            LARGE,
+            2,
+            1,
+            &(1..=15)
+                .map(|id| link(2, id, 0, false, true, false))
+                .collect::<Vec<_>>(),
+        );
+        let sorted = |(plans, left_out): (Vec<LanePlan>, usize)| {
+            let mut tags: Vec<Tag> = plans.iter().map(|plan| plan.tag).collect();
+            tags.sort_unstable();
+            (tags, left_out)
+        };
+        let here = sorted(lanes(&ours, &LARGE, &theirs.hello));
+        assert_eq!((here.0.len(), here.1), (2 * PATHS_MAX, 9 * 15 - PATHS_MAX));
+        assert_eq!(here, sorted(lanes(&theirs, &SMALL, &ours.hello)));
     }
 }

@@ -33,6 +33,7 @@ use crate::channel::{Notice, ToSlowPath};
 use crate::crew::{Crew, Handing};
 use crate::icmp::Icmp;
 use crate::observe::{Observing, View};
+use crate::path::Paths;
 use crate::stats::{DropReason, WorkerStats};
 
 /// What a stage needs besides its packets, made anew for each burst.
@@ -91,8 +92,8 @@ pub struct Wg {
     routes: Arc<AllowedIps>,
     peers: Vec<Option<Box<PeerSlot>>>,
     index: IndexTable,
-    /// By remote: the lanes that this worker sends by. Empty without remotes.
-    lanes: Vec<Box<[PeerId]>>,
+    /// By remote: the paths towards it. Empty without remotes.
+    paths: Vec<Option<Box<Paths>>>,
     /// Remotes for whose base session packets wait that could leave by a lane by now.
     unblocked: ArrayVec<PeerId, BURST_MAX>,
     mtu: usize,
@@ -113,7 +114,7 @@ impl Wg {
             routes: Arc::new(AllowedIps::default()),
             peers: (0..max_peers).map(|_| None).collect(),
             index: IndexTable::new(max_peers),
-            lanes: Vec::new(),
+            paths: Vec::new(),
             unblocked: ArrayVec::new(),
             mtu,
             staged_total: 0,
@@ -187,14 +188,15 @@ impl Wg {
         }
     }
 
-    /// Takes the lanes by which packets to a remote are sent from here.
-    pub fn set_lanes(&mut self, cx: &mut Context<'_>, remote: PeerId, lanes: Box<[PeerId]>) {
-        debug_assert!(lanes.len() <= LANES_MAX);
+    /// Takes the paths by which packets to a remote are sent from here.
+    pub fn set_paths(&mut self, cx: &mut Context<'_>, remote: PeerId, paths: Box<Paths>) {
         let at = remote.0 as usize;
-        if self.lanes.len() <= at {
-            self.lanes.resize_with(at + 1, Box::default);
+        if self.paths.len() <= at {
+            self.paths.resize_with(at + 1, || None);
         }
-        cx.tell(Notice::Lanes(std::mem::replace(&mut self.lanes[at], lanes)));
+        if let Some(old) = self.paths[at].replace(paths) {
+            cx.tell(Notice::Paths(old));
+        }
     }
 
     /// Nothing has been heard on a lane for a while.

@@ -853,7 +853,7 @@ fn apply(wg: &mut Wg, cx: &mut Context<'_>, command: Command) {
         Command::ClearSource(peer) => wg.clear_source(peer),
         Command::LeaveLink(ifindex) => wg.leave_link(ifindex),
         Command::Remote(peer) => wg.set_remote(peer),
-        Command::Lanes(remote, lanes) => wg.set_lanes(cx, remote, lanes),
+        Command::Paths(remote, paths) => wg.set_paths(cx, remote, paths),
         Command::Silent(lane) => wg.set_silent(lane),
         Command::DropStaged(peer) => wg.drop_staged(cx, peer),
         Command::EraseKeys(peer) => wg.erase_keys(cx, peer),

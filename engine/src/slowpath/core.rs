@@ -198,7 +198,7 @@ impl<S: Sockets> Core<S> {
                 }
             }
             Notice::Routes(routes) => drop(routes),
-            Notice::Lanes(lanes) => drop(lanes),
+            Notice::Paths(paths) => drop(paths),
             Notice::Observer(observer) => drop(observer),
             Notice::Wan(_) | Notice::Lan(_) | Notice::LanGone(..) | Notice::Failed(_) => {
                 return Some(notice);

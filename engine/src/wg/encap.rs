@@ -15,11 +15,12 @@ use patronus_mem::{BURST_MAX, Burst, PktBuf, SMALL_MAX};
 use patronus_observe::Point;
 
 use super::order::{self, Flow, Likeness, Order};
-use super::{Context, JUMBO_SHARE, LANES_MAX, PeerSlot, Wg};
+use super::{Context, JUMBO_SHARE, PeerSlot, Wg};
 use crate::channel::Notice;
 use crate::crew::Handing;
 use crate::icmp::IcmpError;
 use crate::observe::{Seen, View};
+use crate::path::Paths;
 use crate::route::Bound;
 use crate::stats::{DropReason, Lap, Stage};
 
@@ -157,8 +158,8 @@ impl Wg {
         if let Some((packet, counter)) = slot.unstage_granted(now) {
             return Some((packet, Grant { peer, counter }));
         }
-        let lanes = self.lanes.get(peer.0 as usize)?;
-        let lane = self.choose(now, lanes, self.slot(peer)?.oldest_staged()?)?;
+        let paths = self.paths.get(peer.0 as usize)?.as_ref()?;
+        let lane = self.choose(now, paths, self.slot(peer)?.oldest_staged()?)?;
         let counter = self.slot_mut(lane)?.keypairs.current_mut()?.next_counter(now)?;
         let packet = self.slot_mut(peer)?.unstage()?;
         Some((packet, Grant { peer: lane, counter }))
@@ -233,8 +234,8 @@ impl Wg {
     /// the base session is.
     #[inline]
     fn bind(&mut self, cx: &Context<'_>, packet: &PktBuf, peer: PeerId) -> Result<PeerId, usize> {
-        if let Some(lanes) = self.lanes.get(peer.0 as usize)
-            && let Some(lane) = self.choose(cx.now, lanes, packet)
+        if let Some(Some(paths)) = self.paths.get(peer.0 as usize)
+            && let Some(lane) = self.choose(cx.now, paths, packet)
         {
             if self.slot(peer).is_none_or(|base| base.staged() == 0) {
                 return Ok(lane);
@@ -247,16 +248,13 @@ impl Wg {
         cx.crew.other_owner(peer).map_or(Ok(peer), Err)
     }
 
-    /// The lane of a packet: that of its flow, or the next one that can be sent by. Flows of other lanes stay where they are.
-    fn choose(&self, now: Time, lanes: &[PeerId], packet: &PktBuf) -> Option<PeerId> {
+    /// The lane of a packet: that of its flow, or the next one that can be sent by.
+    fn choose(&self, now: Time, paths: &Paths, packet: &PktBuf) -> Option<PeerId> {
         let flow = Packet::parse(packet.data())
             .ok()
             .and_then(|inner| Flow::of(&inner));
-        let first = flow.map_or(0, Flow::number).checked_rem(lanes.len())?;
-        let (before, from) = lanes.split_at(first);
-        let in_turn = from.iter().chain(before).copied();
-        let may_carry = |lane: &PeerId| self.slot(*lane).is_some_and(|slot| slot.may_carry(now));
-        in_turn.take(LANES_MAX).find(may_carry)
+        let may_carry = |lane| self.slot(lane).is_some_and(|slot| slot.may_carry(now));
+        paths.choose(flow.map_or(0, Flow::number), may_carry)
     }
 
     /// Whether an inner packet can be sent to this peer, or wait for that, and its ECN field.

@@ -1,13 +1,15 @@
 //! Remotes and their lanes: carries out what [`Remote`] says, and tells it what happens.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use arrayvec::ArrayVec;
-use patronus_crypto::{AddLaneError, Duration, LinkId, PeerId, Tag, Time};
+use patronus_crypto::{AddLaneError, Duration, LinkId, Path, PeerId, Tag, Time};
 use patronus_mem::Outer;
 
 use super::{Core, Peer, Sockets};
 use crate::channel::{Command, ControlMessage};
+use crate::path::{PATHS_MAX, PathBoard, PathLanes, PathName, Paths};
 use crate::remote::known::KnownRemotes;
 use crate::remote::message::{BootId, Control, LinkInfo};
 use crate::remote::{Action, LanePlan, Own, Remote, hello};
@@ -27,6 +29,8 @@ pub(super) struct Remotes {
     /// What each link says of itself; it counts while it has sockets.
     links: Vec<Option<LinkInfo>>,
     known: KnownRemotes,
+    /// What workers know of the paths towards a remote.
+    boards: BTreeMap<PeerId, Arc<PathBoard>>,
     /// Messages that could not be understood.
     unknown: u64,
     /// Those whose base session has to ask whether they are there.
@@ -57,6 +61,7 @@ impl Remotes {
             incarnations: vec![0; links],
             links: vec![None; links],
             known: KnownRemotes::default(),
+            boards: BTreeMap::new(),
             unknown: 0,
             to_ask: Vec::new(),
             lanes: 0,
@@ -277,7 +282,7 @@ impl<S: Sockets> Core<S> {
             None => self.remotes.known.remove(base),
         }
         if !lanes.is_empty() {
-            self.publish_lanes(base);
+            self.publish_paths(base);
         }
     }
 
@@ -338,10 +343,14 @@ impl<S: Sockets> Core<S> {
                     "{}: it is configured as a remote but answers no hello; it has a base session only: is it a remote on its side too?",
                     self.peer_name(base)
                 )),
+                Action::TooManyPaths(left_out) => self.log.error(format_args!(
+                    "{}: {left_out} paths have no lanes: there are {PATHS_MAX} paths to a remote at most; give links that need not reach each other groups of their own",
+                    self.peer_name(base)
+                )),
             }
         }
         if changed {
-            self.publish_lanes(base);
+            self.publish_paths(base);
         }
     }
 
@@ -426,7 +435,7 @@ impl<S: Sockets> Core<S> {
             changed.insert(base);
             self.with_remote(base, |remote, _| remote.added(tag, now));
         }
-        changed.into_iter().for_each(|base| self.publish_lanes(base));
+        changed.into_iter().for_each(|base| self.publish_paths(base));
     }
 
     fn remove_lane(&mut self, id: PeerId) {
@@ -434,23 +443,40 @@ impl<S: Sockets> Core<S> {
         self.forget_peer(id);
     }
 
-    /// Tells every worker by which lanes it sends to a remote.
-    fn publish_lanes(&mut self, base: PeerId) {
-        let mut lanes: Vec<(u8, usize, PeerId)> = self
-            .device
-            .lanes(base)
-            .filter_map(|(tag, id)| {
-                let lane = self.peer(id)?.lane.as_ref()?;
-                Some((tag.lane(), lane.plan.worker, id))
-            })
-            .collect();
-        // One of each path before a second one of any.
-        lanes.sort_by_key(|(number, ..)| *number);
+    /// What workers know of the paths towards a remote, if there are any.
+    pub fn board(&self, base: PeerId) -> Option<&Arc<PathBoard>> {
+        self.remotes.boards.get(&base)
+    }
+
+    /// Tells every worker which paths there are towards a remote, and by which lanes it sends on them.
+    fn publish_paths(&mut self, base: PeerId) {
+        let mut paths = BTreeMap::<Path, Vec<(u8, usize, PeerId)>>::new();
+        for (tag, id) in self.device.lanes(base) {
+            if let Some(lane) = self.peer(id).and_then(|peer| peer.lane.as_ref()) {
+                let lanes = paths.entry(lane.plan.path).or_default();
+                lanes.push((tag.lane(), lane.plan.worker, id));
+            }
+        }
+        paths.values_mut().for_each(|lanes| lanes.sort_unstable());
+        let before = self.remotes.boards.remove(&base);
+        let names = paths.keys().map(name);
+        let board = Arc::new(PathBoard::new(names, before.as_deref()));
         self.workers.each(|worker| {
-            let own = lanes.iter().filter(|(_, owner, _)| *owner == worker);
-            let own = own.map(|(.., id)| *id).take(LANES_MAX);
-            Command::Lanes(base, own.collect())
+            let own = |lanes: &[(u8, usize, PeerId)]| {
+                let own = lanes.iter().filter(|(_, owner, _)| *owner == worker);
+                own.map(|(.., id)| *id).collect()
+            };
+            let each = paths.iter().map(|(path, lanes)| PathLanes {
+                name: name(path),
+                lanes: own(lanes),
+            });
+            let each = each.take(board.pulses().len()).collect();
+            let paths = Paths::new(Arc::clone(&board), each, LANES_MAX);
+            Command::Paths(base, Box::new(paths))
         });
+        if !paths.is_empty() {
+            self.remotes.boards.insert(base, board);
+        }
     }
 
     /// The way of an initiation for a lane: by its own link, to where the remote's link is, and by the other address family the next time.
@@ -470,5 +496,13 @@ impl<S: Sockets> Core<S> {
             endpoint.set_local(None, link.ifindex());
         }
         Some((endpoint, link.sockets()))
+    }
+}
+
+/// A path's name as it is shared with control.
+fn name(path: &Path) -> PathName {
+    PathName {
+        local: path.local.number(),
+        remote: path.remote.number(),
     }
 }

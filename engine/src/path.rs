@@ -1,0 +1,342 @@
+//! Paths towards a remote, as workers see them: which are up, what is known of each, and which lanes a worker has on them.
+//!
+//! The slow path makes a [`PathBoard`] for each remote and gives every worker a [`Paths`] with it. One worker writes a path's part of the board, the one that owns the
+//! path's lane 0; all workers read which paths are up with every packet, so that each leaves a path that is down with its next one. The slow path reads the rest.
+//!
+//! Shared without a lock: which paths are up is one word; what is known of a path ([`PathPulse`]) has one writer and is read under a sequence number, by somebody who
+//! comes again later if it was just being changed.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+
+use patronus_abi::channel::{PATH_WORDS, PathRecord};
+pub use patronus_abi::channel::{PATHS_MAX, PathName, PathReport};
+use patronus_crypto::PeerId;
+
+/// How often a reader tries who finds a pulse being changed.
+const READ_TRIES: usize = 16;
+
+/// What all workers know of the paths towards one remote.
+pub struct PathBoard {
+    /// A bit for each path, by its place.
+    up: AtomicU64,
+    /// 0: not known.
+    mtu: AtomicU32,
+    paths: Box<[PathPulse]>,
+}
+
+impl PathBoard {
+    /// A board of these paths, [`PATHS_MAX`] at most; further ones are left out. Those that `before` knows as up are so.
+    pub fn new(names: impl IntoIterator<Item = PathName>, before: Option<&PathBoard>) -> PathBoard {
+        let paths: Box<[PathPulse]> = names.into_iter().take(PATHS_MAX).map(PathPulse::new).collect();
+        let was_up = |name| before.is_some_and(|before| before.is_up(name));
+        let up = paths.iter().enumerate().filter(|(_, path)| was_up(path.name));
+        let up = up.fold(0, |up, (at, _)| up | 1 << at);
+        PathBoard {
+            up: AtomicU64::new(up),
+            mtu: AtomicU32::new(0),
+            paths,
+        }
+    }
+
+    /// Which paths are up: a bit for each place.
+    #[inline]
+    pub fn up(&self) -> u64 {
+        self.up.load(Ordering::Relaxed)
+    }
+
+    /// Whether this path is there and up.
+    pub fn is_up(&self, name: PathName) -> bool {
+        self.place(name).is_some_and(|at| self.up() & 1 << at != 0)
+    }
+
+    /// Says whether the path in this place is up.
+    pub fn set_up(&self, at: usize, up: bool) {
+        debug_assert!(at < self.paths.len());
+        let bit = 1 << at;
+        match up {
+            true => self.up.fetch_or(bit, Ordering::Relaxed),
+            false => self.up.fetch_and(!bit, Ordering::Relaxed),
+        };
+    }
+
+    /// The largest inner packet that is known to pass by every path that is up, bytes.
+    #[inline]
+    pub fn mtu(&self) -> Option<u16> {
+        let mtu = self.mtu.load(Ordering::Relaxed);
+        (mtu != 0).then_some(mtu as u16)
+    }
+
+    /// Says how large that is.
+    pub fn set_mtu(&self, mtu: Option<u16>) {
+        self.mtu.store(mtu.map_or(0, u32::from), Ordering::Relaxed);
+    }
+
+    /// What is known of each path, by its place.
+    pub fn pulses(&self) -> &[PathPulse] {
+        &self.paths
+    }
+
+    /// The place of a path.
+    pub fn place(&self, name: PathName) -> Option<usize> {
+        self.paths.iter().position(|path| path.name == name)
+    }
+}
+
+/// What is known of one path.
+pub struct PathPulse {
+    name: PathName,
+    /// Odd while it is being changed; 0: nothing has been written yet.
+    sequence: AtomicU64,
+    words: [AtomicU64; PATH_WORDS],
+}
+
+impl PathPulse {
+    fn new(name: PathName) -> PathPulse {
+        PathPulse {
+            name,
+            sequence: AtomicU64::new(0),
+            words: [const { AtomicU64::new(0) }; PATH_WORDS],
+        }
+    }
+
+    /// Which path it is.
+    pub fn name(&self) -> PathName {
+        self.name
+    }
+
+    /// Writes what is known now. Only by the worker that owns the path's lane 0.
+    pub fn write(&self, report: &PathReport) {
+        let before = self.sequence.load(Ordering::Relaxed);
+        self.sequence.store(before + 1, Ordering::Relaxed);
+        // Whoever reads one of the words below, and has an acquire fence after it, sees the odd number or a later one.
+        fence(Ordering::Release);
+        for (to, word) in self.words.iter().zip(report.record(0).words()) {
+            to.store(word, Ordering::Relaxed);
+        }
+        // Release: whoever sees the even number sees the rest.
+        self.sequence.store(before + 2, Ordering::Release);
+    }
+
+    /// What was written last; `None`: nothing yet, or it was being changed all the time.
+    pub fn read(&self) -> Option<PathReport> {
+        for _ in 0..READ_TRIES {
+            let before = self.sequence.load(Ordering::Acquire);
+            if before == 0 {
+                return None;
+            }
+            let words = self.words.each_ref().map(|word| word.load(Ordering::Relaxed));
+            fence(Ordering::Acquire);
+            if before.is_multiple_of(2) && self.sequence.load(Ordering::Relaxed) == before {
+                return PathRecord::read(words);
+            }
+            std::hint::spin_loop();
+        }
+        None
+    }
+}
+
+/// The paths towards one remote, and by which lanes one worker sends on them.
+pub struct Paths {
+    /// What all workers know of them.
+    pub board: Arc<PathBoard>,
+    each: Box<[PathLanes]>,
+    /// All lanes: one of each path before a second one of any.
+    spread: Box<[SpreadLane]>,
+}
+
+/// One path, and one worker's lanes of it.
+pub struct PathLanes {
+    /// Which path.
+    pub name: PathName,
+    /// The worker's lanes, by their numbers.
+    pub lanes: Box<[PeerId]>,
+}
+
+#[derive(Clone, Copy)]
+struct SpreadLane {
+    path: u8,
+    id: PeerId,
+}
+
+impl Paths {
+    /// The paths of this board, in its order, with one worker's lanes; further lanes than `lanes_max` are left out.
+    pub fn new(board: Arc<PathBoard>, each: Box<[PathLanes]>, lanes_max: usize) -> Paths {
+        debug_assert!(
+            each.iter()
+                .map(|path| path.name)
+                .eq(board.pulses().iter().map(PathPulse::name))
+        );
+        let most = each.iter().map(|path| path.lanes.len()).max().unwrap_or(0);
+        let nth = |n: usize| {
+            let paths = each.iter().enumerate();
+            paths.filter_map(move |(at, path)| {
+                let id = *path.lanes.get(n)?;
+                Some(SpreadLane { path: at as u8, id })
+            })
+        };
+        let spread = (0..most).flat_map(nth).take(lanes_max).collect();
+        Paths { board, each, spread }
+    }
+
+    /// Each path with the worker's lanes, by its place on the board.
+    pub fn each(&self) -> &[PathLanes] {
+        &self.each
+    }
+
+    /// The lane of a flow: its own by the number, or the next one that is good to send by. Those of paths that are not up come last, if any path is up. Flows of
+    /// other lanes stay where they are.
+    #[inline]
+    pub fn choose(&self, flow: usize, may_carry: impl Fn(PeerId) -> bool) -> Option<PeerId> {
+        let first = flow.checked_rem(self.spread.len())?;
+        let up = match self.board.up() {
+            0 => u64::MAX,
+            up => up,
+        };
+        let mut other = None;
+        let (before, from) = self.spread.split_at(first);
+        for lane in from.iter().chain(before).filter(|lane| may_carry(lane.id)) {
+            if up & 1 << lane.path != 0 {
+                return Some(lane.id);
+            }
+            other = other.or(Some(lane.id));
+        }
+        other
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use patronus_abi::channel::{PathState, PathWhy, SAMPLES};
+
+    use super::*;
+
+    fn name(local: u8, remote: u8) -> PathName {
+        PathName { local, remote }
+    }
+
+    fn report(n: u64) -> PathReport {
+        PathReport {
+            remote: [7; 32],
+            path: name(1, 2),
+            state: PathState::Up,
+            why: PathWhy::Heard,
+            since: n,
+            mtu: None,
+            in_use: false,
+            interval: None,
+            remote_interval: None,
+            rtt: None,
+            rtt_min: None,
+            jitter_in: 0,
+            jitter_out: 0,
+            in_sent: n,
+            in_received: n,
+            out_sent: n,
+            out_received: n,
+            sent_bytes: 0,
+            received_bytes: 0,
+            probes_sent: n,
+            probes_received: n,
+            samples: n,
+            recent: [0; SAMPLES],
+        }
+    }
+
+    /// Two paths; the worker has lanes 10 and 11 of the first, lane 20 of the second.
+    fn two_paths() -> Paths {
+        let board = Arc::new(PathBoard::new([name(1, 1), name(2, 1)], None));
+        let lanes = [vec![PeerId(10), PeerId(11)], vec![PeerId(20)]];
+        let each = board.pulses().iter().zip(lanes).map(|(pulse, lanes)| PathLanes {
+            name: pulse.name(),
+            lanes: lanes.into(),
+        });
+        let each = each.collect();
+        Paths::new(board, each, 64)
+    }
+
+    fn chosen(paths: &Paths, may_carry: impl Fn(PeerId) -> bool) -> Vec<Option<u32>> {
+        let one = |flow| paths.choose(flow, &may_carry).map(|lane| lane.0);
+        (0..6).map(one).collect()
+    }
+
+    #[test]
+    fn flows_are_spread_over_all_lanes_one_of_each_path_first() {
+        let paths = two_paths();
+        let all = [10, 20, 11, 10, 20, 11].map(Some);
+        assert_eq!(chosen(&paths, |_| true), all);
+        // None is up: all the same. All are: likewise.
+        paths.board.set_up(0, true);
+        paths.board.set_up(1, true);
+        assert_eq!(chosen(&paths, |_| true), all);
+        assert_eq!(chosen(&paths, |_| false), [None; 6]);
+    }
+
+    #[test]
+    fn flows_leave_paths_that_are_not_up_if_another_one_is() {
+        let paths = two_paths();
+        paths.board.set_up(0, true);
+        assert_eq!(chosen(&paths, |_| true), [10, 11, 11, 10, 11, 11].map(Some));
+        paths.board.set_up(1, true);
+        paths.board.set_up(0, false);
+        assert_eq!(chosen(&paths, |_| true), [Some(20); 6]);
+        // What is up has no lane to send by: better by one of the others than not at all.
+        assert_eq!(
+            chosen(&paths, |lane| lane != PeerId(20)),
+            [10, 11, 11, 10, 11, 11].map(Some)
+        );
+        paths.board.set_up(1, false);
+        assert_eq!(chosen(&paths, |_| true), [10, 20, 11, 10, 20, 11].map(Some));
+    }
+
+    #[test]
+    fn a_new_board_knows_what_was_up() {
+        let before = PathBoard::new([name(1, 1), name(2, 1), name(3, 1)], None);
+        before.set_up(1, true);
+        before.set_up(2, true);
+        let after = PathBoard::new([name(3, 1), name(1, 1), name(4, 1)], Some(&before));
+        assert_eq!(after.up(), 0b001);
+        assert!(after.is_up(name(3, 1)) && !after.is_up(name(2, 1)));
+    }
+
+    #[test]
+    fn a_board_has_a_bit_for_each_path() {
+        let names = (1..=15).flat_map(|local| (1..=15).map(move |remote| name(local, remote)));
+        let board = PathBoard::new(names, None);
+        assert_eq!(board.pulses().len(), PATHS_MAX);
+        board.set_up(PATHS_MAX - 1, true);
+        assert_eq!(board.up(), 1 << 63);
+    }
+
+    #[test]
+    fn the_mtu_is_not_known_at_first() {
+        let board = PathBoard::new([name(1, 1)], None);
+        assert_eq!(board.mtu(), None);
+        board.set_mtu(Some(1420));
+        assert_eq!(board.mtu(), Some(1420));
+        board.set_mtu(None);
+        assert_eq!(board.mtu(), None);
+    }
+
+    #[test]
+    fn what_is_read_was_written_at_once() {
+        let board = PathBoard::new([name(1, 2)], None);
+        let [pulse] = board.pulses() else { panic!() };
+        assert_eq!(pulse.read(), None, "nothing yet");
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                (1..=20_000).for_each(|n| pulse.write(&report(n)));
+                done.store(true, Ordering::Release);
+            });
+            while !done.load(Ordering::Acquire) {
+                if let Some(found) = pulse.read() {
+                    assert_eq!(found, report(found.since));
+                }
+            }
+        });
+        assert_eq!(pulse.read(), Some(report(20_000)));
+    }
+}
