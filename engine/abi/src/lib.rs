@@ -6,7 +6,7 @@
 //!
 //! * [`site`]: the values; [`device`]: those that concern DPDK
 //! * [`blob`]: from values to bytes and back, and why bytes are refused
-//! * [`channel`]: what the engine and the control process share: packets, rings, statistics
+//! * [`channel`]: what the engine and the control process share: packets, rings, statistics; `path`: paths in it
 //! * `record`: the layout, sizes asserted at compile time; [docs/abi.md](../../../docs/abi.md) is made from it
 //!
 //! Plain functions over slices: no threads, no system calls. What is shared between processes is a copy of bytes, never a structure
@@ -19,6 +19,7 @@ extern crate alloc;
 pub mod blob;
 pub mod channel;
 pub mod device;
+mod path;
 mod prefix;
 mod record;
 pub mod site;

@@ -1,0 +1,270 @@
+//! Paths in the channel: their names, what the engine reports of them, and control's orders of them. Where they lie in memory: [`channel`](crate::channel), which has all
+//! of this among its own.
+//!
+//! Values in, records out, and back: no threads, no system calls.
+
+use alloc::vec::Vec;
+use core::fmt;
+
+use zerocopy::little_endian::{U32, U64};
+
+use crate::blob::{UNKNOWN, zero};
+use crate::channel::{Command, OrderRecord, PathRecord};
+
+/// Paths towards a remote at most.
+pub const PATHS_MAX: usize = 64;
+/// Round trips that are kept of a path, the last ones.
+pub const SAMPLES: usize = 16;
+
+/// Words of a path in the table.
+pub const PATH_WORDS: usize = size_of::<PathRecord>() / 8;
+
+/// A path between two links.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PathName {
+    /// The number of our link, 1 to 15.
+    pub local: u8,
+    /// The number of the remote's.
+    pub remote: u8,
+}
+
+/// A path in an order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ranked {
+    /// Which one.
+    pub path: PathName,
+    /// 0: it does not do what the class needs, and is used if none does that is up. Others: it does; with weighted flows its share.
+    pub grade: u8,
+}
+
+/// What a path is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PathState {
+    /// Both sides hear each other.
+    Up,
+    /// They do not.
+    Down,
+    /// It is new: nothing has been heard yet.
+    #[default]
+    Unknown,
+}
+
+/// Why a path is up or down.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PathWhy {
+    /// It is new.
+    #[default]
+    New,
+    /// Both sides hear each other.
+    Heard,
+    /// We hear nothing on it.
+    Silent,
+    /// The remote says that it hears nothing on it.
+    NotHeard,
+    /// There is no session.
+    NoSession,
+    /// Our link is gone.
+    LinkGone,
+}
+
+/// Why flows move from one path to another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MoveWhy {
+    /// The path that they were on is down.
+    Down,
+    /// A better one, or the only one, is up.
+    Up,
+    /// Control says so.
+    Order,
+}
+
+/// A path, as the engine knows it. Times are nanoseconds of CLOCK_BOOTTIME, durations microseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the record's fields say it")]
+pub struct PathReport {
+    pub remote: [u8; 32],
+    pub path: PathName,
+    pub state: PathState,
+    pub why: PathWhy,
+    pub since: u64,
+    pub mtu: Option<u16>,
+    pub in_use: bool,
+    pub interval: Option<u32>,
+    pub remote_interval: Option<u32>,
+    pub rtt: Option<u32>,
+    pub rtt_min: Option<u32>,
+    pub jitter_in: u32,
+    pub jitter_out: u32,
+    pub in_sent: u64,
+    pub in_received: u64,
+    pub out_sent: u64,
+    pub out_received: u64,
+    pub sent_bytes: u64,
+    pub received_bytes: u64,
+    pub probes_sent: u64,
+    pub probes_received: u64,
+    /// Round trips measured so far; number n stands in `recent` at n modulo [`SAMPLES`].
+    pub samples: u64,
+    pub recent: [u32; SAMPLES],
+}
+
+/// The kind of an order among commands.
+pub(crate) const ORDER: u8 = 4;
+
+impl OrderRecord {
+    pub(crate) fn of(remote: &[u8; 32], class: u8, paths: &[Ranked]) -> Option<OrderRecord> {
+        let mut record = OrderRecord {
+            kind: ORDER,
+            paths: paths.len() as u8,
+            class,
+            zero: [0; 29],
+            remote: *remote,
+            order: [[0; 2]; PATHS_MAX],
+        };
+        for (at, ranked) in paths.iter().enumerate() {
+            *record.order.get_mut(at)? = [ranked.path.byte(), ranked.grade];
+        }
+        Some(record)
+    }
+
+    pub(crate) fn read(&self) -> Result<Command, &'static str> {
+        zero(&self.zero)?;
+        let (order, unused) = self.order.split_at_checked(self.paths.into()).ok_or(UNKNOWN)?;
+        zero(unused.as_flattened())?;
+        let mut paths = Vec::with_capacity(order.len());
+        for [name, grade] in order {
+            let path = PathName::read(*name).ok_or(UNKNOWN)?;
+            if paths.iter().any(|ranked: &Ranked| ranked.path == path) {
+                return Err("an order that has a path twice");
+            }
+            paths.push(Ranked { path, grade: *grade });
+        }
+        Ok(Command::Order {
+            remote: self.remote,
+            class: self.class,
+            paths,
+        })
+    }
+}
+
+impl PathName {
+    /// As a byte.
+    pub const fn byte(self) -> u8 {
+        self.local << 4 | self.remote & 15
+    }
+
+    /// The path that this byte names; `None`: there is no link 0.
+    pub fn read(byte: u8) -> Option<PathName> {
+        let (local, remote) = (byte >> 4, byte & 15);
+        (local != 0 && remote != 0).then_some(PathName { local, remote })
+    }
+}
+
+impl fmt::Display for PathName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.local, self.remote)
+    }
+}
+
+/// Enumerations that are numbers in the layout, from 1 on.
+macro_rules! numbered {
+    ($($kind:ident: $($name:ident = $number:literal $word:literal),*;)*) => {$(
+        impl $kind {
+            /// As a number.
+            pub const fn number(self) -> u8 {
+                match self { $($kind::$name => $number),* }
+            }
+
+            /// What this number means, if it means something.
+            pub const fn read(number: u8) -> Option<$kind> {
+                match number { $($number => Some($kind::$name),)* _ => None }
+            }
+
+            /// The word for it.
+            pub const fn word(self) -> &'static str {
+                match self { $($kind::$name => $word),* }
+            }
+        }
+    )*};
+}
+
+numbered! {
+    PathState: Up = 1 "up", Down = 2 "down", Unknown = 3 "unknown";
+    PathWhy: New = 1 "new", Heard = 2 "heard", Silent = 3 "silent", NotHeard = 4 "not-heard", NoSession = 5 "no-session", LinkGone = 6 "link-gone";
+    MoveWhy: Down = 1 "down", Up = 2 "up", Order = 3 "order";
+}
+
+impl PathReport {
+    /// As a record, with this sequence number.
+    pub fn record(&self, sequence: u64) -> PathRecord {
+        let known = |value: Option<u32>| U32::new(value.unwrap_or(0));
+        PathRecord {
+            sequence: sequence.into(),
+            remote: self.remote,
+            links: [self.path.local, self.path.remote],
+            state: self.state.number(),
+            why: self.why.number(),
+            mtu: self.mtu.unwrap_or(0).into(),
+            in_use: self.in_use.into(),
+            zero: 0,
+            since: self.since.into(),
+            interval: known(self.interval),
+            remote_interval: known(self.remote_interval),
+            rtt: known(self.rtt),
+            rtt_min: known(self.rtt_min),
+            jitter_in: self.jitter_in.into(),
+            jitter_out: self.jitter_out.into(),
+            in_sent: self.in_sent.into(),
+            in_received: self.in_received.into(),
+            out_sent: self.out_sent.into(),
+            out_received: self.out_received.into(),
+            sent_bytes: self.sent_bytes.into(),
+            received_bytes: self.received_bytes.into(),
+            probes_sent: self.probes_sent.into(),
+            probes_received: self.probes_received.into(),
+            samples: self.samples.into(),
+            recent: self.recent.map(U32::new),
+            rest: [U64::ZERO; 5],
+        }
+    }
+}
+
+impl PathRecord {
+    /// As words.
+    pub fn words(self) -> [u64; PATH_WORDS] {
+        zerocopy::transmute!(self)
+    }
+
+    /// The path in these words; `None`: the record is free, or is none.
+    pub fn read(words: [u64; PATH_WORDS]) -> Option<PathReport> {
+        let record: PathRecord = zerocopy::transmute!(words);
+        let known = |value: U32| Some(value.get()).filter(|value| *value != 0);
+        let [local, remote] = record.links;
+        let path = PathName::read(local << 4 | remote & 15).filter(|_| local < 16 && remote < 16)?;
+        Some(PathReport {
+            remote: record.remote,
+            path,
+            state: PathState::read(record.state)?,
+            why: PathWhy::read(record.why)?,
+            since: record.since.get(),
+            mtu: Some(record.mtu.get()).filter(|mtu| *mtu != 0),
+            in_use: record.in_use == 1,
+            interval: known(record.interval),
+            remote_interval: known(record.remote_interval),
+            rtt: known(record.rtt),
+            rtt_min: known(record.rtt_min),
+            jitter_in: record.jitter_in.get(),
+            jitter_out: record.jitter_out.get(),
+            in_sent: record.in_sent.get(),
+            in_received: record.in_received.get(),
+            out_sent: record.out_sent.get(),
+            out_received: record.out_received.get(),
+            sent_bytes: record.sent_bytes.get(),
+            received_bytes: record.received_bytes.get(),
+            probes_sent: record.probes_sent.get(),
+            probes_received: record.probes_received.get(),
+            samples: record.samples.get(),
+            recent: record.recent.map(U32::get),
+        })
+    }
+}
