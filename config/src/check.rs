@@ -5,6 +5,9 @@ use std::hash::Hash;
 use std::ops::Range;
 use std::time::Duration;
 
+use patronus_abi::site::{
+    CLASSES_MAX, Class, HOLD_MAX_MS, LIMIT_MAX_US, PROBE_IDLE_MAX_US, PROBE_INTERVAL_US,
+};
 use toml::Spanned;
 
 use crate::dpdk;
@@ -12,16 +15,16 @@ use crate::error::{Error, nearest};
 use crate::matching::{Name, OneOrMore, Via};
 use crate::on_link::OnLink;
 use crate::schema::{Action, Config, Lan, Link, Policy};
-use crate::steering::BUILT_IN;
+use crate::steering::{BUILT_IN, class_names};
 
 /// Seconds between keepalives at most: 16 bits, as everywhere with WireGuard.
 const KEEPALIVE_MAX: u64 = u16::MAX as u64;
 /// Longer than this a worker never looks for work.
 const SPIN_MAX: Duration = Duration::from_secs(1);
 /// What a class can ask for at most, milliseconds.
-const LIMIT_MAX: u64 = 60_000;
+const LIMIT_MAX: u64 = LIMIT_MAX_US as u64 / 1000;
 /// And how long flows keep away from a path at most.
-const HOLD_MAX: u64 = 24 * 3_600_000;
+const HOLD_MAX: u64 = HOLD_MAX_MS as u64;
 /// The cryptography backends of the engine. Whether the processor has what one of them needs is the engine's to say.
 pub const AEADS: [&str; 6] = [
     "ours-avx512",
@@ -68,6 +71,7 @@ pub(crate) fn check(text: &str, config: &Config) -> Result<(), Error> {
         .iter()
         .try_for_each(|policy| check_policy(text, &names, policy))?;
     check_classes(text, config)?;
+    check_probe(text, config)?;
     check_bgp(text, config)
 }
 
@@ -75,7 +79,7 @@ fn check_classes(text: &str, config: &Config) -> Result<(), Error> {
     let names = config.classes.iter().map(|class| &class.name);
     once(text, names, "another class has this name")?;
     let own = config.classes.iter().map(|class| class.name.get_ref().as_str());
-    let known: Vec<&str> = own.chain(BUILT_IN).collect();
+    let known: Vec<&str> = own.chain(BUILT_IN).chain([Class::DEFAULT]).collect();
     for policy in &config.policies {
         let Some(class) = &policy.class else { continue };
         let name = class.get_ref().as_str();
@@ -101,6 +105,34 @@ fn check_classes(text: &str, config: &Config) -> Result<(), Error> {
             let said = "expected a duration from \"0ms\" to \"24h\"";
             return Err(Error::at(text, class.hold.span(), said).with_hint("30s suits most"));
         }
+    }
+    match class_names(config).nth(CLASSES_MAX) {
+        Some(_) => {
+            let said = format!(
+                "at most {CLASSES_MAX} classes are possible: `{}`, those of [[class]], and those that are built in and named by a policy",
+                Class::DEFAULT
+            );
+            let last = config.classes.last().expect("there are more than are built in");
+            Err(Error::at(text, last.name.span(), said))
+        }
+        None => Ok(()),
+    }
+}
+
+fn check_probe(text: &str, config: &Config) -> Result<(), Error> {
+    let (interval, idle) = (&config.probe.interval, &config.probe.idle);
+    let micros = |millis: u64| u32::try_from(millis.saturating_mul(1000)).unwrap_or(u32::MAX);
+    if !PROBE_INTERVAL_US.contains(&micros(interval.get_ref().0)) {
+        let said = "expected a duration from \"5ms\" to \"1s\"";
+        return Err(Error::at(text, interval.span(), said).with_hint("50ms suits most"));
+    }
+    if !(micros(interval.get_ref().0)..=PROBE_IDLE_MAX_US).contains(&micros(idle.get_ref().0)) {
+        let said = format!(
+            "expected a duration from `interval`, which is \"{}\", to \"10s\"",
+            interval.get_ref()
+        );
+        let place = if idle.span().is_empty() { interval } else { idle };
+        return Err(Error::at(text, place.span(), said).with_hint("1s suits most"));
     }
     Ok(())
 }

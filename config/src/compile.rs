@@ -11,7 +11,8 @@ use crate::check::HOST;
 use crate::matching::{Name, OneOrMore, Ports, Via};
 use crate::on_link::OnLink;
 use crate::schema::{Action, Config, Dpdk, Engine, Lan, Link, LinkPort, Mtu, Peer, Policy, PortKind};
-use crate::value::{Device, Network};
+use crate::steering::{self, OuterDscp, Probe, built_in, class_names};
+use crate::value::{Device, Millis, Network};
 use crate::{Number, Spanned};
 
 /// Bytes of a device's largest packet, if the file says nothing else: Ethernet's.
@@ -34,7 +35,19 @@ impl Config {
             lans: self.lans.iter().map(lan).collect(),
             routes: self.routes.iter().map(|route| places.route(route)).collect(),
             policies: self.policies.iter().map(|policy| places.policy(policy)).collect(),
+            classes: class_names(self).map(|name| self.class(name)).collect(),
+            probing: probing(&self.probe),
         }
+    }
+}
+
+impl Config {
+    /// The class of this name: the file's, or the one that is built in.
+    fn class(&self, name: &str) -> site::Class {
+        let is_it = |class: &&steering::Class| class.name.get_ref().as_str() == name;
+        let own = self.classes.iter().find(is_it).map(class);
+        own.or_else(|| built_in().iter().find(is_it).map(class))
+            .unwrap_or_default()
     }
 }
 
@@ -43,6 +56,7 @@ struct Places<'a> {
     host: &'a str,
     peers: HashMap<&'a str, u32>,
     on_link: OnLink,
+    classes: Vec<&'a str>,
 }
 
 impl<'a> Places<'a> {
@@ -56,6 +70,7 @@ impl<'a> Places<'a> {
             host: tun.map_or(HOST, |lan| lan.name.get_ref().as_str()),
             peers: config.peers.iter().enumerate().filter_map(named).collect(),
             on_link: OnLink::of(&config.lans),
+            classes: class_names(config).collect(),
         }
     }
 
@@ -84,7 +99,17 @@ impl<'a> Places<'a> {
                 (Action::Drop, _) => site::Action::Drop,
                 (Action::Route | Action::Via, _) => site::Action::Route,
             },
+            class: policy
+                .class
+                .as_ref()
+                .map_or(0, |class| self.class(class.get_ref())),
         }
+    }
+
+    /// A class's number; that it is there has been checked.
+    fn class(&self, name: &Name) -> u8 {
+        let at = self.classes.iter().position(|class| *class == name.as_str());
+        at.unwrap_or(0) as u8
     }
 
     fn hops(&self, words: &OneOrMore<Via>) -> Vec<site::Hop> {
@@ -157,7 +182,50 @@ fn link(link: &Link) -> site::Link {
         metered: link.metered,
         behind_nat: link.behind_nat,
         endpoint: link.endpoint.map(|endpoint| endpoint.0),
+        cost: link.cost.get() as u16,
+        rate_up: link.rate_up.as_ref().map_or(0, |rate| rate.get_ref().0),
+        rate_down: link.rate_down.as_ref().map_or(0, |rate| rate.get_ref().0),
     }
+}
+
+fn class(class: &steering::Class) -> site::Class {
+    let micros = |limit: &Option<Spanned<Millis>>| limit.as_ref().map(|limit| micros(limit.get_ref()));
+    site::Class {
+        name: name(&class.name),
+        mode: match class.mode {
+            steering::Mode::Pinned => site::Mode::Pinned,
+            steering::Mode::ActiveBackup => site::Mode::ActiveBackup,
+            steering::Mode::Duplicate => site::Mode::Duplicate,
+            steering::Mode::Weighted => site::Mode::Weighted,
+            steering::Mode::LowestLatency => site::Mode::LowestLatency,
+        },
+        latency_us: micros(&class.latency),
+        jitter_us: micros(&class.jitter),
+        // From thousandths of a percent.
+        loss_ppm: class.loss.as_ref().map(|loss| loss.get_ref().0 * 10),
+        hold_ms: class.hold.get_ref().0 as u32,
+        sticky: match class.sticky {
+            steering::Sticky::Flow => site::Sticky::Flow,
+            steering::Sticky::Source => site::Sticky::Source,
+        },
+        dscp: match class.dscp {
+            None => site::OuterDscp::None,
+            Some(OuterDscp::Copy) => site::OuterDscp::Copy,
+            Some(OuterDscp::Set(dscp)) => site::OuterDscp::Set(dscp.0),
+        },
+    }
+}
+
+fn probing(probe: &Probe) -> site::Probing {
+    site::Probing {
+        interval_us: micros(probe.interval.get_ref()),
+        idle_us: micros(probe.idle.get_ref()),
+        rate: whole(probe.rate),
+    }
+}
+
+fn micros(millis: &Millis) -> u32 {
+    (millis.0 * 1000) as u32
 }
 
 fn peer(peer: &Peer) -> site::Peer {

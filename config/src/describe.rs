@@ -13,7 +13,7 @@ use crate::schema::{
     Action, Dpdk, Engine, Lan, Link, LinkPort, Mtu, Neighbour, Peer, Policy, PortKind, Route, Site,
 };
 use crate::services::{Bgp, BgpNeighbour, Control, Metrics};
-use crate::steering::Class;
+use crate::steering::{Class, Probe};
 use crate::value::Device;
 
 /// What a key says.
@@ -152,7 +152,7 @@ pub(crate) fn link(of: &Link) -> Keys {
         ("endpoint", maybe(endpoint.map(|at| at.0))),
         ("rate_up", spanned(rate_up)),
         ("rate_down", spanned(rate_down)),
-        ("cost", spanned(cost)),
+        ("cost", word(cost.get())),
     ]
 }
 
@@ -267,6 +267,7 @@ pub(crate) fn class(of: &Class) -> Keys {
         loss,
         mode,
         hold,
+        sticky,
         dscp,
     } = of;
     vec![
@@ -276,7 +277,17 @@ pub(crate) fn class(of: &Class) -> Keys {
         ("loss", spanned(loss)),
         ("mode", word(mode.word())),
         ("hold", word(hold.get_ref())),
+        ("sticky", word(sticky.word())),
         ("dscp", maybe(dscp.as_ref())),
+    ]
+}
+
+pub(crate) fn probe(of: &Probe) -> Keys {
+    let Probe { interval, idle, rate } = of;
+    vec![
+        ("interval", word(interval.get_ref())),
+        ("idle", word(idle.get_ref())),
+        ("rate", word(rate.get())),
     ]
 }
 

@@ -152,9 +152,9 @@ const LINK: &[Key] = &[
     key("metered", Bool, Default("false"), "true", "Traffic costs money.").fixed(),
     key("behind_nat", Bool, Default("false"), "true", "Nobody can call it.").fixed(),
     key("endpoint", ENDPOINT, Nothing, r#""198.51.100.9:51820""#, "Where remotes can call it, if not at the interface's own addresses.").fixed(),
-    key("rate_up", RATE, Nothing, r#""20Mbps""#, "What it carries away from the site. Nothing uses it yet."),
-    key("rate_down", RATE, Nothing, r#""100Mbps""#, "What it carries towards the site. Nothing uses it yet."),
-    key("cost", Whole(0, 65535), Nothing, "10", "Of paths that are good enough, those of the lowest cost are used. Nothing uses it yet."),
+    key("rate_up", RATE, Nothing, r#""20Mbps""#, "What it carries away from the site."),
+    key("rate_down", RATE, Nothing, r#""100Mbps""#, "What it carries towards the site."),
+    key("cost", Whole(0, 65535), Default("0"), "10", "Of paths that are good enough, those of the lowest cost are used."),
 ];
 
 #[rustfmt::skip]
@@ -201,18 +201,26 @@ const POLICY: &[Key] = &[
     key("dscp", OneOrMore(&DSCP, 64), Nothing, r#"["ef", "cs5"]"#, "Their DSCP: any of these."),
     key("action", Words(&["route", "drop", "via"]), Needed, r#""drop""#, "What becomes of them."),
     key("via", OneOrMore(&VIA, 64), Nothing, r#""host""#, "Where they go next, with action `via`."),
-    key("class", NAME, Nothing, r#""voice""#, "What they need of a path. Nothing uses it yet."),
+    key("class", NAME, Nothing, r#""voice""#, "What they need of a path; none: class `default`."),
 ];
 
 #[rustfmt::skip]
 const CLASS: &[Key] = &[
-    key("name", NAME, Needed, r#""backup""#, "What policies call it. `voice`, `video`, `interactive` and `bulk` are there without it."),
+    key("name", NAME, Needed, r#""backup""#, "What policies call it. `voice`, `video`, `interactive` and `bulk` are there without it, and `default`, of what comes under no other."),
     key("latency", DURATION, Nothing, r#""150ms""#, "Round trip at most: 1ms to 1m."),
     key("jitter", DURATION, Nothing, r#""30ms""#, "Variation of the delay at most: 1ms to 1m."),
     key("loss", LOSS, Nothing, r#""0.5%""#, "Lost packets at most, each way."),
     key("mode", Words(&["pinned", "active_backup", "duplicate", "weighted", "lowest_latency"]), Default(r#""pinned""#), r#""duplicate""#, "How its flows use the paths."),
     key("hold", DURATION, Default(r#""30s""#), r#""1m""#, "How long a path that was left has to be good before flows go back, up to 24h."),
+    key("sticky", Words(&["flow", "source"]), Default(r#""flow""#), r#""source""#, "Which packets stay together: those of a flow, or all of a source address."),
     key("dscp", OUTER_DSCP, Nothing, r#""copy""#, "The DSCP of the datagrams on the outside: `copy`, or one; none: 0."),
+];
+
+#[rustfmt::skip]
+const PROBE: &[Key] = &[
+    key("interval", DURATION, Default(r#""50ms""#), r#""20ms""#, "How often a path to a remote is probed that packets go to: 5ms to 1s."),
+    key("idle", DURATION, Default(r#""1s""#), r#""5s""#, "How often one is that none go to: from `interval` to 10s."),
+    key("rate", Whole(100, 1_000_000), Default("20000"), "5000", "Probes of the engine in a second at most; with more paths each is probed less often."),
 ];
 
 #[rustfmt::skip]
@@ -252,7 +260,7 @@ const fn table(name: &'static str, several: bool, keys: &'static [Key], says: &'
 }
 
 /// All tables, in the order in which they are explained.
-pub const TABLES: [Table; 13] = [
+pub const TABLES: [Table; 14] = [
     table("site", false, SITE, "This site."),
     table(
         "engine",
@@ -287,12 +295,8 @@ pub const TABLES: [Table; 13] = [
         POLICY,
         "What becomes of which flows; the first that matches decides.",
     ),
-    table(
-        "class",
-        true,
-        CLASS,
-        "What a kind of traffic needs of a path. Nothing uses it yet.",
-    ),
+    table("class", true, CLASS, "What a kind of traffic needs of a path."),
+    table("probe", false, PROBE, "How the paths to remotes are probed."),
     table(
         "bgp",
         false,

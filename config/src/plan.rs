@@ -180,6 +180,12 @@ pub fn diff(old: &Config, new: &Config) -> Plan {
         describe: describe::class,
     };
     keyed.compare(&mut plan, &old.classes, &new.classes);
+    single(
+        &mut plan,
+        "probe",
+        &describe::probe(&old.probe),
+        &describe::probe(&new.probe),
+    );
     let (was, is) = (old.bgp.as_ref(), new.bgp.as_ref());
     let described = |bgp: &Spanned<crate::services::Bgp>| describe::bgp(bgp.get_ref());
     optional(&mut plan, "bgp", was.map(described), is.map(described));

@@ -10,7 +10,7 @@ use toml::Spanned;
 use crate::matching::{Dscp, Name, OneOrMore, Ports, Protocol, Via};
 use crate::number::Number;
 use crate::services::{Bgp, Control, Metrics};
-use crate::steering::Class;
+use crate::steering::{Class, Probe};
 use crate::value::{Device, Endpoint, InterfaceName, Mac, Mebibytes, Millis, Network, PublicKey, Rate};
 use crate::warning::{Warning, Warnings};
 
@@ -47,6 +47,9 @@ pub struct Config {
     /// What kinds of traffic need of a path.
     #[serde(default, rename = "class")]
     pub classes: Vec<Class>,
+    /// How the paths to remotes are probed.
+    #[serde(default)]
+    pub probe: Probe,
     /// Routes by BGP.
     pub bgp: Option<Spanned<Bgp>>,
     /// Metrics over HTTP. None: nobody listens.
@@ -191,7 +194,8 @@ pub struct Link {
     /// What it carries towards the site.
     pub rate_down: Option<Spanned<Rate>>,
     /// Of paths that are good enough, those of the lowest cost are used.
-    pub cost: Option<Spanned<Cost>>,
+    #[serde(default)]
+    pub cost: Cost,
 }
 
 /// A peer.
@@ -328,7 +332,7 @@ impl Config {
         lan_networks || !self.routes.is_empty() || !self.policies.is_empty()
     }
 
-    /// What is not wrong, and should be looked at all the same: a key that is understood and that nothing uses yet.
+    /// What is not wrong, and should be looked at all the same.
     pub fn warnings(&self) -> &[Warning] {
         &self.warnings.0
     }

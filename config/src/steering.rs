@@ -1,12 +1,17 @@
-//! Classes: what a kind of traffic needs of a path, and how it is spread over paths.
+//! Classes: what a kind of traffic needs of a path, and how it is spread over paths. How paths are probed.
 
+use std::collections::BTreeSet;
 use std::fmt;
+use std::iter;
 use std::str::FromStr;
 
+use patronus_abi::site::{self, PROBE_RATE};
 use serde::Deserialize;
 use toml::Spanned;
 
 use crate::matching::{Dscp, Name};
+use crate::number::Number;
+use crate::schema::Config;
 use crate::value::{Expected, Loss, Millis, from_text_or_number};
 
 /// How flows of a class use the paths to a remote.
@@ -35,6 +40,27 @@ impl Mode {
             Mode::Duplicate => "duplicate",
             Mode::Weighted => "weighted",
             Mode::LowestLatency => "lowest_latency",
+        }
+    }
+}
+
+/// Which packets of a class stay together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Sticky {
+    /// Those of a flow.
+    #[default]
+    Flow,
+    /// Those of a source: of an address of IPv4, or of 64 bits of one of IPv6.
+    Source,
+}
+
+impl Sticky {
+    /// The word for it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Sticky::Flow => "flow",
+            Sticky::Source => "source",
         }
     }
 }
@@ -96,6 +122,9 @@ pub struct Class {
     /// How long a path that was left has to be good before flows go back.
     #[serde(default = "half_a_minute")]
     pub hold: Spanned<Millis>,
+    /// Which packets stay together.
+    #[serde(default)]
+    pub sticky: Sticky,
     /// The DSCP of the datagrams on the outside. None: 0.
     pub dscp: Option<OuterDscp>,
 }
@@ -115,6 +144,7 @@ pub fn built_in() -> [Class; 4] {
         loss: limit(loss).map(Loss).map(nowhere),
         mode: Mode::Pinned,
         hold: half_a_minute(),
+        sticky: Sticky::Flow,
         dscp: None,
     };
     let [voice, video, interactive, bulk] = BUILT_IN;
@@ -126,8 +156,43 @@ pub fn built_in() -> [Class; 4] {
     ]
 }
 
+/// The names of the classes that there are: the one of what comes under no other, those of the file, and those that are built in and that a policy names.
+/// Each once, in the order of their numbers, which does not depend on where in the file they stand.
+pub(crate) fn class_names(config: &Config) -> impl Iterator<Item = &str> {
+    let own = config.classes.iter().map(|class| class.name.get_ref());
+    let named = config.policies.iter().filter_map(|policy| policy.class.as_ref());
+    let names = own.chain(named.map(Spanned::get_ref)).map(Name::as_str);
+    let names: BTreeSet<&str> = names.filter(|name| *name != site::Class::DEFAULT).collect();
+    iter::once(site::Class::DEFAULT).chain(names)
+}
+
 /// What they are called.
 pub(crate) const BUILT_IN: [&str; 4] = ["voice", "video", "interactive", "bulk"];
+
+/// How the paths to remotes are probed.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Probe {
+    /// How often a path to a remote that packets go to.
+    pub interval: Spanned<Millis>,
+    /// How often one to a remote that none go to.
+    pub idle: Spanned<Millis>,
+    /// Probes of the engine in a second at most.
+    pub rate: ProbeRate,
+}
+
+/// Probes in a second.
+pub type ProbeRate = Number<{ *PROBE_RATE.start() as u64 }, { *PROBE_RATE.end() as u64 }>;
+
+impl Default for Probe {
+    fn default() -> Probe {
+        Probe {
+            interval: nowhere(Millis(50)),
+            idle: nowhere(Millis(1000)),
+            rate: const { ProbeRate::new(20_000).unwrap() },
+        }
+    }
+}
 
 /// None for 0: not limited.
 fn limit<T: Default + PartialEq>(value: T) -> Option<T> {

@@ -1,7 +1,9 @@
 //! What a file becomes for an engine.
 
 use patronus_abi::Prefix;
-use patronus_abi::site::{Action, Device, Dpdk, Hop, LanPort, LinkPort};
+use patronus_abi::site::{
+    Action, Class, Device, Dpdk, Hop, LanPort, LinkPort, Mode, OuterDscp, Probing, Sticky,
+};
 use patronus_abi::{decode, encode};
 use patronus_config::parse;
 
@@ -152,4 +154,90 @@ fn whatever_parses_is_a_blob() {
         let blob = encode(&site, 4).unwrap();
         assert_eq!(decode(&blob), Ok((site, 4)));
     }
+}
+
+/// Their numbers do not depend on where they stand in the file, and only those count that somebody uses or defines.
+#[test]
+fn classes_become_numbers() {
+    let text = r#"
+        [site]
+        private_key_file = "site.key"
+        [[policy]]
+        action = "route"
+        class = "voice"
+        [[policy]]
+        action = "route"
+        class = "default"
+        [[policy]]
+        action = "route"
+        class = "archive"
+        [[policy]]
+        action = "drop"
+        [[class]]
+        name = "archive"
+        mode = "weighted"
+        sticky = "source"
+        dscp = "copy"
+        loss = "0.125%"
+        [[class]]
+        name = "default"
+        mode = "lowest_latency"
+        jitter = "7ms"
+        hold = "1m"
+        dscp = "af11"
+        [probe]
+        interval = "20ms"
+        idle = "2s"
+        rate = 5000
+    "#;
+    let site = parse(text).unwrap().compile();
+    let archive = Class {
+        name: "archive".into(),
+        mode: Mode::Weighted,
+        loss_ppm: Some(1250),
+        sticky: Sticky::Source,
+        dscp: OuterDscp::Copy,
+        ..Class::default()
+    };
+    let default = Class {
+        mode: Mode::LowestLatency,
+        jitter_us: Some(7000),
+        hold_ms: 60_000,
+        dscp: OuterDscp::Set(10),
+        ..Class::default()
+    };
+    let voice = Class {
+        name: "voice".into(),
+        latency_us: Some(150_000),
+        jitter_us: Some(30_000),
+        loss_ppm: Some(10_000),
+        ..Class::default()
+    };
+    assert_eq!(site.classes, [default, archive, voice]);
+    let classes: Vec<u8> = site.policies.iter().map(|policy| policy.class).collect();
+    assert_eq!(classes, [2, 0, 1, 0]);
+    let probing = Probing {
+        interval_us: 20_000,
+        idle_us: 2_000_000,
+        rate: 5000,
+    };
+    assert_eq!(site.probing, probing);
+    let plain = parse("[site]\nprivate_key_file = 'site.key'").unwrap().compile();
+    assert_eq!(
+        (plain.classes, plain.probing),
+        (vec![Class::default()], Probing::default())
+    );
+}
+
+#[test]
+fn costs_and_rates_of_links() {
+    let link = "[[link]]\nid = 1\ninterface = 'eth0'\n";
+    let told = |more: &str| {
+        let text = format!("[site]\nprivate_key_file = 'site.key'\n{link}{more}");
+        let site = parse(&text).unwrap().compile();
+        (site.links[0].cost, site.links[0].rate_up, site.links[0].rate_down)
+    };
+    assert_eq!(told(""), (0, 0, 0));
+    let more = "cost = 7\nrate_up = '64kbps'\nrate_down = '10Gbps'";
+    assert_eq!(told(more), (7, 64_000, 10_000_000_000));
 }

@@ -108,16 +108,16 @@ fn what_needs_a_restart_says_so() {
         one,
         &format!("{two}{one}"),
         &[
-            "! link 2 is new (interface eth1, port udp, group 0, metered false, behind_nat false) needs a restart of the engine",
+            "! link 2 is new (interface eth1, port udp, group 0, metered false, behind_nat false, cost 0) needs a restart of the engine",
         ],
     );
     says(&format!("{one}{two}"), &format!("{two}{one}"), &[]);
     says(
         one,
         &format!("{one}group = 1\ncost = 3"),
-        &["! link 1: group 0 -> 1, cost none -> 3 needs a restart of the engine"],
+        &["! link 1: group 0 -> 1, cost 0 -> 3 needs a restart of the engine"],
     );
-    says(one, &format!("{one}cost = 3"), &["~ link 1: cost none -> 3"]);
+    says(one, &format!("{one}cost = 3"), &["~ link 1: cost 0 -> 3"]);
     says(
         "",
         "[control]\nsocket = '/run/c'",
@@ -250,11 +250,8 @@ proptest! {
         prop_assert_eq!(plan.is_empty(), back.is_empty());
         let same = sorted(&old) == sorted(&new) && key_files(&old) == key_files(&new);
         prop_assert!(same || !plan.is_empty(), "\n{}\n{}", file(&bytes), file(&other));
-        let untold = ["class", "metrics", "control"];
-        let of_engine = |change: &patronus_config::plan::Change| {
-            let told = change.keys.iter().any(|key| !["rate_up", "rate_down", "cost", "class"].contains(&key.key));
-            !untold.contains(&change.table) && told
-        };
+        let untold = ["metrics", "control"];
+        let of_engine = |change: &patronus_config::plan::Change| !untold.contains(&change.table);
         prop_assert!(!same || !plan.changes.iter().any(of_engine), "{}", plan);
         for change in &plan.changes {
             prop_assert!(!change.words.contains('\n'));

@@ -1,4 +1,4 @@
-//! What is understood without being used, and what is said of it.
+//! What is not wrong and said something of; classes, services and their values.
 
 use patronus_config::steering::built_in;
 use patronus_config::value::{Loss, Millis, Rate};
@@ -15,36 +15,13 @@ fn refused(more: &str) -> String {
 }
 
 #[test]
-fn what_nothing_uses_says_so_once() {
+fn what_is_used_is_not_warned_of() {
     let link = "[[link]]\nid = 1\ninterface = 'eth0'\nrate_up = '10Mbps'\nrate_down = '1Gbps'\ncost = 3\n";
     let class = "[[class]]\nname = 'backup'\nmode = 'active_backup'\nloss = '0.3%'\n";
     let policy = "[[policy]]\naction = 'route'\nclass = 'backup'\n";
-    let config = parsed(&format!("{link}{class}{policy}{policy}"));
-    let warnings = config.warnings().iter();
-    let said: Vec<(Option<(usize, usize)>, &str)> = warnings.map(|w| (w.place(), w.message())).collect();
-    assert_eq!(
-        said,
-        [
-            (
-                Some((6, 11)),
-                "the rate of a link is understood, but nothing uses it yet (here, and 1 more)"
-            ),
-            (
-                Some((8, 8)),
-                "the `cost` of a link is understood, but nothing uses it yet"
-            ),
-            (Some((10, 8)), "[[class]] is understood, but nothing uses it yet"),
-            (
-                Some((15, 9)),
-                "the `class` of a policy is understood, but nothing uses it yet (here, and 1 more)"
-            ),
-        ]
-    );
-    assert!(
-        parsed("[metrics]\n[control]\ngroup = 'wheel'")
-            .warnings()
-            .is_empty()
-    );
+    let rest = "[probe]\ninterval = '20ms'\n[metrics]\n[control]\ngroup = 'wheel'";
+    let config = parsed(&format!("{link}{class}{policy}{rest}"));
+    assert!(config.warnings().is_empty());
 }
 
 #[test]
@@ -104,6 +81,31 @@ fn classes_and_services_are_checked() {
             "[[link]]\nid = 1\ninterface = 'eth0'\nrate_up = '100'",
             "6:11: ",
             "\"100Mbps\"",
+        ),
+        (
+            "[[class]]\nname = 'voice'\nsticky = 'address'",
+            "5:10: unknown word `address`",
+            "known here: flow, source",
+        ),
+        (
+            "[probe]\ninterval = '4ms'",
+            "4:12: expected a duration from \"5ms\" to \"1s\"",
+            "50ms",
+        ),
+        (
+            "[probe]\ninterval = '500ms'\nidle = '400ms'",
+            "5:8: expected a duration from `interval`, which is \"500ms\", to \"10s\"",
+            "1s",
+        ),
+        (
+            "[probe]\nidle = '11s'",
+            "4:8: expected a duration from `interval`",
+            "1s",
+        ),
+        (
+            "[probe]\nrate = 99",
+            "4:8: `99`: expected a whole number from 100 to 1000000",
+            "for example: rate = 5000",
         ),
         ("[metrics]\nlisten = '9586'", "4:10: ", "127.0.0.1:9586"),
         (
@@ -206,7 +208,23 @@ fn classes_that_are_built_in_can_be_named() {
     for class in built_in() {
         let name = class.name.get_ref().as_str();
         let config = parsed(&format!("[[policy]]\naction = 'route'\nclass = '{name}'"));
-        assert_eq!(config.warnings().len(), 1);
+        assert!(config.warnings().is_empty());
         assert!(class.latency.is_none_or(|latency| latency.get_ref().0 >= 1));
+    }
+}
+
+#[test]
+fn classes_have_a_limit() {
+    let classes = |count: usize| -> String {
+        let each = |at| format!("[[class]]\nname = 'c{at}'\n");
+        (0..count).map(each).collect()
+    };
+    let named = "[[policy]]\naction = 'route'\nclass = 'voice'\n";
+    parsed(&classes(15));
+    parsed(&format!("{}{named}{named}", classes(14)));
+    parsed(&format!("{}[[class]]\nname = 'default'\n", classes(15)));
+    for text in [classes(16), format!("{}{named}", classes(15))] {
+        let said = refused(&text);
+        assert!(said.contains("at most 16 classes are possible"), "{said}");
     }
 }

@@ -73,13 +73,24 @@ pub enum Verdict<V = Via> {
     Via(Vec<V>),
 }
 
+/// A policy: which flows, what they need of a path, and what becomes of them.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Ruled<V = Via> {
+    /// Which flows.
+    pub matching: Match,
+    /// Their class.
+    pub class: u8,
+    /// What becomes of them.
+    pub verdict: Verdict<V>,
+}
+
 /// What workers are to route by.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Wanted {
     /// Prefixes and their next hops; each flow goes by one of these.
     pub routes: BTreeMap<Prefix, Vec<Via>>,
     /// The first that a flow comes under has the last word.
-    pub policies: Vec<(Match, Verdict)>,
+    pub policies: Vec<Ruled>,
 }
 
 impl Wanted {
@@ -96,7 +107,7 @@ struct Coming {
     /// Dynamic routes.
     changes: BTreeMap<Prefix, Option<Vec<Via>>>,
     /// The policies of the configuration of before, whose groups somebody may still look at.
-    policies: Vec<(Match, Verdict)>,
+    policies: Vec<Ruled>,
 }
 
 /// A LAN port.
@@ -358,8 +369,9 @@ impl Builder {
         check_nodes(&both, false, self.v4.limits())?;
         check_nodes(&both, true, self.v6.limits())?;
         // Of the policies only what they ask for can be wrong now.
-        let policies = wanted.policies.iter().map(|(matching, _)| Policy {
-            matching: matching.clone(),
+        let policies = wanted.policies.iter().map(|ruled| Policy {
+            matching: ruled.matching.clone(),
+            class: ruled.class,
             action: Action::Route,
         });
         let plan = Plan {
@@ -656,9 +668,10 @@ impl Builder {
     fn publish(&mut self) {
         self.epoch = self.epoch.checked_add(1).unwrap_or(1);
         self.hops_changed = false;
-        let policies = self.present.policies.iter().map(|(matching, verdict)| Policy {
-            matching: matching.clone(),
-            action: match verdict {
+        let policies = self.present.policies.iter().map(|ruled| Policy {
+            matching: ruled.matching.clone(),
+            class: ruled.class,
+            action: match &ruled.verdict {
                 Verdict::Route => Action::Route,
                 Verdict::Drop => Action::Drop,
                 Verdict::Via(vias) => Action::Via(self.numbers.get(vias)),
@@ -774,8 +787,8 @@ fn lans(frame: &Frame) -> Vec<bool> {
 }
 
 /// The next hops that a policy names.
-fn over((_, verdict): &(Match, Verdict)) -> Option<&Vec<Via>> {
-    match verdict {
+fn over(ruled: &Ruled) -> Option<&Vec<Via>> {
+    match &ruled.verdict {
         Verdict::Via(vias) => Some(vias),
         Verdict::Route | Verdict::Drop => None,
     }

@@ -341,13 +341,13 @@ fn judge(
                 let flow = flows.get_mut(id);
                 if flow.epoch != snapshot.epoch() {
                     flow.epoch = snapshot.epoch();
-                    flow.value = pack(snapshot.judge(key));
+                    flow.value = pack(snapshot.judge(key).action);
                 }
                 flow.seen = coarse(cx.now);
                 flow.value
             }
             None => {
-                let action = pack(snapshot.judge(key));
+                let action = pack(snapshot.judge(key).action);
                 if flows
                     .insert(*key, coarse(cx.now), snapshot.epoch(), action)
                     .is_err()

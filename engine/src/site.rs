@@ -12,7 +12,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
 use patronus_abi::Site as Told;
-use patronus_abi::site::{Action, Device, Hop, Lan, LanPort, LinkPort, Peer, Policy};
+use patronus_abi::site::{Action, Device, Hop, Lan, LanPort, Link, LinkPort, Peer, Policy};
 use patronus_abi::{BlobError, decode, encode};
 use patronus_config::key_file;
 use patronus_crypto::{Duration, PeerId, PublicKey};
@@ -23,7 +23,7 @@ use crate::allowedips::Prefix;
 use crate::classify::Match;
 use crate::engine;
 use crate::lans::{EthernetConfig, LanConfig, PortChoice};
-use crate::plan::{Verdict, Via, Wanted};
+use crate::plan::{Ruled, Verdict, Via, Wanted};
 use crate::uapi::parse::clamp;
 
 /// A site, its secrets, and where both come from.
@@ -66,7 +66,7 @@ pub struct Rules {
     /// Prefixes and their next hops. The last of equal ones counts.
     pub routes: Vec<(Prefix, Vec<Target>)>,
     /// The first that a flow comes under has the last word.
-    pub policies: Vec<(Match, Verdict<Target>)>,
+    pub policies: Vec<Ruled<Target>>,
 }
 
 impl Site {
@@ -208,7 +208,11 @@ impl Site {
                 Action::Drop => Verdict::Drop,
                 Action::Route => Verdict::Route,
             };
-            (matching(policy), verdict)
+            Ruled {
+                matching: matching(policy),
+                class: policy.class,
+                verdict,
+            }
         });
         rules.policies.extend(policies);
         rules
@@ -292,7 +296,7 @@ pub fn cannot_change(was: &Told, is: &Told) -> Option<&'static str> {
         Some("[engine]")
     } else if was.dpdk != is.dpdk {
         Some("[dpdk]")
-    } else if was.links != is.links {
+    } else if fixed(&was.links) != fixed(&is.links) {
         Some("[[link]]")
     } else if ports(was) != ports(is) {
         Some("the interfaces of [[lan]]")
@@ -301,6 +305,17 @@ pub fn cannot_change(was: &Told, is: &Told) -> Option<&'static str> {
     } else {
         None
     }
+}
+
+/// Links without what can change while an engine runs.
+fn fixed(links: &[Link]) -> Vec<Link> {
+    let fixed = |link: &Link| Link {
+        cost: 0,
+        rate_up: 0,
+        rate_down: 0,
+        ..link.clone()
+    };
+    links.iter().map(fixed).collect()
 }
 
 fn refused(path: &Path, error: &BlobError) -> String {
@@ -340,13 +355,14 @@ impl Rules {
                 .iter()
                 .map(|(prefix, targets)| (*prefix, vias(targets))),
         );
-        let policies = self.policies.iter().map(|(matching, verdict)| {
-            let verdict = match verdict {
+        let policies = self.policies.iter().map(|ruled| Ruled {
+            matching: ruled.matching.clone(),
+            class: ruled.class,
+            verdict: match &ruled.verdict {
                 Verdict::Route => Verdict::Route,
                 Verdict::Drop => Verdict::Drop,
                 Verdict::Via(targets) => Verdict::Via(vias(targets)),
-            };
-            (matching.clone(), verdict)
+            },
         });
         Wanted {
             routes,

@@ -39,8 +39,19 @@ pub enum Action {
 pub struct Policy {
     /// Which flows.
     pub matching: Match,
+    /// Their class.
+    pub class: u8,
     /// What becomes of them.
     pub action: Action,
+}
+
+/// What the policies say of a flow.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Judgement {
+    /// What becomes of it.
+    pub action: Action,
+    /// Its class; 0 if it comes under no policy.
+    pub class: u8,
 }
 
 /// How a packet leaves.
@@ -137,7 +148,7 @@ pub struct Snapshot {
     epoch: u32,
     classifier: Arc<Classifier>,
     /// By policy.
-    actions: Arc<[Action]>,
+    judgements: Arc<[Judgement]>,
     /// Where each group's hops are, from group 1 on.
     groups: Arc<[(u32, u32)]>,
     hops: Arc<[Hop]>,
@@ -190,7 +201,11 @@ impl Snapshot {
         Ok(Snapshot {
             epoch: plan.epoch,
             classifier: Arc::new(Classifier::compile(&matches, keys)?),
-            actions: plan.policies.iter().map(|p| p.action).collect(),
+            judgements: plan
+                .policies
+                .iter()
+                .map(|&Policy { action, class, .. }| Judgement { action, class })
+                .collect(),
             groups: groups.into(),
             hops: hops.into(),
             spread: spread(plan.spread_over),
@@ -215,10 +230,14 @@ impl Snapshot {
         self.epoch
     }
 
-    /// What becomes of a flow.
-    pub fn judge(&self, key: &FlowKey) -> Action {
+    /// What the policies say of a flow.
+    pub fn judge(&self, key: &FlowKey) -> Judgement {
+        const ROUTE: Judgement = Judgement {
+            action: Action::Route,
+            class: 0,
+        };
         let policy = self.classifier.classify(key);
-        policy.map_or(Action::Route, |policy| self.actions[policy])
+        policy.map_or(ROUTE, |policy| self.judgements[policy])
     }
 
     /// The policy that a flow comes under, if it does under any.

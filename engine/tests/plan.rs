@@ -8,7 +8,7 @@ use patronus_crypto::PeerId;
 use patronus_engine::allowedips::Prefix;
 use patronus_engine::classify::Match;
 use patronus_engine::flow::HashKeys;
-use patronus_engine::plan::{BuildError, Builder, Frame, Lan, Verdict, Via, Wanted};
+use patronus_engine::plan::{BuildError, Builder, Frame, Lan, Ruled, Verdict, Via, Wanted};
 use patronus_engine::route::Rules;
 use patronus_engine::snapshot::{Action, Exit, PlanError, Snapshot};
 use patronus_io::ip::FlowKey;
@@ -54,7 +54,7 @@ fn sent_by(rules: &Rules, snapshot: &Snapshot, dst: IpAddr) -> Option<Exit> {
         IpAddr::V4(ip) => FlowKey::v4([10, 9, 9, 9], ip.octets(), 17, 1, 2),
         IpAddr::V6(ip) => FlowKey::v6([0xfc; 16], ip.octets(), 17, 1, 2),
     };
-    let group = match snapshot.judge(&key) {
+    let group = match snapshot.judge(&key).action {
         Action::Drop => return Some(Exit::Discard),
         Action::Via(group) => Some(group),
         Action::Route => match dst {
@@ -71,11 +71,11 @@ fn meant(wanted: &Wanted, dst: IpAddr, known: &[u8]) -> Option<Exit> {
     let policy = wanted
         .policies
         .iter()
-        .find(|(matching, _)| matching.dst.as_ref().is_none_or(inside));
-    let vias = match policy {
-        Some((_, Verdict::Drop)) => return Some(Exit::Discard),
-        Some((_, Verdict::Via(vias))) => vias,
-        Some((_, Verdict::Route)) | None => {
+        .find(|ruled| ruled.matching.dst.as_ref().is_none_or(inside));
+    let vias = match policy.map(|ruled| &ruled.verdict) {
+        Some(Verdict::Drop) => return Some(Exit::Discard),
+        Some(Verdict::Via(vias)) => vias,
+        Some(Verdict::Route) | None => {
             let around = wanted.routes.iter().filter(|(prefix, _)| inside(prefix));
             around.max_by_key(|(prefix, _)| prefix.cidr())?.1
         }
@@ -153,7 +153,11 @@ fn any_wanted() -> impl Strategy<Value = Wanted> {
             dst: Some(dst),
             ..Match::ANY
         };
-        (matching, verdict)
+        Ruled {
+            matching,
+            class: 0,
+            verdict,
+        }
     });
     let routes = prop::collection::btree_map(any_prefix(), vias(), 0..12);
     (routes, prop::collection::vec(policy, 0..3)).prop_map(|(routes, policies)| Wanted { routes, policies })
@@ -392,7 +396,11 @@ fn what_cannot_be_had_changes_nothing() {
         wanted((0..count).map(each))
     };
     let policy = |matching: Match, verdict| Wanted {
-        policies: vec![(matching, verdict)],
+        policies: vec![Ruled {
+            matching,
+            class: 0,
+            verdict,
+        }],
         ..Wanted::default()
     };
     let ports = Match {

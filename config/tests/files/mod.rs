@@ -198,7 +198,7 @@ fn policies(from: &mut Choices<'_>, to: &mut String, hops: &[String]) {
 }
 
 fn classes_and_services(from: &mut Choices<'_>, to: &mut String) {
-    for name in ["voice", "backup"] {
+    for name in ["voice", "backup", "default"] {
         if from.yes() {
             writeln!(to, "[[class]]\nname = '{name}'").unwrap();
             from.line(to, "latency", &["'50ms'", "'1s'"]);
@@ -213,8 +213,15 @@ fn classes_and_services(from: &mut Choices<'_>, to: &mut String) {
             ];
             from.line(to, "mode", &modes);
             from.line(to, "hold", &["'10s'", "'30s'"]);
+            from.line(to, "sticky", &["'flow'", "'source'"]);
             from.line(to, "dscp", &["'copy'", "'ef'", "13"]);
         }
+    }
+    if from.yes() {
+        to.push_str("[probe]\n");
+        from.line(to, "interval", &["'20ms'", "'1s'"]);
+        from.line(to, "idle", &["'1s'", "'5s'"]);
+        from.line(to, "rate", &["5000"]);
     }
     if from.yes() {
         to.push_str("[metrics]\n");

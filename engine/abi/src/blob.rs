@@ -99,6 +99,7 @@ struct Writer {
     neighbours: Vec<NeighbourRecord>,
     routes: Vec<RouteRecord>,
     policies: Vec<PolicyRecord>,
+    classes: Vec<ClassRecord>,
     hops: Vec<HopRecord>,
     text: Vec<u8>,
 }
@@ -115,6 +116,9 @@ pub fn encode(site: &Site, generation: u64) -> Result<Vec<u8>, BlobError> {
         routes: engine.routes.into(),
         dpdk_memory: site.dpdk.memory_mib.into(),
         dpdk_huge_page: site.dpdk.huge_page_mib.unwrap_or(0).into(),
+        probe_interval: site.probing.interval_us.into(),
+        probe_idle: site.probing.idle_us.into(),
+        probe_rate: site.probing.rate.into(),
         listen_port: site.listen_port.into(),
         workers: engine.workers.into(),
         flags: u8::from(engine.offload) | u8::from(!site.dpdk.huge_pages) << 1,
@@ -128,6 +132,7 @@ pub fn encode(site: &Site, generation: u64) -> Result<Vec<u8>, BlobError> {
     site.lans.iter().for_each(|lan| to.lan(lan));
     site.routes.iter().for_each(|route| to.route(route));
     site.policies.iter().for_each(|policy| to.policy(policy));
+    site.classes.iter().for_each(|class| to.class(class));
     to.finish(header, generation)
 }
 
@@ -143,6 +148,7 @@ impl Writer {
             self.neighbours.as_bytes(),
             self.routes.as_bytes(),
             self.policies.as_bytes(),
+            self.classes.as_bytes(),
             self.hops.as_bytes(),
             &self.text,
         ];
@@ -156,6 +162,7 @@ impl Writer {
             self.neighbours.len(),
             self.routes.len(),
             self.policies.len(),
+            self.classes.len(),
             self.hops.len(),
             self.text.len(),
         ];
@@ -204,6 +211,9 @@ impl Writer {
             interface: self.text(&link.interface),
             device: self.text_of(link.device.as_ref().map(|device| &device.name)),
             mtu: mtu(&link.device),
+            cost: link.cost.into(),
+            rate_up: link.rate_up.into(),
+            rate_down: link.rate_down.into(),
         };
         self.links.push(record);
     }
@@ -289,9 +299,38 @@ impl Writer {
             action,
             hops,
             name: self.text_of(policy.name.as_ref()),
-            zero: [0; 3],
+            class: policy.class,
+            zero: [0; 2],
         };
         self.policies.push(record);
+    }
+
+    fn class(&mut self, class: &Class) {
+        let limit = |limit: Option<u32>| U32::new(limit.unwrap_or(0));
+        let record = ClassRecord {
+            latency: limit(class.latency_us),
+            jitter: limit(class.jitter_us),
+            loss: limit(class.loss_ppm),
+            hold: class.hold_ms.into(),
+            mode: match class.mode {
+                Mode::Pinned => 0,
+                Mode::ActiveBackup => 1,
+                Mode::LowestLatency => 2,
+                Mode::Weighted => 3,
+                Mode::Duplicate => 4,
+            },
+            flags: u8::from(class.latency_us.is_some())
+                | u8::from(class.jitter_us.is_some()) << 1
+                | u8::from(class.loss_ppm.is_some()) << 2
+                | u8::from(class.sticky == Sticky::Source) << 3,
+            dscp: match class.dscp {
+                OuterDscp::None => 0,
+                OuterDscp::Copy => 1,
+                OuterDscp::Set(dscp) => 64 | dscp,
+            },
+            name: self.text(&class.name),
+        };
+        self.classes.push(record);
     }
 }
 
@@ -326,6 +365,7 @@ struct Sections<'a> {
     neighbours: &'a [NeighbourRecord],
     routes: &'a [RouteRecord],
     policies: &'a [PolicyRecord],
+    classes: &'a [ClassRecord],
     hops: &'a [HopRecord],
     text: &'a [u8],
 }
@@ -403,8 +443,9 @@ impl<'a> Sections<'a> {
             neighbours: section(rest, counts[6])?,
             routes: section(rest, counts[7])?,
             policies: section(rest, counts[8])?,
-            hops: section(rest, counts[9])?,
-            text: section(rest, counts[10])?,
+            classes: section(rest, counts[9])?,
+            hops: section(rest, counts[10])?,
+            text: section(rest, counts[11])?,
         })
     }
 
@@ -431,7 +472,7 @@ impl<'a> Sections<'a> {
     fn site(&mut self, record: &SiteRecord) -> Result<Site, BlobError> {
         let engine = self.engine(record);
         let (links, peers, lans) = (self.links, self.peers, self.lans);
-        let (routes, policies) = (self.routes, self.policies);
+        let (routes, policies, classes) = (self.routes, self.policies, self.classes);
         Ok(Site {
             engine: engine.map_err(|why| BlobError::value("engine", 0, why))?,
             dpdk: Dpdk {
@@ -446,6 +487,12 @@ impl<'a> Sections<'a> {
             lans: all("LAN", lans, |lan| self.lan(lan))?,
             routes: all("route", routes, |route| self.route(route))?,
             policies: all("policy", policies, |policy| self.policy(policy))?,
+            classes: all("class", classes, |class| self.class(class))?,
+            probing: Probing {
+                interval_us: record.probe_interval.get(),
+                idle_us: record.probe_idle.get(),
+                rate: record.probe_rate.get(),
+            },
         })
     }
 
@@ -498,6 +545,9 @@ impl<'a> Sections<'a> {
             metered,
             behind_nat,
             endpoint: record.endpoint.read()?,
+            cost: record.cost.get(),
+            rate_up: record.rate_up.get(),
+            rate_down: record.rate_down.get(),
         })
     }
 
@@ -579,6 +629,38 @@ impl<'a> Sections<'a> {
             dst_ports: ports(dst_ports, record.dst_ports)?,
             dscps: Some(record.dscps.get()).filter(|dscps| *dscps != 0),
             action,
+            class: record.class,
+        })
+    }
+
+    fn class(&mut self, record: ClassRecord) -> Result<Class, Wrong> {
+        let [latency, jitter, loss, source] = bits(record.flags)?;
+        let limit = |is_asked: bool, limit: U32| match (is_asked, limit.get()) {
+            (true, limit) => Ok(Some(limit)),
+            (false, 0) => Ok(None),
+            (false, _) => Err(UNKNOWN),
+        };
+        Ok(Class {
+            name: self.text(record.name)?,
+            mode: match record.mode {
+                0 => Mode::Pinned,
+                1 => Mode::ActiveBackup,
+                2 => Mode::LowestLatency,
+                3 => Mode::Weighted,
+                4 => Mode::Duplicate,
+                _ => return Err(UNKNOWN),
+            },
+            latency_us: limit(latency, record.latency)?,
+            jitter_us: limit(jitter, record.jitter)?,
+            loss_ppm: limit(loss, record.loss)?,
+            hold_ms: record.hold.get(),
+            sticky: if source { Sticky::Source } else { Sticky::Flow },
+            dscp: match record.dscp {
+                0 => OuterDscp::None,
+                1 => OuterDscp::Copy,
+                dscp @ 64..128 => OuterDscp::Set(dscp - 64),
+                _ => return Err(UNKNOWN),
+            },
         })
     }
 }

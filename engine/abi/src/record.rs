@@ -65,12 +65,12 @@ macro_rules! records {
 }
 pub(crate) use records;
 
-/// Sections: cores, links, peers, allowed-ips, LANs, networks of LANs, neighbours, routes, policies, next hops, text.
-pub const SECTIONS: usize = 11;
+/// Sections: cores, links, peers, allowed-ips, LANs, networks of LANs, neighbours, routes, policies, classes, next hops, text.
+pub const SECTIONS: usize = 12;
 
 records! { BLOB:
     /// The beginning of a blob.
-    Header, 108 {
+    Header, 124 {
         /// [`MAGIC`].
         magic: [u8; 8],
         /// [`ABI_VERSION`](crate::ABI_VERSION).
@@ -88,7 +88,7 @@ records! { BLOB:
     }
 
     /// What there is once.
-    SiteRecord, 32 {
+    SiteRecord, 44 {
         fwmark: U32,
         spin_ms: U32,
         flows: U32,
@@ -97,6 +97,12 @@ records! { BLOB:
         dpdk_memory: U32,
         /// Mebibytes; 0: whichever the system has.
         dpdk_huge_page: U32,
+        /// Of paths that carry something, microseconds.
+        probe_interval: U32,
+        /// Of paths that carry nothing, microseconds.
+        probe_idle: U32,
+        /// Probes a second at most.
+        probe_rate: U32,
         listen_port: U16,
         workers: U16,
         /// 1: offload; 2: DPDK does without huge pages.
@@ -130,7 +136,7 @@ records! { BLOB:
     }
 
     /// A link.
-    LinkRecord, 32 {
+    LinkRecord, 50 {
         endpoint: EndpointRecord,
         id: u8,
         group: u8,
@@ -144,6 +150,11 @@ records! { BLOB:
         device: u8,
         /// The device's; 0: there is none.
         mtu: U16,
+        cost: U16,
+        /// Bits per second; 0: not known.
+        rate_up: U64,
+        /// Bits per second; 0: not known.
+        rate_down: U64,
     }
 
     /// A peer.
@@ -217,6 +228,28 @@ records! { BLOB:
         hops: u8,
         /// Bytes of the text; 0: none.
         name: u8,
-        zero: [u8; 3],
+        /// Its place among the classes.
+        class: u8,
+        zero: [u8; 2],
+    }
+
+    /// A class. A limit that is not asked is zero.
+    ClassRecord, 20 {
+        /// Microseconds.
+        latency: U32,
+        /// Microseconds.
+        jitter: U32,
+        /// Parts per million.
+        loss: U32,
+        /// Milliseconds.
+        hold: U32,
+        /// 0: pinned; 1: active_backup; 2: lowest_latency; 3: weighted; 4: duplicate.
+        mode: u8,
+        /// 1: limits the latency; 2: the jitter; 4: the loss; 8: packets of a source stay together, not only those of a flow.
+        flags: u8,
+        /// 0: datagrams have none; 1: the packet's own; 64 and more: this one, and 64.
+        dscp: u8,
+        /// Bytes of the text.
+        name: u8,
     }
 }

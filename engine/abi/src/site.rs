@@ -36,6 +36,20 @@ pub const FLOWS_MAX: usize = 1 << 22;
 pub const POLICIES_MAX: usize = 1 << 16;
 /// Next hops of a route or a policy at most.
 pub const HOPS_MAX: usize = 64;
+/// Classes at most, the one of what comes under no other among them.
+pub const CLASSES_MAX: usize = 16;
+/// What a class can ask for at most, microseconds.
+pub const LIMIT_MAX_US: u32 = 60_000_000;
+/// All packets, in parts per million: no loss is more.
+pub const LOSS_MAX_PPM: u32 = 1_000_000;
+/// How long flows keep away from a path at most, milliseconds.
+pub const HOLD_MAX_MS: u32 = 24 * 3_600_000;
+/// How often a path is probed that carries something, microseconds.
+pub const PROBE_INTERVAL_US: RangeInclusive<u32> = 5_000..=1_000_000;
+/// And one that carries nothing, at the rarest.
+pub const PROBE_IDLE_MAX_US: u32 = 10_000_000;
+/// Probes that an engine sends in a second, however many paths it has.
+pub const PROBE_RATE: RangeInclusive<u32> = 100..=1_000_000;
 /// Packet threads, and cores to pin them to, at most.
 pub const WORKERS_MAX: usize = 64;
 /// Bytes of a name at most.
@@ -66,6 +80,11 @@ pub struct Site {
     pub routes: Vec<Route>,
     /// What becomes of which flows; the first that matches decides.
     pub policies: Vec<Policy>,
+    /// What kinds of traffic need of a path, 1 to [`CLASSES_MAX`]; policies have their places. The first is [`Class::DEFAULT`]: it has what comes
+    /// under no policy, and under none that names a class.
+    pub classes: Vec<Class>,
+    /// How paths are probed.
+    pub probing: Probing,
 }
 
 /// How an engine runs.
@@ -119,6 +138,12 @@ pub struct Link {
     pub behind_nat: bool,
     /// Where remotes can call it. None: at its interface's own addresses.
     pub endpoint: Option<SocketAddr>,
+    /// Of paths that are good enough, those over the links of the lowest cost are used.
+    pub cost: u16,
+    /// What it carries away from the site, bits per second; 0: not known.
+    pub rate_up: u64,
+    /// What it carries towards the site, bits per second; 0: not known.
+    pub rate_down: u64,
 }
 
 /// A peer.
@@ -224,6 +249,109 @@ pub struct Policy {
     pub dscps: Option<u64>,
     /// What becomes of them.
     pub action: Action,
+    /// What they need of a path, by its place among the classes.
+    pub class: u8,
+}
+
+/// How the flows of a class use the paths to a remote.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// Each flow by one path, which it leaves in a pause between its packets.
+    #[default]
+    Pinned,
+    /// All flows by the first path that is good enough.
+    ActiveBackup,
+    /// The same, and the first is the one with the shortest round trip.
+    LowestLatency,
+    /// Flows in proportion to the weights of the paths.
+    Weighted,
+    /// Each packet by two paths; the second to arrive is thrown away.
+    Duplicate,
+}
+
+/// Which packets of a class stay together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Sticky {
+    /// Those of a flow.
+    #[default]
+    Flow,
+    /// Those of a source: of an address of IPv4, or of 64 bits of one of IPv6.
+    Source,
+}
+
+/// What DSCP (RFC 2474) the datagrams of a class have on the outside.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OuterDscp {
+    /// 0.
+    #[default]
+    None,
+    /// The packet's own.
+    Copy,
+    /// This one, 0 to 63.
+    Set(u8),
+}
+
+/// What a kind of traffic needs of a path. What is none is not asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Class {
+    /// What messages call it.
+    pub name: String,
+    /// How its flows use the paths.
+    pub mode: Mode,
+    /// Round trip at most, microseconds, 1 to [`LIMIT_MAX_US`].
+    pub latency_us: Option<u32>,
+    /// Variation of the delay at most, microseconds, 1 to [`LIMIT_MAX_US`].
+    pub jitter_us: Option<u32>,
+    /// Lost packets at most, each way, parts per million.
+    pub loss_ppm: Option<u32>,
+    /// How long a path that was left has to be good before flows go back, milliseconds, up to [`HOLD_MAX_MS`].
+    pub hold_ms: u32,
+    /// Which packets stay together.
+    pub sticky: Sticky,
+    /// DSCP of its datagrams.
+    pub dscp: OuterDscp,
+}
+
+/// How paths are probed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Probing {
+    /// How often one that carries something, microseconds: [`PROBE_INTERVAL_US`].
+    pub interval_us: u32,
+    /// How often one that does not, microseconds: not more often than that, and at least every [`PROBE_IDLE_MAX_US`].
+    pub idle_us: u32,
+    /// Probes of the engine in a second at most: [`PROBE_RATE`].
+    pub rate: u32,
+}
+
+impl Class {
+    /// What the first class is called.
+    pub const DEFAULT: &str = "default";
+}
+
+/// The first class, unless somebody says otherwise of it.
+impl Default for Class {
+    fn default() -> Class {
+        Class {
+            name: Class::DEFAULT.into(),
+            mode: Mode::Pinned,
+            latency_us: None,
+            jitter_us: None,
+            loss_ppm: None,
+            hold_ms: 30_000,
+            sticky: Sticky::Flow,
+            dscp: OuterDscp::None,
+        }
+    }
+}
+
+impl Default for Probing {
+    fn default() -> Probing {
+        Probing {
+            interval_us: 50_000,
+            idle_us: 1_000_000,
+            rate: 20_000,
+        }
+    }
 }
 
 impl Lan {
@@ -265,6 +393,7 @@ impl Site {
             lans.map(|lan| lan.neighbours.len()).sum(),
             self.routes.len(),
             self.policies.len(),
+            self.classes.len(),
         ]
     }
 
@@ -296,6 +425,18 @@ impl Site {
         most("LANs beside the TUN", self.lans.len() - tuns, LANS_MAX - 1)?;
         once("interface", self.interfaces())?;
         once("device", self.devices().map(|device| device.key()))?;
+        self.probing
+            .check()
+            .map_err(|why| BlobError::value("probing", 0, why))?;
+        each("class", &self.classes, Class::check)?;
+        once("class", self.classes.iter().map(|class| &class.name))?;
+        if self
+            .classes
+            .first()
+            .is_none_or(|class| class.name != Class::DEFAULT)
+        {
+            return Err(BlobError::value("class", 0, "the first is called `default`"));
+        }
         each("route", &self.routes, |route| self.check_hops(&route.hops))?;
         each("policy", &self.policies, |policy| self.check_policy(policy))
     }
@@ -344,6 +485,9 @@ impl Site {
         if policy.dscps == Some(0) {
             return Err("no DSCP at all");
         }
+        if usize::from(policy.class) >= self.classes.len() {
+            return Err("a class that is not there");
+        }
         match &policy.action {
             Action::Via(hops) => self.check_hops(hops),
             Action::Route | Action::Drop => Ok(()),
@@ -378,6 +522,41 @@ impl Link {
         check_endpoint(self.endpoint)?;
         check_interface(&self.interface)?;
         check_device(self.device.as_ref(), self.port == LinkPort::Dpdk)
+    }
+}
+
+impl Class {
+    fn check(&self) -> Result<(), &'static str> {
+        check_name(Some(&self.name))?;
+        let within = |limit: Option<u32>| limit.is_none_or(|limit| (1..=LIMIT_MAX_US).contains(&limit));
+        if !within(self.latency_us) || !within(self.jitter_us) {
+            return Err("a limit that is not 1 microsecond to a minute");
+        }
+        if self.loss_ppm.is_some_and(|loss| loss > LOSS_MAX_PPM) {
+            return Err("a loss of more than everything");
+        }
+        if self.hold_ms > HOLD_MAX_MS {
+            return Err("flows that keep away for more than a day");
+        }
+        match self.dscp {
+            OuterDscp::Set(64..) => Err("a DSCP of more than 63"),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Probing {
+    fn check(&self) -> Result<(), &'static str> {
+        if !PROBE_INTERVAL_US.contains(&self.interval_us) {
+            return Err("an interval that is not 5 ms to 1 s");
+        }
+        if !(self.interval_us..=PROBE_IDLE_MAX_US).contains(&self.idle_us) {
+            return Err("an interval of idle paths that is shorter than that of others, or longer than 10 s");
+        }
+        if !PROBE_RATE.contains(&self.rate) {
+            return Err("a rate that is not 100 to 1,000,000 a second");
+        }
+        Ok(())
     }
 }
 
@@ -434,7 +613,7 @@ fn once<T: Ord>(what: &'static str, values: impl Iterator<Item = T>) -> Result<(
 }
 
 /// What has a limit, in the order of the blob's sections.
-pub(crate) const LIMITS: [(&str, usize); 9] = [
+pub(crate) const LIMITS: [(&str, usize); 10] = [
     ("cores", WORKERS_MAX),
     ("links", LINKS_MAX),
     ("peers", PEERS_MAX),
@@ -444,6 +623,7 @@ pub(crate) const LIMITS: [(&str, usize); 9] = [
     ("neighbours", LAN_ENTRIES_MAX),
     ("routes", ROUTES_MAX),
     ("policies", POLICIES_MAX),
+    ("classes", CLASSES_MAX),
 ];
 
 /// Refuses more than there may be of anything.

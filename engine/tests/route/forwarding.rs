@@ -26,6 +26,7 @@ fn dropping(prefix: &str, len: u8) -> Policy {
             dst: Prefix::new(prefix.parse().unwrap(), len),
             ..Match::ANY
         },
+        class: 0,
         action: Action::Drop,
     }
 }
@@ -267,6 +268,7 @@ fn what_a_plan_cannot_mean_is_said() {
     let group = Group::new(4).unwrap();
     let policy = Policy {
         matching: Match::ANY,
+        class: 0,
         action: Action::Via(group),
     };
     assert_eq!(compile(&plan(1, vec![policy])), Some(PlanError::NoGroup(group)));

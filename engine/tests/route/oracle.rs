@@ -120,6 +120,7 @@ fn policy() -> impl Strategy<Value = Policy> {
                 dscps,
                 ..Match::ANY
             },
+            class: 0,
             action,
         })
 }

@@ -3,14 +3,14 @@
 mod sites;
 
 use patronus_abi::blob::seal;
-use patronus_abi::site::{Action, Hop, Site};
+use patronus_abi::site::{Action, Hop, OuterDscp, Site};
 use patronus_abi::{ABI_VERSION, BlobError, decode, encode};
 use proptest::prelude::*;
 
 use sites::{empty, sample, site};
 
 /// Where in a blob what is counted is: behind magic, version, check sum, length, generation and what there is once.
-const COUNTS: usize = 64;
+const COUNTS: usize = 76;
 
 /// What decode takes, encode makes of it again, to the byte.
 fn is_canonical(blob: &[u8]) {
@@ -69,7 +69,7 @@ proptest! {
     }
 
     #[test]
-    fn random_counts(site in site(), counts: [u32; 11], behind in prop::collection::vec(any::<u8>(), 0..300)) {
+    fn random_counts(site in site(), counts: [u32; 12], behind in prop::collection::vec(any::<u8>(), 0..300)) {
         let mut blob = encode(&site, 1).unwrap();
         for (at, count) in counts.into_iter().enumerate() {
             let place = COUNTS + 4 * at;
@@ -118,7 +118,7 @@ fn nothing_is_no_site() {
 #[test]
 fn too_many_are_refused_before_anything_is_made_of_them() {
     let mut blob = encode(&empty(), 1).unwrap();
-    let (header, lans) = (COUNTS + 4 * 11, [0xff; 16 * 17]);
+    let (header, lans) = (COUNTS + 4 * 12, [0xff; 16 * 17]);
     blob.splice(header..header, lans);
     let len = blob.len() as u64;
     blob[16..24].copy_from_slice(&len.to_le_bytes());
@@ -198,6 +198,62 @@ fn what_has_no_meaning_is_not_made() {
         |site| site.links = vec![site.links[0].clone(); 16],
         "16 links, at most 15",
     );
+}
+
+#[test]
+fn classes_and_probes_are_within_limits() {
+    refuses(
+        |site| site.classes.clear(),
+        "class 0: the first is called `default`",
+    );
+    refuses(
+        |site| site.classes.swap(0, 1),
+        "class 0: the first is called `default`",
+    );
+    refuses(
+        |site| site.classes.push(site.classes[1].clone()),
+        "class 2: stands there twice",
+    );
+    refuses(
+        |site| site.classes = vec![site.classes[0].clone(); 17],
+        "17 classes, at most 16",
+    );
+    refuses(|site| site.classes[1].name = "a b".into(), "class 1: a name");
+    for limit in [0, 60_000_001] {
+        refuses(
+            |site| site.classes[1].latency_us = Some(limit),
+            "class 1: a limit",
+        );
+        refuses(|site| site.classes[1].jitter_us = Some(limit), "class 1: a limit");
+    }
+    refuses(
+        |site| site.classes[1].loss_ppm = Some(1_000_001),
+        "class 1: a loss",
+    );
+    refuses(|site| site.classes[1].hold_ms = 86_400_001, "class 1: flows");
+    refuses(
+        |site| site.classes[1].dscp = OuterDscp::Set(64),
+        "class 1: a DSCP of more than 63",
+    );
+    refuses(
+        |site| site.policies[0].class = 2,
+        "policy 0: a class that is not there",
+    );
+    for interval in [4999, 1_000_001] {
+        refuses(
+            |site| site.probing.interval_us = interval,
+            "probing 0: an interval that",
+        );
+    }
+    for idle in [19_999, 10_000_001] {
+        refuses(
+            |site| site.probing.idle_us = idle,
+            "probing 0: an interval of idle",
+        );
+    }
+    for rate in [99, 1_000_001] {
+        refuses(|site| site.probing.rate = rate, "probing 0: a rate");
+    }
 }
 
 #[test]

@@ -29,6 +29,8 @@ pub fn empty() -> Site {
         lans: vec![],
         routes: vec![],
         policies: vec![],
+        classes: vec![Class::default()],
+        probing: Probing::default(),
     }
 }
 
@@ -55,6 +57,9 @@ pub fn sample() -> Site {
         metered: id == 2,
         behind_nat: id == 2,
         endpoint: endpoint.map(|at| at.parse().unwrap()),
+        cost: 10 * u16::from(id),
+        rate_up: 20_000_000 * u64::from(id == 1),
+        rate_down: 100_000_000 * u64::from(id == 1),
     };
     let peer = |n: u8, name: Option<&str>| Peer {
         name: name.map(Into::into),
@@ -131,8 +136,27 @@ pub fn sample() -> Site {
             src_ports: None,
             dst_ports: Some(23..=23),
             dscps: Some(1 << 46),
-            action: Action::Drop,
+            action: Action::Route,
+            class: 1,
         }],
+        classes: vec![
+            Class::default(),
+            Class {
+                name: "voice".into(),
+                mode: Mode::Duplicate,
+                latency_us: Some(150_000),
+                jitter_us: Some(30_000),
+                loss_ppm: Some(0),
+                hold_ms: 60_000,
+                sticky: Sticky::Source,
+                dscp: OuterDscp::Set(46),
+            },
+        ],
+        probing: Probing {
+            interval_us: 20_000,
+            idle_us: 2_000_000,
+            rate: 5000,
+        },
     }
 }
 
@@ -211,12 +235,13 @@ fn links() -> impl Strategy<Value = Vec<Link>> {
         any::<u8>(),
         option::of(endpoint()),
         any_device(0),
+        any::<(u16, u64, u64)>(),
     );
     vec(link, 0..4).prop_map(|links| {
         let links = links.into_iter().zip(1..);
         links
             .map(
-                |((port, [metered, behind_nat], group, endpoint, device), id)| Link {
+                |((port, [metered, behind_nat], group, endpoint, device, (cost, up, down)), id)| Link {
                     id,
                     interface: format!("wan{id}"),
                     port,
@@ -225,6 +250,9 @@ fn links() -> impl Strategy<Value = Vec<Link>> {
                     metered,
                     behind_nat,
                     endpoint,
+                    cost,
+                    rate_up: up,
+                    rate_down: down,
                 },
             )
             .collect()
@@ -349,17 +377,66 @@ fn policy() -> impl Strategy<Value = Policy> {
                 dst_ports,
                 dscps,
                 action,
+                class: 0,
             },
         )
+}
+
+fn classes() -> impl Strategy<Value = Vec<Class>> {
+    let mode = prop_oneof![
+        Just(Mode::Pinned),
+        Just(Mode::ActiveBackup),
+        Just(Mode::LowestLatency),
+        Just(Mode::Weighted),
+        Just(Mode::Duplicate)
+    ];
+    let dscp = prop_oneof![
+        Just(OuterDscp::None),
+        Just(OuterDscp::Copy),
+        (0u8..64).prop_map(OuterDscp::Set)
+    ];
+    let limit = || option::of(1..=LIMIT_MAX_US);
+    let rest = (option::of(0..=LOSS_MAX_PPM), 0..=HOLD_MAX_MS, any::<bool>());
+    let class =
+        (mode, dscp, limit(), limit(), rest).prop_map(|(mode, dscp, latency_us, jitter_us, rest)| Class {
+            name: Class::DEFAULT.into(),
+            mode,
+            latency_us,
+            jitter_us,
+            loss_ppm: rest.0,
+            hold_ms: rest.1,
+            sticky: if rest.2 { Sticky::Source } else { Sticky::Flow },
+            dscp,
+        });
+    vec(class, 1..=CLASSES_MAX).prop_map(|mut classes| {
+        for (class, number) in classes.iter_mut().zip(0..).skip(1) {
+            class.name = format!("class{number}");
+        }
+        classes
+    })
+}
+
+fn probing() -> impl Strategy<Value = Probing> {
+    let idle = |interval_us| (Just(interval_us), interval_us..=PROBE_IDLE_MAX_US, PROBE_RATE);
+    let all = PROBE_INTERVAL_US.prop_flat_map(idle);
+    all.prop_map(|(interval_us, idle_us, rate)| Probing {
+        interval_us,
+        idle_us,
+        rate,
+    })
 }
 
 /// Any site.
 pub fn site() -> impl Strategy<Value = Site> {
     let route = (prefix(), hops()).prop_map(|(prefix, hops)| Route { prefix, hops });
     let rules = (vec(route, 0..4), vec(policy(), 0..4));
-    let engine = (engine(), dpdk());
+    let engine = (engine(), dpdk(), probing(), classes());
     (engine, any::<(u16, u32)>(), links(), peers(), lans(), rules).prop_map(
-        |((engine, dpdk), (listen_port, fwmark), links, mut peers, lans, (routes, policies))| {
+        |((engine, dpdk, probing, classes), (listen_port, fwmark), links, mut peers, lans, rules)| {
+            let (routes, mut policies) = rules;
+            for (policy, at) in policies.iter_mut().zip(1..) {
+                policy.class = (classes.len() - 1).min(at) as u8;
+            }
             // Remotes are reached over links.
             peers
                 .iter_mut()
@@ -374,6 +451,8 @@ pub fn site() -> impl Strategy<Value = Site> {
                 lans,
                 routes,
                 policies,
+                classes,
+                probing,
             }
         },
     )
