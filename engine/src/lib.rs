@@ -74,6 +74,7 @@ pub mod neighbour;
 pub mod observe;
 pub mod path;
 pub mod plan;
+pub mod pmtu;
 pub mod reader;
 pub mod remote;
 pub mod rib;
