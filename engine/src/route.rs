@@ -80,6 +80,17 @@ impl Bound {
         self.packets.push(packet);
         self.peers.push(peer);
     }
+
+    /// True if there are none.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.packets.is_empty()
+    }
+
+    /// Takes the first `n` out.
+    pub fn drain(&mut self, n: usize) -> impl Iterator<Item = (PktBuf, PeerId)> {
+        self.packets.drain(..n).zip(self.peers.drain(..n))
+    }
 }
 
 /// What leaves, by exit.
@@ -543,7 +554,7 @@ impl Onward<'_> {
         from: Ingress,
     ) -> Option<PktBuf> {
         let is_router = matches!(from, Ingress::Ethernet | Ingress::Tunnel);
-        let fits = packet.len() <= usize::from(hop.mtu);
+        let fits = packet.len() <= usize::from(hop.mtu) || may_be_cut(hop, &packet);
         // An error quotes the packet as it came.
         let goes_on = !is_router
             || match fits {
@@ -586,6 +597,13 @@ impl Onward<'_> {
             }
         }
     }
+}
+
+/// Whether a packet that is longer than its hop takes is cut up later, in front of the tunnel.
+#[cold]
+fn may_be_cut(hop: &Hop, packet: &PktBuf) -> bool {
+    let inner = Packet::parse(packet.data());
+    matches!(hop.exit, Exit::Tunnel(_)) && inner.is_ok_and(|inner| !inner.must_not_be_cut())
 }
 
 fn destination(key: &FlowKey) -> IpAddr {

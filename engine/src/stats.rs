@@ -45,6 +45,10 @@ named! {
         EncapNoEndpoint => "encap-no-endpoint",
         /// From the TUN: a datagram that we sent to the peer, because the route to its endpoint leads into the tunnel.
         EncapLoop => "encap-routing-loop",
+        /// Into a tunnel: longer than it takes, and not to be cut up; its sender is told.
+        EncapTooBig => "encap-too-big",
+        /// Into a tunnel: longer than it takes, and there were not as many frames free as it has fragments.
+        FragmentNoFrame => "fragment-no-frame",
         /// From the TUN: the interface is down, so there is no UDP socket; or the link is.
         EncapDown => "encap-interface-down",
         /// From the network or another LAN port: the LAN port is gone.
@@ -184,6 +188,12 @@ pub struct WorkerStats {
     pub controls_received: Counter,
     /// ICMP errors about packets that went no further.
     pub icmp_sent: Counter,
+    /// Packets that were cut up because they are longer than their tunnel takes.
+    pub fragmented: Counter,
+    /// What became of those.
+    pub fragments: Counter,
+    /// Beginnings of TCP connections that asked for longer segments than fit the tunnel.
+    pub mss_clamped: Counter,
     /// Packets of flows that found no place in the flow table, so that each is classified.
     pub flows_unremembered: Counter,
     /// Times the worker went to sleep for want of work.
@@ -266,6 +276,9 @@ impl WorkerStats {
                 offset_of!(WorkerStats, controls_received),
             ),
             ("icmp_sent_total", offset_of!(WorkerStats, icmp_sent)),
+            ("fragmented_packets_total", offset_of!(WorkerStats, fragmented)),
+            ("fragments_total", offset_of!(WorkerStats, fragments)),
+            ("mss_clamped_total", offset_of!(WorkerStats, mss_clamped)),
             (
                 "flows_unremembered_total",
                 offset_of!(WorkerStats, flows_unremembered),
@@ -295,6 +308,9 @@ impl WorkerStats {
         let _ = writeln!(out, "{prefix}controls-sent={}", self.controls_sent.get());
         let _ = writeln!(out, "{prefix}controls-received={}", self.controls_received.get());
         let _ = writeln!(out, "{prefix}icmp-sent={}", self.icmp_sent.get());
+        let _ = writeln!(out, "{prefix}fragmented={}", self.fragmented.get());
+        let _ = writeln!(out, "{prefix}fragments={}", self.fragments.get());
+        let _ = writeln!(out, "{prefix}mss-clamped={}", self.mss_clamped.get());
         let _ = writeln!(
             out,
             "{prefix}flows-unremembered={}",

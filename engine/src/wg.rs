@@ -34,6 +34,8 @@ use crate::crew::{Crew, Handing};
 use crate::icmp::Icmp;
 use crate::observe::{Observing, View};
 use crate::path::Paths;
+use crate::route::Bound;
+use crate::snapshot::MTU_MIN;
 use crate::stats::{DropReason, WorkerStats};
 
 /// What a stage needs besides its packets, made anew for each burst.
@@ -97,6 +99,10 @@ pub struct Wg {
     /// Remotes for whose base session packets wait that could leave by a lane by now.
     unblocked: ArrayVec<PeerId, BURST_MAX>,
     mtu: usize,
+    /// Packets are held to the MTU here: they come from a router, not out of a TUN that has seen to it.
+    routed: bool,
+    /// What comes behind a packet that is too long for its tunnel, and that packet: with their sessions, in order. Empty between bursts.
+    later: Bound,
     staged_total: usize,
     /// Those of them in jumbo frames.
     staged_jumbos: usize,
@@ -117,6 +123,8 @@ impl Wg {
             paths: Vec::new(),
             unblocked: ArrayVec::new(),
             mtu,
+            routed: false,
+            later: Bound::default(),
             staged_total: 0,
             staged_jumbos: 0,
             staged_limit,
@@ -132,6 +140,30 @@ impl Wg {
     /// One of the remotes for whom packets wait that could leave by a lane: they go with [`encap_staged`](Self::encap_staged).
     pub fn take_unblocked(&mut self) -> Option<PeerId> {
         self.unblocked.pop()
+    }
+
+    /// Packets come from a router: those that are longer than the MTU are cut up, or refused.
+    pub fn hold_to_mtu(&mut self) {
+        self.routed = true;
+    }
+
+    /// Packets that go to a peer may be so long, bytes: what the paths to a remote let pass, and what a router may ask of a tunnel.
+    #[inline]
+    fn longest(&self, peer: PeerId) -> usize {
+        let most = match self.routed {
+            true => self.mtu,
+            false => usize::MAX,
+        };
+        let paths = self.paths.get(peer.0 as usize).and_then(Option::as_ref);
+        let pass = paths.and_then(|paths| paths.board.mtu());
+        // Not less than a link of IPv6 takes, whatever anybody says.
+        pass.map_or(most, |pass| most.min(pass.into()))
+            .max(MTU_MIN.into())
+    }
+
+    /// The MTU of the tunnel to a peer, bytes.
+    fn tunnel_mtu(&self, peer: PeerId) -> usize {
+        self.mtu.min(self.longest(peer))
     }
 
     fn forget_staged(&mut self, packet: &PktBuf) {

@@ -151,9 +151,13 @@ impl Worker {
         assert!(lans <= PORTS_MAX && wans <= PORTS_MAX);
         let only_tun = matches!(&parts.lans[..], [Some(lan)] if !lan.ethernet);
         assert!(parts.router.is_some() || only_tun);
+        let mut wg = parts.wg;
+        if parts.router.is_some() {
+            wg.hold_to_mtu();
+        }
         let bursts = |count: usize| (0..count).map(|_| Burst::new()).collect::<Vec<_>>();
         Worker {
-            wg: parts.wg,
+            wg,
             lans: parts.lans,
             wans: parts.wans,
             sends: vec![Families::BOTH; wans],
@@ -334,11 +338,20 @@ impl Worker {
 
     /// Sends packets to the peers that the allowed-ips say.
     fn seal_and_send(&mut self, now: Time, inner: &mut Burst) {
-        let mut wire = Burst::new();
-        self.with_context(now, |stages, cx| stages.wg.encap(cx, inner, &mut wire));
-        self.send(&mut wire);
-        self.send_unblocked(now);
+        self.seal_by(now, |stages, cx, wire| stages.wg.encap(cx, inner, wire));
         self.send_errors(now);
+    }
+
+    /// Sends what `seal` makes, and what has to come behind it.
+    fn seal_by(&mut self, now: Time, seal: impl FnOnce(Stages<'_>, &mut Context<'_>, &mut Burst)) {
+        let mut wire = Burst::new();
+        self.with_context(now, |stages, cx| seal(stages, cx, &mut wire));
+        self.send(&mut wire);
+        while self.wg.has_later() {
+            self.with_context(now, |stages, cx| stages.wg.encap_later(cx, &mut wire));
+            self.send(&mut wire);
+        }
+        self.send_unblocked(now);
     }
 
     /// Sends packets to where the router says.
@@ -374,12 +387,9 @@ impl Worker {
     /// Sends what the router has sorted.
     fn send_exits(&mut self, now: Time) {
         if !self.exits.tunnels.packets.is_empty() {
-            let mut wire = Burst::new();
-            self.with_context(now, |stages, cx| {
-                stages.wg.encap_bound(cx, &mut stages.exits.tunnels, &mut wire);
+            self.seal_by(now, |stages, cx, wire| {
+                stages.wg.encap_bound(cx, &mut stages.exits.tunnels, wire);
             });
-            self.send(&mut wire);
-            self.send_unblocked(now);
         }
         for lan in 0..self.exits.lans.len() {
             if !self.exits.lans[lan].is_empty() {
@@ -505,12 +515,9 @@ impl Worker {
             self.seal_and_send(now, &mut taken.encap);
         }
         if !taken.seal.packets.is_empty() {
-            let mut wire = Burst::new();
-            self.with_context(now, |stages, cx| {
-                stages.wg.encap_bound(cx, &mut taken.seal, &mut wire);
+            self.seal_by(now, |stages, cx, wire| {
+                stages.wg.encap_bound(cx, &mut taken.seal, wire);
             });
-            self.send(&mut wire);
-            self.send_unblocked(now);
             self.send_errors(now);
         }
         if !taken.decap.is_empty() {

@@ -38,6 +38,12 @@ pub const PROTO_ICMPV6: u8 = 58;
 /// lets each kind occur once (destination options twice), which makes eight.
 const EXTENSIONS_MAX: usize = 8;
 
+/// Whether a next-header number of IPv6 is that of an extension header, which another header follows (RFC 8200, section 4; RFC 4302; RFC 7045).
+#[inline]
+pub fn is_extension(next: u8) -> bool {
+    matches!(next, 0 | 43 | 44 | 51 | 60 | 135 | 139 | 140)
+}
+
 /// The two ECN bits of the traffic class byte (RFC 3168, section 5).
 pub const ECN_MASK: u8 = 0b11;
 
@@ -234,7 +240,7 @@ impl<'a> Packet<'a> {
                     found.first = (*hi, lo & 0xf8) == (0, 0);
                     8
                 }
-                (0 | 43 | 44 | 51 | 60 | 135 | 139 | 140, _) => return Err(Malformed::Extensions),
+                (next, _) if is_extension(next) => return Err(Malformed::Extensions),
                 _ => return Ok(found),
             };
             if len > rest.len() {

@@ -16,6 +16,7 @@ use patronus_observe::Point;
 use super::{Context, PeerSlot, Role, Wg, ecn};
 use crate::channel::{ControlMessage, HandshakeMessage, Notice};
 use crate::crew::Handing;
+use crate::mss;
 use crate::observe::{Seen, View};
 use crate::remote::message;
 use crate::stats::{DropReason, Lap, Stage};
@@ -309,11 +310,15 @@ impl Wg {
             Err(Malformed::NotIp) => return Err(DropReason::DecapNotIp),
             Err(_) => return Err(DropReason::DecapBadLength),
         };
-        if self.routes.lookup(header.src()) != Some(slot.tunnel()) {
+        let tunnel = slot.tunnel();
+        if self.routes.lookup(header.src()) != Some(tunnel) {
             return Err(DropReason::DecapSource);
         }
         let (len, inner_tos) = (header.total_len(), header.tos());
         packet.truncate(len);
+        if mss::may_be_syn(packet.data()) {
+            self.clamp(cx, packet, tunnel);
+        }
         let ecn = ecn::decapsulated(packet.outer().tos() & ECN_MASK, inner_tos & ECN_MASK);
         match ecn {
             Some(ecn) if ecn != inner_tos & ECN_MASK => ip::set_ecn(packet.data_mut(), ecn),

@@ -1,4 +1,4 @@
-//! Inner packets to datagrams: route, order, number, pad, seal.
+//! Inner packets to datagrams: route, make fit, order, number, pad, seal.
 //!
 //! Runs on a worker, for packets from the TUN whose peers it owns. One burst is one call of the AEAD, whatever peers
 //! its packets go to.
@@ -18,7 +18,9 @@ use super::order::{self, Flow, Likeness, Order};
 use super::{Context, JUMBO_SHARE, PeerSlot, Wg};
 use crate::channel::Notice;
 use crate::crew::Handing;
+use crate::fragment::{self, Uncut};
 use crate::icmp::IcmpError;
+use crate::mss;
 use crate::observe::{Seen, View};
 use crate::path::Paths;
 use crate::route::Bound;
@@ -33,16 +35,14 @@ struct Grant {
 impl Wg {
     /// Turns the packets of `inner` into sealed datagrams in `wire`, both at most a burst; `inner` is empty
     /// afterwards. The allowed-ips say to which peers, also for packets that another worker handed over: it may have known those of a moment
-    /// ago. What cannot be sent is staged, handed over, or dropped under a name.
+    /// ago. What cannot be sent is staged, handed over, or dropped under a name. From the first packet on that is too long for its tunnel, they are left for
+    /// [`encap_later`](Self::encap_later).
     pub fn encap(&mut self, cx: &mut Context<'_>, inner: &mut Burst, wire: &mut Burst) {
         let mut bound = Bound::default();
         for packet in inner.drain(..) {
             match self.route(&packet) {
                 Ok(peer) => match self.bind(cx, &packet, peer) {
-                    Ok(session) => {
-                        self.prefetch_slot(session);
-                        bound.push(packet, session);
-                    }
+                    Ok(session) => self.admit_len(cx, &mut bound, packet, (peer, session)),
                     Err(worker) => cx.hand_over(worker, packet, Handing::Encap),
                 },
                 Err(reason) => self.refuse(cx, reason, packet),
@@ -56,14 +56,91 @@ impl Wg {
         let mut ours = Bound::default();
         for (packet, peer) in bound.packets.drain(..).zip(bound.peers.drain(..)) {
             match self.bind(cx, &packet, peer) {
-                Ok(session) => {
-                    self.prefetch_slot(session);
-                    ours.push(packet, session);
-                }
+                Ok(session) => self.admit_len(cx, &mut ours, packet, (peer, session)),
                 Err(worker) => cx.hand_over(worker, packet, Handing::Seal(peer)),
             }
         }
         self.encap_sessions(cx, &mut ours, wire);
+    }
+
+    /// Puts a packet behind those that can be sealed as they are, unless it is too long for its tunnel, or behind one that is.
+    #[inline]
+    fn admit_len(
+        &mut self,
+        cx: &Context<'_>,
+        fitting: &mut Bound,
+        mut packet: PktBuf,
+        (peer, session): (PeerId, PeerId),
+    ) {
+        self.prefetch_slot(session);
+        if mss::may_be_syn(packet.data()) {
+            self.clamp(cx, &mut packet, peer);
+        }
+        if packet.len() > self.longest(peer) || !self.later.is_empty() {
+            self.later.push(packet, session);
+        } else {
+            fitting.push(packet, session);
+        }
+    }
+
+    /// Makes the beginning of a TCP connection ask for segments that fit the tunnel.
+    #[cold]
+    pub(super) fn clamp(&self, cx: &Context<'_>, packet: &mut PktBuf, peer: PeerId) {
+        let clamped = mss::clamp(packet.data_mut(), self.tunnel_mtu(peer));
+        cx.stats.mss_clamped.add(u64::from(clamped));
+    }
+
+    /// Whether packets have been left for [`encap_later`](Self::encap_later).
+    #[inline]
+    pub fn has_later(&self) -> bool {
+        !self.later.is_empty()
+    }
+
+    /// Seals some of the packets that were left, in order: those before the next that is too long, or the fragments of that one. What is too long and must not
+    /// be cut up is refused.
+    #[cold]
+    pub fn encap_later(&mut self, cx: &mut Context<'_>, wire: &mut Burst) {
+        let fits = |(packet, session): &(&PktBuf, &PeerId)| packet.len() <= self.longest_in(**session);
+        let later = self.later.packets.iter().zip(&self.later.peers);
+        let fitting = later.take_while(fits).count();
+        let mut bound = Bound::default();
+        for (packet, session) in self.later.drain(fitting.max(1)) {
+            bound.push(packet, session);
+        }
+        if fitting == 0 {
+            self.make_fit(cx, &mut bound);
+        }
+        self.encap_sessions(cx, &mut bound, wire);
+    }
+
+    /// The same as [`longest`](Wg::longest) for the peer whose session it is.
+    fn longest_in(&self, session: PeerId) -> usize {
+        self.longest(self.slot(session).map_or(session, PeerSlot::tunnel))
+    }
+
+    /// Puts fragments in the place of the one packet, or nothing.
+    fn make_fit(&mut self, cx: &mut Context<'_>, bound: &mut Bound) {
+        let (Some(packet), Some(session)) = (bound.packets.pop(), bound.peers.pop()) else {
+            return;
+        };
+        if let Err(reason) = self.admit(&packet, session) {
+            return self.refuse(cx, reason, packet);
+        }
+        let longest = self.longest_in(session);
+        if Packet::parse(packet.data()).is_ok_and(|inner| inner.must_not_be_cut()) {
+            let mtu = longest.min(u16::MAX.into()) as u16;
+            self.icmp.answer(cx, packet.data(), IcmpError::TooBig(mtu));
+            return cx.discard(DropReason::EncapTooBig, packet);
+        }
+        match fragment::cut(cx.frames, packet, longest, &mut bound.packets) {
+            Ok(()) => {
+                cx.stats.fragmented.add(1);
+                cx.stats.fragments.add(bound.packets.len() as u64);
+                bound.peers.extend(bound.packets.iter().map(|_| session));
+            }
+            Err((Uncut::Damaged, packet)) => cx.discard(DropReason::EncapNotIp, packet),
+            Err((Uncut::NoFrame, packet)) => cx.discard(DropReason::FragmentNoFrame, packet),
+        }
     }
 
     /// The same for packets whose sessions, which are ours, are known.

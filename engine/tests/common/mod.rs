@@ -311,6 +311,14 @@ impl Site {
         self.workers.iter().map(|w| w.stats().icmp_sent.get()).sum()
     }
 
+    /// Fragments beyond the first of each packet that was cut up.
+    pub fn cut_off(&self) -> u64 {
+        let stats = self.workers.iter().map(Worker::stats);
+        stats
+            .map(|stats| stats.fragments.get() - stats.fragmented.get())
+            .sum()
+    }
+
     /// Where the peer is, as the slow path knows it.
     pub fn endpoint(&self, peer: PeerId) -> Option<SocketAddr> {
         self.outer(peer).remote()
@@ -405,7 +413,8 @@ impl Site {
             .flat_map(Worker::ports)
             .flat_map(|port| port.counters().drops().map(|(_, n)| n).collect::<Vec<_>>())
             .sum();
-        let appeared = counts.tun_in + counts.wan_in + counts.keepalives_out + self.icmp_sent();
+        let appeared =
+            counts.tun_in + counts.wan_in + counts.keepalives_out + self.icmp_sent() + self.cut_off();
         let left = counts.tun_out + counts.wan_out + counts.handshakes + self.keepalives_received();
         let stayed = self.staged() as u64 + counts.closed + lost_in_ports;
         assert_eq!(

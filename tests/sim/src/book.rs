@@ -2,12 +2,18 @@
 
 use std::collections::{HashMap, HashSet};
 
-use crate::packet::{self, Known, Tag};
+use crate::packet::{self, Fragment, Known, Tag};
 use crate::site::{Site, net_of};
 
 /// Where a packet too short for a tag came from.
 struct Short {
     origin: usize,
+}
+
+/// The beginning of a packet of which pieces have come, in order.
+struct Pieces {
+    header: [u8; 20],
+    payload: Vec<u8>,
 }
 
 /// Everything that hosts sent and received.
@@ -27,6 +33,10 @@ pub struct Book {
     short: HashMap<Vec<u8>, Short>,
     /// Newest delivery by flow.
     newest: HashMap<u16, u32>,
+    /// By receiver, packets that are not whole yet.
+    pieces: HashMap<(usize, [u8; 11]), Pieces>,
+    /// Packets put together from pieces.
+    pub put_together: u64,
 }
 
 impl Book {
@@ -63,6 +73,39 @@ impl Book {
 
     /// Checks a packet that the host of `site` receives.
     pub fn receive(&mut self, site: &Site, bytes: &[u8]) -> Result<(), String> {
+        let Some(fragment) = packet::fragment(bytes) else {
+            return self.receive_whole(site, bytes);
+        };
+        match self.put_together(site.plan.number, &fragment) {
+            Some(whole) => self.receive_whole(site, &whole),
+            None => Ok(()),
+        }
+    }
+
+    /// Puts a piece to those before it; the packet, if it was the last one. Pieces that are out of order are as good as lost.
+    fn put_together(&mut self, site: usize, fragment: &Fragment<'_>) -> Option<Vec<u8>> {
+        let place = (site, fragment.whole);
+        if fragment.offset == 0 {
+            let begun = Pieces {
+                header: fragment.header,
+                payload: Vec::new(),
+            };
+            self.pieces.insert(place, begun);
+        }
+        let pieces = self.pieces.get_mut(&place)?;
+        if pieces.payload.len() != fragment.offset {
+            return None;
+        }
+        pieces.payload.extend(fragment.payload);
+        if !fragment.last {
+            return None;
+        }
+        let pieces = self.pieces.remove(&place)?;
+        self.put_together += 1;
+        Some(packet::put_together(pieces.header, &pieces.payload))
+    }
+
+    fn receive_whole(&mut self, site: &Site, bytes: &[u8]) -> Result<(), String> {
         let origin = match packet::recognize(bytes) {
             Known::Broken(why) => {
                 return Err(format!("delivery: {why}: {:02x?}", &bytes[..bytes.len().min(64)]));

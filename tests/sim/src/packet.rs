@@ -73,7 +73,8 @@ pub fn build(way: &Way, tag: Tag, len: usize) -> Vec<u8> {
             packet[0] = 0x45;
             packet[1] = way.ecn;
             packet[2..4].copy_from_slice(&(len as u16).to_be_bytes());
-            packet[4..6].copy_from_slice(&(tag.sequence as u16).to_be_bytes());
+            // Fragments of what may be under way at the same time are told apart.
+            packet[4..6].copy_from_slice(&[tag.flow as u8, tag.sequence as u8]);
             packet[8] = way.ttl;
             packet[9] = UDP;
             packet[12..16].copy_from_slice(&src.octets());
@@ -155,6 +156,52 @@ pub fn recognize(packet: &[u8]) -> Known {
         flow: u16::from_be_bytes([place[6], place[7]]),
         sequence: u32::from_be_bytes([place[8], place[9], place[10], place[11]]),
     })
+}
+
+/// A piece of an IPv4 packet.
+pub struct Fragment<'a> {
+    /// What the pieces of one packet have in common: addresses, protocol and number.
+    pub whole: [u8; 11],
+    /// Where the piece belongs, bytes of payload.
+    pub offset: usize,
+    /// It is the last one.
+    pub last: bool,
+    /// The header, as that of the whole packet but for the length.
+    pub header: [u8; 20],
+    /// The piece.
+    pub payload: &'a [u8],
+}
+
+/// A packet that is a piece of one.
+pub fn fragment(packet: &[u8]) -> Option<Fragment<'_>> {
+    let (header, payload) = packet.split_first_chunk::<20>()?;
+    let word = u16::from_be_bytes([header[6], header[7]]);
+    if header[0] != 0x45 || word & 0x3fff == 0 || ones_sum(header) != 0xffff {
+        return None;
+    }
+    let mut whole = [0; 11];
+    whole[..8].copy_from_slice(&header[12..20]);
+    whole[8..10].copy_from_slice(&header[4..6]);
+    whole[10] = header[9];
+    let mut header = *header;
+    header[6..8].fill(0);
+    Some(Fragment {
+        whole,
+        offset: usize::from(word & 0x1fff) * 8,
+        last: word & 0x2000 == 0,
+        header,
+        payload,
+    })
+}
+
+/// The packet whose pieces were these.
+pub fn put_together(mut header: [u8; 20], payload: &[u8]) -> Vec<u8> {
+    let len = (header.len() + payload.len()) as u16;
+    header[2..4].copy_from_slice(&len.to_be_bytes());
+    header[10..12].fill(0);
+    let sum = !ones_sum(&header);
+    header[10..12].copy_from_slice(&sum.to_be_bytes());
+    [&header, payload].concat()
 }
 
 /// The packet without what routers change: time to live, ECN, header checksum.

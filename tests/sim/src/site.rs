@@ -610,7 +610,11 @@ impl Site {
                 received + stats.controls_received.get(),
             )
         });
-        let appeared = c.lan_in + c.wan_in + c.keepalives_out + controls_out + self.icmp_sent();
+        let stats = self.workers.iter().map(Worker::stats);
+        let cut_off: u64 = stats
+            .map(|stats| stats.fragments.get() - stats.fragmented.get())
+            .sum();
+        let appeared = c.lan_in + c.wan_in + c.keepalives_out + controls_out + self.icmp_sent() + cut_off;
         let left = c.lan_out + c.wan_out + c.handshakes + keepalives_in + controls_in;
         let stayed = self.staged() as u64 + c.closed + c.lost + in_ports;
         // A keepalive that found no link is a drop that never appeared.
