@@ -21,6 +21,7 @@ use tracing::{error, info, warn};
 
 use crate::confirmation::{Deadline, Record, Store, Tried};
 use crate::engine::Engine;
+use crate::history::{History, Recorder};
 use crate::known::{Attachment, Board, Known};
 use crate::message::{Code, Failure, Order};
 use crate::notify::Notifier;
@@ -70,6 +71,8 @@ pub struct Control {
     refused: Option<String>,
     applied: u64,
     refusals: u64,
+    history: Arc<History>,
+    recorder: Recorder,
     alive_at: Instant,
 }
 
@@ -102,6 +105,7 @@ impl Control {
             .engine
             .as_ref()
             .unwrap_or(&wanted.config.control.engine_socket);
+        let history = Arc::new(History::default());
         Ok(Control {
             engine: Engine::new(engine),
             file: parts.file,
@@ -118,6 +122,8 @@ impl Control {
             refused: None,
             applied: 0,
             refusals: 0,
+            recorder: Recorder::new(Arc::clone(&history)),
+            history,
             alive_at: Instant::now(),
         })
     }
@@ -175,7 +181,7 @@ impl Control {
 
     fn hear_engine(&mut self) {
         let mut events = Vec::new();
-        self.engine.events(&mut events);
+        let lost = self.engine.events(&mut events);
         for event in events {
             match event {
                 Event::Applied {
@@ -183,12 +189,16 @@ impl Control {
                 } => self.answered(generation, Ok(changes)),
                 Event::Refused { generation, reason } => self.answered(generation, Err(reason)),
                 Event::CommandsRefused { count, reason } => warn!(count, reason, "commands were refused"),
-                Event::PathState { .. }
+                event @ (Event::PathState { .. }
                 | Event::Moved { .. }
                 | Event::Session { .. }
-                | Event::Link { .. } => info!(?event, "the engine says"),
+                | Event::Endpoint { .. }
+                | Event::Link { .. }) => self.recorder.note(event, &self.wanted.config),
                 Event::Unknown(kind) => warn!(kind, "the engine says something unknown"),
             }
+        }
+        if lost > 0 {
+            self.recorder.lost(lost);
         }
         if self.attachment.is_some() && !self.engine.is_attached() {
             self.lose_engine();
@@ -526,6 +536,7 @@ impl Control {
                 .as_ref()
                 .is_some_and(|tried| tried.until.is_none()),
             refused: self.refused.clone(),
+            history: Arc::clone(&self.history),
             applied: self.applied,
             refusals: self.refusals,
         });

@@ -96,9 +96,9 @@ impl Engine {
         })
     }
 
-    /// What it has said.
-    pub fn events(&mut self, into: &mut Vec<Event>) {
-        let Some(link) = &mut self.link else { return };
+    /// What it has said, and how much of it there was no room for.
+    pub fn events(&mut self, into: &mut Vec<Event>) -> u64 {
+        let Some(link) = &mut self.link else { return 0 };
         let lost = link.events(into);
         if lost.events > 0 {
             let events = lost.events;
@@ -107,6 +107,7 @@ impl Engine {
         if lost.engine {
             self.lose("its end of the channel is closed");
         }
+        lost.events
     }
 
     /// Its counters.

@@ -8,6 +8,8 @@ use std::time::Instant;
 use patronus_config::Config;
 use patronus_link::Statistics;
 
+use crate::history::History;
+
 /// What there is to know.
 #[derive(Clone, Default)]
 pub struct Known {
@@ -25,6 +27,8 @@ pub struct Known {
     pub gone_back: bool,
     /// Why the engine does not have what is to be in force.
     pub refused: Option<String>,
+    /// What has happened lately.
+    pub history: Arc<History>,
     /// How often something was applied since this process has been running.
     pub applied: u64,
     /// How often the engine refused something.

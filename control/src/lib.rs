@@ -17,6 +17,7 @@ pub mod control;
 pub mod engine;
 pub mod frame;
 pub mod handler;
+pub mod history;
 pub mod http;
 pub mod known;
 pub mod message;

@@ -80,11 +80,13 @@ pub enum Topic {
     Stages,
     /// What packets have in memory, and how full tables are.
     Memory,
+    /// What has happened lately: sessions, endpoints, links, paths.
+    Events,
 }
 
 impl Topic {
     /// All of them.
-    pub const ALL: [Topic; 11] = [
+    pub const ALL: [Topic; 12] = [
         Topic::Summary,
         Topic::Peers,
         Topic::Remotes,
@@ -96,6 +98,7 @@ impl Topic {
         Topic::Drops,
         Topic::Stages,
         Topic::Memory,
+        Topic::Events,
     ];
 
     /// The word for it.
@@ -112,6 +115,7 @@ impl Topic {
             Topic::Drops => "drops",
             Topic::Stages => "stages",
             Topic::Memory => "memory",
+            Topic::Events => "events",
         }
     }
 }

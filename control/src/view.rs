@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use crate::answers::{Group, groups, key};
 use crate::engine;
+use crate::history::{self, Happened};
 use crate::known::Known;
 use crate::message::{Code, Failure, Topic};
 use crate::why::{self, Device, State, Tunnel};
@@ -169,6 +170,19 @@ pub struct Stage {
     pub cycles: u64,
 }
 
+/// Something that has happened.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Event {
+    /// How long ago, seconds.
+    pub age: f64,
+    /// `session`, `endpoint`, `link`, `path`, `flows` or `lost`.
+    pub what: String,
+    /// The peer's name or key, or the link's interface.
+    pub who: String,
+    /// In words.
+    pub text: String,
+}
+
 /// Everything that can be shown comes from here.
 pub struct Viewer<'a> {
     known: &'a Known,
@@ -225,6 +239,7 @@ impl<'a> Viewer<'a> {
             Topic::Drops => serde_json::to_value(drops(&self.ask("stats")?)),
             Topic::Stages => serde_json::to_value(stages(&self.ask("stats")?)),
             Topic::Memory => serde_json::to_value(self.memory()?),
+            Topic::Events => serde_json::to_value(self.events()),
         };
         value.map_err(|error| Failure::new(Code::System, error.to_string()))
     }
@@ -417,6 +432,28 @@ impl<'a> Viewer<'a> {
             .lines()
             .filter_map(|(name, value)| Some((name.to_owned(), value.parse().ok()?)));
         Ok(lines.collect())
+    }
+
+    fn events(&self) -> Vec<Event> {
+        let now = history::boot_time();
+        let kept = self.known.history.get();
+        let event = |happened: Happened| {
+            let (at, words) = match happened {
+                Happened::Event(event) => (event.at()?, history::words(&event, &|key| self.called(key))?),
+                Happened::Lost { at, events } => {
+                    let text = format!("{events} events there was no room for");
+                    (at, ("lost", String::new(), text))
+                }
+            };
+            let (what, who, text) = words;
+            Some(Event {
+                age: now.saturating_sub(at) as f64 / 1e9,
+                what: what.to_owned(),
+                who,
+                text,
+            })
+        };
+        kept.into_iter().filter_map(event).collect()
     }
 
     fn age(&self, group: &Group) -> Option<u64> {

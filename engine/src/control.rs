@@ -235,9 +235,17 @@ impl Control {
         self.tell(&Event::Refused { generation, reason });
     }
 
-    fn tell(&mut self, event: &Event) {
+    /// Says what has happened, if somebody listens.
+    pub fn tell(&mut self, event: &Event) {
         if let Some(channel) = &mut self.channel {
             channel.tell(event);
+        }
+    }
+
+    /// So much has happened that could not be said.
+    pub fn leave_unsaid(&mut self, events: u64) {
+        if let Some(channel) = &mut self.channel {
+            channel.lose(events);
         }
     }
 

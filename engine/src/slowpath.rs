@@ -289,6 +289,7 @@ impl SlowPath {
             self.tend_observation();
             self.take_reloaded();
             self.serve_control();
+            self.tell_news();
             self.copy_counters();
             self.follow_addresses();
             self.tend_interfaces();

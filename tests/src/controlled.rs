@@ -99,12 +99,13 @@ impl Controlled {
     }
 }
 
-/// The next event.
+/// The next answer, whatever else happens meanwhile.
 pub fn answer(link: &mut Link) -> Event {
     let start = Instant::now();
     let mut events = Vec::new();
     while events.is_empty() && start.elapsed() < LIMIT {
         let lost = link.events(&mut events);
+        events.retain(|event| event.at().is_none());
         assert!(!lost.engine || !events.is_empty(), "the engine is gone");
         std::thread::sleep(Duration::from_millis(1));
     }

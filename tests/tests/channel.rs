@@ -1,6 +1,7 @@
 //! Engines under control: what is published, what is refused, and what becomes of the traffic when either end is gone.
 
 use patronus_abi::Prefix;
+use patronus_config::value::PublicKey;
 use patronus_link::{Command, Event, Link, LinkError, NextHop, content_of};
 use patronus_netns::{Keys, Namespace};
 use patronus_tests::{Controlled, Flow, Random, answer, eventually, may_run, ping};
@@ -80,11 +81,16 @@ fn is_applied(event: &Event, number: u64) -> bool {
 
 impl Pair {
     fn up() -> Pair {
+        Pair::up_with("")
+    }
+
+    /// With more in the first one's file.
+    fn up_with(more: &str) -> Pair {
         let (mut a, mut b) = (End::new(1), End::new(2));
         a.namespace.veth("wan", &b.namespace, "wan", 1500).unwrap();
         a.namespace.address("wan", "192.0.2.1/24").unwrap();
         b.namespace.address("wan", "192.0.2.2/24").unwrap();
-        let (to_a, to_b) = (a.text(&b, ""), b.text(&a, ""));
+        let (to_a, to_b) = (a.text(&b, more), b.text(&a, ""));
         let said = a.publish(&to_a, 1);
         assert!(is_applied(&said, 1), "{said:?}");
         let said = b.publish(&to_b, 1);
@@ -507,4 +513,44 @@ fn an_engine_that_is_killed_fails_closed_and_comes_back() {
     let wan = |d: &patronus_tests::Datagram| d.source.ip() != pair.a.inner();
     let sealed = |d: &patronus_tests::Datagram| d.kind() != patronus_tests::MessageKind::Other;
     assert_eq!(capture.count(|d| wan(d) && !sealed(d)), 0);
+}
+
+/// What becomes of sessions, peers' endpoints and links is told, and nothing else of them.
+#[test]
+fn sessions_endpoints_and_links_are_told() {
+    if !may_run(&[]) {
+        return;
+    }
+    const LINK: &str = "[[link]]\nid = 3\ninterface = 'wan'\n";
+    let mut pair = Pair::up_with(LINK);
+    let other: PublicKey = pair.b.engine.keys.public.parse().unwrap();
+    let (mut link, mut all) = (pair.a.link.take().unwrap(), Vec::new());
+    let mut told = |wanted: &dyn Fn(&Event) -> bool| {
+        eventually(|| {
+            assert_eq!(link.events(&mut all).events, 0);
+            all.iter().any(wanted)
+        })
+    };
+    let session = |event: &Event, is_up| matches!(event, Event::Session { peer, lane: None, up, .. } if *peer == other.0 && *up == is_up);
+    let wan = |event: &Event, is_up| matches!(event, Event::Link { link: 3, name, up, .. } if name == "wan" && *up == is_up);
+    assert!(told(&|event| session(event, true)));
+    assert!(told(&|event| wan(event, true)));
+    pair.b.namespace.ip("addr del 192.0.2.2/24 dev wan").unwrap();
+    pair.b.namespace.address("wan", "192.0.2.3/24").unwrap();
+    let to = "192.0.2.3:51820".parse().unwrap();
+    assert!(told(&|event| {
+        let _ = ping(&pair.b.namespace, "-c 1 -W 1 10.66.1.1");
+        matches!(event, Event::Endpoint { peer, to: now, .. } if *peer == other.0 && *now == to)
+    }));
+    pair.a.namespace.ip("link set wan down").unwrap();
+    assert!(told(&|event| wan(event, false)));
+    let site = pair.a.engine.site(LINK);
+    let said = pair.a.engine.publish(&mut link, &site, 2);
+    assert!(is_applied(&said, 2), "{said:?}");
+    let log = pair.a.engine.process.log();
+    assert_eq!(
+        all.iter().filter(|event| session(event, true)).count(),
+        1,
+        "{log}"
+    );
 }

@@ -1,10 +1,12 @@
 //! A control that has been taken over: bytes at random in every place that it can write. Whatever they are, the engine neither ends nor hangs, and counts what it refuses.
 
 use patronus_abi::blob::seal;
-use patronus_abi::channel::{COMMAND_WORDS, Command, NextHop, PacketRecord, packet, place};
+use patronus_abi::channel::{
+    COMMAND_WORDS, Command, NextHop, PacketRecord, PathName, PathState, PathWhy, packet, place,
+};
 use patronus_abi::{Prefix, encode};
 use patronus_engine::control::{Control, Refusals, User};
-use patronus_link::Event;
+use patronus_link::{Event, Link};
 use patronus_netns::Namespace;
 use patronus_tests::{Controlled, Random, RawControl, eventually, may_run};
 use std::fs::File;
@@ -187,6 +189,60 @@ fn a_million_writes() {
         let expected = !["strangers", "seconds", "sites"].contains(&name);
         assert!(count > 100 || !expected, "{name}: {count}");
     }
+    let _ = std::fs::remove_dir_all(&folder);
+}
+
+/// However many peers come and go while control does not look, what it waits for finds a place.
+#[test]
+fn news_leave_room_for_answers() {
+    let folder = std::env::temp_dir().join(format!("patronus-news-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let path = folder.join("engine.sock");
+    let (mut control, _segment) = Control::bind(&path, User::default(), [7; 16]).unwrap();
+    let (mut link, _) = std::thread::scope(|scope| {
+        let attaching = scope.spawn(|| Link::attach(&path).unwrap());
+        while !control.is_attached() {
+            control.service();
+        }
+        attaching.join().unwrap()
+    });
+    let session = |at| Event::Session {
+        at,
+        peer: [1; 32],
+        lane: None,
+        up: true,
+    };
+    let path_down = |at| Event::PathState {
+        at,
+        remote: [1; 32],
+        path: PathName { local: 1, remote: 1 },
+        state: PathState::Down,
+        why: PathWhy::Silent,
+    };
+    let (sessions, paths, count) = (65_000, 1000, place::EVENT_COUNT as u64);
+    (0..sessions).for_each(|at| control.tell(&session(at)));
+    (0..paths).for_each(|at| control.tell(&path_down(at)));
+    control.applied(5, [0; 32], 1, [0; 32]);
+    control.refused(6, "a reason".to_owned());
+    let mut events = Vec::new();
+    let lost = link.events(&mut events);
+    let kept = events.len() as u64 - 2;
+    assert_eq!(lost.events, sessions + paths - kept);
+    assert_eq!(kept, 3 * count / 4);
+    assert_eq!(
+        events
+            .iter()
+            .filter(|event| matches!(event, Event::PathState { .. }))
+            .count() as u64,
+        count / 4
+    );
+    assert!(matches!(
+        events[events.len() - 2..],
+        [
+            Event::Applied { generation: 5, .. },
+            Event::Refused { generation: 6, .. }
+        ]
+    ));
     let _ = std::fs::remove_dir_all(&folder);
 }
 

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use patronus_control::message::{Order, Topic};
-use patronus_control::view::{Drop, Lane, Link, Peer, Port, RemotePath, Route, Stage, Summary};
+use patronus_control::view::{Drop, Event, Lane, Link, Peer, Port, RemotePath, Route, Stage, Summary};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -29,6 +29,7 @@ pub fn show(output: Output, socket: &Path, what: Topic) -> Outcome {
         Topic::Drops => drops(read(&shown)?),
         Topic::Stages => stages(read(&shown)?),
         Topic::Memory => memory(&read(&shown)?),
+        Topic::Events => events(read(&shown)?),
     };
     output.print(&shown, text)
 }
@@ -216,6 +217,14 @@ fn memory(values: &BTreeMap<String, u64>) -> String {
     let mut table = Table::new(&["WHAT", "VALUE"]);
     for (name, value) in values {
         table.row([name.replace('_', " "), value.to_string()]);
+    }
+    table.to_string()
+}
+
+fn events(events: Vec<Event>) -> String {
+    let mut table = Table::new(&["WHEN", "WHAT", "WHO", "HAPPENED"]);
+    for event in events {
+        table.row([ago(Some(event.age as u64)), event.what, event.who, event.text]);
     }
     table.to_string()
 }

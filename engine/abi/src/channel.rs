@@ -12,9 +12,9 @@
 //!
 //! Values in, records out, and back: no threads, no system calls. The rings themselves are in `patronus_sync`.
 
-use alloc::string::String;
+use alloc::string::{String, ToString};
 use alloc::vec::Vec;
-use core::net::IpAddr;
+use core::net::{IpAddr, SocketAddr};
 
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -236,13 +236,13 @@ records! { CHANNEL:
 
     /// An event. What its kind does not need is zero.
     EventRecord, 256 {
-        /// 1: applied; 2: refused; 3: commands refused; 4: a path is up or down; 5: flows move; 6: a session; 7: a link.
+        /// 1: applied; 2: refused; 3: commands refused; 4: a path is up or down; 5: flows move; 6: a session; 7: a link; 8: a peer is elsewhere.
         kind: U16,
         /// Bytes of text.
         text_len: U16,
-        /// Of kinds 4 to 7: four numbers that their kind says.
+        /// Of kinds 4 to 8: four numbers that their kind says.
         detail: [u8; 4],
-        /// Of kinds 4 to 7: when, nanoseconds of CLOCK_BOOTTIME.
+        /// Of kinds 4 to 8: when, nanoseconds of CLOCK_BOOTTIME.
         generation: U64,
         /// How many: changes, commands, or flows' places.
         count: U64,
@@ -425,7 +425,7 @@ pub enum Event {
         /// Why.
         why: MoveWhy,
     },
-    /// There is another session with a peer.
+    /// There is a session with a peer where there was none, or there is none any more.
     Session {
         /// When, nanoseconds of CLOCK_BOOTTIME.
         at: u64,
@@ -435,6 +435,17 @@ pub enum Event {
         lane: Option<(PathName, u8)>,
         /// There is one; otherwise it is over, and no other one was made.
         up: bool,
+    },
+    /// A peer is heard from another address or UDP port than before.
+    Endpoint {
+        /// When, nanoseconds of CLOCK_BOOTTIME.
+        at: u64,
+        /// The peer's public key.
+        peer: [u8; 32],
+        /// The path of its lane; none: the base session.
+        lane: Option<(PathName, u8)>,
+        /// Where it is now.
+        to: SocketAddr,
     },
     /// A link is there or gone.
     Link {
@@ -610,6 +621,21 @@ impl Command {
 }
 
 impl Event {
+    /// When it happened, nanoseconds of CLOCK_BOOTTIME. None: it is an answer.
+    pub fn at(&self) -> Option<u64> {
+        match self {
+            Event::PathState { at, .. }
+            | Event::Moved { at, .. }
+            | Event::Session { at, .. }
+            | Event::Endpoint { at, .. }
+            | Event::Link { at, .. } => Some(*at),
+            Event::Applied { .. }
+            | Event::Refused { .. }
+            | Event::CommandsRefused { .. }
+            | Event::Unknown(_) => None,
+        }
+    }
+
     /// As words of the ring. Text that is too long is cut.
     pub fn words(&self) -> [u64; EVENT_WORDS] {
         let mut record = EventRecord {
@@ -666,8 +692,14 @@ impl Event {
             }
             Event::Session { at, peer, lane, up } => {
                 record.note(6, *at, peer);
-                let (path, number) = lane.map_or((0, 0), |(path, number)| (path.byte(), number));
+                let [path, number] = lane_bytes(*lane);
                 record.detail = [path, number, u8::from(*up), 0];
+            }
+            Event::Endpoint { at, peer, lane, to } => {
+                record.note(8, *at, peer);
+                let [path, number] = lane_bytes(*lane);
+                record.detail = [path, number, 0, 0];
+                record.say(&to.to_string());
             }
             Event::Link { at, link, up, name } => {
                 record.note(7, *at, &[0; 32]);
@@ -703,6 +735,14 @@ impl Event {
             kind => record.noted(text()).unwrap_or(Event::Unknown(kind)),
         }
     }
+}
+
+fn lane_bytes(lane: Option<(PathName, u8)>) -> [u8; 2] {
+    lane.map_or([0; 2], |(path, number)| [path.byte(), number])
+}
+
+fn lane_of([path, number, ..]: [u8; 4]) -> Option<(PathName, u8)> {
+    PathName::read(path).map(|path| (path, number))
 }
 
 impl EntryRecord {
@@ -766,7 +806,7 @@ impl EventRecord {
             6 => Some(Event::Session {
                 at,
                 peer: key,
-                lane: PathName::read(detail[0]).map(|path| (path, detail[1])),
+                lane: lane_of(detail),
                 up: detail[2] == 1,
             }),
             7 => Some(Event::Link {
@@ -774,6 +814,12 @@ impl EventRecord {
                 link: detail[0],
                 up: detail[1] == 1,
                 name: text,
+            }),
+            8 => Some(Event::Endpoint {
+                at,
+                peer: key,
+                lane: lane_of(detail),
+                to: text.parse().ok()?,
             }),
             _ => None,
         }

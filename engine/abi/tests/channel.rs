@@ -1,6 +1,6 @@
 //! Commands and events: what goes in comes out, and words at random are refused or mean one thing.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use patronus_abi::Prefix;
 use patronus_abi::channel::{
@@ -103,6 +103,16 @@ fn event() -> impl Strategy<Value = Event> {
             prop::option::of((path(), any::<u8>()))
         )
             .prop_map(|((at, peer, up), lane)| Event::Session { at, peer, lane, up }),
+        (
+            any::<(u64, [u8; 32], IpAddr, u16)>(),
+            prop::option::of((path(), any::<u8>()))
+        )
+            .prop_map(|((at, peer, ip, port), lane)| Event::Endpoint {
+                at,
+                peer,
+                lane,
+                to: SocketAddr::new(ip, port)
+            }),
         (any::<(u64, u8, bool)>(), ".{0,40}").prop_map(|((at, link, up), name)| Event::Link {
             at,
             link,

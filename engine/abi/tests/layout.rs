@@ -38,7 +38,7 @@ A packet that means nothing ends the connection. When control is gone, the engin
 Commands go from control to the engine, events back. A ring has its slots and its tail in the writer's region and its head in the reader's; both count records from 0, modulo 2^64, and \
 the slot of a record is its number modulo the count of slots. The writer writes the record, then the tail (release); the reader reads the tail (acquire), copies the record, \
 then writes the head (release). Heads and tails are words of 8 bytes, read and written whole; each side remembers its own. A number of the other side's that cannot be is counted, and costs what is in the ring. \
-A full ring of events: EVENTS_LOST is counted up; control asks for everything again.
+A full ring of events: EVENTS_LOST is counted up; control asks for everything again. What is news only leaves room: sessions and endpoints half of the ring, paths and links a quarter, so that an answer finds a place however many peers come and go.
 
 ## Statistics
 

@@ -168,9 +168,9 @@ impl Channel {
         self.commands.nonsense()
     }
 
-    /// Puts an event into the ring. One that finds it full is counted there.
+    /// Puts an event into the ring. One that finds it full, or half full if it is only news, is counted there.
     pub fn tell(&mut self, event: &Event) {
-        match self.events.send(event.words()) {
+        match self.events.send_leaving(left_by(event), event.words()) {
             Some(false) => {}
             Some(true) => {
                 // If there is no room for a bell, others lie there that will be heard.
@@ -180,11 +180,14 @@ impl Channel {
                     &[],
                 );
             }
-            None => {
-                self.lost += 1;
-                self.mine.store(place::EVENTS_LOST, self.lost, Ordering::Relaxed);
-            }
+            None => self.lose(1),
         }
+    }
+
+    /// So many events there is no room for.
+    pub fn lose(&mut self, events: u64) {
+        self.lost += events;
+        self.mine.store(place::EVENTS_LOST, self.lost, Ordering::Relaxed);
     }
 
     /// Takes the next packet.
@@ -304,6 +307,17 @@ impl Pending {
 
     fn is_whole(&self) -> bool {
         self.missing == 0
+    }
+}
+
+/// Places in the ring that an event leaves to those that matter more: answers find one however many peers come and go, and paths however many sessions.
+fn left_by(event: &Event) -> usize {
+    match event {
+        Event::Session { .. } | Event::Endpoint { .. } => place::EVENT_COUNT / 2,
+        Event::PathState { .. } | Event::Moved { .. } | Event::Link { .. } => place::EVENT_COUNT / 4,
+        Event::Applied { .. } | Event::Refused { .. } | Event::CommandsRefused { .. } | Event::Unknown(_) => {
+            0
+        }
     }
 }
 

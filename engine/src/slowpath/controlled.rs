@@ -2,7 +2,7 @@
 
 use base64ct::{Base64, Encoding};
 use patronus_abi::Prefix;
-use patronus_abi::channel::{Command, NextHop};
+use patronus_abi::channel::{Command, Event, NextHop};
 use patronus_abi::site::Lan;
 use patronus_crypto::timers::Traffic;
 use patronus_crypto::{Duration, PeerId, PublicKey};
@@ -111,6 +111,33 @@ impl SlowPath {
         }
         self.take_commands(&mut control);
         self.control = Some(control);
+    }
+
+    /// Tells control what has happened in this turn. Without one, nobody wants to know.
+    pub(super) fn tell_news(&mut self) {
+        let mut news = self.core.take_news();
+        self.look_at_links(&mut news.events);
+        let Some(control) = &mut self.control else { return };
+        news.events.iter().for_each(|event| control.tell(event));
+        if news.lost > 0 {
+            control.leave_unsaid(news.lost);
+        }
+    }
+
+    /// Which links have come and gone since the last look.
+    fn look_at_links(&mut self, events: &mut Vec<Event>) {
+        let at = self.core.mono().0;
+        let told = self.site.as_ref().map(|site| &site.told().links[..]);
+        for (place, uplink) in self.uplinks.iter_mut().enumerate() {
+            let up = self.core.ifindex(place).is_some();
+            let number = told.and_then(|links| links.get(place)).map(|link| link.id);
+            events.extend(uplink.look(up).map(|name| Event::Link {
+                at,
+                link: number.unwrap_or(0),
+                up,
+                name: name.to_owned(),
+            }));
+        }
     }
 
     fn take_commands(&mut self, control: &mut Control) {

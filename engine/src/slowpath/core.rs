@@ -6,10 +6,12 @@
 //! timers, and at its end [`flush`](Core::flush).
 //!
 //! * this file: what comes in, and what the protocol asks for
+//! * `news`: what people may want to know of it
 //! * `peers`: peers and allowed-ips, as they are configured
 //! * `remotes`: sites of our own, and the lanes towards them
 //! * `ways`: the links, and by which of them a peer is reached
 
+mod news;
 mod peers;
 mod remotes;
 mod ways;
@@ -21,6 +23,7 @@ use patronus_crypto::messages::{self, Kind};
 use patronus_crypto::{Device, Now, Output, Outputs, PeerId, Random, Time, To};
 use patronus_mem::{Outer, Secret};
 
+pub use self::news::News;
 pub use self::peers::{ALLOWED_IPS_MAX, Peer, peer_numbers};
 pub use self::remotes::Lane;
 use self::remotes::Remotes;
@@ -83,6 +86,7 @@ pub struct Core<S> {
     keeps_numbers: bool,
     /// Those of them that the workers have let go of.
     departed: Vec<PeerId>,
+    news: News,
     outputs: Outputs,
 }
 
@@ -107,6 +111,7 @@ impl<S: Sockets> Core<S> {
             leaving: 0,
             keeps_numbers: false,
             departed: Vec::new(),
+            news: News::default(),
             outputs: Outputs::default(),
         }
     }
@@ -174,10 +179,12 @@ impl<S: Sockets> Core<S> {
             Notice::KeyConfirmed(peer) => {
                 let now = self.clock.now();
                 self.device.key_confirmed(peer, &now);
+                self.note_session(peer, true);
                 self.remote_session(peer);
             }
             Notice::Watch(peer) => self.device.watch(peer),
             Notice::Endpoint(peer, endpoint) => {
+                self.note_endpoint(peer, endpoint.remote());
                 if let Some(peer) = self.peer_mut(peer) {
                     peer.endpoint = endpoint;
                 }
@@ -330,6 +337,7 @@ impl<S: Sockets> Core<S> {
                 }
                 let mut endpoint = message.outer;
                 endpoint.set_tos(0);
+                self.note_endpoint(peer, endpoint.remote());
                 self.move_endpoint(peer, endpoint);
             }
             Output::Challenged { peer } => self.repeat_way(peer),
@@ -344,6 +352,7 @@ impl<S: Sockets> Core<S> {
                 let is_known_there = keypair.initiator;
                 self.workers.tell_owner(peer, Command::Install(keypair));
                 if is_known_there {
+                    self.note_session(peer, true);
                     self.remote_session(peer);
                 }
             }
@@ -358,10 +367,12 @@ impl<S: Sockets> Core<S> {
                     self.peer_name(peer)
                 ));
                 self.workers.tell_owner(peer, Command::DropStaged(peer));
+                self.note_session(peer, false);
                 self.remote_lost(peer);
             }
             Output::EraseKeys { peer } => {
                 self.workers.tell_owner(peer, Command::EraseKeys(peer));
+                self.note_session(peer, false);
                 self.remote_lost(peer);
             }
             Output::ExpireSending { peer } => self.workers.tell_owner(peer, Command::ExpireSending(peer)),

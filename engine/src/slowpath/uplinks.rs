@@ -49,6 +49,8 @@ pub struct Uplink {
     told: bool,
     /// It has no route to any peer, as was said.
     is_dead_end: bool,
+    /// It was there when somebody looked last.
+    was_there: bool,
 }
 
 /// A link that is to have queues.
@@ -128,6 +130,7 @@ pub fn uplinks(interfaces: &[String], xdp: &[String]) -> Vec<Uplink> {
         taking: None,
         told: false,
         is_dead_end: false,
+        was_there: false,
     };
     if interfaces.is_empty() {
         return vec![place(None)];
@@ -155,6 +158,12 @@ impl Uplink {
         }
         let by_queue = self.taking.as_ref().is_some_and(|taking| taking.link.is_some());
         line("port", if by_queue { "af_xdp" } else { "udp" });
+    }
+
+    /// Its interface's name, if it is on one, and has come or gone since the last look.
+    pub(super) fn look(&mut self, is_there: bool) -> Option<&str> {
+        let before = std::mem::replace(&mut self.was_there, is_there);
+        self.name().filter(|_| before != is_there)
     }
 
     /// What the keeper knows it by, if it is to have AF_XDP.

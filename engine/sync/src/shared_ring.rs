@@ -70,11 +70,16 @@ impl<M: WordsMut, T: Words, const N: usize> RingSender<M, T, N> {
     /// Puts a record in. `None` if the ring is full, or the receiver says what cannot be; otherwise whether the receiver has to be told: it had taken all of before
     /// and may have gone to sleep.
     pub fn send(&mut self, record: [u64; N]) -> Option<bool> {
+        self.send_leaving(0, record)
+    }
+
+    /// The same where so many places have to be left for others.
+    pub fn send_leaving(&mut self, places: usize, record: [u64; N]) -> Option<bool> {
         // Acquire: the receiver is done with the slots before its head.
         let used = self
             .tail
             .wrapping_sub(self.theirs.load(self.layout.head, Ordering::Acquire));
-        if used >= self.layout.count as u64 {
+        if used >= self.layout.count.saturating_sub(places) as u64 {
             return None;
         }
         let slot = self.layout.slot(self.tail, N);

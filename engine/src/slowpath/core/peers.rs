@@ -30,6 +30,8 @@ pub struct Peer {
     pub endpoint: Outer,
     /// Initiations since the last session: each goes by another link.
     pub tries: usize,
+    /// It has one, as was told last.
+    pub(super) has_session: bool,
     /// What it is, if it is a lane towards a remote and no peer.
     pub lane: Option<Box<Lane>>,
 }
@@ -189,6 +191,7 @@ impl<S: Sockets> Core<S> {
                 key,
                 endpoint: Outer::NONE,
                 tries: 0,
+                has_session: false,
                 lane: None,
             },
         );
@@ -222,6 +225,7 @@ impl<S: Sockets> Core<S> {
 
     /// Forgets what the slow path and the worker know of a peer that the protocol has removed.
     pub(super) fn forget_peer(&mut self, id: PeerId) {
+        self.note_session(id, false);
         if let Some(gone) = self.peers.get_mut(id.0 as usize).and_then(Option::take) {
             self.routes_changed |= self.allowed_ips.remove_peer(id) > 0;
             self.leaving += 1;

@@ -54,6 +54,13 @@ pub struct Lane {
     plan: LanePlan,
 }
 
+impl Lane {
+    /// The links that it goes between.
+    pub(super) fn path(&self) -> Path {
+        self.plan.path
+    }
+}
+
 impl Remotes {
     pub(super) fn new(links: usize) -> Remotes {
         Remotes {
@@ -336,6 +343,7 @@ impl<S: Sockets> Core<S> {
                 Action::EraseLanes => {
                     let lanes: Vec<PeerId> = self.device.lanes(base).map(|(_, lane)| lane).collect();
                     for lane in lanes {
+                        self.note_session(lane, false);
                         self.workers.tell_owner(lane, Command::EraseKeys(lane));
                     }
                 }
@@ -389,6 +397,7 @@ impl<S: Sockets> Core<S> {
                 key,
                 endpoint,
                 tries: 0,
+                has_session: false,
                 lane: Some(Box::new(lane)),
             },
         );
