@@ -21,10 +21,10 @@ pub enum Wake {
 
 /// What the data path tells the timers. One per peer, shared by its worker and the slow path.
 ///
-/// Only the worker calls [`sent`](Self::sent) and [`received`](Self::received), and only for authenticated data messages; the slow path
+/// Only the worker calls [`sent`](Self::sent), [`received`](Self::received) and the tallies, and only for authenticated data messages; the slow path
 /// accounts for handshakes itself. Times are boot-time nanoseconds, 0 for "none".
 #[derive(Default)]
-#[repr(align(64))]
+#[repr(C, align(64))]
 pub struct Traffic {
     /// When data was first sent that nothing has been received since.
     unanswered_since: AtomicU64,
@@ -40,6 +40,10 @@ pub struct Traffic {
     // Written by the slow path.
     handshake_received_bytes: AtomicU64,
     handshake_sent_bytes: AtomicU64,
+    // Written by the worker, for lanes only: who has thousands of peers saves the cache line.
+    sent_messages: AtomicU64,
+    received_messages: AtomicU64,
+    last_carried: AtomicU64,
 }
 
 impl Traffic {
@@ -92,6 +96,48 @@ impl Traffic {
             0 => Wake::No,
             _ => self.wake_unless_watched(),
         }
+    }
+
+    /// So many messages were sent in a lane. `carried`: packets of hosts were among them.
+    #[inline]
+    pub fn tally_sent(&self, now: Time, messages: u64, carried: bool) {
+        add(&self.sent_messages, messages);
+        self.carried(now, carried);
+    }
+
+    /// So many authenticated messages were received in a lane. `carried`: packets of hosts were among them.
+    #[inline]
+    pub fn tally_received(&self, now: Time, messages: u64, carried: bool) {
+        add(&self.received_messages, messages);
+        self.carried(now, carried);
+    }
+
+    fn carried(&self, now: Time, carried: bool) {
+        if carried {
+            self.last_carried.store(now.0, Ordering::Relaxed);
+        }
+    }
+
+    /// Data messages sent in a lane.
+    pub fn sent_messages(&self) -> u64 {
+        self.sent_messages.load(Ordering::Relaxed)
+    }
+
+    /// Authenticated data messages received in a lane.
+    pub fn received_messages(&self) -> u64 {
+        self.received_messages.load(Ordering::Relaxed)
+    }
+
+    /// When a packet of a host was last sent or received in a lane.
+    pub fn last_carried(&self) -> Option<Time> {
+        let at = self.last_carried.load(Ordering::Relaxed);
+        (at != 0).then_some(Time(at))
+    }
+
+    /// When an authenticated data message was last received.
+    pub fn last_received(&self) -> Option<Time> {
+        let at = self.last_received.load(Ordering::Relaxed);
+        (at != 0).then_some(Time(at))
     }
 
     /// Bytes of UDP payload received from the peer in authentic messages, handshakes included.

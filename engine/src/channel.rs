@@ -1,7 +1,7 @@
 //! What workers and the slow path say to each other, and how one wakes the other.
 //!
-//! Five bounded queues and nothing else is shared: commands to each worker; notices, handshake messages, control messages and questions
-//! for neighbours to the slow path. (What workers share with each other is in [`crew`](crate::crew).) A worker never waits on any of them. The slow path may: what finds a command queue full stays with the
+//! Six bounded queues and nothing else is shared, but for what is known of paths ([`path`](crate::path)): commands to each worker; notices, handshake messages, control
+//! messages, changes of paths and questions for neighbours to the slow path. (What workers share with each other is in [`crew`](crate::crew).) A worker never waits on any of them. The slow path may: what finds a command queue full stays with the
 //! slow path, in order, until there is room.
 
 use std::net::SocketAddr;
@@ -21,6 +21,7 @@ use crate::allowedips::AllowedIps;
 use crate::neighbour::Place;
 use crate::observe::Observer;
 use crate::path::Paths;
+use crate::probe::{PathChange, ProbeSet, Probing};
 use crate::remote::message;
 use crate::wg::PeerSlot;
 use crate::worker::LanPort;
@@ -40,6 +41,9 @@ pub const COMMAND_QUEUE: usize = 4096;
 
 /// Control messages that may wait for the slow path. They are repeated until they are acknowledged.
 pub const CONTROL_QUEUE: usize = 1024;
+
+/// Changes of paths that may wait for the slow path, for people and control to be told of. What paths are stands on their boards.
+pub const PATH_QUEUE: usize = 4096;
 
 /// Neighbours that may wait to be asked for. Who found it full is asked for by the next packet.
 pub const NEIGHBOUR_QUEUE: usize = 1024;
@@ -119,6 +123,10 @@ pub enum Command {
     Place(PeerId, Option<u8>),
     /// The paths towards a remote, and the lanes by which this worker sends on them.
     Paths(PeerId, Box<Paths>),
+    /// The same paths, for the worker that probes them.
+    Probe(PeerId, Box<ProbeSet>),
+    /// How often paths are probed.
+    Probing(Probing),
     /// Nothing has been heard on the lane for a while: others are better.
     Silent(PeerId),
     /// The handshake was given up: drop what waits for it.
@@ -161,6 +169,8 @@ pub enum Notice {
     Routes(Arc<AllowedIps>),
     /// Replaced paths, likewise.
     Paths(Box<Paths>),
+    /// The same from who probes them.
+    Probe(Box<ProbeSet>),
     /// The observer of a trace or a capture that is over, likewise.
     Observer(Box<Observer>),
     /// A replaced WAN port, likewise.
@@ -259,6 +269,8 @@ pub struct ToSlowPath {
     pub controls: ArrayQueue<ControlMessage>,
     /// Neighbours that packets wait for, dropped when full.
     pub neighbours: ArrayQueue<Place>,
+    /// Changes of paths, dropped when full.
+    pub paths: ArrayQueue<PathChange>,
     /// Notices, never dropped.
     pub notices: ArrayQueue<Notice>,
     /// Wakes the slow path.
@@ -272,6 +284,7 @@ impl ToSlowPath {
             handshakes: ArrayQueue::new(HANDSHAKE_QUEUE),
             controls: ArrayQueue::new(CONTROL_QUEUE),
             neighbours: ArrayQueue::new(NEIGHBOUR_QUEUE),
+            paths: ArrayQueue::new(PATH_QUEUE),
             notices: ArrayQueue::new(NOTICE_QUEUE + workers * NOTICES_PER_STEP),
             waker: Waker::new()?,
         })
@@ -280,7 +293,7 @@ impl ToSlowPath {
     /// Whether there is nothing in it.
     pub fn is_empty(&self) -> bool {
         let asked = self.handshakes.is_empty() && self.controls.is_empty() && self.neighbours.is_empty();
-        asked && self.notices.is_empty()
+        asked && self.paths.is_empty() && self.notices.is_empty()
     }
 
     /// Whether the notices of a worker's next step are sure to fit, whatever the others do meanwhile: behind

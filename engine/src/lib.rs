@@ -37,7 +37,8 @@
 //! * [`worker`]: the loop of a pinned or floating thread, and how it sleeps; [`courtesy`]: whom it may interrupt when it wakes.
 //! * [`wg`], [`route`], [`ethernet`]: the stages between the ports, on whole bursts.
 //! * [`flow`], [`classify`], [`fib`], [`snapshot`], [`neighbour`]: what a router looks at.
-//! * [`remote`]: sites of our own, and which lanes there are towards them; [`path`]: which paths are up, and what is known of them.
+//! * [`remote`]: sites of our own, and which lanes there are towards them; [`path`]: which paths are up, and what is known of them; [`probe`]:
+//!   who finds that out.
 //! * [`slowpath`]: the one other thread; [`slowpath::core`]: the part of it that needs no system, which the simulator runs too.
 //! * [`channel`]: what workers and the slow path say to each other; [`crew`]: what workers hand to each other.
 //! * [`observe`]: traces and captures.
@@ -75,6 +76,7 @@ pub mod observe;
 pub mod path;
 pub mod plan;
 pub mod pmtu;
+pub mod probe;
 pub mod reader;
 pub mod remote;
 pub mod rib;

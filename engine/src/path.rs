@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use patronus_abi::channel::{PATH_WORDS, PathRecord};
-pub use patronus_abi::channel::{PATHS_MAX, PathName, PathReport};
+pub use patronus_abi::channel::{PATHS_MAX, PathName, PathReport, PathState, PathWhy};
 use patronus_crypto::PeerId;
 
 /// How often a reader tries who finds a pulse being changed.
@@ -209,7 +209,7 @@ impl Paths {
 mod tests {
     use std::sync::atomic::AtomicBool;
 
-    use patronus_abi::channel::{PathState, PathWhy, SAMPLES};
+    use patronus_abi::channel::SAMPLES;
 
     use super::*;
 

@@ -57,6 +57,8 @@ pub struct LanePlan {
     pub opener: bool,
     /// Where the remote's link can be called, the preferred one first. None: it calls.
     pub endpoints: ArrayVec<SocketAddr, 2>,
+    /// Traffic costs money on one of the links.
+    pub metered: bool,
     /// Which incarnations of our link and of the remote's.
     pub incarnations: (u16, u16),
 }
@@ -383,6 +385,7 @@ fn paths(own: &Own, key: &PublicKey, theirs: &Hello) -> Vec<LanePlan> {
                 worker: 0,
                 opener,
                 endpoints: there,
+                metered: local.metered || remote.metered,
                 incarnations: (local.incarnation, remote.incarnation),
             });
         }

@@ -83,6 +83,12 @@ named! {
         ControlQueueFull => "control-queue-full",
         /// From a remote: more control messages within a second than it may send.
         ControlFlood => "control-flood",
+        /// From a remote, in a lane: a probe whose length or fields cannot be.
+        ProbeMalformed => "probe-malformed",
+        /// From a remote, in a lane: a probe, but it is no path's lane 0.
+        ProbeUnknownPath => "probe-unknown-path",
+        /// From a remote, in a lane: more probes within a second than a path may have.
+        ProbeFlood => "probe-flood",
         /// The ring to the worker that owns the flow or the session was full.
         HandoffFull => "handoff-full",
         /// From a LAN: an Ethernet frame without content.
@@ -186,6 +192,10 @@ pub struct WorkerStats {
     pub controls_sent: Counter,
     /// Control messages of remotes passed to the slow path.
     pub controls_received: Counter,
+    /// Probes sent.
+    pub probes_sent: Counter,
+    /// Probes received and listened to.
+    pub probes_received: Counter,
     /// ICMP errors about packets that went no further.
     pub icmp_sent: Counter,
     /// Packets that were cut up because they are longer than their tunnel takes.
@@ -275,6 +285,8 @@ impl WorkerStats {
                 "controls_received_total",
                 offset_of!(WorkerStats, controls_received),
             ),
+            ("probes_sent_total", offset_of!(WorkerStats, probes_sent)),
+            ("probes_received_total", offset_of!(WorkerStats, probes_received)),
             ("icmp_sent_total", offset_of!(WorkerStats, icmp_sent)),
             ("fragmented_packets_total", offset_of!(WorkerStats, fragmented)),
             ("fragments_total", offset_of!(WorkerStats, fragments)),
@@ -307,6 +319,8 @@ impl WorkerStats {
         );
         let _ = writeln!(out, "{prefix}controls-sent={}", self.controls_sent.get());
         let _ = writeln!(out, "{prefix}controls-received={}", self.controls_received.get());
+        let _ = writeln!(out, "{prefix}probes-sent={}", self.probes_sent.get());
+        let _ = writeln!(out, "{prefix}probes-received={}", self.probes_received.get());
         let _ = writeln!(out, "{prefix}icmp-sent={}", self.icmp_sent.get());
         let _ = writeln!(out, "{prefix}fragmented={}", self.fragmented.get());
         let _ = writeln!(out, "{prefix}fragments={}", self.fragments.get());

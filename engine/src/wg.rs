@@ -30,10 +30,12 @@ use self::index::IndexTable;
 pub use self::peer::{PeerSlot, Role, STAGED_MAX};
 use crate::allowedips::AllowedIps;
 use crate::channel::{Notice, ToSlowPath};
+use crate::clock::Clock;
 use crate::crew::{Crew, Handing};
 use crate::icmp::Icmp;
 use crate::observe::{Observing, View};
 use crate::path::Paths;
+use crate::probe::{PathChange, ProbeSet, Prober};
 use crate::route::Bound;
 use crate::snapshot::MTU_MIN;
 use crate::stats::{DropReason, WorkerStats};
@@ -50,6 +52,8 @@ pub struct Context<'a> {
     pub slow: &'a ToSlowPath,
     /// Set when the slow path must be woken once the burst is done.
     pub wake_slow: bool,
+    /// For what has to be known more exactly than the time of the burst.
+    pub clock: &'a dyn Clock,
     /// The other workers. What is handed to them leaves once the burst is done.
     pub crew: &'a mut Crew,
     /// Sees packets while a trace or a capture is on.
@@ -74,6 +78,12 @@ impl Context<'_> {
         }
     }
 
+    /// Tells the slow path of a path. What finds the queue full is not told: the path's board says it as well.
+    pub fn tell_of_path(&mut self, change: PathChange) {
+        let _ = self.slow.paths.push(change);
+        self.wake_slow = true;
+    }
+
     /// Leaves a notice for the slow path.
     pub fn tell(&mut self, notice: Notice) {
         let left = self.slow.notices.push(notice);
@@ -96,6 +106,8 @@ pub struct Wg {
     index: IndexTable,
     /// By remote: the paths towards it. Empty without remotes.
     paths: Vec<Option<Box<Paths>>>,
+    /// Probes those of which this worker owns lane 0.
+    pub(crate) prober: Prober,
     /// Remotes for whose base session packets wait that could leave by a lane by now.
     unblocked: ArrayVec<PeerId, BURST_MAX>,
     mtu: usize,
@@ -121,6 +133,7 @@ impl Wg {
             peers: (0..max_peers).map(|_| None).collect(),
             index: IndexTable::new(max_peers),
             paths: Vec::new(),
+            prober: Prober::default(),
             unblocked: ArrayVec::new(),
             mtu,
             routed: false,
@@ -231,6 +244,13 @@ impl Wg {
         }
     }
 
+    /// Takes the paths to a remote to probe.
+    pub fn probe(&mut self, cx: &mut Context<'_>, remote: PeerId, set: Box<ProbeSet>) {
+        if let Some(old) = self.prober.follow(cx.now, remote, set) {
+            cx.tell(Notice::Probe(old));
+        }
+    }
+
     /// Nothing has been heard on a lane for a while.
     pub fn set_silent(&mut self, lane: PeerId) {
         if let Some(slot) = self.slot_mut(lane) {
@@ -252,8 +272,12 @@ impl Wg {
         }
         let slot = self.slot_mut(peer).expect("looked at above");
         slot.answered();
+        let tunnel = slot.tunnel();
         for retired in slot.keypairs.install(keypair) {
             self.retire(cx, retired);
+        }
+        if initiator && tunnel != peer {
+            self.prober.opened(cx.now, tunnel, peer);
         }
         initiator
     }
@@ -322,8 +346,14 @@ impl Wg {
     /// Ends all sessions of the peer.
     pub fn erase_keys(&mut self, cx: &mut Context<'_>, peer: PeerId) {
         let Some(slot) = self.slot_mut(peer) else { return };
+        let tunnel = slot.tunnel();
         for retired in slot.keypairs.clear() {
             self.retire(cx, retired);
+        }
+        if tunnel != peer {
+            let now = cx.now;
+            let tell = |change| cx.tell_of_path(change);
+            self.prober.erased(now, tunnel, peer, tell);
         }
         patronus_mem::wipe_stack();
     }

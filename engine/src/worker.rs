@@ -1,8 +1,8 @@
 //! A worker: one thread that takes packets and runs them to completion.
 //!
-//! A turn of the loop is: obey the slow path, what other workers handed over, LAN -> WAN, WAN -> LAN. When a turn finds
+//! A turn of the loop is: obey the slow path, LAN -> WAN, WAN -> LAN, what other workers handed over, probes that are due. When a turn finds
 //! nothing, the worker goes down the idle ladder: spin for a while if configured, then block until a packet or a
-//! command comes. It never waits for another thread.
+//! command comes, or a probe is due. It never waits for another thread.
 
 use std::io;
 use std::sync::Arc;
@@ -277,6 +277,7 @@ impl Worker {
         ready: &mut Ready,
         mut poller: Option<&mut Poller>,
     ) -> Result<(), Told> {
+        self.wg.prober.begin_turn(now);
         self.obey(now, poller.as_deref_mut())?;
         if let Some(router) = &mut self.router {
             router.tend(now);
@@ -302,7 +303,18 @@ impl Worker {
         if self.crew.workers() > 1 {
             self.handed_over(now, poller)?;
         }
+        // Behind what has arrived: who was heard just now is not silent.
+        if self.wg.has_probes_due(now) && self.has_room() {
+            let mut wire = Burst::new();
+            self.with_context(now, |stages, cx| stages.wg.encap_probes(cx, &mut wire));
+            self.send(&mut wire);
+        }
         Ok(())
+    }
+
+    /// When the worker has something to do that nobody wakes it for.
+    pub fn next_deadline(&self) -> Option<Time> {
+        self.wg.prober.next_deadline()
     }
 
     /// One burst from a LAN port. True if there may be more.
@@ -779,6 +791,7 @@ impl Worker {
             stats: &self.stats,
             slow: &self.slow,
             wake_slow: false,
+            clock: &*self.clock,
             crew: &mut self.crew,
             observing: Observing::of(self.observer.as_deref_mut(), &*self.clock),
         };
@@ -832,7 +845,8 @@ impl Worker {
         if !self.is_called() {
             self.stats.sleeps.add(1);
             self.router.iter_mut().for_each(Router::park);
-            ready = poller.sleep(&*self.clock, &self.stats);
+            let due = self.next_deadline();
+            ready = poller.sleep(&*self.clock, &self.stats, due);
             self.router.iter_mut().for_each(Router::resume);
             called = poller.called;
         }
@@ -861,6 +875,8 @@ fn apply(wg: &mut Wg, cx: &mut Context<'_>, command: Command) {
         Command::LeaveLink(ifindex) => wg.leave_link(ifindex),
         Command::Remote(peer) => wg.set_remote(peer),
         Command::Paths(remote, paths) => wg.set_paths(cx, remote, paths),
+        Command::Probe(remote, set) => wg.probe(cx, remote, set),
+        Command::Probing(probing) => wg.prober.set_probing(probing),
         Command::Silent(lane) => wg.set_silent(lane),
         Command::DropStaged(peer) => wg.drop_staged(cx, peer),
         Command::EraseKeys(peer) => wg.erase_keys(cx, peer),
@@ -949,14 +965,16 @@ impl Poller {
         self.polled.set(bit, is_polled);
     }
 
-    /// Waits for something to do, and for the timer that tells how long waking takes.
-    fn sleep(&mut self, clock: &dyn Clock, stats: &WorkerStats) -> Ready {
+    /// Waits for something to do, until then at the latest, and for the timer that tells how long waking takes.
+    fn sleep(&mut self, clock: &dyn Clock, stats: &WorkerStats, due: Option<Time>) -> Ready {
         if self.traffic
             && let Some(courtesy) = &mut self.courtesy
         {
             courtesy.before_sleep(clock.mono(), stats.received());
         }
-        let ready = self.look(None);
+        let most = due.map(|due| due.since(clock.mono()));
+        let most = most.and_then(|most| Timespec::try_from(most).ok());
+        let ready = self.look(most.as_ref());
         if self.timer_fired
             && let Some(courtesy) = &mut self.courtesy
         {

@@ -336,6 +336,7 @@ impl Lan {
                     stats: &stats,
                     slow: &slow,
                     wake_slow: false,
+                    clock: &SystemClock,
                     crew: &mut crew,
                     observing: None,
                 };

@@ -12,6 +12,7 @@ use patronus_crypto::timers::Traffic;
 use patronus_crypto::{PeerId, Time};
 use patronus_engine::allowedips::AllowedIps;
 use patronus_engine::channel::ToSlowPath;
+use patronus_engine::clock::SystemClock;
 use patronus_engine::crew::Crew;
 use patronus_engine::stats::{Stage, WorkerStats};
 use patronus_engine::wg::{Context, PeerSlot, Wg};
@@ -51,6 +52,7 @@ impl Side {
             stats: &self.stats,
             slow: &self.slow,
             wake_slow: false,
+            clock: &SystemClock,
             crew: &mut self.crew,
             observing: None,
         };

@@ -4,19 +4,24 @@
 //! stock peer would drop it as not IP. What is not understood here is dropped under a name and changes nothing.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ops::RangeInclusive;
 
 use arrayvec::ArrayVec;
-use patronus_crypto::LinkId;
+use patronus_crypto::{Duration, LinkId, Time};
+
+use crate::path::PATHS_MAX;
 
 /// The first byte: a nibble that is no IP version, and the version of these messages.
 const FIRST: u8 = 0x11;
 const HELLO: u8 = 1;
 const HELLO_ACK: u8 = 2;
+const PROBE: u8 = 3;
 const HEADER: usize = 4;
 const BOOT: usize = 16;
 const HELLO_FIXED: usize = HEADER + BOOT + 8;
 const LINK: usize = 28;
 const ACK: usize = HEADER + BOOT + 4;
+const PROBE_FIXED: usize = 68;
 
 /// Links of a site at most.
 pub const LINKS_MAX: usize = LinkId::MAX as usize;
@@ -25,10 +30,16 @@ pub const WORKERS_MAX: u8 = 64;
 /// The longest message, bytes.
 pub const CONTROL_MAX: usize = HELLO_FIXED + LINKS_MAX * LINK;
 
+const HEARD: u8 = 1 << 0;
+const USED: u8 = 1 << 1;
+
 const METERED: u8 = 1 << 0;
 const BEHIND_NAT: u8 = 1 << 1;
 const HAS_V4: u8 = 1 << 2;
 const HAS_V6: u8 = 1 << 3;
+
+/// What a probe may say about how often probes come.
+pub const INTERVALS: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(60);
 
 /// A message as it is sent.
 pub type Bytes = ArrayVec<u8, CONTROL_MAX>;
@@ -89,7 +100,40 @@ pub struct Hello {
     pub links: ArrayVec<LinkInfo, LINKS_MAX>,
 }
 
-/// A message.
+/// "I am here": sent in lane 0 of a path at intervals, by both sides alike. Each says what it has heard from the other.
+///
+/// Times are the sender's own, of a clock that nobody else has; they are compared with each other and with nothing else.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Probe {
+    /// One more than in the last probe on this path; it wraps.
+    pub sequence: u32,
+    /// When it was sent.
+    pub time: Time,
+    /// The time in the newest probe that was heard on this path; none yet: 0.
+    pub echo: Time,
+    /// How long ago that was heard.
+    pub hold: Duration,
+    /// The next one comes within this time, as long as the path is heard.
+    pub interval: Duration,
+    /// How often the sender wants to hear one.
+    pub wanted: Duration,
+    /// The jitter of what the sender hears (RFC 3550, section 6.4.1).
+    pub jitter: Duration,
+    /// Datagrams that the sender has sent on this path so far, in all lanes, this one included.
+    pub sent: u64,
+    /// What `sent` was in the newest probe that was heard.
+    pub echo_sent: u64,
+    /// How many datagrams had been received on this path when that was heard.
+    pub echo_received: u64,
+    /// The sender hears this path.
+    pub heard: bool,
+    /// The sender has sent packets of hosts on this path lately.
+    pub used: bool,
+    /// The paths towards the receiver that the sender does not hear: the upper byte of their tags.
+    pub unheard: ArrayVec<u8, PATHS_MAX>,
+}
+
+/// A message of the base session.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Control {
     /// "This is me."
@@ -162,6 +206,78 @@ impl Control {
 fn header(bytes: &mut Bytes, kind: u8, len: usize) {
     let [low, high] = (len as u16).to_le_bytes();
     bytes.extend([FIRST, kind, low, high]);
+}
+
+/// Whether the content of a packet is a probe, if it is a control message.
+#[inline]
+pub fn is_probe(content: &[u8]) -> bool {
+    content.starts_with(&[FIRST, PROBE])
+}
+
+impl Probe {
+    /// As it is sent. Padding follows it.
+    pub fn encode(&self) -> Bytes {
+        let mut bytes = Bytes::new();
+        header(&mut bytes, PROBE, PROBE_FIXED + self.unheard.len());
+        bytes.extend(self.sequence.to_le_bytes());
+        bytes.extend(self.time.0.to_le_bytes());
+        bytes.extend(self.echo.0.to_le_bytes());
+        for duration in [self.hold, self.interval, self.wanted, self.jitter] {
+            bytes.extend(micros(duration).to_le_bytes());
+        }
+        for count in [self.sent, self.echo_sent, self.echo_received] {
+            bytes.extend(count.to_le_bytes());
+        }
+        let flags = u8::from(self.heard) * HEARD | u8::from(self.used) * USED;
+        bytes.extend([flags, self.unheard.len() as u8, 0, 0]);
+        bytes.extend(self.unheard.iter().copied());
+        bytes
+    }
+
+    /// Understands the content of a packet, padding included.
+    pub fn decode(content: &[u8]) -> Result<Probe, Unknown> {
+        if !is_probe(content) {
+            return Err(Unknown::Kind);
+        }
+        let fixed = content.first_chunk::<PROBE_FIXED>().ok_or(Unknown::Length)?;
+        let u32_at = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| fixed[at + i]));
+        let u64_at = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| fixed[at + i]));
+        let micros_at = |at: usize| Duration::from_micros(u32_at(at).into());
+        let (len, count) = (
+            usize::from(u16::from_le_bytes([fixed[2], fixed[3]])),
+            usize::from(fixed[65]),
+        );
+        if len != PROBE_FIXED + count {
+            return Err(Unknown::Length);
+        }
+        let unheard = content.get(PROBE_FIXED..len).ok_or(Unknown::Length)?;
+        let (interval, wanted) = (micros_at(28), micros_at(32));
+        let is_possible = INTERVALS.contains(&interval) && INTERVALS.contains(&wanted);
+        Ok(Probe {
+            sequence: u32_at(4),
+            time: Time(u64_at(8)),
+            echo: Time(u64_at(16)),
+            hold: micros_at(24),
+            interval,
+            wanted,
+            jitter: micros_at(36),
+            sent: u64_at(40),
+            echo_sent: u64_at(48),
+            echo_received: u64_at(56),
+            heard: fixed[64] & HEARD != 0,
+            used: fixed[64] & USED != 0,
+            unheard: unheard
+                .try_into()
+                .ok()
+                .filter(|_| is_possible)
+                .ok_or(Unknown::Value)?,
+        })
+    }
+}
+
+/// As many microseconds as fit.
+fn micros(duration: Duration) -> u32 {
+    u32::try_from(duration.as_micros()).unwrap_or(u32::MAX)
 }
 
 impl Hello {
@@ -310,6 +426,64 @@ mod tests {
         }
     }
 
+    fn probe() -> Probe {
+        Probe {
+            sequence: 0x0102_0304,
+            time: Time(0x1122_3344_5566_7788),
+            echo: Time(0x99aa_bbcc_ddee_ff00),
+            hold: Duration::from_micros(1000),
+            interval: Duration::from_millis(50),
+            wanted: Duration::from_secs(1),
+            jitter: Duration::from_micros(77),
+            sent: 1000,
+            echo_sent: 900,
+            echo_received: 890,
+            heard: true,
+            used: true,
+            unheard: [0x12, 0x31].into_iter().collect(),
+        }
+    }
+
+    /// The vector of docs/wire.md, section 3.
+    #[test]
+    fn a_probe_is_these_bytes() {
+        let expected = "11034600 04030201 8877665544332211 00ffeeddccbbaa99 e8030000 50c30000 40420f00 4d000000\
+            e803000000000000 8403000000000000 7a03000000000000 03020000 1231";
+        let mut bytes = probe().encode().to_vec();
+        assert_eq!(hex(&bytes), expected.replace(' ', ""));
+        bytes.extend([0; 10]);
+        assert_eq!(Probe::decode(&bytes), Ok(probe()), "padding is no part of it");
+        assert!(is_probe(&bytes) && is_control(&bytes));
+        assert_eq!(
+            Control::decode(&bytes),
+            Err(Unknown::Kind),
+            "not of the base session"
+        );
+    }
+
+    #[test]
+    fn a_probe_that_cannot_be_is_refused() {
+        let good = probe().encode();
+        let with = |at: usize, value: u8| {
+            let mut bytes = good.to_vec();
+            bytes[at] = value;
+            Probe::decode(&bytes).err()
+        };
+        assert_eq!(with(0, 0x12), Some(Unknown::Kind));
+        assert_eq!(with(1, 4), Some(Unknown::Kind));
+        for (at, value) in [(2, 0x45), (2, 0x47), (3, 1), (65, 1), (65, 3), (65, 65)] {
+            assert_eq!(with(at, value), Some(Unknown::Length), "{at}");
+        }
+        // An interval of 80 us, of 60 s and more; the same wanted.
+        for (at, value) in [(29, 0), (31, 4), (35, 4)] {
+            assert_eq!(with(at, value), Some(Unknown::Value), "{at}");
+        }
+        assert_eq!(with(64, 0xff), None, "flags that are not known yet");
+        for len in 4..good.len() {
+            assert_eq!(Probe::decode(&good[..len]), Err(Unknown::Length), "{len} bytes");
+        }
+    }
+
     #[test]
     fn what_cannot_be_is_refused() {
         let good = Control::Hello(Box::new(hello())).encode();
@@ -365,9 +539,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_understood_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..600), kind in 0..4u8) {
+        fn any_bytes_are_understood_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..600), kind in 0..5u8) {
             let mut bytes = bytes;
-            let _ = Control::decode(&bytes);
+            let _ = (Control::decode(&bytes), Probe::decode(&bytes));
             if bytes.len() > 4 {
                 bytes[0] = FIRST;
                 bytes[1] = kind;
@@ -376,6 +550,9 @@ mod tests {
                 if let Ok(message) = Control::decode(&bytes) {
                     let again = message.encode();
                     prop_assert_eq!(Control::decode(&again), Ok(message));
+                }
+                if let Ok(message) = Probe::decode(&bytes) {
+                    prop_assert_eq!(Probe::decode(&message.encode()), Ok(message));
                 }
             }
         }

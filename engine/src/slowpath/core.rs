@@ -206,6 +206,7 @@ impl<S: Sockets> Core<S> {
             }
             Notice::Routes(routes) => drop(routes),
             Notice::Paths(paths) => drop(paths),
+            Notice::Probe(set) => drop(set),
             Notice::Observer(observer) => drop(observer),
             Notice::Wan(_) | Notice::Lan(_) | Notice::LanGone(..) | Notice::Failed(_) => {
                 return Some(notice);

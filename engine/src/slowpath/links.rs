@@ -47,6 +47,11 @@ impl Workers {
         self.links[owner].send(command);
     }
 
+    /// To this worker.
+    pub fn tell(&mut self, worker: usize, command: Command) {
+        self.links[worker].send(command);
+    }
+
     /// How many there are.
     pub fn count(&self) -> usize {
         self.links.len()

@@ -18,7 +18,7 @@ use crate::channel::{ControlMessage, HandshakeMessage, Notice};
 use crate::crew::Handing;
 use crate::mss;
 use crate::observe::{Seen, View};
-use crate::remote::message;
+use crate::remote::message::{self, Probe};
 use crate::stats::{DropReason, Lap, Stage};
 
 /// What a datagram says in the clear: which session it is of, and which of its packets.
@@ -67,8 +67,11 @@ enum Verdict {
 /// What the data packets of one peer in a burst amount to.
 #[derive(Default)]
 struct Received {
+    messages: u64,
     bytes: u64,
     data: bool,
+    /// Packets of hosts were among them.
+    carried: bool,
 }
 
 impl Wg {
@@ -230,10 +233,14 @@ impl Wg {
         for (i, (mut packet, claim)) in claimed.drain(..).zip(claims).enumerate() {
             match self.accept_one(cx, &packet, claim, good[i], confirmed) {
                 Ok(()) => {
+                    run.messages += 1;
                     run.bytes += packet.len() as u64;
                     run.data |= packet.len() > DATA_MIN;
-                    match self.unwrap(cx, &mut packet, claim) {
-                        Ok(true) => inner.push(packet),
+                    match self.unwrap(cx, &mut packet, claim, run.messages) {
+                        Ok(true) => {
+                            run.carried = true;
+                            inner.push(packet);
+                        }
                         Ok(false) => cx.frames.free(packet),
                         Err(reason) => cx.discard(reason, packet),
                     }
@@ -270,6 +277,7 @@ impl Wg {
         }
         let rekey = keypair.rekey_due_on_receive(now);
         let (is_confirmed, retired) = slot.keypairs.received_under(claim.index);
+        let tunnel = slot.tunnel();
         if is_confirmed {
             slot.answered();
             confirmed.push(claim.peer);
@@ -284,15 +292,19 @@ impl Wg {
         if let Some(retired) = retired {
             self.retire(cx, retired);
         }
+        if is_confirmed && tunnel != claim.peer {
+            self.prober.opened(now, tunnel, claim.peer);
+        }
         Ok(())
     }
 
-    /// Cuts the inner packet out of the opened datagram. `Ok(false)`: there is none, it is a keepalive or a control message.
+    /// Cuts the inner packet out of the opened datagram, the how-manieth of its run. `Ok(false)`: there is none, it is a keepalive or a control message.
     fn unwrap(
         &mut self,
         cx: &mut Context<'_>,
         packet: &mut PktBuf,
         claim: &Claim,
+        nth: u64,
     ) -> Result<bool, DropReason> {
         packet.trim_front(HEADER);
         packet.truncate(packet.len() - TAG);
@@ -303,9 +315,13 @@ impl Wg {
         let slot = self.slot(claim.peer).ok_or(DropReason::DecapUnknownIndex)?;
         let header = match Packet::parse(packet.data()) {
             Ok(header) => header,
-            // Nothing that is known so far is said in a lane.
             Err(Malformed::NotIp) if slot.role == Role::Remote && message::is_control(packet.data()) => {
                 return self.pass_control(cx, claim, packet);
+            }
+            // Nothing else that is known so far is said in a lane.
+            Err(Malformed::NotIp) if slot.role == Role::Lane && message::is_probe(packet.data()) => {
+                let of = (slot.tunnel(), claim.peer);
+                return self.take_probe(cx, of, packet, nth);
             }
             Err(Malformed::NotIp) => return Err(DropReason::DecapNotIp),
             Err(_) => return Err(DropReason::DecapBadLength),
@@ -357,11 +373,31 @@ impl Wg {
         Ok(false)
     }
 
+    /// Listens to a probe.
+    fn take_probe(
+        &mut self,
+        cx: &mut Context<'_>,
+        of: (PeerId, PeerId),
+        packet: &PktBuf,
+        nth: u64,
+    ) -> Result<bool, DropReason> {
+        // As early as that can be known here: other bursts of this turn may have come before.
+        let now = cx.clock.mono();
+        let probe = Probe::decode(packet.data()).map_err(|_| DropReason::ProbeMalformed)?;
+        let tell = |change| cx.tell_of_path(change);
+        self.prober.hear(now, of, &probe, nth, tell)?;
+        cx.stats.probes_received.add(1);
+        Ok(false)
+    }
+
     fn account_received(&mut self, cx: &mut Context<'_>, peer: PeerId, run: Received) {
         if run.bytes == 0 {
             return;
         }
         let Some(slot) = self.slot_mut(peer) else { return };
+        if slot.role == Role::Lane {
+            slot.traffic.tally_received(cx.now, run.messages, run.carried);
+        }
         if slot.traffic.received(cx.now, run.bytes, run.data) == Wake::Due {
             cx.tell(Notice::Watch(peer));
         }

@@ -15,7 +15,7 @@ use patronus_mem::{BURST_MAX, Burst, PktBuf, SMALL_MAX};
 use patronus_observe::Point;
 
 use super::order::{self, Flow, Likeness, Order};
-use super::{Context, JUMBO_SHARE, PeerSlot, Wg};
+use super::{Context, JUMBO_SHARE, PeerSlot, Role, Wg};
 use crate::channel::Notice;
 use crate::crew::Handing;
 use crate::fragment::{self, Uncut};
@@ -177,7 +177,7 @@ impl Wg {
             self.observe_sealing(cx, wire, &grants);
         }
         self.seal(wire, &grants);
-        self.account_sent(cx, wire, &grants);
+        self.account_sent(cx, wire, &grants, true);
         cx.stats.burst(Stage::Encap, packets, lap);
     }
 
@@ -224,7 +224,7 @@ impl Wg {
             self.observe_sealing(cx, wire, &grants);
         }
         self.seal(wire, &grants);
-        self.account_sent(cx, wire, &grants);
+        self.account_sent(cx, wire, &grants, true);
         cx.stats.burst(Stage::Encap, wire.len(), lap);
         more
     }
@@ -260,8 +260,52 @@ impl Wg {
         self.dress(&mut packet, &grants[0], 0);
         wire.push(packet);
         self.seal(wire, &grants);
-        self.account_sent(cx, wire, &grants);
+        self.account_sent(cx, wire, &grants, false);
         cx.stats.controls_sent.add(1);
+    }
+
+    /// Whether probes are due.
+    #[inline]
+    pub fn has_probes_due(&self, now: Time) -> bool {
+        self.prober.next_deadline().is_some_and(|at| at <= now)
+    }
+
+    /// Judges the paths that are due to be judged, and seals the probes that are due to be sent: at most a burst.
+    #[cold]
+    pub fn encap_probes(&mut self, cx: &mut Context<'_>, wire: &mut Burst) {
+        let (now, mut due) = (cx.now, ArrayVec::new());
+        let peers = &self.peers;
+        let may_send = |lane: PeerId| {
+            let slot = peers.get(lane.0 as usize).and_then(Option::as_deref);
+            slot.is_some_and(|slot| slot.has_session(now))
+        };
+        let tell = |change| cx.tell_of_path(change);
+        self.prober.due(now, may_send, tell, &mut due);
+        let mut grants = ArrayVec::<Grant, BURST_MAX>::new();
+        for due in due {
+            // As late as that can be known here.
+            let Some((lane, probe)) = self.prober.next(due, cx.clock.mono()) else {
+                continue;
+            };
+            let bytes = probe.encode();
+            // Without a frame it is lost like a datagram.
+            let Some(mut packet) = cx.frames.alloc_for(bytes.len()) else {
+                continue;
+            };
+            packet.append(bytes.len()).copy_from_slice(&bytes);
+            let keypair = self.slot_mut(lane).and_then(|slot| slot.keypairs.current_mut());
+            let Some(counter) = keypair.and_then(|keypair| keypair.next_counter(now)) else {
+                cx.frames.free(packet);
+                continue;
+            };
+            let grant = Grant { peer: lane, counter };
+            self.dress(&mut packet, &grant, 0);
+            wire.push(packet);
+            grants.push(grant);
+        }
+        self.seal(wire, &grants);
+        self.account_sent(cx, wire, &grants, false);
+        cx.stats.probes_sent.add(wire.len() as u64);
     }
 
     /// An empty packet for `peer`. False if there is no session to send it in.
@@ -415,10 +459,11 @@ impl Wg {
         }
     }
 
-    /// Tells each peer's timers what was sent, once per run of packets to the same peer.
-    fn account_sent(&mut self, cx: &mut Context<'_>, wire: &Burst, grants: &[Grant]) {
-        let (mut bytes, mut data) = (0, false);
+    /// Tells each peer's timers what was sent, once per run of packets to the same peer. `of_hosts`: what was not empty came from hosts.
+    fn account_sent(&mut self, cx: &mut Context<'_>, wire: &Burst, grants: &[Grant], of_hosts: bool) {
+        let (mut messages, mut bytes, mut data) = (0, 0, false);
         for (at, (packet, grant)) in wire.iter().zip(grants).enumerate() {
+            messages += 1;
             bytes += packet.len() as u64;
             data |= packet.len() > DATA_MIN;
             let peer = grant.peer;
@@ -426,6 +471,10 @@ impl Wg {
                 continue;
             }
             let slot = self.slot_mut(peer).expect("a grant names a peer that is there");
+            if slot.role == Role::Lane {
+                slot.traffic.tally_sent(cx.now, messages, data && of_hosts);
+            }
+            messages = 0;
             let wake = slot.traffic.sent(cx.now, take(&mut bytes), take(&mut data));
             let rekey = slot
                 .keypairs

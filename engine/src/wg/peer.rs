@@ -149,8 +149,13 @@ impl PeerSlot {
     /// Whether a lane is one to send by: it has a session, an endpoint, and is heard.
     #[inline]
     pub fn may_carry(&self, now: Time) -> bool {
-        !self.silent
-            && !self.endpoint.is_none()
+        !self.silent && self.has_session(now)
+    }
+
+    /// Whether there is a session, and an endpoint.
+    #[inline]
+    pub fn has_session(&self, now: Time) -> bool {
+        !self.endpoint.is_none()
             && self
                 .keypairs
                 .current()

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use patronus_crypto::{Duration, PublicKey, Tag, Time};
-use patronus_engine::remote::message::{BootId, CONTROL_MAX, Control, Hello};
+use patronus_engine::remote::message::{BootId, CONTROL_MAX, Control, Hello, Probe};
 use patronus_engine::remote::{Action, Own, Remote, hello};
 
 use super::input::Input;
@@ -64,6 +64,11 @@ pub fn run(input: &[u8]) {
 
 /// What is understood is the same when it is said again.
 fn understood(content: &[u8]) -> Option<Control> {
+    if let Ok(probe) = Probe::decode(content) {
+        let again = probe.encode();
+        assert!(again.len() <= content.len() && again[..4] == content[..4]);
+        assert_eq!(Probe::decode(&again), Ok(probe));
+    }
     let message = Control::decode(content).ok()?;
     let again = message.encode();
     assert!(again.len() <= content.len() && again[..4] == content[..4]);

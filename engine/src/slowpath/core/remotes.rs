@@ -10,6 +10,7 @@ use patronus_mem::Outer;
 use super::{Core, Peer, Sockets};
 use crate::channel::{Command, ControlMessage};
 use crate::path::{PATHS_MAX, PathBoard, PathLanes, PathName, Paths};
+use crate::probe::{PathChange, ProbeSet, ProbedPath};
 use crate::remote::known::KnownRemotes;
 use crate::remote::message::{BootId, Control, LinkInfo};
 use crate::remote::{Action, LanePlan, Own, Remote, hello};
@@ -17,6 +18,8 @@ use crate::wg::{LANES_MAX, PeerSlot};
 
 /// Control messages worked off in a turn.
 const CONTROLS_PER_TURN: usize = 64;
+/// The worker that probes: the one that owns lane 0 of every path.
+const PROBER: usize = 0;
 /// How often the opener of a lane sends something, and each side of a base session.
 const LANE_KEEPALIVE: Duration = Duration::from_secs(10);
 const BASE_KEEPALIVE: Duration = Duration::from_secs(25);
@@ -483,9 +486,42 @@ impl<S: Sockets> Core<S> {
             let paths = Paths::new(Arc::clone(&board), each, LANES_MAX);
             Command::Paths(base, Box::new(paths))
         });
+        let set = self.probe_set(Arc::clone(&board), &paths);
+        self.workers.tell(PROBER, Command::Probe(base, Box::new(set)));
         if !paths.is_empty() {
             self.remotes.boards.insert(base, board);
         }
+    }
+
+    /// The same paths, for who probes them.
+    fn probe_set(
+        &mut self,
+        board: Arc<PathBoard>,
+        paths: &BTreeMap<Path, Vec<(u8, usize, PeerId)>>,
+    ) -> ProbeSet {
+        let mut probed = Vec::new();
+        for (path, lanes) in paths.iter().take(board.pulses().len()) {
+            let traffic = lanes.iter().map(|(.., id)| Arc::clone(self.device.traffic(*id)));
+            let first = lanes.iter().find(|(number, ..)| *number == 0);
+            let first = first.map(|(.., id)| *id);
+            let of = lanes.first().and_then(|(.., id)| self.peer(*id)?.lane.as_ref());
+            let Some(of) = of else { continue };
+            let wire = (of.tag.bits() >> 8) as u8;
+            probed.push(ProbedPath::new(
+                name(path),
+                wire,
+                first,
+                of.plan.metered,
+                traffic.collect(),
+            ));
+        }
+        let random = u64::from(self.random.u32()) << 32 | u64::from(self.random.u32());
+        ProbeSet::new(board, probed.into(), random)
+    }
+
+    /// Changes of paths that nobody has been told of.
+    pub fn take_path_change(&mut self) -> Option<PathChange> {
+        self.inbox.paths.pop()
     }
 
     /// The way of an initiation for a lane: by its own link, to where the remote's link is, and by the other address family the next time.

@@ -1,0 +1,433 @@
+//! Probes: whether paths are up, how long a round trip takes on each, and what is lost.
+//!
+//! Belongs to one worker, the one that owns lane 0 of every path, and is called on its thread: a worker is never away for long, as the slow path is during a large
+//! reload. It does no I/O: it is told the time and what arrives, says which probes are due, and writes what it finds out on the
+//! remotes' [`PathBoard`]s, where all workers see it with their next packet. The slow path reads the same boards, and is told of changes.
+//!
+//! * [`live`]: one path
+//! * [`stalls`]: when this worker was away, which is no silence
+//! * [`deadlines`]: which remote is due first
+
+mod deadlines;
+mod live;
+mod stalls;
+
+use std::sync::Arc;
+
+use arrayvec::ArrayVec;
+use patronus_crypto::timers::Traffic;
+use patronus_crypto::{Duration, PeerId, Time};
+use patronus_mem::BURST_MAX;
+
+use self::deadlines::Deadlines;
+use self::live::{Lanes, Live, Pace};
+use self::stalls::Stalls;
+use crate::path::{PathBoard, PathName, PathState, PathWhy};
+use crate::remote::message::Probe;
+use crate::stats::DropReason;
+
+/// The shortest interval between probes on a path.
+pub const FLOOR: Duration = Duration::from_millis(5);
+/// Remotes that are looked after in a turn.
+const REMOTES_PER_TURN: usize = BURST_MAX;
+/// How soon a path is looked at again that may be silent because the whole remote is.
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
+
+/// How often paths are probed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Probing {
+    /// On paths of a remote that packets of hosts go to or come from, unless they are metered.
+    pub interval: Duration,
+    /// On the others.
+    pub idle: Duration,
+    /// Probes that are sent in a second on all paths together: all intervals grow by the same factor when it would be more.
+    pub rate: u32,
+}
+
+impl Default for Probing {
+    fn default() -> Self {
+        Probing {
+            interval: Duration::from_millis(50),
+            idle: Duration::from_secs(1),
+            rate: 20_000,
+        }
+    }
+}
+
+/// A path is in another state than before.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PathChange {
+    /// Towards which remote.
+    pub remote: PeerId,
+    /// Which one.
+    pub path: PathName,
+    /// What it is now.
+    pub state: PathState,
+    /// Why.
+    pub why: PathWhy,
+    /// Since when.
+    pub at: Time,
+    /// For how long nothing had been heard on it then.
+    pub silence: Duration,
+}
+
+/// The paths of a remote, for who probes them. The slow path makes it, so that the worker allocates nothing, and gets it back when there is another one.
+pub struct ProbeSet {
+    board: Arc<PathBoard>,
+    /// In the board's order.
+    paths: Box<[ProbedPath]>,
+    /// For phases of probes.
+    random: u64,
+}
+
+/// One path of them.
+pub struct ProbedPath {
+    /// Which one.
+    pub name: PathName,
+    /// What it is called in messages: the upper byte of its tags.
+    pub wire: u8,
+    /// Its lane 0, if it has one.
+    pub lane: Option<PeerId>,
+    /// Traffic costs money on our link or on theirs.
+    pub metered: bool,
+    /// What goes by all of its lanes.
+    pub traffic: Box<[Arc<Traffic>]>,
+    live: Live,
+    /// What it adds to the rate of probes: in a thousand seconds.
+    share: u64,
+}
+
+impl ProbedPath {
+    /// A path that nothing is known of yet.
+    pub fn new(
+        name: PathName,
+        wire: u8,
+        lane: Option<PeerId>,
+        metered: bool,
+        traffic: Box<[Arc<Traffic>]>,
+    ) -> ProbedPath {
+        ProbedPath {
+            name,
+            wire,
+            lane,
+            metered,
+            traffic,
+            live: Live::new(Time(0), Duration::ZERO),
+            share: 0,
+        }
+    }
+}
+
+impl ProbeSet {
+    /// The paths of this board, in its order. `random`: any number.
+    pub fn new(board: Arc<PathBoard>, paths: Box<[ProbedPath]>, random: u64) -> ProbeSet {
+        debug_assert_eq!(board.pulses().len(), paths.len());
+        ProbeSet {
+            board,
+            paths,
+            random: random | 1,
+        }
+    }
+
+    fn deadline(&self) -> Option<Time> {
+        self.paths.iter().map(|path| path.live.deadline()).min()
+    }
+
+    /// Xorshift (Marsaglia 2003): only when probes are sent depends on it.
+    fn draw(&mut self) -> u8 {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        (self.random >> 32) as u8
+    }
+
+    /// Whether packets of hosts go to or come from the remote.
+    fn is_used(&self, now: Time) -> bool {
+        self.paths.iter().any(|path| path.live.is_used(now))
+    }
+
+    /// Judges all paths by what was heard until now.
+    fn judge(&mut self, now: Time, stalls: &Stalls) -> bool {
+        for path in &mut self.paths {
+            path.live.refresh(&Lanes(&path.traffic));
+        }
+        let mut fell_silent = false;
+        for at in 0..self.paths.len() {
+            if !self.paths[at].live.hears || self.paths[at].live.look_at > now {
+                continue;
+            }
+            let silent_at = self.paths[at].live.silent_at(stalls);
+            let is_silent = silent_at <= now;
+            let is_all = is_silent && self.is_remote_away(at, now, stalls);
+            let live = &mut self.paths[at].live;
+            live.look_at = match (is_silent, is_all) {
+                (false, _) => silent_at,
+                (true, true) => now.after(LOOK_AGAIN),
+                (true, false) => {
+                    live.fall_silent();
+                    fell_silent = true;
+                    live.look_at
+                }
+            };
+        }
+        fell_silent
+    }
+
+    /// Whether a silent path tells more about the remote than about itself: another one is late as well, and none was heard since this one should have been. Then a move
+    /// would be of no use, and it gets as much time again.
+    fn is_remote_away(&self, silent: usize, now: Time, stalls: &Stalls) -> bool {
+        let path = &self.paths[silent].live;
+        let others = self.paths.iter().enumerate();
+        let mut others = others.filter(|(at, other)| *at != silent && other.live.hears);
+        let was_heard = others
+            .clone()
+            .any(|(_, other)| other.live.heard_at > path.expected_at());
+        let is_late = others.any(|(_, other)| other.live.expected_at() < now);
+        !was_heard && is_late && path.silent_at_last(stalls) > now
+    }
+
+    /// Makes the states what follows from what is known, writes them on the board, and says what has changed. Whoever is told that we hear a path no more hears it by the
+    /// others at once.
+    fn settle(&mut self, remote: PeerId, now: Time, tell: &mut impl FnMut(PathChange)) {
+        for (at, path) in self.paths.iter_mut().enumerate() {
+            if path.live.settle(now) {
+                self.board.set_up(at, path.live.state == PathState::Up);
+                tell(PathChange {
+                    remote,
+                    path: path.name,
+                    state: path.live.state,
+                    why: path.live.why,
+                    at: now,
+                    silence: now.since(path.live.heard_at),
+                });
+                self.board.pulses()[at].write(&path.live.report(now, path.name));
+            }
+        }
+    }
+
+    /// Probes go out at once on every path that we hear.
+    fn announce(&mut self, now: Time) {
+        let heard = self.paths.iter_mut().filter(|path| path.live.hears);
+        heard.for_each(|path| path.live.announce(now));
+    }
+}
+
+/// A probe that is due: of which remote, and on the path in which place.
+pub type Due = (PeerId, u8);
+
+/// One worker's probes.
+#[derive(Default)]
+pub struct Prober {
+    probing: Probing,
+    /// By remote.
+    remotes: Vec<Option<Box<ProbeSet>>>,
+    deadlines: Deadlines,
+    stalls: Stalls,
+    /// When the worker looked last.
+    looked_at: Time,
+    /// What all paths need, in probes in a thousand seconds.
+    demand: u64,
+}
+
+impl Prober {
+    /// How often paths are probed from now on.
+    pub fn set_probing(&mut self, probing: Probing) {
+        self.probing = probing;
+    }
+
+    /// When there is something to do.
+    #[inline]
+    pub fn next_deadline(&self) -> Option<Time> {
+        self.deadlines.first().map(|(at, _)| at)
+    }
+
+    /// The worker begins a turn. If it should have been here before, it was away.
+    #[inline]
+    pub fn begin_turn(&mut self, now: Time) {
+        if let Some(due) = self.next_deadline().filter(|due| *due < now) {
+            self.stalls.note(due.max(self.looked_at), now);
+        }
+        self.looked_at = now;
+    }
+
+    /// Takes the paths towards a remote, and gives back those of before. What is known of a path stays known.
+    pub fn follow(&mut self, now: Time, remote: PeerId, mut set: Box<ProbeSet>) -> Option<Box<ProbeSet>> {
+        let at = remote.0 as usize;
+        if self.remotes.len() <= at {
+            self.remotes.resize_with(at + 1, || None);
+        }
+        let mut old = self.remotes[at].take();
+        for place in 0..set.paths.len() {
+            let early = set.draw();
+            let path = &mut set.paths[place];
+            let same = old.iter_mut().flat_map(|old| old.paths.iter_mut());
+            let mut same = same.filter(|old| old.name == path.name && old.lane == path.lane);
+            match same.next() {
+                Some(same) => {
+                    std::mem::swap(&mut path.live, &mut same.live);
+                    path.share = std::mem::take(&mut same.share);
+                }
+                None => path.live = Live::new(now, self.probing.idle / 256 * u32::from(early)),
+            }
+            set.board.set_up(place, path.live.state == PathState::Up);
+            let report = path.live.report(now, path.name);
+            set.board.pulses()[place].write(&report);
+        }
+        let gone = old.iter().flat_map(|old| old.paths.iter());
+        self.demand -= gone.map(|path| path.share).sum::<u64>();
+        self.deadlines.set(remote.0, set.deadline());
+        self.remotes[at] = Some(set);
+        old
+    }
+
+    /// Judges what is due to be judged, and says which probes are to be sent now, as far as there is room for them; each of those has to be
+    /// asked for by [`next`](Self::next). `may_send`: whether a lane has a session.
+    pub fn due(
+        &mut self,
+        now: Time,
+        may_send: impl Fn(PeerId) -> bool,
+        mut tell: impl FnMut(PathChange),
+        out: &mut ArrayVec<Due, BURST_MAX>,
+    ) {
+        for _ in 0..REMOTES_PER_TURN {
+            let Some((_, number)) = self.deadlines.first().filter(|(at, _)| *at <= now) else {
+                return;
+            };
+            let Some(set) = self.remotes.get_mut(number as usize).and_then(Option::as_mut) else {
+                self.deadlines.set(number, None);
+                continue;
+            };
+            let remote = PeerId(number);
+            if set.judge(now, &self.stalls) {
+                set.announce(now);
+            }
+            let mut is_full = false;
+            let mut next = Time(u64::MAX);
+            for (place, path) in set.paths.iter_mut().enumerate() {
+                let is_due = path.live.send_at <= now;
+                if is_due && !path.lane.is_some_and(&may_send) {
+                    path.live.put_off(now);
+                } else if is_due && out.try_push((remote, place as u8)).is_err() {
+                    is_full = true;
+                } else if is_due {
+                    // Set anew when it is written.
+                    next = next.min(path.live.look_at);
+                    continue;
+                }
+                next = next.min(path.live.deadline());
+            }
+            set.settle(remote, now, &mut tell);
+            self.deadlines.set(number, Some(next));
+            if is_full {
+                return;
+            }
+        }
+    }
+
+    /// The next probe on a path, sent at `now`, and in which lane. `None`: there is no such path.
+    pub fn next(&mut self, (remote, place): Due, now: Time) -> Option<(PeerId, Probe)> {
+        let set = self.remotes.get_mut(remote.0 as usize)?.as_mut()?;
+        let (in_use, early) = (set.is_used(now), set.draw());
+        let ProbedPath {
+            live,
+            traffic,
+            metered,
+            share,
+            ..
+        } = set.paths.get_mut(usize::from(place))?;
+        let pace = Pace {
+            wanted: live.wanted(now, &self.probing, *metered, in_use),
+            quick: self.probing.interval,
+        };
+        let interval = live.plan(&pace);
+        let needs = Duration::from_secs(1000).as_nanos() / interval.as_nanos().max(1);
+        self.demand -= std::mem::replace(share, needs as u64);
+        self.demand += *share;
+        let [interval, wanted] =
+            [interval, pace.wanted].map(|pace| stretched(pace, self.demand, self.probing.rate));
+        let mut probe = live.next(now, interval, wanted, &Lanes(traffic), early);
+        let unheard = set.paths.iter();
+        let unheard = unheard.filter(|path| path.live.state == PathState::Down && !path.live.hears);
+        probe.unheard = unheard.map(|path| path.wire).collect();
+        let path = &set.paths[usize::from(place)];
+        let report = path.live.report(now, path.name);
+        set.board.pulses()[usize::from(place)].write(&report);
+        self.deadlines.set(remote.0, set.deadline());
+        Some((path.lane?, probe))
+    }
+
+    /// A probe was heard in this lane of a remote, behind so many datagrams of its burst that its lane has not counted yet.
+    pub fn hear(
+        &mut self,
+        now: Time,
+        (remote, lane): (PeerId, PeerId),
+        probe: &Probe,
+        uncounted: u64,
+        mut tell: impl FnMut(PathChange),
+    ) -> Result<(), DropReason> {
+        let set = self.remotes.get_mut(remote.0 as usize).and_then(Option::as_mut);
+        let set = set.ok_or(DropReason::ProbeUnknownPath)?;
+        let place = set.paths.iter().position(|path| path.lane == Some(lane));
+        let place = place.ok_or(DropReason::ProbeUnknownPath)?;
+        let path = &mut set.paths[place];
+        if !path.live.may_speak(now) {
+            return Err(DropReason::ProbeFlood);
+        }
+        let begins = path.live.take(
+            now,
+            probe,
+            &Lanes(&path.traffic),
+            uncounted,
+            self.probing.interval,
+        );
+        if path.live.hears {
+            path.live.look_at = path.live.silent_at(&self.stalls);
+        }
+        for wire in &probe.unheard {
+            let named = set.paths.iter_mut().filter(|path| path.wire == *wire);
+            named.for_each(|path| path.live.hear_of(probe.time, false));
+        }
+        if begins {
+            set.announce(now);
+        }
+        set.settle(remote, now, &mut tell);
+        let path = &set.paths[place];
+        let report = path.live.report(now, path.name);
+        set.board.pulses()[place].write(&report);
+        self.deadlines.set(remote.0, set.deadline());
+        Ok(())
+    }
+
+    /// A session was made in this lane of a remote.
+    pub fn opened(&mut self, now: Time, remote: PeerId, lane: PeerId) {
+        self.change(remote, lane, |path| path.live.opened(now));
+    }
+
+    /// The sessions of this lane of a remote are gone.
+    pub fn erased(&mut self, now: Time, remote: PeerId, lane: PeerId, mut tell: impl FnMut(PathChange)) {
+        self.change(remote, lane, |path| path.live.erased());
+        if let Some(Some(set)) = self.remotes.get_mut(remote.0 as usize) {
+            set.settle(remote, now, &mut tell);
+        }
+    }
+
+    fn change(&mut self, remote: PeerId, lane: PeerId, change: impl FnOnce(&mut ProbedPath)) {
+        let Some(Some(set)) = self.remotes.get_mut(remote.0 as usize) else {
+            return;
+        };
+        if let Some(path) = set.paths.iter_mut().find(|path| path.lane == Some(lane)) {
+            change(path);
+            self.deadlines.set(remote.0, set.deadline());
+        }
+    }
+}
+
+/// An interval when all paths together need so many probes in a thousand seconds, and may have so many in one.
+fn stretched(interval: Duration, demand: u64, rate: u32) -> Duration {
+    let may = u64::from(rate.max(1)) * 1000;
+    if demand <= may {
+        return interval;
+    }
+    let nanos = interval.as_nanos() * u128::from(demand) / u128::from(may);
+    Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+}

@@ -1,0 +1,684 @@
+//! Two probers with a network between them that loses, delays and cuts, and with workers that are away at times. Time is virtual; each side has a clock of its own.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use arrayvec::ArrayVec;
+use patronus_crypto::timers::Traffic;
+use patronus_crypto::{Duration, PeerId, Time};
+use patronus_engine::path::{PathBoard, PathName, PathReport, PathState, PathWhy};
+use patronus_engine::probe::{FLOOR, PathChange, ProbeSet, ProbedPath, Prober, Probing};
+use patronus_engine::remote::message::Probe;
+use patronus_engine::stats::DropReason;
+
+const REMOTE: PeerId = PeerId(3);
+const SEEDS: u64 = 40;
+
+fn ms(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+struct Dice(u64);
+
+impl Dice {
+    /// SplitMix64.
+    fn word(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut word = self.0;
+        word = (word ^ word >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        word = (word ^ word >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        word ^ word >> 31
+    }
+
+    fn below(&mut self, n: u64) -> u64 {
+        self.word() % n.max(1)
+    }
+
+    fn chance(&mut self, percent: u64) -> bool {
+        self.below(100) < percent
+    }
+}
+
+fn lane(path: usize) -> PeerId {
+    PeerId(100 + path as u32)
+}
+
+fn name(path: usize) -> PathName {
+    PathName {
+        local: path as u8 + 1,
+        remote: 1,
+    }
+}
+
+struct Side {
+    prober: Prober,
+    board: Arc<PathBoard>,
+    traffic: Vec<Arc<Traffic>>,
+    /// What its clock shows more than the time.
+    ahead: u64,
+    /// It does nothing until then.
+    away_until: Time,
+    changes: Vec<(Time, PathChange)>,
+    sent: Vec<Vec<Time>>,
+}
+
+impl Side {
+    fn new(paths: usize, metered: &[usize], probing: Probing, ahead: u64) -> Side {
+        let board = Arc::new(PathBoard::new((0..paths).map(name), None));
+        let mut side = Side {
+            prober: Prober::default(),
+            board,
+            traffic: (0..paths).map(|_| Arc::default()).collect(),
+            ahead,
+            away_until: Time(0),
+            changes: Vec::new(),
+            sent: vec![Vec::new(); paths],
+        };
+        side.prober.set_probing(probing);
+        let set = side.set(metered);
+        assert!(side.prober.follow(side.clock(Time(0)), REMOTE, set).is_none());
+        (0..paths).for_each(|path| side.prober.opened(side.clock(Time(0)), REMOTE, lane(path)));
+        side
+    }
+
+    fn set(&self, metered: &[usize]) -> Box<ProbeSet> {
+        let paths = self.traffic.iter().enumerate().map(|(path, traffic)| {
+            let traffic = [Arc::clone(traffic)].into();
+            ProbedPath::new(
+                name(path),
+                path as u8 + 1,
+                Some(lane(path)),
+                metered.contains(&path),
+                traffic,
+            )
+        });
+        Box::new(ProbeSet::new(
+            Arc::clone(&self.board),
+            paths.collect(),
+            7 + self.ahead,
+        ))
+    }
+
+    fn clock(&self, now: Time) -> Time {
+        Time(now.0 + self.ahead)
+    }
+
+    /// Packets of hosts go by this path; they are not counted here.
+    fn carry(&self, now: Time, path: usize) {
+        self.traffic[path].tally_sent(self.clock(now), 0, true);
+    }
+
+    fn report(&self, path: usize) -> PathReport {
+        self.board.pulses()[path].read().expect("written")
+    }
+
+    /// Downs after that time.
+    fn downs(&self, after: Time) -> Vec<(Time, PathChange)> {
+        let downs = self
+            .changes
+            .iter()
+            .filter(|(at, change)| *at > after && change.state == PathState::Down);
+        downs.copied().collect()
+    }
+
+    fn down_at(&self, path: usize, after: Time) -> Option<(Duration, PathWhy)> {
+        let downs = self.downs(after);
+        let first = downs.iter().find(|(_, change)| change.path == name(path));
+        first.map(|(at, change)| (at.since(after), change.why))
+    }
+}
+
+/// What one direction of a path does.
+#[derive(Clone, Copy)]
+struct Weather {
+    delay: Duration,
+    jitter: Duration,
+    loss: u64,
+    cut: bool,
+}
+
+struct Net {
+    sides: [Side; 2],
+    /// By path and sender.
+    weather: Vec<[Weather; 2]>,
+    under_way: BTreeMap<(Time, u64), (usize, usize, Probe)>,
+    launched: u64,
+    now: Time,
+    dice: Dice,
+}
+
+impl Net {
+    fn new(seed: u64, paths: usize, metered: &[usize], probing: Probing, weather: Weather) -> Net {
+        let mut dice = Dice(seed);
+        let ahead = [dice.below(1 << 40) + 1, dice.below(1 << 40) + 1];
+        Net {
+            sides: ahead.map(|ahead| Side::new(paths, metered, probing, ahead)),
+            weather: vec![[weather; 2]; paths],
+            under_way: BTreeMap::new(),
+            launched: 0,
+            now: Time(0),
+            dice,
+        }
+    }
+
+    fn next_event(&self) -> Option<Time> {
+        let sides = self.sides.iter().filter(|side| side.away_until <= self.now);
+        let due = sides.filter_map(|side| {
+            side.prober
+                .next_deadline()
+                .map(|at| Time(at.0.saturating_sub(side.ahead)))
+        });
+        let back = self
+            .sides
+            .iter()
+            .map(|side| side.away_until)
+            .filter(|at| *at > self.now);
+        let arrival = self.under_way.keys().map(|(at, _)| *at).find(|at| *at > self.now);
+        due.chain(back).chain(arrival).min()
+    }
+
+    /// Lets time pass; every 20 ms each side's hosts send something if `used`.
+    fn pass(&mut self, time: Duration, used: bool) {
+        let end = self.now.after(time);
+        let mut carry_at = self.now;
+        loop {
+            let next = self
+                .next_event()
+                .unwrap_or(end)
+                .max(self.now)
+                .min(carry_at.max(self.now));
+            if next >= end {
+                self.now = end;
+                return;
+            }
+            self.now = next;
+            if carry_at <= self.now {
+                if used {
+                    self.sides.iter().for_each(|side| side.carry(self.now, 0));
+                }
+                carry_at = self.now.after(ms(20));
+            }
+            (0..2).for_each(|side| self.turn(side));
+        }
+    }
+
+    fn turn(&mut self, which: usize) {
+        let (now, side) = (self.now, &mut self.sides[which]);
+        if side.away_until > now {
+            return;
+        }
+        let clock = side.clock(now);
+        side.prober.begin_turn(clock);
+        let changes = &mut side.changes;
+        let mut tell = |change| changes.push((now, change));
+        let landed = self
+            .under_way
+            .extract_if(..=(now, u64::MAX), |_, (to, ..)| *to == which);
+        for (_, (_, path, probe)) in landed {
+            let heard = side
+                .prober
+                .hear(clock, (REMOTE, lane(path)), &probe, 1, &mut tell);
+            assert_eq!(heard, Ok(()), "nobody sends too often");
+            side.traffic[path].tally_received(clock, 1, false);
+            let _ = side.traffic[path].received(clock, 112, true);
+        }
+        if side.prober.next_deadline().is_none_or(|at| at > clock) {
+            return;
+        }
+        let mut due = ArrayVec::new();
+        side.prober.due(clock, |_| true, &mut tell, &mut due);
+        for due in due {
+            let (of, probe) = side.prober.next(due, clock).expect("a path that is there");
+            let path = (of.0 - lane(0).0) as usize;
+            side.traffic[path].tally_sent(clock, 1, false);
+            side.sent[path].push(now);
+            let weather = self.weather[path][which];
+            if weather.cut || self.dice.chance(weather.loss) {
+                continue;
+            }
+            let extra = self.dice.below(weather.jitter.as_nanos() as u64);
+            let at = now.after(weather.delay).after(Duration::from_nanos(extra));
+            self.launched += 1;
+            self.under_way
+                .insert((at, self.launched), (1 - which, path, probe));
+        }
+    }
+
+    fn cut(&mut self, path: usize, directions: &[usize], cut: bool) {
+        directions
+            .iter()
+            .for_each(|from| self.weather[path][*from].cut = cut);
+    }
+}
+
+fn fair(delay: Duration) -> Weather {
+    Weather {
+        delay,
+        jitter: Duration::ZERO,
+        loss: 0,
+        cut: false,
+    }
+}
+
+fn probing(interval: Duration) -> Probing {
+    Probing {
+        interval,
+        ..Probing::default()
+    }
+}
+
+/// Paths that are up, with traffic, for a while.
+fn settled(seed: u64, paths: usize, metered: &[usize], interval: Duration, weather: Weather) -> Net {
+    let mut net = Net::new(seed, paths, metered, probing(interval), weather);
+    net.pass(ms(12_000), true);
+    for side in &net.sides {
+        assert_eq!(side.board.up().count_ones() as usize, paths, "all are up");
+    }
+    net
+}
+
+/// How long it may take until a silent path is down: three intervals, four times the jitter, and what is on its way.
+fn bound(interval: Duration, weather: Weather) -> Duration {
+    interval * 3 + (weather.jitter + interval / 8 + ms(1)) * 4 + weather.delay + weather.jitter
+}
+
+fn intervals(dice: &mut Dice) -> Duration {
+    ms([5, 10, 20, 50, 100, 1000][dice.below(6) as usize])
+}
+
+#[test]
+fn in_fair_weather_no_path_goes_down_and_probes_are_as_many_as_were_announced() {
+    for seed in 0..SEEDS {
+        let mut dice = Dice(seed + 1000);
+        let (paths, interval) = (1 + dice.below(4) as usize, intervals(&mut dice));
+        let mut weather = fair(ms(dice.below(200)));
+        weather.jitter = interval / 2;
+        let mut net = settled(seed, paths, &[], interval, weather);
+        let from = net.now;
+        net.pass(ms(20_000), true);
+        net.pass(ms(30_000), false);
+        for side in &net.sides {
+            assert_eq!(side.downs(Time(0)), [], "seed {seed}");
+            for sent in &side.sent {
+                let count = sent
+                    .iter()
+                    .filter(|at| **at > from && **at <= from.after(ms(20_000)))
+                    .count();
+                let most = 20_000_000_000 / interval.as_nanos() as usize;
+                assert!(
+                    count <= most * 8 / 7 + 2 && count + 2 >= most,
+                    "seed {seed}: {count} of {most}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn probes_become_rare_without_traffic_and_frequent_with_it() {
+    let mut net = settled(1, 2, &[1], ms(50), fair(ms(10)));
+    let count =
+        |net: &Net, path: usize, from: Time| net.sides[0].sent[path].iter().filter(|at| **at > from).count();
+    let from = net.now;
+    net.pass(ms(10_000), true);
+    let [used, metered] = [0, 1].map(|path| count(&net, path, from));
+    assert!(used > 190, "{used}");
+    assert!(
+        (9..=13).contains(&metered),
+        "{metered} on a path that costs money and is not used"
+    );
+    net.pass(ms(12_000), false);
+    let from = net.now;
+    net.pass(ms(10_000), false);
+    assert!(
+        (9..=13).contains(&count(&net, 0, from)),
+        "{}",
+        count(&net, 0, from)
+    );
+    assert!(
+        net.sides.iter().all(|side| side.downs(Time(0)).is_empty()),
+        "slower by agreement"
+    );
+}
+
+#[test]
+fn a_path_that_is_dead_both_ways_is_down_at_both_ends_in_time() {
+    for seed in 0..SEEDS {
+        let mut dice = Dice(seed);
+        let (paths, interval) = (1 + dice.below(4) as usize, intervals(&mut dice));
+        let mut weather = fair(ms(dice.below(100)));
+        weather.jitter = interval / 4;
+        let mut net = settled(seed, paths, &[], interval, weather);
+        net.pass(Duration::from_micros(dice.below(100_000)), true);
+        let from = net.now;
+        net.cut(0, &[0, 1], true);
+        net.pass(ms(20_000), true);
+        for side in &net.sides {
+            let (after, why) = side.down_at(0, from).expect("down");
+            assert!(
+                after <= bound(interval, weather),
+                "seed {seed}: {after:?} at {interval:?}"
+            );
+            // Who hears it first from the other side need not wait for the silence.
+            assert!(why == PathWhy::Silent || why == PathWhy::NotHeard && paths > 1);
+            assert_eq!(side.downs(from).len(), 1, "seed {seed}: the others stay");
+            assert_eq!(side.board.up().count_ones() as usize, paths - 1);
+        }
+        let from = net.now;
+        net.cut(0, &[0, 1], false);
+        net.pass(ms(5_000) + interval * 8 + weather.delay * 10, true);
+        for side in &net.sides {
+            assert_eq!(side.board.up().count_ones() as usize, paths, "seed {seed}: back");
+            assert_eq!(side.downs(from), [], "seed {seed}");
+        }
+    }
+}
+
+#[test]
+fn a_path_that_is_dead_one_way_is_down_at_both_ends_in_time() {
+    for seed in 0..SEEDS {
+        let mut dice = Dice(seed);
+        let (paths, interval) = (2 + dice.below(3) as usize, intervals(&mut dice));
+        let mut net = settled(seed, paths, &[], interval, fair(ms(dice.below(100))));
+        let delay = net.weather[0][0].delay;
+        let deaf = dice.below(2) as usize;
+        let from = net.now;
+        net.cut(0, &[1 - deaf], true);
+        net.pass(ms(10_000), true);
+        let [silent, told] = [deaf, 1 - deaf].map(|side| net.sides[side].down_at(0, from).expect("down"));
+        let most = bound(interval, net.weather[0][0]);
+        assert_eq!(
+            (silent.1, told.1),
+            (PathWhy::Silent, PathWhy::NotHeard),
+            "seed {seed}"
+        );
+        assert!(
+            silent.0 <= most && told.0 <= silent.0 + delay + ms(2),
+            "seed {seed}: {silent:?} {told:?}"
+        );
+        net.cut(0, &[1 - deaf], false);
+        net.pass(ms(5_000) + interval * 8 + delay * 10, true);
+        assert!(
+            net.sides
+                .iter()
+                .all(|side| side.board.up().count_ones() as usize == paths),
+            "seed {seed}"
+        );
+    }
+}
+
+/// With one path there is nobody to tell it by; the probes that still arrive say it.
+#[test]
+fn who_is_not_heard_on_the_only_path_is_told_on_it() {
+    let mut net = settled(1, 1, &[], ms(50), fair(ms(20)));
+    let from = net.now;
+    net.cut(0, &[0], true);
+    net.pass(ms(3_000), true);
+    let (silent, told) = (net.sides[1].down_at(0, from), net.sides[0].down_at(0, from));
+    assert!(silent.is_some_and(|(_, why)| why == PathWhy::Silent));
+    assert!(
+        told.is_some_and(|(after, why)| why == PathWhy::NotHeard && after < ms(1_500)),
+        "{told:?}"
+    );
+}
+
+#[test]
+fn when_all_paths_are_dead_all_are_down() {
+    let mut net = settled(1, 3, &[], ms(50), fair(ms(20)));
+    let from = net.now;
+    (0..3).for_each(|path| net.cut(path, &[0, 1], true));
+    net.pass(ms(2_000), true);
+    for side in &net.sides {
+        assert_eq!(side.board.up(), 0);
+        for path in 0..3 {
+            let (after, _) = side.down_at(path, from).expect("down");
+            assert!(after <= bound(ms(50), net.weather[0][0]) * 2, "{after:?}");
+        }
+    }
+    // Rarely probed then.
+    let sent = net.sides[0].sent[0].len();
+    net.pass(ms(60_000), true);
+    assert!((11..16).contains(&(net.sides[0].sent[0].len() - sent)));
+}
+
+/// A metered path is heard once a second: that nothing was heard there for a moment does not excuse the other.
+#[test]
+fn a_path_that_is_rarely_heard_is_no_excuse() {
+    let mut net = settled(1, 2, &[1], ms(50), fair(ms(20)));
+    let from = net.now;
+    net.cut(0, &[0, 1], true);
+    net.pass(ms(1_000), true);
+    let most = bound(ms(50), net.weather[0][0]);
+    assert!(
+        net.sides
+            .iter()
+            .all(|side| side.down_at(0, from).is_some_and(|(after, _)| after <= most))
+    );
+}
+
+#[test]
+fn who_was_away_takes_nobody_for_silent() {
+    for seed in 0..SEEDS {
+        let mut dice = Dice(seed);
+        let (paths, interval) = (1 + dice.below(3) as usize, intervals(&mut dice));
+        let mut net = settled(seed, paths, &[], interval, fair(ms(dice.below(50))));
+        for _ in 0..20 {
+            // Longer than anything that the other side would take for silence.
+            net.sides[0].away_until = net.now.after(interval / 8 * dice.below(80) as u32);
+            net.pass(interval * 20, true);
+        }
+        let silent = |(_, change): &(Time, PathChange)| change.why == PathWhy::Silent;
+        assert!(!net.sides[0].downs(Time(0)).iter().any(silent), "seed {seed}");
+    }
+}
+
+#[test]
+fn a_remote_that_is_away_for_a_moment_moves_nothing_if_there_is_a_choice() {
+    for seed in 0..SEEDS {
+        let mut dice = Dice(seed);
+        let (paths, interval) = (2 + dice.below(3) as usize, intervals(&mut dice));
+        let mut net = settled(seed, paths, &[], interval, fair(ms(dice.below(50))));
+        for _ in 0..20 {
+            let away = interval / 8 * dice.below(32) as u32;
+            net.sides[0].away_until = net.now.after(away);
+            net.pass(interval * 20, true);
+        }
+        assert_eq!(net.sides[1].downs(Time(0)), [], "seed {seed}");
+        assert_eq!(net.sides[0].downs(Time(0)), [], "seed {seed}");
+    }
+}
+
+#[test]
+fn loss_delays_and_does_not_deceive() {
+    for seed in 0..SEEDS {
+        let mut dice = Dice(seed);
+        let interval = intervals(&mut dice);
+        let mut net = Net::new(
+            seed,
+            2,
+            &[],
+            probing(interval),
+            Weather {
+                loss: 20,
+                jitter: interval,
+                ..fair(ms(dice.below(100)))
+            },
+        );
+        net.pass(ms(60_000), true);
+        for (which, side) in net.sides.iter().enumerate() {
+            for path in 0..2 {
+                let report = side.report(path);
+                // Whatever was lost: counters are pairs, and the measured loss is that of the weather.
+                assert!(report.in_received <= report.in_sent && report.out_received <= report.out_sent);
+                if report.in_sent > 1000 {
+                    let lost = 100 * (report.in_sent - report.in_received) / report.in_sent;
+                    assert!((15..26).contains(&lost), "seed {seed}: {lost} %");
+                }
+                let delay = net.weather[path][which].delay;
+                let least = 2 * delay.as_micros() as u32;
+                assert!(report.rtt_min.is_none_or(|rtt| rtt >= least), "seed {seed}");
+            }
+        }
+        // Rates hold whatever is lost.
+        for side in &net.sides {
+            for sent in &side.sent {
+                let most = 60_000_000_000 / interval.min(ms(50)).as_nanos() as usize;
+                assert!(sent.len() <= most * 3 / 2, "seed {seed}: {}", sent.len());
+                assert!(
+                    sent.windows(2).all(|pair| pair[1].since(pair[0]) >= ms(1)),
+                    "seed {seed}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_measured_is_what_the_network_does() {
+    let weather = [fair(ms(30)), fair(ms(10))];
+    let mut net = Net::new(1, 1, &[], probing(ms(20)), weather[0]);
+    net.weather[0] = weather;
+    net.pass(ms(20_000), true);
+    for side in &net.sides {
+        let report = side.report(0);
+        assert_eq!((report.state, report.why), (PathState::Up, PathWhy::Heard));
+        assert_eq!(
+            (report.rtt, report.rtt_min),
+            (Some(40_000), Some(40_000)),
+            "whatever the clocks show"
+        );
+        assert_eq!((report.jitter_in, report.jitter_out), (0, 0));
+        assert!(report.samples > 500 && report.recent.iter().all(|rtt| *rtt == 40_000));
+        assert_eq!(report.in_sent, report.in_received);
+        assert_eq!(report.out_sent, report.out_received);
+        assert_eq!(
+            (report.interval, report.remote_interval),
+            (Some(20_000), Some(20_000))
+        );
+        assert!(report.in_use && report.probes_received > 500);
+    }
+    // Variation is jitter: uniform over 8 ms, two differ by 2.7 ms on average.
+    net.weather[0]
+        .iter_mut()
+        .for_each(|weather| weather.jitter = ms(8));
+    net.pass(ms(20_000), true);
+    for side in &net.sides {
+        let report = side.report(0);
+        assert!((1_500..4_500).contains(&report.jitter_in), "{}", report.jitter_in);
+        assert!(
+            (1_500..4_500).contains(&report.jitter_out),
+            "{}",
+            report.jitter_out
+        );
+    }
+}
+
+#[test]
+fn all_intervals_grow_when_there_are_too_many_paths() {
+    let probing = Probing {
+        interval: ms(10),
+        rate: 50,
+        ..Probing::default()
+    };
+    let mut net = Net::new(1, 4, &[], probing, fair(ms(5)));
+    net.pass(ms(20_000), true);
+    let from = net.now;
+    net.pass(ms(20_000), true);
+    for side in &net.sides {
+        let sent = side.sent.iter().flatten().filter(|at| **at > from).count();
+        assert!(
+            (900..1200).contains(&sent),
+            "{sent} in 20 s, 50 a second are allowed"
+        );
+        assert_eq!(side.downs(Time(0)), []);
+        assert!(side.report(0).interval.is_some_and(|interval| interval > 60_000));
+    }
+}
+
+#[test]
+fn a_path_without_a_session_is_down_and_back_with_one() {
+    let mut net = settled(1, 2, &[], ms(50), fair(ms(20)));
+    let (from, clock) = (net.now, net.sides[0].clock(net.now));
+    let side = &mut net.sides[0];
+    side.prober.erased(clock, REMOTE, lane(0), |change| {
+        side.changes.push((from.after(ms(1)), change))
+    });
+    assert_eq!(
+        side.down_at(0, from).map(|(_, why)| why),
+        Some(PathWhy::NoSession)
+    );
+    assert_eq!(side.board.up(), 0b10);
+    side.prober.opened(clock, REMOTE, lane(0));
+    net.pass(ms(2_000), true);
+    assert!(net.sides.iter().all(|side| side.board.up() == 0b11));
+}
+
+#[test]
+fn what_is_known_of_a_path_stays_known_when_others_come_and_go() {
+    let mut net = settled(1, 3, &[], ms(50), fair(ms(20)));
+    let before = net.sides[0].report(1);
+    let clock = net.sides[0].clock(net.now);
+    let board = Arc::new(PathBoard::new([name(1), name(5)], Some(&net.sides[0].board)));
+    let traffic = Arc::clone(&net.sides[0].traffic[1]);
+    let path = |path, lane| {
+        ProbedPath::new(
+            name(path),
+            path as u8 + 1,
+            Some(lane),
+            false,
+            [Arc::clone(&traffic)].into(),
+        )
+    };
+    let set = ProbeSet::new(Arc::clone(&board), [path(1, lane(1)), path(5, lane(9))].into(), 1);
+    let old = net.sides[0].prober.follow(clock, REMOTE, Box::new(set));
+    assert!(old.is_some());
+    assert_eq!(board.up(), 0b01);
+    let after = board.pulses()[0].read().expect("written");
+    assert_eq!(
+        (after.samples, after.since, after.state),
+        (before.samples, before.since, PathState::Up)
+    );
+    assert_eq!(
+        board.pulses()[1].read().map(|new| new.state),
+        Some(PathState::Unknown)
+    );
+    // A lane that is another one knows nothing, whatever it is called.
+    let again = Arc::new(PathBoard::new([name(1)], Some(&board)));
+    let set = ProbeSet::new(Arc::clone(&again), [path(1, lane(7))].into(), 1);
+    net.sides[0].prober.follow(clock, REMOTE, Box::new(set));
+    assert_eq!(
+        (again.up(), again.pulses()[0].read().map(|new| new.samples)),
+        (0, Some(0))
+    );
+}
+
+#[test]
+fn a_remote_that_probes_too_often_is_not_listened_to() {
+    let mut net = settled(1, 1, &[], ms(50), fair(ms(20)));
+    let clock = net.sides[0].clock(net.now).after(ms(1_000));
+    let mut due = ArrayVec::new();
+    let sender = &mut net.sides[1];
+    let now = sender.clock(net.now).after(ms(1_000));
+    sender.prober.due(now, |_| true, |_| (), &mut due);
+    let (_, mut probe) = sender.prober.next((REMOTE, 0), now).expect("a path");
+    let mut heard = Vec::new();
+    for n in 0..1000 {
+        (probe.sequence, probe.time) = (probe.sequence + 1, Time(probe.time.0 + n));
+        heard.push(
+            net.sides[0]
+                .prober
+                .hear(clock, (REMOTE, lane(0)), &probe, 1, |_| ()),
+        );
+    }
+    let most = 2 * (1000 / FLOOR.as_millis() as usize);
+    assert!(heard[..most - 50].iter().all(Result::is_ok));
+    assert!(
+        heard[most..]
+            .iter()
+            .all(|heard| *heard == Err(DropReason::ProbeFlood))
+    );
+    let unknown = net.sides[0]
+        .prober
+        .hear(clock, (REMOTE, lane(9)), &probe, 1, |_| ());
+    assert_eq!(unknown, Err(DropReason::ProbeUnknownPath));
+}
