@@ -15,6 +15,7 @@ pub mod caller;
 pub mod client;
 pub mod confirmation;
 pub mod control;
+pub mod decisions;
 pub mod engine;
 pub mod frame;
 pub mod handler;
