@@ -18,6 +18,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
+use crate::quality::verdict::{Broken, What};
+use crate::quality::window::Measured;
+
 /// Records in memory at most.
 pub const KEPT: usize = 4096;
 /// Bytes of a file at most.
@@ -27,7 +30,7 @@ pub const ANSWER: usize = 100;
 /// See [`ANSWER`].
 pub const ANSWER_MAX: usize = 1000;
 /// Records on their way to the disk at most.
-const QUEUE: usize = 1024;
+const QUEUE: usize = KEPT;
 
 /// A decision, or what made it necessary. Times are seconds, losses are parts of one.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -98,6 +101,44 @@ pub struct Lately {
     pub loss_out: Option<f64>,
 }
 
+impl Limit {
+    /// In seconds and parts of one.
+    pub fn of(broken: &Broken) -> Limit {
+        let is_loss = matches!(broken.what, What::LossIn | What::LossOut);
+        let value = |value: u32| if is_loss { part(value) } else { seconds(value) };
+        Limit {
+            of: broken.what.word().to_owned(),
+            measured: value(broken.measured),
+            limit: value(broken.limit),
+            seconds: broken.seconds,
+        }
+    }
+}
+
+impl Lately {
+    /// In seconds and parts of one.
+    pub fn of(measured: &Measured) -> Lately {
+        let loss = measured.ten.map(|ten| ten.ppm().map(part));
+        Lately {
+            rtt: measured.rtt.map(seconds),
+            jitter_in: measured.jitter.inward.map(seconds),
+            jitter_out: measured.jitter.outward.map(seconds),
+            loss_in: loss.inward,
+            loss_out: loss.outward,
+        }
+    }
+}
+
+/// From microseconds.
+pub fn seconds(micros: u32) -> f64 {
+    f64::from(micros) / 1e6
+}
+
+/// From parts per million.
+pub fn part(ppm: u32) -> f64 {
+    f64::from(ppm) / 1e6
+}
+
 /// Which records are wanted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Asked<'a> {
@@ -126,8 +167,8 @@ struct Memory {
 }
 
 impl Decisions {
-    /// The log in this folder, which is there. Starts a thread.
-    pub fn open(folder: &Path) -> io::Result<Decisions> {
+    /// The log in this folder, which is there, and what writes it.
+    pub fn open(folder: &Path) -> (Decisions, Writer) {
         let files = Files::new(folder);
         let mut memory = Memory::default();
         for file in [&files.before, &files.now] {
@@ -138,14 +179,12 @@ impl Decisions {
             }
         }
         let (disk, lines) = sync_channel(QUEUE);
-        std::thread::Builder::new()
-            .name("decisions".to_owned())
-            .spawn(move || files.write_all(&lines))?;
-        Ok(Decisions {
+        let log = Decisions {
             memory: Mutex::new(memory),
             disk: Some(disk),
             unwritten: AtomicU64::new(0),
-        })
+        };
+        (log, Writer { files, lines })
     }
 
     /// Adds a record, and numbers it.
@@ -218,7 +257,24 @@ impl Memory {
     }
 }
 
+/// Writes what is added.
+#[derive(Debug)]
+pub struct Writer {
+    files: Files,
+    lines: Receiver<String>,
+}
+
+impl Writer {
+    /// Starts the log's thread, which ends with the log.
+    pub fn start(self) -> io::Result<()> {
+        let Writer { files, lines } = self;
+        let thread = std::thread::Builder::new().name("decisions".to_owned());
+        thread.spawn(move || files.write_all(&lines)).map(drop)
+    }
+}
+
 /// The files, on the log's own thread.
+#[derive(Debug)]
 struct Files {
     now: PathBuf,
     before: PathBuf,
@@ -365,7 +421,8 @@ mod tests {
     #[test]
     fn what_was_decided_is_there_after_a_restart() {
         let folder = folder("decisions");
-        let log = Decisions::open(&folder).expect("a folder of ours");
+        let (log, writer) = Decisions::open(&folder);
+        writer.start().expect("a thread");
         log.add(record("hub", Some("voice")));
         log.add(record("a\nb", None));
         let file = folder.join("decisions.jsonl");
@@ -375,7 +432,8 @@ mod tests {
         assert_eq!(mode & 0o777 & !0o640, 0);
         // Cut off in the middle, as a machine does that loses its power.
         fs::write(&file, format!("{text}{{\"sequ")).expect("a file of ours");
-        let again = Decisions::open(&folder).expect("a folder of ours");
+        let (again, writer) = Decisions::open(&folder);
+        writer.start().expect("a thread");
         let mut expected = record("hub", Some("voice"));
         expected.sequence = 1;
         assert_eq!(again.last(&all())[0], expected);

@@ -7,7 +7,6 @@
 //! [`Quality`] keeps all of it. The main thread feeds it with the engine's table of paths every [`EVERY`] and passes its orders on; threads of connections look at it, so it is
 //! behind a lock, which they hold for one remote at a time. Nothing in here does anything but compute: times are passed in (nanoseconds of CLOCK_BOOTTIME), orders and changes come out.
 
-pub mod class;
 pub mod judge;
 pub mod verdict;
 pub mod window;
@@ -16,16 +15,19 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry as Place;
 use std::time::Duration;
 
+use patronus_abi::Site;
 use patronus_abi::channel::{PATHS_MAX, PathName, PathReport, PathState, PathWhy, Ranked};
+pub use patronus_abi::site::{Class, Mode};
 
-use class::Class;
 use judge::{Graded, Judge, Links, Move, Now};
 use window::{Measured, Window};
 
 /// How often the table of paths is read.
 pub const EVERY: Duration = Duration::from_millis(100);
 /// Nanoseconds for which paths are measured before anything is ordered: an engine that is there already has an order, and a better one than a look at nothing would make.
-const WARM: u64 = 1_000_000_000;
+const WARM: u64 = SECOND;
+/// Nanoseconds of a second.
+const SECOND: u64 = 1_000_000_000;
 /// Readings without a path after which it is gone: the engine may be writing its record just when it is read.
 const UNSEEN: u64 = 3;
 /// Numbers that links can have.
@@ -38,6 +40,26 @@ pub struct Wanted {
     pub classes: Vec<Class>,
     /// Of each of our links, by its number.
     pub links: [Links; LINKS],
+}
+
+impl Wanted {
+    /// What a site says. The weights of links are in proportion to their rates; one whose rate is not known has the smallest.
+    pub fn of(site: &Site) -> Wanted {
+        let mut links = [Links::default(); LINKS];
+        let most = site.links.iter().map(|link| link.rate_up).max().unwrap_or(0);
+        for link in &site.links {
+            let weight = (u128::from(link.rate_up) * 255).checked_div(most.into());
+            links[usize::from(link.id) % LINKS] = Links {
+                cost: link.cost,
+                metered: link.metered,
+                weight: weight.map_or(1, |weight| weight.max(1) as u8),
+            };
+        }
+        Wanted {
+            classes: site.classes.clone(),
+            links,
+        }
+    }
 }
 
 /// An order that the engine does not have yet.
@@ -88,6 +110,8 @@ pub struct Remote {
     /// One for each class.
     judges: Vec<Seat>,
     begun: u64,
+    /// The engine has said something of it since it was judged.
+    is_noted: bool,
 }
 
 /// The judge of a class, and what the engine has of it.
@@ -166,19 +190,25 @@ impl Quality {
 
     /// The engine says that a path is up or down since `at`, before its table does.
     pub fn note(&mut self, at: u64, remote: &[u8; 32], path: PathName, state: PathState, why: PathWhy) {
-        let paths = self.remotes.get_mut(remote).map(|remote| &mut remote.paths);
-        let path = paths.and_then(|paths| paths.iter_mut().find(|known| known.report.path == path));
-        if let Some(path) = path {
+        let Some(remote) = self.remotes.get_mut(remote) else {
+            return;
+        };
+        let known = remote.paths.iter_mut().find(|known| known.report.path == path);
+        if let Some(path) = known {
+            remote.is_noted = true;
             path.was_down |= state == PathState::Down;
             let report = &mut path.report;
             (report.since, report.state, report.why) = (at, state, why);
         }
     }
 
-    /// Judges all paths for all classes.
-    pub fn judge(&mut self, now: u64) -> Vec<Change> {
+    /// Judges the paths of all remotes for all classes, or those only of which the engine has [said something](Self::note).
+    pub fn judge(&mut self, now: u64, all: bool) -> Vec<Change> {
         let mut changes = Vec::new();
         for (key, remote) in &mut self.remotes {
+            if !std::mem::take(&mut remote.is_noted) && !all {
+                continue;
+            }
             remote.judge(&self.wanted, now, |class, kind| {
                 changes.push(Change {
                     at: now,
@@ -265,6 +295,12 @@ impl Remote {
             graded.chain(moved).for_each(|kind| tell(number as u8, kind));
         }
         self.paths.iter_mut().for_each(|path| path.was_down = false);
+    }
+
+    /// What was measured of a path of this name.
+    pub fn measured(&self, path: PathName) -> Option<&Measured> {
+        let found = self.paths.iter().find(|known| known.report.path == path);
+        found.map(|path| &path.measured)
     }
 
     /// Its paths.

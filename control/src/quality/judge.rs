@@ -10,8 +10,8 @@
 //! Plain values, times passed in (nanoseconds of CLOCK_BOOTTIME): no threads, no clock.
 
 use patronus_abi::channel::{PATHS_MAX, PathName, PathState, PathWhy, Ranked};
+use patronus_abi::site::{Class, Mode};
 
-use super::class::{Class, Mode};
 use super::verdict::{self, Fault};
 use super::window::Measured;
 

@@ -4,8 +4,9 @@
 //! packets, one late packet, a path that loses less than it may. docs/quality.md has all of them, ADR 0038 why they are so. Plain functions.
 
 use patronus_abi::channel::PathWhy;
+use patronus_abi::site::Class;
 
-use super::class::{Class, SECOND};
+use super::SECOND;
 use super::window::{Counted, Lately, Measured};
 
 /// Lost packets of one direction within a second that say something.
@@ -52,6 +53,16 @@ pub enum Fault {
     Down(PathWhy),
     /// It does not keep a limit.
     Broken(Broken),
+}
+
+impl Fault {
+    /// The word for it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Fault::Down(why) => why.word(),
+            Fault::Broken(broken) => broken.what.word(),
+        }
+    }
 }
 
 /// A limit that is not kept. Microseconds, or parts per million.

@@ -3,10 +3,9 @@
 use std::collections::HashMap;
 
 use patronus_abi::channel::{PathName, PathReport, PathState, PathWhy, Ranked, SAMPLES};
-use patronus_control::quality::class::{Class, Mode};
 use patronus_control::quality::judge::{Judge, Links, Why};
 use patronus_control::quality::verdict::Fault;
-use patronus_control::quality::{Quality, Wanted};
+use patronus_control::quality::{Class, Quality, Wanted};
 
 pub const MILLI: u64 = 1_000_000;
 pub const SECOND: u64 = 1_000 * MILLI;
@@ -261,11 +260,11 @@ pub fn class(name: &str, latency: u32, jitter: u32, loss: u32) -> Class {
     let limit = |value: u32| Some(value).filter(|value| *value > 0);
     Class {
         name: name.to_owned(),
-        mode: Mode::Pinned,
         latency_us: limit(latency * 1000),
         jitter_us: limit(jitter * 1000),
         loss_ppm: limit(loss),
         hold_ms: 30_000,
+        ..Class::default()
     }
 }
 
@@ -369,7 +368,7 @@ impl Site {
             self.quality.take(now, self.table.iter().copied());
         }
         if is_due || is_told {
-            self.quality.judge(now);
+            self.quality.judge(now, is_due);
             let steered = &mut self.steered;
             self.quality.order(now, |order| {
                 steered[usize::from(order.class)].order = order.paths;

@@ -16,6 +16,7 @@ fn class(mode: Mode) -> Class {
         jitter_us: Some(30_000),
         loss_ppm: Some(10_000),
         hold_ms: 30_000,
+        ..Class::default()
     }
 }
 
