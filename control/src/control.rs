@@ -20,11 +20,13 @@ use serde_json::{Value, json};
 use tracing::{error, info, warn};
 
 use crate::confirmation::{Deadline, Record, Store, Tried};
+use crate::decisions::Decisions;
 use crate::engine::Engine;
 use crate::history::{History, Recorder};
 use crate::known::{Attachment, Board, Known};
 use crate::message::{Code, Failure, Order};
 use crate::notify::Notifier;
+use crate::paths::{Paths, Shared};
 use crate::site_file::{self, Loaded};
 use crate::wake::{Inbox, Job, Outcome, Reply};
 
@@ -39,6 +41,8 @@ pub struct Parts {
     pub engine: Option<PathBuf>,
     /// Where the record is kept.
     pub store: Store,
+    /// Where decisions are written down.
+    pub decisions: Decisions,
     /// Orders.
     pub inbox: Inbox,
     /// What everybody may know.
@@ -73,6 +77,7 @@ pub struct Control {
     refusals: u64,
     history: Arc<History>,
     recorder: Recorder,
+    paths: Paths,
     alive_at: Instant,
 }
 
@@ -105,6 +110,8 @@ impl Control {
             .engine
             .as_ref()
             .unwrap_or(&wanted.config.control.engine_socket);
+        let mut paths = Paths::new(Shared::default(), Arc::new(parts.decisions));
+        paths.configure(&wanted.site);
         let history = Arc::new(History::default());
         Ok(Control {
             engine: Engine::new(engine),
@@ -114,6 +121,7 @@ impl Control {
             board: parts.board,
             signals: parts.signals,
             notifier: parts.notifier,
+            paths,
             wanted,
             record,
             attachment: None,
@@ -151,6 +159,7 @@ impl Control {
                 self.attached(&attached);
             }
             self.hear_engine();
+            self.look_at_paths();
             // Before orders are taken: one that waits for an answer that never comes keeps the others waiting.
             self.look_at_deadlines();
             self.take_orders();
@@ -169,6 +178,7 @@ impl Control {
             statistics,
         });
         self.refused = None;
+        self.paths.attached(attached.boot);
         let wanted = content_of(&self.wanted.site);
         if wanted.is_ok_and(|wanted| attached.generation > 0 && wanted == attached.content) {
             info!("the engine has what is wanted");
@@ -193,7 +203,10 @@ impl Control {
                 | Event::Moved { .. }
                 | Event::Session { .. }
                 | Event::Endpoint { .. }
-                | Event::Link { .. }) => self.recorder.note(event, &self.wanted.config),
+                | Event::Link { .. }) => {
+                    self.paths.hear(&event, &self.wanted.config);
+                    self.recorder.note(event, &self.wanted.config);
+                }
                 Event::Unknown(kind) => warn!(kind, "the engine says something unknown"),
             }
         }
@@ -203,6 +216,16 @@ impl Control {
         if self.attachment.is_some() && !self.engine.is_attached() {
             self.lose_engine();
         }
+    }
+
+    fn look_at_paths(&mut self) {
+        let Some(attachment) = &self.attachment else {
+            return;
+        };
+        // While a site is on its way nobody knows which classes the engine has.
+        let may_order = self.flight.is_none();
+        let (table, config) = (&attachment.statistics, &self.wanted.config);
+        self.paths.look(&mut self.engine, table, config, may_order);
     }
 
     /// What is wanted stays so: the next engine is told it. Of what was on its way nobody knows whether it arrived.
@@ -239,6 +262,7 @@ impl Control {
     /// The candidate is in force from now on, as far as there is an engine.
     fn finish(&mut self, flight: Flight) {
         self.wanted = flight.candidate;
+        self.paths.configure(&self.wanted.site);
         self.applied += 1;
         let kept = match flight.why {
             Why::Apply(None) => self.record_applied(),
@@ -277,6 +301,7 @@ impl Control {
         }
         if flight.why == Why::GoBack {
             self.wanted = flight.candidate;
+            self.paths.configure(&self.wanted.site);
         }
         if let Some((reply, _)) = flight.reply {
             let _ = reply.send(Err(failure));
@@ -491,7 +516,8 @@ impl Control {
         let watchdog = self.notifier.watchdog().map(|_| self.alive_at);
         let flight = self.flight.as_ref().map(|flight| flight.until);
         let confirm = self.confirm_by().map(|until| now + until.left());
-        let next = [watchdog, flight, confirm, self.engine.again_at()];
+        let paths = self.attachment.as_ref().map(|_| self.paths.again_at());
+        let next = [watchdog, flight, confirm, paths, self.engine.again_at()];
         let left = next
             .into_iter()
             .flatten()
@@ -537,6 +563,8 @@ impl Control {
                 .is_some_and(|tried| tried.until.is_none()),
             refused: self.refused.clone(),
             history: Arc::clone(&self.history),
+            quality: self.paths.shared().clone(),
+            decisions: Arc::clone(self.paths.decisions()),
             applied: self.applied,
             refusals: self.refusals,
         });

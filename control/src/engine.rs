@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use patronus_abi::Site;
-use patronus_link::{Attached, Event, Link, LinkError, Statistics};
+use patronus_link::{Attached, Command, Event, Link, LinkError, Statistics};
 use tracing::{info, warn};
 
 /// How soon an engine is looked for again, at first and at most.
@@ -108,6 +108,12 @@ impl Engine {
             self.lose("its end of the channel is closed");
         }
         lost.events
+    }
+
+    /// Has it do something. Whether there was room for that.
+    pub fn command(&mut self, command: &Command) -> bool {
+        let link = self.link.as_mut();
+        link.is_some_and(|link| link.command(command).is_ok())
     }
 
     /// Its counters.

@@ -171,7 +171,7 @@ fn on(lane: Option<(PathName, u8)>) -> String {
 }
 
 /// What the file calls a peer, or else its key.
-fn called(config: &Config, key: &[u8; 32]) -> String {
+pub fn called(config: &Config, key: &[u8; 32]) -> String {
     let peer = config
         .peers
         .iter()

@@ -8,7 +8,9 @@ use std::time::Instant;
 use patronus_config::Config;
 use patronus_link::Statistics;
 
+use crate::decisions::Decisions;
 use crate::history::History;
+use crate::paths::Shared;
 
 /// What there is to know.
 #[derive(Clone, Default)]
@@ -29,6 +31,10 @@ pub struct Known {
     pub refused: Option<String>,
     /// What has happened lately.
     pub history: Arc<History>,
+    /// How good paths are.
+    pub quality: Shared,
+    /// What was decided.
+    pub decisions: Arc<Decisions>,
     /// How often something was applied since this process has been running.
     pub applied: u64,
     /// How often the engine refused something.

@@ -3,6 +3,7 @@
 //! * [`control`]: the main thread, with [`engine`], [`site_file`], [`confirmation`]
 //! * [`message`], [`frame`], [`client`], [`server`], [`caller`], [`handler`], [`wake`]: the control socket
 //! * [`view`], [`why`], [`answers`], [`known`]: what is shown
+//! * [`quality`], [`paths`], [`decisions`]: how good paths are, by which of them each class goes, and why
 //! * [`metrics`], [`http`]: Prometheus; [`notify`]: systemd
 //!
 //! It has no rights beyond reading the site's file and opening its key files, which it never reads.
@@ -14,6 +15,7 @@ pub mod caller;
 pub mod client;
 pub mod confirmation;
 pub mod control;
+pub mod decisions;
 pub mod engine;
 pub mod frame;
 pub mod handler;
@@ -23,6 +25,8 @@ pub mod known;
 pub mod message;
 pub mod metrics;
 pub mod notify;
+pub mod paths;
+pub mod quality;
 pub mod server;
 pub mod site_file;
 pub mod view;

@@ -1,0 +1,199 @@
+//! The main thread's part in the quality of paths: reads the engine's table of them, has them judged, tells the engine the orders, and writes down what was decided.
+//!
+//! Called in each round of the main loop. Threads of connections look at the same [`Quality`] meanwhile, for one remote at a time.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use patronus_abi::Site;
+use patronus_abi::channel::{PathName, PathState};
+use patronus_config::Config;
+use patronus_link::{Command, Event, Statistics};
+
+use crate::decisions::{Decisions, Lately, Limit, Record};
+use crate::engine::Engine;
+use crate::history::{boot_time, called};
+use crate::quality::judge::Why;
+use crate::quality::verdict::Fault;
+use crate::quality::{Change, ChangeKind, EVERY, Quality, Wanted};
+
+/// How often somebody looks whether there are paths.
+const NONE: Duration = Duration::from_secs(1);
+
+/// What main thread and connections share of it.
+#[derive(Clone, Default)]
+pub struct Shared(Arc<Mutex<Quality>>);
+
+impl Shared {
+    /// To look at it. Nobody holds it for longer than one remote takes.
+    pub fn lock(&self) -> MutexGuard<'_, Quality> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The main thread's part.
+pub struct Paths {
+    quality: Shared,
+    decisions: Arc<Decisions>,
+    /// Of the engine that the quality is of.
+    boot: [u8; 16],
+    again_at: Instant,
+    /// The engine has said something of paths since they were judged.
+    is_noted: bool,
+}
+
+impl Paths {
+    /// Nothing is known yet.
+    pub fn new(quality: Shared, decisions: Arc<Decisions>) -> Paths {
+        Paths {
+            quality,
+            decisions,
+            boot: [0; 16],
+            again_at: Instant::now(),
+            is_noted: false,
+        }
+    }
+
+    /// What threads of connections look at.
+    pub fn shared(&self) -> &Shared {
+        &self.quality
+    }
+
+    /// The same of what was decided.
+    pub fn decisions(&self) -> &Arc<Decisions> {
+        &self.decisions
+    }
+
+    /// This is what the engine has, or will have when it comes. Its classes may have other numbers than before, so it is told every order again.
+    pub fn configure(&mut self, site: &Site) {
+        let mut quality = self.quality.lock();
+        quality.configure(Wanted::of(site));
+        quality.order_again();
+    }
+
+    /// An engine is there, perhaps the one of before.
+    pub fn attached(&mut self, boot: [u8; 16]) {
+        let mut quality = self.quality.lock();
+        match self.boot == boot {
+            true => quality.order_again(),
+            false => quality.forget(),
+        }
+        self.boot = boot;
+        self.again_at = Instant::now();
+    }
+
+    /// When to [look](Self::look).
+    pub fn again_at(&self) -> Instant {
+        self.again_at
+    }
+
+    /// The engine has said something.
+    pub fn hear(&mut self, event: &Event, config: &Config) {
+        let Event::PathState {
+            at,
+            remote,
+            path,
+            state,
+            why,
+        } = event
+        else {
+            return;
+        };
+        let mut quality = self.quality.lock();
+        quality.note(*at, remote, *path, *state, *why);
+        self.is_noted = true;
+        let measured = quality
+            .remote(remote)
+            .and_then(|remote| remote.measured(*path))
+            .map(Lately::of);
+        drop(quality);
+        if *state != PathState::Unknown {
+            self.decisions.add(Record {
+                at: clock_of(*at),
+                kind: state.word().to_owned(),
+                remote: called(config, remote),
+                path: Some(path.to_string()),
+                why: why.word().to_owned(),
+                measured,
+                ..Record::default()
+            });
+        }
+    }
+
+    /// Reads the table if that is due, judges, and orders. `may_order`: the engine has the classes that are judged here.
+    pub fn look(&mut self, engine: &mut Engine, table: &Statistics, config: &Config, may_order: bool) {
+        let is_due = self.again_at <= Instant::now();
+        if !is_due && !self.is_noted {
+            return;
+        }
+        self.is_noted = false;
+        let now = boot_time();
+        let mut quality = self.quality.lock();
+        if is_due {
+            quality.take(now, table.paths());
+            let there_are = quality.remotes().next().is_some();
+            self.again_at = Instant::now() + if there_are { EVERY } else { NONE };
+        }
+        for change in quality.judge(now, is_due) {
+            self.decisions.add(record(&quality, config, &change));
+        }
+        if may_order {
+            quality.order(now, |order| {
+                engine.command(&Command::Order {
+                    remote: order.remote,
+                    class: order.class,
+                    paths: order.paths,
+                })
+            });
+        }
+    }
+}
+
+fn record(quality: &Quality, config: &Config, change: &Change) -> Record {
+    let class = quality.classes().get(usize::from(change.class));
+    let measured = |path: PathName| {
+        let remote = quality.remote(&change.remote)?;
+        remote.measured(path).map(Lately::of)
+    };
+    let of = Record {
+        at: clock_of(change.at),
+        remote: called(config, &change.remote),
+        class: class.map(|class| class.name.clone()),
+        ..Record::default()
+    };
+    let limit = |fault: Option<Fault>| match fault? {
+        Fault::Broken(broken) => Some(Limit::of(&broken)),
+        Fault::Down(_) => None,
+    };
+    match &change.kind {
+        ChangeKind::Moved(moved) => Record {
+            kind: "moved".to_owned(),
+            from: moved.from.map(|path| path.to_string()),
+            to: Some(moved.to.to_string()),
+            why: moved.why.word().to_owned(),
+            limit: match moved.why {
+                Why::Fault(fault) => limit(Some(fault)),
+                _ => None,
+            },
+            measured: moved.from.and_then(measured),
+            measured_to: measured(moved.to),
+            ..of
+        },
+        ChangeKind::Graded(graded) => Record {
+            kind: if graded.fault.is_some() { "poor" } else { "good" }.to_owned(),
+            path: Some(graded.path.to_string()),
+            why: graded.fault.map_or("hold-over", Fault::word).to_owned(),
+            limit: limit(graded.fault),
+            measured: measured(graded.path),
+            ..of
+        },
+    }
+}
+
+/// Seconds from 1970 to a time of CLOCK_BOOTTIME.
+pub fn clock_of(at: u64) -> f64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let ago = boot_time().saturating_sub(at) as f64 / 1e9;
+    let seconds = now.map_or(0.0, |now| now.as_secs_f64()) - ago;
+    (seconds * 1e3).round() / 1e3
+}

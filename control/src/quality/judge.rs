@@ -1,0 +1,433 @@
+//! The order of paths to one remote for one class, and why it is so.
+//!
+//! A path is *good* or *poor*. It becomes poor at once when it is down or a limit of the class is broken ([`verdict`](super::verdict)); it becomes good again when it has been neither for
+//! the whole hold, and has been left for as long. An order is made from the one before: a path passes the one in front of it only if it is clearly better, so that nothing moves for
+//! nothing. Good ones stand before poor ones; the engine takes the first that is good and up, or else the first that is up, so a poor path is left only if there is a better one.
+//!
+//! The first path is *left* when it is poor, and nothing but the loss of all others leads back to it within the hold. It is *passed* when a better one is there; then the same time has
+//! to be over before it passes that one in turn, unless that is poor.
+//!
+//! Plain values, times passed in (nanoseconds of CLOCK_BOOTTIME): no threads, no clock.
+
+use patronus_abi::channel::{PATHS_MAX, PathName, PathState, PathWhy, Ranked};
+use patronus_abi::site::{Class, Mode};
+
+use super::verdict::{self, Fault};
+use super::window::Measured;
+
+/// How much shorter a round trip has to be, where it is what counts: part of a hundred, microseconds.
+const SHORTER: (u64, u64) = (10, 2_000);
+/// And where it only tells apart paths of the same cost.
+const MUCH_SHORTER: (u64, u64) = (25, 10_000);
+/// The grade of a good path where weights do not matter.
+const GOOD: u8 = 1;
+
+/// A path, as it is now.
+#[derive(Clone, Copy, Debug)]
+pub struct Now<'a> {
+    /// Which one.
+    pub path: PathName,
+    /// Whether it is up.
+    pub state: PathState,
+    /// Why.
+    pub why: PathWhy,
+    /// It has been down since the last turn, and is up.
+    pub was_down: bool,
+    /// What was measured.
+    pub measured: &'a Measured,
+    /// What the configuration says of its links.
+    pub links: Links,
+}
+
+/// What the configuration says of a path's links.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Links {
+    /// The lower, the sooner it is used.
+    pub cost: u16,
+    /// Packets on it are paid for.
+    pub metered: bool,
+    /// Its share among weighted paths, 1 to 255; 0 stands for 1.
+    pub weight: u8,
+}
+
+/// What has come of a turn.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Turn {
+    /// Another path is the first now.
+    pub moved: Option<Move>,
+    /// Paths that are good or poor now, and were not.
+    pub graded: Vec<Graded>,
+}
+
+/// Another path is the first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Move {
+    /// The one before.
+    pub from: Option<PathName>,
+    /// The one now.
+    pub to: PathName,
+    /// Why.
+    pub why: Why,
+}
+
+/// Why another path is the first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// There was none.
+    First,
+    /// The one before is not what the class needs, or is worse than the other.
+    Fault(Fault),
+    /// The one before is not there any more.
+    Gone,
+    /// Only the one now is good.
+    Good,
+    /// It costs less.
+    Cheaper,
+    /// Its round trips are shorter, microseconds: of the one before, and of the one now.
+    Faster(u32, u32),
+}
+
+impl Why {
+    /// The word for it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Why::First => "first",
+            Why::Fault(Fault::Down(_)) => "down",
+            Why::Fault(Fault::Broken(broken)) => broken.what.word(),
+            Why::Gone => "gone",
+            Why::Good => "good",
+            Why::Cheaper => "cheaper",
+            Why::Faster(..) => "faster",
+        }
+    }
+}
+
+/// A path is good or poor now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Graded {
+    /// Which one.
+    pub path: PathName,
+    /// Why it is poor; none: it is good.
+    pub fault: Option<Fault>,
+}
+
+/// A path in the order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Which one.
+    pub path: PathName,
+    /// Whether it is up.
+    pub state: PathState,
+    /// What the configuration says.
+    pub links: Links,
+    /// What is wrong with it at this moment.
+    pub fault: Option<Fault>,
+    /// Why it is poor: what was wrong with it last. None: it is good.
+    pub poor: Option<Fault>,
+    /// When something was wrong with it last.
+    pub bad_at: Option<u64>,
+    /// When it was left last: it was the first, and poor.
+    pub left_at: Option<u64>,
+    /// When a better one passed it last.
+    pub passed_at: Option<u64>,
+    rtt: Option<u32>,
+    is_gone: bool,
+}
+
+impl Entry {
+    fn is_up(&self) -> bool {
+        self.state == PathState::Up
+    }
+
+    fn is_good(&self) -> bool {
+        self.poor.is_none()
+    }
+}
+
+/// The judge of one class and one remote.
+#[derive(Clone, Debug, Default)]
+pub struct Judge {
+    order: Vec<Entry>,
+    first: Option<PathName>,
+    /// Since when that is the first, and why.
+    since: u64,
+    why: Option<Why>,
+}
+
+impl Judge {
+    /// Looks at all paths of the remote, [`PATHS_MAX`] at most.
+    pub fn turn(&mut self, class: &Class, now: u64, paths: &[Now<'_>]) -> Turn {
+        let mut turn = Turn::default();
+        let hold = u64::from(class.hold_ms) * 1_000_000;
+        for entry in &mut self.order {
+            if !paths.iter().any(|path| path.path == entry.path) {
+                entry.vanish(now);
+            }
+        }
+        // One that comes back within the hold is no new one.
+        self.order
+            .retain(|entry| !entry.is_gone || entry.was_within(hold, now));
+        for path in paths.iter().take(PATHS_MAX) {
+            let entry = self.entry(path.path);
+            let grade = entry.grade(class, hold, now, path);
+            turn.graded.extend(grade);
+        }
+        self.sort(class.mode, hold, now);
+        turn.moved = self.choose(now);
+        if turn.moved.is_some() {
+            // The one that was left stands behind others from now on.
+            self.sort(class.mode, hold, now);
+        }
+        turn
+    }
+
+    fn entry(&mut self, path: PathName) -> &mut Entry {
+        let at = self.order.iter().position(|entry| entry.path == path);
+        let at = at.unwrap_or_else(|| {
+            self.order.push(Entry::new(path));
+            self.order.len() - 1
+        });
+        &mut self.order[at]
+    }
+
+    fn sort(&mut self, mode: Mode, hold: u64, now: u64) {
+        let rules = Rules {
+            mode,
+            hold,
+            now,
+            first: self.first,
+        };
+        for from in 1..self.order.len() {
+            let mut at = from;
+            while at > 0 && rules.passes(&self.order[at], &self.order[at - 1]) {
+                self.order.swap(at, at - 1);
+                at -= 1;
+            }
+        }
+        let poor = self.order.iter().position(|entry| !entry.is_good());
+        if let Some(poor) = poor.filter(|at| !self.order[..*at].iter().any(Entry::is_up))
+            && let Some(at) = rules.least_bad(&self.order[poor..])
+        {
+            self.order[poor..=poor + at].rotate_right(1);
+        }
+    }
+
+    /// The first that is good and up, or else the first that is up, as the engine does it. If none is, all stays.
+    fn choose(&mut self, now: u64) -> Option<Move> {
+        let up = || self.order.iter().filter(|entry| entry.is_up());
+        let chosen = up().find(|entry| entry.is_good()).or_else(|| up().next())?;
+        let (to, from) = (chosen.path, self.first);
+        if from == Some(to) {
+            return None;
+        }
+        let before = self.order.iter().find(|entry| Some(entry.path) == from);
+        let why = why(before, from, chosen);
+        let left = self.order.iter_mut().find(|entry| Some(entry.path) == from);
+        if let Some(left) = left {
+            match left.is_good() {
+                true => left.passed_at = Some(now),
+                false => left.left_at = Some(now),
+            }
+        }
+        (self.first, self.since, self.why) = (Some(to), now, Some(why));
+        Some(Move { from, to, why })
+    }
+
+    /// What the engine is to be told.
+    pub fn ranked(&self, mode: Mode) -> Vec<Ranked> {
+        let grade = |entry: &Entry| match (entry.is_good(), mode) {
+            (false, _) => 0,
+            (true, Mode::Weighted) => entry.links.weight.max(1),
+            (true, _) => GOOD,
+        };
+        let ranked = self.order().map(|entry| Ranked {
+            path: entry.path,
+            grade: grade(entry),
+        });
+        ranked.collect()
+    }
+
+    /// The paths in their order.
+    pub fn order(&self) -> impl Iterator<Item = &Entry> {
+        self.order.iter().filter(|entry| !entry.is_gone)
+    }
+
+    /// The path that the class goes by, since when, and why.
+    pub fn first(&self) -> Option<(PathName, u64, Why)> {
+        Some((self.first?, self.since, self.why?))
+    }
+}
+
+impl Entry {
+    fn new(path: PathName) -> Entry {
+        Entry {
+            path,
+            state: PathState::Unknown,
+            links: Links::default(),
+            fault: None,
+            poor: None,
+            bad_at: None,
+            left_at: None,
+            passed_at: None,
+            rtt: None,
+            is_gone: false,
+        }
+    }
+
+    /// The path is not there any more.
+    fn vanish(&mut self, now: u64) {
+        if !self.is_gone {
+            let fault = Some(Fault::Down(PathWhy::LinkGone));
+            (self.is_gone, self.state) = (true, PathState::Down);
+            (self.fault, self.poor, self.bad_at) = (fault, fault, Some(now));
+        }
+    }
+
+    /// How it is now; something if it is good or poor now and was not.
+    fn grade(&mut self, class: &Class, hold: u64, now: u64, path: &Now<'_>) -> Option<Graded> {
+        (self.state, self.links) = (path.state, path.links);
+        self.rtt = match class.mode {
+            Mode::LowestLatency => path.measured.rtt,
+            _ => path.measured.rtt_ten,
+        };
+        self.fault = match path.state {
+            PathState::Down => Some(Fault::Down(path.why)),
+            PathState::Up => verdict::broken(class, path.measured, now).map(Fault::Broken),
+            PathState::Unknown => None,
+        };
+        let (was_good, was_gone) = (self.is_good(), std::mem::take(&mut self.is_gone));
+        if was_gone {
+            self.bad_at = Some(now);
+        }
+        let wrong = self
+            .fault
+            .or(path.was_down.then_some(Fault::Down(PathWhy::Silent)));
+        match wrong {
+            Some(fault) => {
+                self.poor = Some(fault);
+                self.bad_at = self.bad_at.max(Some(match fault {
+                    Fault::Broken(broken) => broken.seen,
+                    Fault::Down(_) => now,
+                }));
+            }
+            None if self.was_within(hold, now) => {}
+            None => self.poor = None,
+        }
+        (was_good != self.is_good()).then_some(Graded {
+            path: self.path,
+            fault: self.poor,
+        })
+    }
+
+    /// Something was wrong with it, or it was left, so short a time ago.
+    fn was_within(&self, hold: u64, now: u64) -> bool {
+        let last = self.bad_at.max(self.left_at);
+        last.is_some_and(|at| now.saturating_sub(at) < hold)
+    }
+
+    /// How bad it is, in thousandths of what is allowed. Nothing may be wrong with it now.
+    fn badness(&self) -> u64 {
+        match self.fault {
+            None => 0,
+            Some(Fault::Down(_)) => u64::MAX / 8,
+            Some(Fault::Broken(broken)) => broken.badness(),
+        }
+    }
+
+    fn is_less_bad(&self, than: &Entry) -> bool {
+        verdict::is_clearly_less_bad(self.badness(), than.badness())
+    }
+}
+
+/// When a path passes another one.
+struct Rules {
+    mode: Mode,
+    hold: u64,
+    now: u64,
+    first: Option<PathName>,
+}
+
+impl Rules {
+    /// Whether `this` passes the one in front of it.
+    fn passes(&self, this: &Entry, other: &Entry) -> bool {
+        match (this.is_good(), other.is_good()) {
+            (true, false) => true,
+            (false, true) => false,
+            (true, true) if self.is_lately(this.passed_at) => false,
+            (true, true) => is_preferred(this, other, self.mode),
+            (false, false) => self.is_rather(this, other),
+        }
+    }
+
+    /// The same of two poor ones.
+    fn is_rather(&self, this: &Entry, other: &Entry) -> bool {
+        if this.is_up() != other.is_up() {
+            return this.is_up();
+        }
+        match (self.is_held(this), self.is_held(other)) {
+            (false, false) => this.is_less_bad(other),
+            (is_held, is_other_held) => !is_held && is_other_held,
+        }
+    }
+
+    /// Where the one is by which flows go if none is good: the first as long as it is up, unless another is clearly less bad; never back to one that is held, but for want of others.
+    fn least_bad(&self, poor: &[Entry]) -> Option<usize> {
+        let up = || poor.iter().enumerate().filter(|(_, entry)| entry.is_up());
+        let by_badness = |(_, entry): &(usize, &Entry)| (self.is_held(entry), entry.badness());
+        let (best, least) = up().min_by_key(by_badness)?;
+        let first = up().find(|(_, entry)| Some(entry.path) == self.first);
+        match first {
+            Some((at, first)) if self.is_held(least) || !least.is_less_bad(first) => Some(at),
+            _ => Some(best),
+        }
+    }
+
+    fn is_held(&self, entry: &Entry) -> bool {
+        Some(entry.path) != self.first && self.is_lately(entry.left_at)
+    }
+
+    fn is_lately(&self, at: Option<u64>) -> bool {
+        at.is_some_and(|at| self.now.saturating_sub(at) < self.hold)
+    }
+}
+
+/// Whether it is to be used rather than the other one where both are good.
+fn is_preferred(this: &Entry, other: &Entry, mode: Mode) -> bool {
+    let (percent, micros) = match mode {
+        Mode::LowestLatency => SHORTER,
+        _ => MUCH_SHORTER,
+    };
+    let is_shorter = verdict::is_clearly_shorter(this.rtt, other.rtt, percent, micros);
+    let (cost, other_cost) = (
+        (this.links.cost, this.links.metered),
+        (other.links.cost, other.links.metered),
+    );
+    match mode {
+        Mode::LowestLatency => is_shorter,
+        _ => cost < other_cost || cost == other_cost && is_shorter,
+    }
+}
+
+fn why(before: Option<&Entry>, from: Option<PathName>, chosen: &Entry) -> Why {
+    let Some(before) = before else {
+        return match from {
+            None => Why::First,
+            Some(_) => Why::Gone,
+        };
+    };
+    if let Some(fault) = before.fault.or(before.poor) {
+        return Why::Fault(fault);
+    }
+    if !before.is_up() {
+        return Why::Gone;
+    }
+    let is_cheaper = (chosen.links.cost, chosen.links.metered) < (before.links.cost, before.links.metered);
+    match (before.rtt, chosen.rtt) {
+        _ if is_cheaper => Why::Cheaper,
+        (Some(before), Some(now)) => Why::Faster(before, now),
+        _ => Why::Good,
+    }
+}
+
+#[cfg(test)]
+mod tests;

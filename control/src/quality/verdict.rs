@@ -1,0 +1,164 @@
+//! Whether a path does what a class asks, by what was measured of it lately.
+//!
+//! It takes little to say that it does not: a second is enough where there is traffic. The limits of evidence below keep what is not lasting from counting: one burst of lost
+//! packets, one late packet, a path that loses less than it may. docs/quality.md has all of them, ADR 0038 why they are so. Plain functions.
+
+use patronus_abi::channel::PathWhy;
+use patronus_abi::site::Class;
+
+use super::SECOND;
+use super::window::{Counted, Lately, Measured};
+
+/// Lost packets of one direction within a second that say something.
+const LOST_ONE: u32 = 5;
+/// In so many of its tenths: a burst is no lasting loss.
+const LOSSY_TENTHS: usize = 3;
+/// Lost packets of both directions within ten seconds that say something.
+const LOST_TEN: u32 = 3;
+/// By how many standard deviations a second's loss has to be above what the limit would make of it (of a Poisson distribution: the square root of the mean).
+const SURE: f64 = 1.2;
+
+/// What is asked of a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum What {
+    /// Round trips no longer than the limit, microseconds.
+    Latency,
+    /// Jitter towards us no larger than the limit, microseconds.
+    JitterIn,
+    /// Jitter towards the remote.
+    JitterOut,
+    /// Packets towards us lost less often than the limit, parts per million.
+    LossIn,
+    /// Packets towards the remote.
+    LossOut,
+}
+
+impl What {
+    /// The word for it.
+    pub fn word(self) -> &'static str {
+        match self {
+            What::Latency => "latency",
+            What::JitterIn => "jitter-in",
+            What::JitterOut => "jitter-out",
+            What::LossIn => "loss-in",
+            What::LossOut => "loss-out",
+        }
+    }
+}
+
+/// Why a path is not what a class needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// It is not up.
+    Down(PathWhy),
+    /// It does not keep a limit.
+    Broken(Broken),
+}
+
+impl Fault {
+    /// The word for it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Fault::Down(why) => why.word(),
+            Fault::Broken(broken) => broken.what.word(),
+        }
+    }
+}
+
+/// A limit that is not kept. Microseconds, or parts per million.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Broken {
+    /// Which one.
+    pub what: What,
+    /// What was measured.
+    pub measured: u32,
+    /// What may be.
+    pub limit: u32,
+    /// Over how many seconds.
+    pub seconds: u32,
+    /// When it was seen last, nanoseconds.
+    pub seen: u64,
+}
+
+impl Broken {
+    /// How much worse than allowed it is, in thousandths.
+    pub fn badness(&self) -> u64 {
+        1000 * u64::from(self.measured) / u64::from(self.limit.max(1))
+    }
+}
+
+/// The limit of a class that a path keeps least, if there is one that it does not keep.
+pub fn broken(class: &Class, measured: &Measured, now: u64) -> Option<Broken> {
+    let latency = over(What::Latency, measured.rtt, class.latency_us, now);
+    let jitter = measured.jitter;
+    let jitter_in = over(What::JitterIn, jitter.inward, class.jitter_us, now);
+    let jitter_out = over(What::JitterOut, jitter.outward, class.jitter_us, now);
+    let all = [latency, jitter_in, jitter_out].into_iter();
+    let all = all.chain(losses(class.loss_ppm, measured, now));
+    all.flatten().max_by_key(Broken::badness)
+}
+
+fn over(what: What, measured: Option<u32>, limit: Option<u32>, now: u64) -> Option<Broken> {
+    let (measured, limit) = (measured?, limit?);
+    (measured > limit).then_some(Broken {
+        what,
+        measured,
+        limit,
+        seconds: 1,
+        seen: now,
+    })
+}
+
+fn losses(limit: Option<u32>, measured: &Measured, now: u64) -> [Option<Broken>; 2] {
+    let Some(limit) = limit else { return [None; 2] };
+    let (one, ten, each) = (measured.one, measured.ten, &measured.seconds);
+    let evidence = ten.inward.lost().saturating_add(ten.outward.lost());
+    let is_much = evidence >= LOST_TEN;
+    let of = |what, one: Lately, ten: Counted, each: &[Counted; 10]| {
+        let (packets, seconds, seen) = match () {
+            () if is_sure(one, limit) => (one.packets, 1, now),
+            () if is_much && ten.reaches(limit) => (ten, 10, last_reached(each, limit, now)),
+            () => return None,
+        };
+        Some(Broken {
+            what,
+            measured: packets.ppm()?,
+            limit,
+            seconds,
+            seen,
+        })
+    };
+    [
+        of(What::LossIn, one.inward, ten.inward, &each.inward),
+        of(What::LossOut, one.outward, ten.outward, &each.outward),
+    ]
+}
+
+/// The end of the last second that reached the limit by itself. Those after it are good, and count for the hold already.
+fn last_reached(each: &[Counted; 10], limit: u32, now: u64) -> u64 {
+    let age = each.iter().position(|second| second.reaches(limit)).unwrap_or(0);
+    match age {
+        0 => now,
+        age => (now / SECOND + 1 - age as u64) * SECOND,
+    }
+}
+
+/// Whether a second's loss is more than a path makes that keeps the limit.
+fn is_sure(one: Lately, limit: u32) -> bool {
+    let lost = one.packets.lost();
+    let mean = f64::from(one.packets.sent) * f64::from(limit) / 1e6;
+    lost >= LOST_ONE && one.lossy_tenths >= LOSSY_TENTHS && f64::from(lost) > mean + SURE * mean.sqrt()
+}
+
+/// Whether `this` is so much less bad that a move is worth it: a fifth.
+pub fn is_clearly_less_bad(this: u64, than: u64) -> bool {
+    5 * this < 4 * than
+}
+
+/// Whether one round trip is so much shorter than another that a move is worth it: by this part of a hundred and so many microseconds.
+pub fn is_clearly_shorter(this: Option<u32>, than: Option<u32>, percent: u64, micros: u64) -> bool {
+    let (Some(this), Some(than)) = (this, than) else {
+        return false;
+    };
+    u64::from(this) * (100 + percent) / 100 + micros < u64::from(than)
+}

@@ -1,0 +1,182 @@
+//! Quality over simulated paths: a day of them in seconds, for many seeds.
+//!
+//! Paths have delay, jitter, loss and outages of their own; a small engine probes them, keeps its table and follows orders as the real one does; control reads the table every 100 ms.
+//! Everyday runs are short. The long one: `PATRONUS_SEEDS=100 PATRONUS_HOURS=24 cargo test --release -p patronus-control --test quality -- --nocapture`.
+
+mod simulated;
+
+use patronus_abi::channel::PathName;
+use simulated::{MILLI, Rng, SECOND, Site, Trouble, class};
+
+/// How many seeds, and how many simulated hours each.
+fn extent(seeds: u64, hours: f64) -> (u64, u64) {
+    let given = |name: &str| std::env::var(name).ok();
+    let seeds = given("PATRONUS_SEEDS").map_or(seeds, |seeds| seeds.parse().expect("a number"));
+    let hours = given("PATRONUS_HOURS").map_or(hours, |hours| hours.parse().expect("a number"));
+    (seeds, (hours * 3600.0) as u64)
+}
+
+fn percentile(times: &mut [u64], of: usize) -> u64 {
+    times.sort_unstable();
+    times[(times.len() * of).div_ceil(100) - 1]
+}
+
+/// How long it takes until the first path is left after this has begun, for each seed; `None`: not within a minute.
+fn times_to_leave(seeds: u64, rate: u32, trouble: Trouble) -> Vec<Option<u64>> {
+    let time = |seed| {
+        let mut site = Site::new(seed, vec![class("voice", 100, 30, 10_000)], 3, rate);
+        site.run(40 * SECOND + Rng::new(seed).below(SECOND));
+        let first = site.chosen(0).expect("a path");
+        let begin = site.now();
+        site.trouble(first, trouble);
+        while site.now() < begin + 60 * SECOND {
+            site.step();
+            if site.chosen(0) != Some(first) {
+                return Some(site.now() - begin);
+            }
+        }
+        None
+    };
+    (0..seeds).map(time).collect()
+}
+
+fn told(what: &str, times: &[Option<u64>], within: u64) -> f64 {
+    let mut all: Vec<u64> = times.iter().map(|time| time.unwrap_or(60 * SECOND)).collect();
+    let in_time = all.iter().filter(|time| **time <= within).count() as f64 / all.len() as f64;
+    let millis = |of, all: &mut [u64]| percentile(all, of) / MILLI;
+    println!(
+        "{what}: {} runs, ms p50 {} p95 {} p99 {}; within {} ms: {:.1} %",
+        times.len(),
+        millis(50, &mut all),
+        millis(95, &mut all),
+        millis(99, &mut all),
+        within / MILLI,
+        100.0 * in_time
+    );
+    in_time
+}
+
+#[test]
+fn a_brown_out_is_left_within_a_second_and_a_half() {
+    let (seeds, _) = extent(100, 0.0);
+    let limit = 1500 * MILLI;
+    let delay = times_to_leave(seeds, 1000, Trouble::Delay(80 * MILLI));
+    assert!(told("+80 ms, 1,000 packets/s", &delay, limit) >= 0.95);
+    let delay = times_to_leave(seeds, 0, Trouble::Delay(80 * MILLI));
+    assert!(told("+80 ms, probes only", &delay, limit) >= 0.95);
+    let loss = times_to_leave(seeds, 1000, Trouble::Loss(20_000, 0));
+    assert!(told("2 % towards us, 1,000 packets/s", &loss, limit) >= 0.95);
+    let loss = times_to_leave(seeds, 1000, Trouble::Loss(0, 20_000));
+    assert!(told("2 % towards the remote, 1,000 packets/s", &loss, limit) >= 0.95);
+    let loss = times_to_leave(seeds, 0, Trouble::Loss(20_000, 20_000));
+    assert!(told("2 % both ways, probes only", &loss, 10 * SECOND) >= 0.95);
+    let loss = times_to_leave(seeds, 0, Trouble::Loss(20_000, 0));
+    told("2 % one way, probes only", &loss, 10 * SECOND);
+    let jitter = times_to_leave(seeds, 0, Trouble::Jitter(60 * MILLI));
+    told("jitter, probes only", &jitter, 2 * SECOND);
+}
+
+#[test]
+fn what_has_recovered_is_returned_to_after_its_hold() {
+    let (seeds, _) = extent(20, 0.0);
+    let troubles = [
+        Trouble::Delay(80 * MILLI),
+        Trouble::Loss(20_000, 20_000),
+        Trouble::Loss(200_000, 200_000),
+        Trouble::Down,
+    ];
+    let (mut late, mut all) = (0, 0);
+    for (trouble, seed) in troubles
+        .into_iter()
+        .flat_map(|trouble| (0..seeds).map(move |seed| (trouble, seed)))
+    {
+        let mut site = Site::new(seed, vec![class("voice", 100, 30, 10_000)], 2, 1000);
+        // The first is cheaper, so that there is somewhere to return to.
+        site.run(20 * SECOND);
+        let first = site.chosen(0).expect("a path");
+        site.trouble(first, trouble);
+        site.run(20 * SECOND + Rng::new(seed).below(20 * SECOND));
+        assert_ne!(site.chosen(0), Some(first), "{trouble:?}");
+        site.trouble(first, Trouble::None);
+        let recovered = site.now();
+        while site.chosen(0) != Some(first) {
+            site.step();
+            assert!(site.now() - recovered < 45 * SECOND, "{trouble:?}, seed {seed}");
+        }
+        let after = site.now() - recovered;
+        assert!(after >= 29 * SECOND, "{trouble:?}, seed {seed}");
+        all += 1;
+        // A packet that is lost while ten seconds still hold the trouble begins the hold anew.
+        late += u64::from(after > 35 * SECOND);
+    }
+    println!("{all} recoveries, {late} of them returned to later than 5 s after the hold");
+    assert!(20 * late <= all);
+}
+
+#[test]
+fn nothing_moves_where_nothing_is_wrong() {
+    let (seeds, seconds) = extent(8, 0.5);
+    for rate in [0, 1000] {
+        for seed in 0..seeds {
+            let classes = vec![
+                class("default", 0, 0, 0),
+                class("voice", 150, 30, 10_000),
+                class("video", 200, 50, 5_000),
+                class("interactive", 200, 0, 30_000),
+            ];
+            let mut site = Site::new(seed, classes, 3, rate);
+            site.run(5 * SECOND);
+            let chosen: Vec<Option<PathName>> = (0..4).map(|class| site.chosen(class)).collect();
+            for _ in 0..seconds {
+                site.run(SECOND);
+                for (class, chosen) in chosen.iter().enumerate() {
+                    let now = site.now() / SECOND;
+                    assert_eq!(
+                        site.chosen(class),
+                        *chosen,
+                        "seed {seed}, {rate} packets/s, class {class}, second {now}: {:?}",
+                        site.last_move
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// Outages, brown-outs of every kind, flapping, all at random, on all paths: the invariants are looked at with each step of [`Site`].
+#[test]
+fn a_bad_day_keeps_the_invariants() {
+    let (seeds, seconds) = extent(10, 0.5);
+    let mut moves = 0;
+    let mut forced = 0;
+    for seed in 0..seeds {
+        let mut classes = vec![class("default", 0, 0, 0), class("voice", 150, 30, 10_000)];
+        classes.push(class("video", 200, 50, 5_000));
+        classes[2].hold_ms = 10_000;
+        let mut site = Site::new(seed, classes, 3, 200);
+        let mut weather = Rng::new(seed ^ 0x5eed);
+        let mut next = [0; 3];
+        while site.now() < seconds * SECOND {
+            for (at, next) in next.iter_mut().enumerate() {
+                if *next <= site.now() {
+                    let path = site.path(at);
+                    site.trouble(path, Trouble::random(&mut weather));
+                    // Mostly minutes, at times fractions of a second.
+                    let mean = if weather.below(4) == 0 {
+                        2 * SECOND
+                    } else {
+                        60 * SECOND
+                    };
+                    *next = site.now() + weather.exponential(mean);
+                }
+            }
+            site.step();
+        }
+        moves += site.moves;
+        forced += site.forced;
+    }
+    println!(
+        "{seeds} seeds of {seconds} s: {moves} moves, {forced} of them back within the hold because no other path was up"
+    );
+    assert!(moves > 0);
+}

@@ -1,0 +1,501 @@
+//! Paths with troubles, an engine that probes them and follows orders, and the invariants of steering.
+
+use std::collections::HashMap;
+
+use patronus_abi::channel::{PathName, PathReport, PathState, PathWhy, Ranked, SAMPLES};
+use patronus_control::quality::judge::{Judge, Links, Why};
+use patronus_control::quality::verdict::Fault;
+use patronus_control::quality::{Class, Quality, Wanted};
+
+pub const MILLI: u64 = 1_000_000;
+pub const SECOND: u64 = 1_000 * MILLI;
+/// The step of time.
+const STEP: u64 = 10 * MILLI;
+/// How often a side probes a path.
+const PROBE: u64 = 50 * MILLI;
+/// How often the engine copies what its workers know into the table, and control reads that.
+const TURN: u64 = 100 * MILLI;
+/// Silence after which a path is down, and hearing after which it is up.
+const SILENT: u64 = 160 * MILLI;
+const HEARD: u64 = 150 * MILLI;
+const REMOTE: [u8; 32] = [7; 32];
+
+/// SplitMix64 (Steele, Lea and Flood, 2014).
+pub struct Rng(u64);
+
+impl Rng {
+    pub fn new(seed: u64) -> Rng {
+        Rng(seed)
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub fn below(&mut self, end: u64) -> u64 {
+        self.next() % end.max(1)
+    }
+
+    /// Above 0, at most 1.
+    fn unit(&mut self) -> f64 {
+        ((self.next() >> 11) + 1) as f64 / (1u64 << 53) as f64
+    }
+
+    pub fn exponential(&mut self, mean: u64) -> u64 {
+        (-self.unit().ln() * mean as f64) as u64
+    }
+}
+
+/// What is wrong with a path.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Trouble {
+    None,
+    /// So much more delay towards the remote, nanoseconds.
+    Delay(u64),
+    /// Of a million packets, so many are lost: towards us, towards the remote.
+    Loss(u32, u32),
+    /// Delays vary by so much, nanoseconds.
+    Jitter(u64),
+    /// Nothing passes.
+    Down,
+}
+
+impl Trouble {
+    pub fn random(rng: &mut Rng) -> Trouble {
+        let ppm = [1_000, 8_000, 12_000, 30_000, 200_000];
+        let mut loss = || ppm[rng.below(5) as usize];
+        let (inward, outward) = (loss(), loss());
+        match rng.below(8) {
+            0 => Trouble::Delay((20 + rng.below(300)) * MILLI),
+            1 => Trouble::Loss(inward, 0),
+            2 => Trouble::Loss(0, outward),
+            3 => Trouble::Jitter((10 + rng.below(100)) * MILLI),
+            4 => Trouble::Down,
+            _ => Trouble::None,
+        }
+    }
+}
+
+/// One direction of a path.
+struct Way {
+    delay: u64,
+    sent: u64,
+    received: u64,
+    /// Packets until the next is lost.
+    until_loss: u64,
+    ppm: u32,
+    /// Nothing passes until then.
+    burst_until: u64,
+    last_transit: u64,
+    jitter: f64,
+}
+
+impl Way {
+    fn new(delay: u64) -> Way {
+        Way {
+            delay,
+            sent: 0,
+            received: 0,
+            until_loss: u64::MAX,
+            ppm: 0,
+            burst_until: 0,
+            last_transit: 0,
+            jitter: 0.0,
+        }
+    }
+
+    fn lose(&mut self, ppm: u32, rng: &mut Rng) {
+        self.ppm = ppm;
+        self.until_loss = match ppm {
+            0 => u64::MAX,
+            ppm => (rng.unit().ln() / (1.0 - f64::from(ppm) / 1e6).ln()) as u64,
+        };
+    }
+
+    /// A packet; whether it arrives.
+    fn packet(&mut self, now: u64, passes: bool, rng: &mut Rng) -> bool {
+        self.sent += 1;
+        if self.until_loss == 0 {
+            self.lose(self.ppm, rng);
+            return false;
+        }
+        self.until_loss -= 1;
+        let arrives = passes && now >= self.burst_until;
+        self.received += u64::from(arrives);
+        arrives
+    }
+
+    /// RFC 3550, section 6.4.1.
+    fn transit(&mut self, transit: u64) {
+        let difference = transit.abs_diff(self.last_transit) as f64;
+        if self.last_transit > 0 {
+            self.jitter += (difference - self.jitter) / 16.0;
+        }
+        self.last_transit = transit;
+    }
+}
+
+struct Path {
+    report: PathReport,
+    ways: [Way; 2],
+    trouble: Trouble,
+    next_probe: u64,
+    /// When its last or next change of state is due, as the engine sees it.
+    changes_at: Option<u64>,
+    rate: u32,
+    owed: u32,
+}
+
+impl Path {
+    /// Loss that every path has, parts per million.
+    const RARE: u32 = 20;
+
+    fn step(&mut self, now: u64, rng: &mut Rng) {
+        let passes = self.trouble != Trouble::Down;
+        self.change(now, passes);
+        // Traffic both ways.
+        self.owed += self.rate * (STEP / MILLI) as u32;
+        while self.owed >= 1000 {
+            self.owed -= 1000;
+            for way in &mut self.ways {
+                way.packet(now, passes, rng);
+            }
+        }
+        // Now and then a queue overflows for a moment.
+        if rng.below(60_000) == 0 {
+            self.ways[rng.below(2) as usize].burst_until = now + 20 * MILLI;
+        }
+        if self.next_probe > now {
+            return;
+        }
+        self.next_probe += PROBE;
+        let mut arrived = [false; 2];
+        let mut transits = [0; 2];
+        for (at, way) in self.ways.iter_mut().enumerate() {
+            let mut varied = rng.exponential(2 * MILLI);
+            if rng.below(600) == 0 {
+                varied += rng.below(250 * MILLI);
+            }
+            if let Trouble::Jitter(by) = self.trouble {
+                varied += rng.below(2 * by);
+            }
+            let more = match (self.trouble, at) {
+                (Trouble::Delay(more), 1) => more,
+                _ => 0,
+            };
+            transits[at] = way.delay + more + varied;
+            arrived[at] = way.packet(now, passes, rng);
+            if arrived[at] {
+                way.transit(transits[at]);
+            }
+        }
+        let report = &mut self.report;
+        report.probes_sent += 1;
+        let [inward, outward] = &self.ways;
+        if arrived[0] {
+            report.probes_received += 1;
+            report.jitter_in = (inward.jitter / 1000.0) as u32;
+            report.jitter_out = (outward.jitter / 1000.0) as u32;
+            (report.in_sent, report.in_received) = (inward.sent, inward.received);
+        }
+        if arrived == [true; 2] {
+            (report.out_sent, report.out_received) = (outward.sent, outward.received);
+            let rtt = (transits[0] + transits[1]) / 1000;
+            report.recent[(report.samples % SAMPLES as u64) as usize] = rtt as u32;
+            report.samples += 1;
+        }
+    }
+
+    fn change(&mut self, now: u64, passes: bool) {
+        let is_up = self.report.state == PathState::Up;
+        if passes == is_up {
+            self.changes_at = None;
+            return;
+        }
+        let at = *self
+            .changes_at
+            .get_or_insert(now + if passes { HEARD } else { SILENT });
+        if now >= at {
+            self.report.since = now;
+            (self.report.state, self.report.why) = match passes {
+                true => (PathState::Up, PathWhy::Heard),
+                false => (PathState::Down, PathWhy::Silent),
+            };
+            self.changes_at = None;
+        }
+    }
+}
+
+/// What a class has been through.
+#[derive(Default)]
+struct Steered {
+    order: Vec<Ranked>,
+    chosen: Option<PathName>,
+    /// When the class was taken from a path that was down or poor.
+    left: HashMap<PathName, u64>,
+}
+
+/// A remote, its paths, an engine and the quality of control.
+pub struct Site {
+    now: u64,
+    rng: Rng,
+    paths: Vec<Path>,
+    classes: Vec<Class>,
+    steered: Vec<Steered>,
+    table: Vec<PathReport>,
+    quality: Quality,
+    copy_at: u64,
+    read_at: u64,
+    pub moves: u64,
+    pub forced: u64,
+    pub last_move: String,
+}
+
+/// Milliseconds, and parts per million; 0: no limit.
+pub fn class(name: &str, latency: u32, jitter: u32, loss: u32) -> Class {
+    let limit = |value: u32| Some(value).filter(|value| *value > 0);
+    Class {
+        name: name.to_owned(),
+        latency_us: limit(latency * 1000),
+        jitter_us: limit(jitter * 1000),
+        loss_ppm: limit(loss),
+        hold_ms: 30_000,
+        ..Class::default()
+    }
+}
+
+impl Site {
+    /// So many paths, the first the cheapest, each with so many packets a second beside probes.
+    pub fn new(seed: u64, classes: Vec<Class>, paths: u8, rate: u32) -> Site {
+        let mut rng = Rng::new(seed);
+        let mut links = [Links::default(); 16];
+        let paths = (1..=paths).map(|local| {
+            links[usize::from(local)].cost = u16::from(local);
+            // 10 to 35 ms each way, not the same.
+            let mut way = || {
+                let mut way = Way::new(10 * MILLI + rng.below(25 * MILLI));
+                way.lose(Path::RARE, &mut rng);
+                way
+            };
+            let ways = [way(), way()];
+            Path {
+                report: fresh(PathName { local, remote: 1 }),
+                ways,
+                trouble: Trouble::None,
+                next_probe: rng.below(PROBE),
+                changes_at: None,
+                rate,
+                owed: 0,
+            }
+        });
+        let paths: Vec<Path> = paths.collect();
+        let mut quality = Quality::default();
+        quality.configure(Wanted {
+            classes: classes.clone(),
+            links,
+        });
+        Site {
+            now: SECOND,
+            copy_at: SECOND + rng.below(TURN),
+            read_at: SECOND + rng.below(TURN),
+            rng,
+            paths,
+            steered: classes.iter().map(|_| Steered::default()).collect(),
+            classes,
+            table: Vec::new(),
+            quality,
+            moves: 0,
+            forced: 0,
+            last_move: String::new(),
+        }
+    }
+
+    pub fn now(&self) -> u64 {
+        self.now
+    }
+
+    pub fn path(&self, at: usize) -> PathName {
+        self.paths[at].report.path
+    }
+
+    pub fn chosen(&self, class: usize) -> Option<PathName> {
+        self.steered[class].chosen
+    }
+
+    pub fn trouble(&mut self, path: PathName, trouble: Trouble) {
+        let found = self.paths.iter_mut().find(|known| known.report.path == path);
+        let found = found.expect("a path");
+        found.trouble = trouble;
+        let (inward, outward) = match trouble {
+            Trouble::Loss(inward, outward) => (inward, outward),
+            _ => (0, 0),
+        };
+        found.ways[0].lose(Path::RARE + inward, &mut self.rng);
+        found.ways[1].lose(Path::RARE + outward, &mut self.rng);
+    }
+
+    pub fn run(&mut self, time: u64) {
+        let end = self.now + time;
+        while self.now < end {
+            self.step();
+        }
+    }
+
+    pub fn step(&mut self) {
+        self.now += STEP;
+        let now = self.now;
+        let mut is_told = false;
+        for path in &mut self.paths {
+            let before = path.report.state;
+            path.step(now, &mut self.rng);
+            let (state, why) = (path.report.state, path.report.why);
+            if state != before {
+                self.quality.note(now, &REMOTE, path.report.path, state, why);
+                is_told = true;
+            }
+        }
+        if self.copy_at <= now {
+            self.copy_at += TURN;
+            self.table = self.paths.iter().map(|path| path.report).collect();
+        }
+        let is_due = self.read_at <= now;
+        if is_due {
+            self.read_at += TURN;
+            self.quality.take(now, self.table.iter().copied());
+        }
+        if is_due || is_told {
+            self.quality.judge(now, is_due);
+            let steered = &mut self.steered;
+            self.quality.order(now, |order| {
+                steered[usize::from(order.class)].order = order.paths;
+                true
+            });
+        }
+        self.steer();
+    }
+
+    /// As the engine: the first that is good and up, or else the first that is up.
+    fn steer(&mut self) {
+        for class in 0..self.steered.len() {
+            let order = &self.steered[class].order;
+            let is_up = |ranked: &&Ranked| {
+                let path = self.paths.iter().find(|path| path.report.path == ranked.path);
+                path.is_some_and(|path| path.report.state == PathState::Up)
+            };
+            let mut up = order.iter().filter(is_up);
+            let good = up.clone().find(|ranked| ranked.grade > 0);
+            let Some(to) = good.or_else(|| up.next()).copied() else {
+                continue;
+            };
+            let from = self.steered[class].chosen;
+            if from != Some(to.path) {
+                self.moved(class, from, to);
+            }
+        }
+    }
+
+    fn moved(&mut self, class: usize, from: Option<PathName>, to: Ranked) {
+        let now = self.now;
+        let hold = u64::from(self.classes[class].hold_ms) * MILLI;
+        self.steered[class].chosen = Some(to.path);
+        let steered = &self.steered[class];
+        let Some(from) = from else { return };
+        self.moves += 1;
+        let state_of = |path| {
+            let path = self.paths.iter().find(|known| known.report.path == path);
+            path.expect("a path").report.state
+        };
+        let was_up = state_of(from) == PathState::Up;
+        let grade = steered.order.iter().find(|ranked| ranked.path == from);
+        let was_good = was_up && grade.is_some_and(|ranked| ranked.grade > 0);
+        self.last_move = format!(
+            "class {class} at {} ms: {from} ({}) to {} ({}), {:?}",
+            now / MILLI,
+            grade.map_or(0, |ranked| ranked.grade),
+            to.path,
+            to.grade,
+            self.why(class)
+        );
+        // No return within the hold, but where nothing else is up.
+        let returned = steered.left.get(&to.path).is_some_and(|at| now - at < hold);
+        if returned {
+            let is_held = |path| steered.left.get(path).is_some_and(|at| now - at < hold);
+            let mut others = steered.order.iter().filter(|ranked| ranked.path != to.path);
+            let is_other_up =
+                others.any(|other| state_of(other.path) == PathState::Up && !is_held(&other.path));
+            assert!(
+                !was_up && to.grade == 0 && !is_other_up,
+                "back within the hold: {} {:?}",
+                self.last_move,
+                steered.order
+            );
+            self.forced += 1;
+        }
+        // No move without a better path.
+        if was_up {
+            let is_better = to.grade > 0 || self.is_less_bad(class, to.path, from);
+            assert!(is_better, "moved for nothing: {}", self.last_move);
+        }
+        if !was_good {
+            self.steered[class].left.insert(from, now);
+        }
+    }
+
+    /// Why control has that path first.
+    fn why(&self, class: usize) -> Option<Why> {
+        self.judge(class)?.first().map(|(_, _, why)| why)
+    }
+
+    pub fn judge(&self, class: usize) -> Option<&Judge> {
+        self.quality.remote(&REMOTE)?.judge_of(class)
+    }
+
+    fn is_less_bad(&self, class: usize, this: PathName, than: PathName) -> bool {
+        let judge = self.judge(class).expect("a judge");
+        let fault = |path| {
+            judge
+                .order()
+                .find(|entry| entry.path == path)
+                .and_then(|entry| entry.fault)
+        };
+        match (fault(this), fault(than)) {
+            (None, Some(_)) => true,
+            (Some(Fault::Broken(this)), Some(Fault::Broken(than))) => {
+                this.badness() * 10 < than.badness() * 9
+            }
+            _ => false,
+        }
+    }
+}
+
+fn fresh(path: PathName) -> PathReport {
+    PathReport {
+        remote: REMOTE,
+        path,
+        state: PathState::Up,
+        why: PathWhy::Heard,
+        since: 0,
+        mtu: None,
+        in_use: true,
+        interval: Some(50_000),
+        remote_interval: Some(50_000),
+        rtt: None,
+        rtt_min: None,
+        jitter_in: 0,
+        jitter_out: 0,
+        in_sent: 0,
+        in_received: 0,
+        out_sent: 0,
+        out_received: 0,
+        sent_bytes: 0,
+        received_bytes: 0,
+        probes_sent: 0,
+        probes_received: 0,
+        samples: 0,
+        recent: [0; SAMPLES],
+    }
+}
