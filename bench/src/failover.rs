@@ -2,8 +2,8 @@
 //! arrives, how soon it goes by another link, what is lost and what comes twice, and what moves for no reason. How it is measured: docs/failover.md.
 
 mod course;
-mod rig;
-mod stream;
+pub mod rig;
+pub mod stream;
 
 use crate::machine;
 use course::{Course, Fault, Trial};
@@ -200,7 +200,7 @@ fn measure(options: &Options, scenario: &Scenario, mode: &str, probe_ms: u64) ->
             .collect(),
         control: !options.no_control,
         probe: (probe_ms != DEFAULT_PROBE_MS).then(|| Duration::from_millis(probe_ms)),
-        class: format!("mode = '{mode}'\n{limits}"),
+        class: ("stream", format!("mode = '{mode}'\n{limits}")),
         more: String::new(),
     };
     let place = format!("{} {mode} {probe_ms} ms", scenario.name);

@@ -19,9 +19,6 @@ const PORT: u16 = 51820;
 const READY: Duration = Duration::from_secs(40);
 /// How often somebody who waits looks.
 const LOOK: Duration = Duration::from_millis(50);
-/// The class of the stream, and the policy that puts it there.
-pub const CLASS: &str = "stream";
-
 /// A pair of links, the same at both sites.
 #[derive(Clone, Debug)]
 pub struct Wire {
@@ -41,8 +38,8 @@ pub struct Setup {
     pub control: bool,
     /// The time between probes, where it is not what it is without being said.
     pub probe: Option<Duration>,
-    /// More keys of the stream's class, a line each.
-    pub class: String,
+    /// The class of the stream, and its keys, a line each.
+    pub class: (&'static str, String),
     /// More tables of the file.
     pub more: String,
 }
@@ -228,9 +225,10 @@ fn file(site: &Site, other: &Site, setup: &Setup) -> Result<String> {
         other.outer,
         other.inner_v4
     );
-    text += &format!("[[class]]\nname = '{CLASS}'\n{}", setup.class);
+    let (class, keys) = &setup.class;
+    text += &format!("[[class]]\nname = '{class}'\n{keys}");
     text += &format!(
-        "[[policy]]\nname = '{CLASS}'\nprotocol = 'udp'\ndst_ports = {STREAM_PORT}\naction = 'route'\nclass = '{CLASS}'\n{}",
+        "[[policy]]\nname = '{class}'\nprotocol = 'udp'\ndst_ports = {STREAM_PORT}\naction = 'route'\nclass = '{class}'\n{}",
         setup.more
     );
     Ok(text)
