@@ -1,12 +1,13 @@
 //! `patronus-bench failover`: two sites with several links, and faults on the link that carries a stream of a thousand datagrams a second: how long nothing
 //! arrives, how soon it goes by another link, what is lost and what comes twice, and what moves for no reason. How it is measured: docs/failover.md.
 
-mod course;
+pub mod course;
 pub mod rig;
+mod stock;
 pub mod stream;
 
 use crate::machine;
-use course::{Course, Fault, Trial};
+use course::{Course, Fault, Ground, Trial};
 use patronus_netns::{Error, Result};
 use rig::{Rig, Setup, Wire};
 use serde::{Deserialize, Serialize};
@@ -14,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
+use stock::Stock;
 
 /// The time between probes if a site's file says nothing.
 const DEFAULT_PROBE_MS: u64 = 50;
@@ -23,11 +25,12 @@ const LIMITS: &str = "latency = '60ms'\nloss = '1%'\nhold = '2s'\n";
 /// What can be told to `failover`.
 #[derive(clap::Args)]
 pub struct Options {
-    /// Scenarios, with commas: blackout, one-way, brownout-loss, brownout-delay, fault-free.
+    /// Scenarios, with commas: blackout, one-way, brownout-loss, brownout-delay, fault-free, stock-peer.
     #[arg(long, value_delimiter = ',', default_value = "blackout,one-way")]
     scenario: Vec<String>,
-    /// Modes of the stream's class, with commas: pinned, duplicate, and the others of docs/config.md.
-    #[arg(long, value_delimiter = ',', default_value = "pinned")]
+    /// Modes of the stream's class, with commas: pinned, duplicate, and the others of docs/config.md. Of stock-peer: carrier, gateway,
+    /// ping: by what the dead link is known [default: pinned; all three].
+    #[arg(long, value_delimiter = ',')]
     mode: Vec<String>,
     /// Times between probes, milliseconds, with commas.
     #[arg(long, value_delimiter = ',', default_value = "50")]
@@ -59,6 +62,9 @@ pub struct Options {
     /// Adds to the rows that are in that file.
     #[arg(long, requires = "json")]
     add: bool,
+    /// Prints the table of a file of rows, and measures nothing.
+    #[arg(long, value_name = "FILE")]
+    table: Option<PathBuf>,
 }
 
 /// What happens to the wire.
@@ -76,9 +82,11 @@ enum Happening {
     Loss(&'static str),
     Delay(u64),
     Nothing,
+    /// The way to a stock peer by one of the links is dead: what is dead is the mode's name.
+    Stock,
 }
 
-const SCENARIOS: [Scenario; 5] = [
+const SCENARIOS: [Scenario; 6] = [
     Scenario {
         name: "blackout",
         fault: Happening::Cut("cut"),
@@ -99,6 +107,10 @@ const SCENARIOS: [Scenario; 5] = [
         name: "fault-free",
         fault: Happening::Nothing,
     },
+    Scenario {
+        name: "stock-peer",
+        fault: Happening::Stock,
+    },
 ];
 
 /// How long streams may take to come back: longer than the 15 s after which WireGuard's own timers look for a peer, and their tries.
@@ -106,9 +118,20 @@ const BACK: Duration = Duration::from_secs(45);
 /// How long they may take to leave a link that got worse.
 const LEFT: Duration = Duration::from_secs(20);
 
+/// By what a dead link to a stock peer is known: the mode, what dies, and the peer's keys in the site's file.
+const KNOWN_BY: [(&str, &str, &str); 3] = [
+    ("carrier", "carrier", ""),
+    ("gateway", "gateway", ""),
+    ("ping", "path", "ping = '10.88.0.2'\n"),
+];
+
 impl Happening {
-    /// As commands for a hop whose wire has this delay.
-    fn fault(self, delay_ms: u64) -> Option<Fault> {
+    /// As commands for a wire that has this delay.
+    fn fault(self, mode: &str, delay_ms: u64) -> Option<Fault> {
+        let dies = KNOWN_BY
+            .iter()
+            .find(|known| known.0 == mode)
+            .map_or(mode, |known| known.1);
         let (begin, end) = match self {
             Happening::Cut(cut) => (cut.to_owned(), "mend".to_owned()),
             Happening::Loss(share) => (format!("loss {share}"), "loss off".to_owned()),
@@ -116,6 +139,7 @@ impl Happening {
                 format!("a->b delay {}ms", delay_ms + more),
                 format!("a->b delay {delay_ms}ms"),
             ),
+            Happening::Stock => (dies.to_owned(), format!("{dies} back")),
             Happening::Nothing => return None,
         };
         Some(Fault {
@@ -130,6 +154,22 @@ impl Happening {
     fn browns(self) -> bool {
         matches!(self, Happening::Loss(_) | Happening::Delay(_))
     }
+
+    /// Of the times between probes those that make a difference: a stock peer is not probed.
+    fn probes(self, wanted: &[u64]) -> &[u64] {
+        match self {
+            Happening::Stock => &[0],
+            _ => wanted,
+        }
+    }
+
+    /// The modes that it has if nobody says which.
+    fn modes(self) -> Vec<String> {
+        match self {
+            Happening::Stock => KNOWN_BY.map(|known| known.0.to_owned()).into(),
+            _ => vec!["pinned".to_owned()],
+        }
+    }
 }
 
 /// One line of the table: a scenario's faults under one setting. Times are in milliseconds.
@@ -137,6 +177,7 @@ impl Happening {
 struct Row {
     scenario: String,
     mode: String,
+    /// 0: there are no probes.
     probe_ms: u64,
     control: bool,
     links: u8,
@@ -163,6 +204,10 @@ struct Row {
 
 /// Runs it, prints the table and writes the rows.
 pub fn run(options: &Options) -> Result<()> {
+    if let Some(path) = &options.table {
+        println!("{}", table(&read(path)?));
+        return Ok(());
+    }
     for (name, value) in machine::settings() {
         println!("{name}: {value}");
     }
@@ -175,13 +220,19 @@ pub fn run(options: &Options) -> Result<()> {
         let names = SCENARIOS.map(|scenario| scenario.name).join(", ");
         let scenario =
             known.ok_or_else(|| Error::new(format!("no such scenario: {wanted} (there are: {names})")))?;
-        for mode in &options.mode {
-            for probe_ms in &options.probe_ms {
-                let row = measure(options, scenario, mode, *probe_ms)?;
+        let default = scenario.fault.modes();
+        for mode in if options.mode.is_empty() {
+            &default
+        } else {
+            &options.mode
+        } {
+            for probe_ms in scenario.fault.probes(&options.probe_ms) {
+                let (row, failed) = measure(options, scenario, mode, *probe_ms)?;
                 merge(&mut rows, row);
                 if let Some(path) = &options.json {
                     write(path, &rows)?;
                 }
+                failed.map_or(Ok(()), Err)?;
             }
         }
     }
@@ -189,9 +240,14 @@ pub fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// A scenario under one setting.
-fn measure(options: &Options, scenario: &Scenario, mode: &str, probe_ms: u64) -> Result<Row> {
-    let fault = scenario.fault.fault(options.delay_ms);
+/// A scenario under one setting: the row, and what has ended it early, if something has.
+fn measure(
+    options: &Options,
+    scenario: &Scenario,
+    mode: &str,
+    probe_ms: u64,
+) -> Result<(Row, Option<Error>)> {
+    let fault = scenario.fault.fault(mode, options.delay_ms);
     // A machine that is busy breaks no limit of a class that has none.
     let limits = if scenario.fault.browns() { LIMITS } else { "" };
     let setup = Setup {
@@ -205,15 +261,29 @@ fn measure(options: &Options, scenario: &Scenario, mode: &str, probe_ms: u64) ->
     };
     let place = format!("{} {mode} {probe_ms} ms", scenario.name);
     eprintln!("{place}: {} links, control {}", options.links, setup.control);
-    let mut course = Course::start(Rig::up(&setup, options.engine.clone())?, options.seed)?;
-    let mut trials = Vec::new();
+    let ground: Box<dyn Ground> = match scenario.fault {
+        Happening::Stock => {
+            let known = KNOWN_BY.iter().find(|known| known.0 == mode);
+            let (.., ping) =
+                known.ok_or_else(|| Error::new(format!("stock-peer by {mode}: carrier, gateway, ping")))?;
+            Box::new(Stock::up(options.links, ping, options.engine.clone())?)
+        }
+        _ => Box::new(Rig::up(&setup, options.engine.clone())?),
+    };
+    let mut course = Course::start(ground, options.seed)?;
+    let (mut trials, mut failed) = (Vec::new(), None);
     let minutes = fault.is_none().then_some(options.minutes);
     match &fault {
         Some(fault) => {
             for number in 1..=options.runs {
-                let trial = course.trial(fault)?;
-                eprintln!("{place}: {number} of {}: {trial:?}", options.runs);
-                trials.push(trial);
+                match course.trial(fault) {
+                    Ok(trial) => trials.push(trial),
+                    Err(error) => {
+                        failed = Some(error);
+                        break;
+                    }
+                }
+                eprintln!("{place}: {number} of {}: {:?}", options.runs, trials.last());
             }
         }
         None => {
@@ -225,7 +295,7 @@ fn measure(options: &Options, scenario: &Scenario, mode: &str, probe_ms: u64) ->
         scenario: scenario.name.to_owned(),
         mode: mode.to_owned(),
         probe_ms,
-        control: setup.control,
+        control: setup.control && scenario.fault != Happening::Stock,
         links: options.links,
         delay_ms: options.delay_ms,
         minutes,
@@ -235,7 +305,7 @@ fn measure(options: &Options, scenario: &Scenario, mode: &str, probe_ms: u64) ->
         .iter()
         .for_each(|trial| row.add(trial, scenario.fault.browns()));
     row.sum_up();
-    Ok(row)
+    Ok((row, failed))
 }
 
 fn wire(number: u8, delay_ms: u64) -> Wire {
@@ -327,7 +397,9 @@ fn table(rows: &[Row]) -> String {
             "| {} | {} | {} | {} | {runs} | {:.0} | {:.0} | {:.0} | {} | {} | {} | {} | {} |\n",
             row.scenario,
             row.mode,
-            row.probe_ms,
+            Some(row.probe_ms)
+                .filter(|ms| *ms > 0)
+                .map_or("-".to_owned(), |ms| ms.to_string()),
             if row.control { "yes" } else { "no" },
             row.gap_ms_p50,
             row.gap_ms_p99,

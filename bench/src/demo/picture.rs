@@ -405,7 +405,7 @@ mod tests {
     fn scales_end_at_round_numbers_above_the_values() {
         assert_eq!(
             [0.0, 24.0, 47.0, 97.0, 184.0].map(nice),
-            [2.0, 30.0, 50.0, 200.0, 200.0]
+            [1.0, 30.0, 50.0, 200.0, 200.0]
         );
     }
 

@@ -4,6 +4,7 @@
 use super::Options;
 use super::picture;
 use super::record::{Move, Record, STEP, Step, Trouble};
+use crate::failover::course::Ground;
 use crate::failover::rig::{Rig, Setup, Wire};
 use crate::failover::stream::{Arrival, INTERVAL, Stream, longest_silence};
 use crate::load::tcp::{Kind, Streams};
@@ -251,10 +252,7 @@ impl Story {
 
 /// Packets from a to b that each link was given so far.
 fn packets(rig: &mut Rig) -> Result<Vec<u64>> {
-    rig.hops
-        .iter_mut()
-        .map(|hop| Ok(hop.counters()?.get("a->b.packets")))
-        .collect()
+    Ok(rig.packets()?.iter().map(|of| of[0]).collect())
 }
 
 /// Moves, by which link most packets go.

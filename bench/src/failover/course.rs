@@ -1,8 +1,7 @@
-//! One rig with streams both ways, and one fault after the other: what each did to them.
+//! Two sites with streams both ways, and one fault after the other: what each did to them.
 
-use super::rig::Rig;
 use super::stream::{Arrival, INTERVAL, Stream, Tally, longest_silence};
-use patronus_netns::{Error, Result};
+use patronus_netns::{Error, Result, Site};
 use std::time::{Duration, Instant};
 
 /// How often the wires' counters are read and what came is taken: times at which flows move are this exact.
@@ -16,13 +15,27 @@ const PHASE: Duration = Duration::from_millis(250);
 /// A datagram that has not come for so long since the fault was mended is lost.
 const LATE: Duration = Duration::from_millis(300);
 
-/// The directions, as the hops call them.
-const DIRECTIONS: [&str; 2] = ["a->b", "b->a"];
+/// Two sites and the wires between them.
+pub trait Ground {
+    fn sites(&self) -> &[Site; 2];
+
+    /// Packets so far that each wire was given, by direction: those that it lost as well.
+    fn packets(&mut self) -> Result<Vec<[u64; 2]>>;
+
+    /// Does something to a wire.
+    fn command(&mut self, wire: usize, command: &str) -> Result<()>;
+
+    /// Whether every wire carries packets again.
+    fn has_recovered(&mut self) -> bool;
+
+    /// The error, with what the programs have said.
+    fn told(&self, error: &Error) -> Error;
+}
 
 /// What is done to the wire that carries the stream.
 #[derive(Clone, Debug)]
 pub struct Fault {
-    /// The hop's commands.
+    /// The wire's commands.
     pub begin: String,
     pub end: String,
     /// Whether it is over when the streams flow again; otherwise when they have left the wire.
@@ -54,9 +67,9 @@ pub struct Move {
     pub to: usize,
 }
 
-/// The rig under its streams.
+/// The ground under its streams.
 pub struct Course {
-    pub rig: Rig,
+    ground: Box<dyn Ground>,
     streams: [Stream; 2],
     tallies: [Tally; 2],
     /// What came since the last fault was over.
@@ -74,17 +87,17 @@ pub struct Course {
 
 impl Course {
     /// Starts the streams. `seed`: where chance begins.
-    pub fn start(mut rig: Rig, seed: u64) -> Result<Course> {
+    pub fn start(mut ground: Box<dyn Ground>, seed: u64) -> Result<Course> {
         let clock = Instant::now();
-        let [a, b] = &rig.sites;
+        let [a, b] = ground.sites();
         let streams = [
             Stream::start(a, b, clock, INTERVAL)?,
             Stream::start(b, a, clock, INTERVAL)?,
         ];
-        let counted = count(&mut rig)?;
+        let counted = ground.packets()?;
         let mut course = Course {
             recent: vec![[0; 2]; counted.len()],
-            rig,
+            ground,
             streams,
             tallies: Default::default(),
             arrivals: Default::default(),
@@ -106,7 +119,7 @@ impl Course {
         let victim = self.victim()?;
         self.moves.clear();
         let begun = self.clock.elapsed();
-        self.rig.hops[victim].command(&fault.begin)?;
+        self.ground.command(victim, &fault.begin)?;
         let over = |course: &Course| match fault.silences {
             true => course.clock.elapsed() > begun + SETTLED && course.flows(),
             false => course.left(victim).is_some(),
@@ -115,7 +128,7 @@ impl Course {
         let _ = self.until("the streams", fault.limit, over);
         let moved = self.left(victim).map(|at| at.saturating_sub(begun));
         let gap = self.gap(begun);
-        self.rig.hops[victim].command(&fault.end)?;
+        self.ground.command(victim, &fault.end)?;
         let mended = self.clock.elapsed();
         self.pass(LATE)?;
         self.until(
@@ -193,20 +206,18 @@ impl Course {
         }) && self.gap(from) < PAUSE
     }
 
-    /// Waits until all paths are up again.
+    /// Waits until every wire can be gone to.
     fn recover(&mut self) -> Result<()> {
         let start = Instant::now();
-        loop {
-            let paths = self.rig.hops.len();
-            if (0..2).all(|at| self.rig.paths_up(at) >= paths) {
-                return Ok(());
-            } else if start.elapsed() > Duration::from_secs(60) {
+        while !self.ground.has_recovered() {
+            if start.elapsed() > Duration::from_secs(60) {
                 return Err(self
-                    .rig
+                    .ground
                     .told(&Error::new("a path that was mended is not up after 60 s")));
             }
             self.pass(LOOK * 4)?;
         }
+        Ok(())
     }
 
     /// Looks, again and again, until it is so.
@@ -215,7 +226,7 @@ impl Course {
         while !is_so(self) {
             if start.elapsed() > limit {
                 return Err(self
-                    .rig
+                    .ground
                     .told(&Error::new(format!("{what}: not within {limit:?}"))));
             }
             self.look()?;
@@ -240,7 +251,7 @@ impl Course {
             tally.add(&arrivals);
             kept.extend(arrivals);
         }
-        let counted = count(&mut self.rig)?;
+        let counted = self.ground.packets()?;
         let differences = counted.iter().zip(&self.counted);
         self.recent = differences
             .map(|(now, before)| [now[0] - before[0], now[1] - before[1]])
@@ -288,15 +299,6 @@ impl Course {
         let number = self.chance.wrapping_mul(0x2545_f491_4f6c_dd1d);
         (number >> 11) as f64 / (1u64 << 53) as f64
     }
-}
-
-/// Packets so far that each wire was given, by direction: also those that it lost.
-fn count(rig: &mut Rig) -> Result<Vec<[u64; 2]>> {
-    let hops = rig.hops.iter_mut().map(|hop| {
-        let counters = hop.counters()?;
-        Ok(DIRECTIONS.map(|direction| counters.get(&format!("{direction}.packets"))))
-    });
-    hops.collect()
 }
 
 /// The wire that carries more than half of all packets. `None`: there are too few to say, or they go by several.

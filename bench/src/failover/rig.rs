@@ -1,5 +1,6 @@
 //! Two sites with several links, each pair of links joined by an impairment hop, and the programs that people run at both.
 
+use super::course::Ground;
 use super::stream::PORT as STREAM_PORT;
 use crate::folder::Folder;
 use crate::programs::Programs;
@@ -16,7 +17,7 @@ use std::time::{Duration, Instant};
 
 const PORT: u16 = 51820;
 /// How long the sites may take until what they are to have is there.
-const READY: Duration = Duration::from_secs(40);
+pub const READY: Duration = Duration::from_secs(40);
 /// How often somebody who waits looks.
 const LOOK: Duration = Duration::from_millis(50);
 /// A pair of links, the same at both sites.
@@ -94,9 +95,8 @@ impl Rig {
 
     /// Until all paths are up, as both sites see them.
     pub fn wait_for_paths(&self) -> Result<()> {
-        self.wait("all paths", || {
-            [0, 1].iter().all(|at| self.paths_up(*at) >= self.hops.len())
-        })
+        let paths = self.hops.len();
+        self.wait("all paths", || (0..2).all(|at| self.paths_up(at) >= paths))
     }
 
     /// Paths of a site that are up.
@@ -143,15 +143,40 @@ impl Rig {
         }
         Ok(())
     }
+}
 
-    /// The error, with what the processes have said.
-    pub fn told(&self, error: &Error) -> Error {
+/// The directions, as the hops call them.
+const DIRECTIONS: [&str; 2] = ["a->b", "b->a"];
+
+impl Ground for Rig {
+    fn sites(&self) -> &[Site; 2] {
+        &self.sites
+    }
+
+    fn packets(&mut self) -> Result<Vec<[u64; 2]>> {
+        let hops = self.hops.iter_mut().map(|hop| {
+            let counters = hop.counters()?;
+            Ok(DIRECTIONS.map(|direction| counters.get(&format!("{direction}.packets"))))
+        });
+        hops.collect()
+    }
+
+    fn command(&mut self, wire: usize, command: &str) -> Result<()> {
+        self.hops[wire].command(command).map(|_| ())
+    }
+
+    fn has_recovered(&mut self) -> bool {
+        (0..2).all(|at| self.paths_up(at) >= self.hops.len())
+    }
+
+    fn told(&self, error: &Error) -> Error {
         let logs = self.managed.iter().map(Managed::log);
         Error::new(format!("{error}\n{}", logs.collect::<String>()))
     }
 }
 
-fn site(number: u8) -> Result<Site> {
+/// A site without anything that runs.
+pub fn site(number: u8) -> Result<Site> {
     Ok(Site {
         daemon: None,
         namespace: Namespace::new("site")?,
@@ -187,7 +212,7 @@ fn join(sites: &[Site; 2], wire: &Wire, number: u8) -> Result<Hop> {
 }
 
 /// The TUN with its address, without the kernel's search for IPv6 routers, whose packets belong to no peer.
-fn raise(site: &Site) -> Result<()> {
+pub fn raise(site: &Site) -> Result<()> {
     let name = &site.interface;
     site.namespace
         .sysctl(&format!("net.ipv6.conf.{name}.disable_ipv6"), "1")?;
@@ -197,7 +222,8 @@ fn raise(site: &Site) -> Result<()> {
     Ok(())
 }
 
-fn keys(site: &Site) -> Result<&Keys> {
+/// The keys of a site, which has some.
+pub fn keys(site: &Site) -> Result<&Keys> {
     site.keys
         .as_ref()
         .ok_or_else(|| Error::new("a site without keys"))
