@@ -6,6 +6,7 @@ mod aead;
 mod config;
 mod demo;
 mod engine;
+mod failover;
 mod folder;
 mod goals;
 mod instructions;
@@ -13,6 +14,7 @@ mod load;
 mod machine;
 mod peers;
 mod plot;
+mod programs;
 mod reading;
 mod reload;
 mod report;
@@ -45,6 +47,8 @@ enum Command {
     Soak(soak::Options),
     /// Two sites under control, reloaded a thousand times under traffic, beside traffic without reloads.
     Reload(reload::Options),
+    /// A path fails or gets worse under a stream: how long until packets arrive again, what was lost, and what moved for no reason.
+    Failover(failover::Options),
     /// The engine's stages alone on one core, beside the AEAD alone.
     Engine(engine::Options),
     /// One end of the tunnel of `engine --port net_memif`, which starts it.
@@ -68,6 +72,7 @@ fn main() -> ExitCode {
         Command::Demo(options) => sandboxed(&|| demo::run(options)),
         Command::Soak(options) => sandboxed(&|| soak::run(options)),
         Command::Reload(options) => sandboxed(&|| reload::run(options)),
+        Command::Failover(options) => sandboxed(&|| failover::run(options)),
         Command::Engine(options) => sandboxed(&|| engine::run(options)),
         Command::TunnelEnd(options) => engine::end(options),
         Command::Wire(options) => sandboxed(&|| wire::run(options)),

@@ -149,7 +149,8 @@ fn bar(out: &mut String, (x, y): (f64, f64), row: &Row, scale: f64, factor: f64)
     text(out, (end, middle + 4.0), &style, &figure(Some(value * factor)));
 }
 
-fn text(out: &mut String, (x, y): (f64, f64), style: &str, content: &str) {
+/// A text whose baseline begins, or as its style says ends, there.
+pub fn text(out: &mut String, (x, y): (f64, f64), style: &str, content: &str) {
     let safe = content
         .replace('&', "&amp;")
         .replace('<', "&lt;")

@@ -5,10 +5,11 @@ mod pair;
 
 use crate::load::udp::{Flow, Trial};
 use crate::machine;
+use crate::programs::Programs;
 use crate::reading::{MEMORY_TOLERANCE, Reading};
 use crate::tests_of::{Lengths, Test, highest};
-use pair::{Managed, Programs};
-use patronus_netns::{Error, Kind, Result};
+use pair::Managed;
+use patronus_netns::{Error, Result};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -121,9 +122,7 @@ pub fn run(options: &Options) -> Result<()> {
     };
     let piece = Duration::try_from_secs_f64(options.seconds / f64::from(options.rounds))
         .map_err(|e| Error::new(format!("--seconds {}: {e}", options.seconds)))?;
-    let engine = options.engine.clone().or_else(|| Kind::Engine.find());
-    let engine = engine.ok_or_else(|| Error::new("patronus-engine is not built: --engine PATH"))?;
-    let programs = Programs::beside(engine)?;
+    let programs = Programs::find(options.engine.clone())?;
     for (name, value) in machine::settings() {
         println!("{name}: {value}");
     }

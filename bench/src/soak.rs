@@ -4,7 +4,7 @@
 //! Rekeys are made frequent by the engine's test option that divides the protocol's times (120 s / 6). The run without
 //! is cut into pieces that end before the first rekey is due, each with a new tunnel.
 
-use crate::demo::first_answer;
+use crate::demo::throughput::first_answer;
 use crate::load::tcp::{self, Streams};
 use crate::load::udp::{Flow, Mix, Trial};
 use crate::reading::{MEMORY_TOLERANCE, Reading};

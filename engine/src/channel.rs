@@ -141,6 +141,8 @@ pub enum Command {
     Sends(usize, Families),
     /// A LAN port, none while its interface is not there.
     Lan(usize, Option<LanPort>),
+    /// For a while nothing goes by the link in this place, as if it were cut: a drill. None: it is over.
+    Drill(Option<Drill>),
     /// The TUN's MTU.
     Mtu(usize),
     /// More is known of neighbours: packets may wait for that.
@@ -149,6 +151,15 @@ pub enum Command {
     Observe(Option<Box<Observer>>),
     /// End the thread.
     Stop,
+}
+
+/// A link that is as good as cut.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Drill {
+    /// Its place.
+    pub wan: usize,
+    /// Until then.
+    pub until: Time,
 }
 
 /// From a worker to the slow path. Nothing here may be lost, so a worker makes sure of room before it takes packets.

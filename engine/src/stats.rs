@@ -51,6 +51,10 @@ named! {
         FragmentNoFrame => "fragment-no-frame",
         /// From the TUN: the interface is down, so there is no UDP socket; or the link is.
         EncapDown => "encap-interface-down",
+        /// A datagram to a link that is in a drill.
+        DrillSent => "drill-sent",
+        /// A datagram from a link that is in a drill.
+        DrillReceived => "drill-received",
         /// From the network or another LAN port: the LAN port is gone.
         LanGone => "lan-gone",
         /// Waiting for a handshake: the oldest of 128 packets made room for a newer one.

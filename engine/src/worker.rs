@@ -17,7 +17,7 @@ use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::fd::{AsFd, OwnedFd};
 
-use crate::channel::{Command, Families, Notice, ToSlowPath, ToWorker, WanPort};
+use crate::channel::{Command, Drill, Families, Notice, ToSlowPath, ToWorker, WanPort};
 use crate::clock::Clock;
 use crate::courtesy::Courtesy;
 use crate::crew::{Crew, Taken};
@@ -86,6 +86,8 @@ pub struct Worker {
     wans: Vec<Option<WanPort>>,
     /// What each link has routes for.
     sends: Vec<Families>,
+    /// While somebody wants to see what becomes of a link's flows.
+    drill: Option<Drill>,
     router: Option<Router>,
     /// What the router has sorted, until it leaves.
     exits: Exits,
@@ -161,6 +163,7 @@ impl Worker {
             lans: parts.lans,
             wans: parts.wans,
             sends: vec![Families::BOTH; wans],
+            drill: None,
             router: parts.router,
             exits: Exits {
                 tunnels: Bound::default(),
@@ -279,6 +282,7 @@ impl Worker {
     ) -> Result<(), Told> {
         self.wg.prober.begin_turn(now);
         self.obey(now, poller.as_deref_mut())?;
+        self.drill = self.drill.filter(|drill| now < drill.until);
         if let Some(router) = &mut self.router {
             router.tend(now);
         }
@@ -449,6 +453,9 @@ impl Worker {
         // A UDP socket's errors are about single datagrams or peers; the port has counted them.
         let _ = port.rx_burst(&mut self.frames, &mut wire);
         let more = wire.room() == 0 || port.has_pending();
+        if self.is_cut(wan) {
+            self.drop_in_drill(&mut wire, DropReason::DrillReceived, View::Received);
+        }
         if !wire.is_empty() {
             self.stats.burst(Stage::WanRx, wire.len(), lap);
             if self.observer.is_some() {
@@ -592,6 +599,9 @@ impl Worker {
         if wire.is_empty() {
             return;
         }
+        if self.is_cut(wan) {
+            return self.drop_in_drill(wire, DropReason::DrillSent, View::Sent);
+        }
         let (lap, packets) = (Lap::start(), wire.len());
         if self.observer.is_some() {
             let to = self.wans[wan].as_ref().map(|_| (Point::WanTx, wan));
@@ -606,6 +616,19 @@ impl Worker {
             self.wg.clear_stale_source(address);
         }
         self.stats.burst(Stage::WanTx, packets, lap);
+    }
+
+    /// Whether nothing is to go by a link.
+    #[inline]
+    fn is_cut(&self, wan: usize) -> bool {
+        self.drill.is_some_and(|drill| drill.wan == wan)
+    }
+
+    #[cold]
+    fn drop_in_drill(&mut self, wire: &mut Burst, reason: DropReason, view: View) {
+        self.observe_leaving(wire, None, reason, view);
+        self.stats.drop_many(reason, wire.len());
+        wire.clear_into(&mut self.frames);
     }
 
     /// Gives inner packets to a LAN port.
@@ -692,6 +715,7 @@ impl Worker {
                 Command::Stop => return Err(Told),
                 Command::Wan(link, port) => self.replace_wan(now, link, port, poller.as_deref_mut()),
                 Command::Sends(link, families) => self.sends[link] = families,
+                Command::Drill(drill) => self.drill = drill,
                 Command::Lan(lan, port) => self.replace_lan(now, lan, port, poller.as_deref_mut()),
                 Command::Install(keypair) => {
                     let peer = keypair.peer;
@@ -889,6 +913,7 @@ fn apply(wg: &mut Wg, cx: &mut Context<'_>, command: Command) {
         | Command::Neighbours
         | Command::Wan(..)
         | Command::Sends(..)
+        | Command::Drill(_)
         | Command::Lan(..)
         | Command::Observe(_)
         | Command::Stop => unreachable!("obeyed by the worker itself"),

@@ -1,6 +1,6 @@
 //! TCP from site a to site b: as much as goes, or at a given pace. Bytes are counted where they arrive.
 
-use patronus_netns::{Error, Result, Tunnel};
+use patronus_netns::{Error, Result, Site, Tunnel};
 use rustix::net::sockopt::set_tcp_congestion;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 const CHUNK: usize = 128 * 1024;
 /// How often a paced sender looks at the clock.
 const TICK: Duration = Duration::from_micros(500);
+/// A paced sender that could not send makes up for so much of the lost time, seconds.
+const CATCH_UP: f64 = 0.1;
 
 /// What the streams are like.
 #[derive(Clone, Copy)]
@@ -36,13 +38,18 @@ pub struct Streams {
 impl Streams {
     /// Connects and starts them.
     pub fn start(tunnel: &Tunnel, kind: Kind<'_>) -> Result<Streams> {
+        Streams::between(&tunnel.a, &tunnel.b, 0, kind)
+    }
+
+    /// The same between any two sites, to this port (0: any).
+    pub fn between(from: &Site, to: &Site, port: u16, kind: Kind<'_>) -> Result<Streams> {
         let Kind {
             count,
             pace,
             congestion,
         } = kind;
-        let address = SocketAddr::new(tunnel.b.inner_v4.into(), 0);
-        let listener = tunnel.b.namespace.run(|| TcpListener::bind(address))??;
+        let address = SocketAddr::new(to.inner_v4.into(), port);
+        let listener = to.namespace.run(|| TcpListener::bind(address))??;
         let address = listener.local_addr()?;
         let mut streams = Streams {
             received: Arc::default(),
@@ -53,8 +60,7 @@ impl Streams {
         let begin = Arc::new(Barrier::new(count));
         for _ in 0..count {
             let connect = || TcpStream::connect_timeout(&address, Duration::from_secs(5));
-            let sender = tunnel
-                .a
+            let sender = from
                 .namespace
                 .run(connect)?
                 .map_err(|e| Error::new(format!("TCP connect: {e}")))?;
@@ -125,7 +131,11 @@ fn source(mut socket: TcpStream, pace: Option<f64>, stop: &AtomicBool) {
     while !stop.load(Relaxed) {
         let due = match pace {
             None => CHUNK,
-            Some(pace) => ((pace * start.elapsed().as_secs_f64() - sent).max(0.0) as usize).min(CHUNK),
+            Some(pace) => {
+                let wanted = pace * start.elapsed().as_secs_f64();
+                sent = sent.max(wanted - pace * CATCH_UP);
+                ((wanted - sent).max(0.0) as usize).min(CHUNK)
+            }
         };
         if due == 0 {
             std::thread::sleep(TICK);

@@ -1,6 +1,7 @@
 //! Two sites with a tunnel between them, each an engine under a control process, with the programs that people run.
 
 use crate::folder::Folder;
+use crate::programs::Programs;
 use crate::reading::{Reading, resident_of};
 use crate::subject::MTU;
 use patronus_netns::{
@@ -9,7 +10,7 @@ use patronus_netns::{
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -17,34 +18,6 @@ const PORT: u16 = 51820;
 const WAN: &str = "path";
 /// How long a site may take until its engine has what control wants.
 const READY: Duration = Duration::from_secs(10);
-
-/// Where the programs are.
-pub struct Programs {
-    pub engine: PathBuf,
-    control: PathBuf,
-    patronus: PathBuf,
-}
-
-impl Programs {
-    /// Those beside the engine's.
-    pub fn beside(engine: PathBuf) -> Result<Programs> {
-        let [control, patronus] = ["patronus-control", "patronus"].map(|name| engine.with_file_name(name));
-        if let Some(missing) = [&engine, &control, &patronus]
-            .into_iter()
-            .find(|file| !file.is_file())
-        {
-            return Err(Error::new(format!(
-                "{} is not built: cargo build --release --workspace",
-                missing.display()
-            )));
-        }
-        Ok(Programs {
-            engine,
-            control,
-            patronus,
-        })
-    }
-}
 
 /// A site's processes and files.
 pub struct Managed {

@@ -234,6 +234,18 @@ records! { CHANNEL:
         order: [[u8; 2]; PATHS_MAX],
     }
 
+    /// A drill: the command of kind 5, in place of CommandRecord.
+    DrillRecord, 192 {
+        /// 5.
+        kind: u8,
+        /// The link's number.
+        link: u8,
+        zero: [u8; 2],
+        /// For how long, milliseconds; 0: it is over.
+        length: U32,
+        rest: [U64; 23],
+    }
+
     /// An event. What its kind does not need is zero.
     EventRecord, 256 {
         /// 1: applied; 2: refused; 3: commands refused; 4: a path is up or down; 5: flows move; 6: a session; 7: a link; 8: a peer is elsewhere.
@@ -369,6 +381,13 @@ pub enum Command {
         /// Each path once, the best first, [`PATHS_MAX`] at most. One that is not there comes last, and is poor.
         paths: Vec<Ranked>,
     },
+    /// For a while nothing goes by a link, as if it were cut: to see what becomes of its flows.
+    Drill {
+        /// The link's number.
+        link: u8,
+        /// For how long, milliseconds, [`DRILL_MAX`] at most; 0: a drill is over.
+        length: u32,
+    },
 }
 
 /// From the engine to control.
@@ -462,6 +481,8 @@ pub enum Event {
     Unknown(u16),
 }
 
+/// A drill lasts so many milliseconds at most: whoever ordered it may be behind the link, and cannot end it.
+pub const DRILL_MAX: u32 = 60_000;
 /// Words of a command in the ring.
 pub const COMMAND_WORDS: usize = size_of::<CommandRecord>() / 8;
 /// Words of an event in the ring.
@@ -550,11 +571,14 @@ impl Command {
         if let Command::Order { remote, class, paths } = self {
             return OrderRecord::of(remote, *class, paths).map(|record| zerocopy::transmute!(record));
         }
+        if let Command::Drill { link, length } = *self {
+            return Some(zerocopy::transmute!(DrillRecord::of(link, length)));
+        }
         let (kind, owner, epoch) = match *self {
             Command::RouteAdd { owner, epoch, .. } => (1, owner, epoch),
             Command::RouteDel { owner, .. } => (2, owner, 0),
             Command::Sweep { owner, epoch } => (3, owner, epoch),
-            Command::Order { .. } => return None,
+            Command::Order { .. } | Command::Drill { .. } => return None,
         };
         let mut record = CommandRecord {
             kind,
@@ -584,7 +608,7 @@ impl Command {
                 }
             }
             Command::RouteDel { prefix, .. } => record.prefix = PrefixRecord::of(prefix),
-            Command::Sweep { .. } | Command::Order { .. } => {}
+            Command::Sweep { .. } | Command::Order { .. } | Command::Drill { .. } => {}
         }
         Some(zerocopy::transmute!(record))
     }
@@ -594,6 +618,10 @@ impl Command {
         let record: CommandRecord = zerocopy::transmute!(words);
         if record.kind == ORDER {
             let record: OrderRecord = zerocopy::transmute!(words);
+            return record.read();
+        }
+        if record.kind == DRILL {
+            let record: DrillRecord = zerocopy::transmute!(words);
             return record.read();
         }
         zero(&record.zero)?;
@@ -616,6 +644,30 @@ impl Command {
             (2, Some(prefix), 0) if epoch == 0 && preference == 0 => Ok(Command::RouteDel { prefix, owner }),
             (3, None, 0) if preference == 0 => Ok(Command::Sweep { owner, epoch }),
             _ => Err(UNKNOWN),
+        }
+    }
+}
+
+const DRILL: u8 = 5;
+
+impl DrillRecord {
+    fn of(link: u8, length: u32) -> DrillRecord {
+        DrillRecord {
+            kind: DRILL,
+            link,
+            zero: [0; 2],
+            length: length.into(),
+            rest: [U64::ZERO; 23],
+        }
+    }
+
+    fn read(&self) -> Result<Command, &'static str> {
+        zero(&self.zero)?;
+        zero(self.rest.as_bytes())?;
+        let (link, length) = (self.link, self.length.get());
+        match link {
+            1..16 if length <= DRILL_MAX => Ok(Command::Drill { link, length }),
+            _ => Err("a drill of no link, or of more than a minute"),
         }
     }
 }

@@ -4,8 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use patronus_abi::Prefix;
 use patronus_abi::channel::{
-    COMMAND_WORDS, Command, EVENT_TEXT_MAX, EVENT_WORDS, Event, MoveWhy, NextHop, PATH_WORDS, PATHS_MAX,
-    PathName, PathRecord, PathReport, PathState, PathWhy, Ranked,
+    COMMAND_WORDS, Command, DRILL_MAX, EVENT_TEXT_MAX, EVENT_WORDS, Event, MoveWhy, NextHop, PATH_WORDS,
+    PATHS_MAX, PathName, PathRecord, PathReport, PathState, PathWhy, Ranked,
 };
 use proptest::prelude::*;
 
@@ -63,6 +63,7 @@ fn command() -> impl Strategy<Value = Command> {
             class,
             paths
         }),
+        (1u8..16, 0..=DRILL_MAX).prop_map(|(link, length)| Command::Drill { link, length }),
     ]
 }
 
@@ -203,6 +204,14 @@ fn routes_have_one_to_four_next_hops() {
             hops: vec![NextHop::Discard; count],
         };
         assert_eq!(command.words(), None);
+    }
+}
+
+#[test]
+fn drills_are_of_a_link_and_end() {
+    for (link, length) in [(0, 1000), (16, 1000), (1, DRILL_MAX + 1)] {
+        let words = Command::Drill { link, length }.words().unwrap();
+        assert!(Command::read(words).is_err(), "{link} {length}");
     }
 }
 

@@ -8,6 +8,7 @@ use patronus_crypto::timers::Traffic;
 use patronus_crypto::{Duration, PeerId, PublicKey};
 
 use super::SlowPath;
+use crate::channel::{Command as DataCommand, Drill};
 use crate::control::{Control, Published};
 use crate::engine::Controlled;
 use crate::plan::Via;
@@ -165,6 +166,9 @@ impl SlowPath {
         if let Command::Order { .. } = command {
             return Err("paths have no order of control's in this engine");
         }
+        if let Command::Drill { link, length } = command {
+            return self.drill(link, length);
+        }
         let Some(routing) = &mut self.routing else {
             return Err("this site has nothing to route by");
         };
@@ -196,8 +200,31 @@ impl SlowPath {
                 self.place_dynamic(prefix)
             }
             Command::Sweep { owner, epoch } => routing.rib.sweep(owner, epoch),
-            Command::Order { .. } => Ok(()),
+            Command::Order { .. } | Command::Drill { .. } => Ok(()),
         }
+    }
+
+    /// Has every worker treat a link as cut for so many milliseconds.
+    fn drill(&mut self, link: u8, length: u32) -> Result<(), &'static str> {
+        let links = self
+            .site
+            .as_ref()
+            .map(|site| &site.told().links[..])
+            .unwrap_or_default();
+        let at = links.iter().position(|one| one.id == link);
+        let wan = at.ok_or("a drill of a link that is not there")?;
+        let name = &links[wan].interface;
+        let log = self.core.log();
+        match length {
+            0 => log.notice(format_args!("the drill of link {link} ({name}) is over")),
+            _ => log.notice(format_args!(
+                "a drill: for {length} ms nothing goes by link {link} ({name})"
+            )),
+        }
+        let until = self.core.mono().after(Duration::from_millis(length.into()));
+        let drill = (length > 0).then_some(Drill { wan, until });
+        self.core.tell_all(|| DataCommand::Drill(drill));
+        Ok(())
     }
 
     /// Goes on with what was begun, and says whether there is more.
