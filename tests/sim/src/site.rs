@@ -8,6 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 
 use crossbeam_queue::ArrayQueue;
+use patronus_abi::channel::{Event, PathState};
 use patronus_crypto::{Device, Duration, Limits, PeerId, PublicKey, Random, Time, aead, x25519};
 use patronus_engine::channel::{Notice, ToSlowPath};
 use patronus_engine::clock::Clock;
@@ -552,6 +553,28 @@ impl Site {
             .sum();
         let queued = self.inbox.notices.len() + self.inbox.handshakes.len() + commands;
         moved + self.counts.notices + self.counts.handshakes + 1_000_003 * queued as u64
+    }
+
+    /// Probes sent so far, and paths that there are.
+    pub fn probes(&self) -> (u64, usize) {
+        let sent = self.workers.iter().map(|worker| worker.stats().probes_sent.get());
+        let boards = self.peers.values().filter_map(|base| self.core.board(*base));
+        (sent.sum(), boards.map(|board| board.pulses().len()).sum())
+    }
+
+    /// Paths that have gone down since the last call.
+    pub fn downs(&mut self) -> Vec<Event> {
+        let is_down = |event: &Event| {
+            matches!(
+                event,
+                Event::PathState {
+                    state: PathState::Down,
+                    ..
+                }
+            )
+        };
+        let news = self.core.take_news().events;
+        news.into_iter().filter(is_down).collect()
     }
 
     /// When a worker has something to do that nobody wakes it for.

@@ -42,6 +42,12 @@ const PROBING: Probing = Probing {
     idle: Duration::from_secs(5),
     rate: 1000,
 };
+/// Paths between two sites of three links each.
+const PATHS_MAX: usize = 9;
+/// Probes on a path in an interval at most: its own, and those that tell that others are heard again or no more, which takes three intervals each time.
+const PROBES_OF_A_PATH: u64 = 4;
+/// And so many more, because sessions were made meanwhile.
+const PROBES_AT_ONCE: u64 = 4;
 /// Packets of each flow that must arrive after the recovery, all of them.
 const PROOF: usize = 40;
 
@@ -562,6 +568,7 @@ impl World {
     /// Lets time pass, from one event to the next.
     fn pass(&mut self, time: Duration) -> Result<(), String> {
         let end = self.now.after(time);
+        let probes: Vec<u64> = self.sites.iter().map(|site| site.probes().0).collect();
         self.settle()?;
         while let Some(next) = self.next_event().filter(|next| *next <= end) {
             self.advance(next);
@@ -569,6 +576,16 @@ impl World {
         }
         self.advance(end);
         self.settle()?;
+        for (site, before) in self.sites.iter().zip(probes) {
+            let (sent, paths) = (site.probes().0 - before, PATHS_MAX * (self.sites.len() - 1));
+            let intervals = time.div_duration_f64(PROBING.interval) as u64 + PROBES_AT_ONCE;
+            if sent > paths as u64 * PROBES_OF_A_PATH * intervals {
+                return Err(format!(
+                    "probes: site {} sent {sent} in {time:?}",
+                    site.plan.number
+                ));
+            }
+        }
         self.rest()
     }
 
@@ -773,6 +790,7 @@ impl World {
     /// Everything that is sent now arrives, over more time than a session lives.
     fn prove(&mut self) -> Result<(), String> {
         self.book.demand_order();
+        self.sites.iter_mut().for_each(|site| drop(site.downs()));
         let mut sent = Vec::new();
         let drops = self.drops();
         for _ in 0..PROOF {
@@ -784,6 +802,12 @@ impl World {
             self.pass(Duration::from_millis(pause))?;
         }
         self.pass(Duration::from_secs(6))?;
+        for site in &mut self.sites {
+            if let Some(down) = site.downs().first() {
+                let number = site.plan.number;
+                return Err(format!("paths: in fair weather at site {number}: {down:?}"));
+            }
+        }
         match sent.iter().find(|tag| !self.book.has_seen(**tag)) {
             None => Ok(()),
             Some(tag) => Err(format!(

@@ -57,6 +57,9 @@ fn an_hour(a: Kind, b: Kind, lanes: usize) {
             );
         }
     }
+    for site in [A, B] {
+        assert!(pair.sites[site].downs().is_empty(), "site {site}");
+    }
     assert!(oldest > 100, "sessions are renewed when they are due, not before");
 }
 

@@ -60,8 +60,8 @@ pub fn kind(workers: usize, links: usize) -> Kind {
     }
 }
 
-/// Whether somebody withholds what a site sends.
-type Withholds = Box<dyn Fn(usize, &[u8]) -> bool>;
+/// Whether somebody withholds what a site sends by one of its links.
+type Withholds = Box<dyn Fn(usize, usize, &[u8]) -> bool>;
 
 /// Two sites and the links between them.
 pub struct Pair {
@@ -119,7 +119,7 @@ impl Pair {
             delivered: [Vec::new(), Vec::new()],
             starts: 0,
             log,
-            withheld: Box::new(|_, _| false),
+            withheld: Box::new(|_, _, _| false),
             heard: Vec::new(),
         };
         for number in [A, B] {
@@ -288,7 +288,7 @@ impl Pair {
             if messages::kind(&datagram.bytes) == Ok(Message::Initiation) {
                 self.heard.push((other, link, datagram.clone()));
             }
-            if (self.withheld)(number, &datagram.bytes) {
+            if (self.withheld)(number, sent.link, &datagram.bytes) {
                 continue;
             }
             let at = self.now.after((self.delay)(sent.link, link));

@@ -62,10 +62,10 @@ fn out_of_order_with_newer_ones() {
     }
     let mut stale = Vec::new();
     for (held, free) in [(12, 10), (125, 20)] {
-        pair.withheld = Box::new(|_, bytes| is_initiation(bytes));
+        pair.withheld = Box::new(|_, _, bytes| is_initiation(bytes));
         pair.run(secs(held));
         stale.append(&mut pair.heard);
-        pair.withheld = Box::new(move |site, bytes| site != opener && is_initiation(bytes));
+        pair.withheld = Box::new(move |site, _, bytes| site != opener && is_initiation(bytes));
         pair.run(secs(free));
         pair.heard.clear();
     }
@@ -75,7 +75,7 @@ fn out_of_order_with_newer_ones() {
         assert_eq!(pair.open_lanes(site, Duration::ZERO).len(), 4, "at site {site}");
     }
     come_to_nothing(&mut pair, &stale);
-    pair.withheld = Box::new(|_, _| false);
+    pair.withheld = Box::new(|_, _, _| false);
     pair.run(secs(100));
     come_to_nothing(&mut pair, &stale);
 }
@@ -147,7 +147,7 @@ fn before_a_restarted_site_has_heard_newer_ones() {
     for restarted in [A, B] {
         let mut stale = std::mem::take(&mut pair.heard);
         stale.retain(|(to, ..)| *to == restarted);
-        pair.withheld = Box::new(move |site, _| site != restarted);
+        pair.withheld = Box::new(move |site, _, _| site != restarted);
         pair.restart(restarted);
         pair.carried.clear();
         stale.iter().for_each(|message| pair.repeat(message.clone()));
@@ -160,7 +160,7 @@ fn before_a_restarted_site_has_heard_newer_ones() {
             said.iter().all(|line| line.contains(" path ")),
             "nor is it missed: {said:?}"
         );
-        pair.withheld = Box::new(|_, _| false);
+        pair.withheld = Box::new(|_, _, _| false);
         let then = pair.now.since(START);
         pair.run(secs(40));
         for site in [A, B] {
@@ -184,7 +184,7 @@ fn a_repeated_initiation_opens_no_lane() {
     // From now on the opener's initiations for lanes get lost, those of the base session do not.
     pair.run(ms(200));
     let then = pair.now.since(START);
-    pair.withheld = Box::new(move |site, bytes| site == opener && is_initiation(bytes));
+    pair.withheld = Box::new(move |site, _, bytes| site == opener && is_initiation(bytes));
     of_lanes.iter().for_each(|message| pair.repeat(message.clone()));
     pair.run(secs(60));
     assert_eq!(pair.open_lanes(other, then).len(), 2, "by its own call");
