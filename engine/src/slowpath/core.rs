@@ -9,8 +9,10 @@
 //! * `news`: what people may want to know of it
 //! * `peers`: peers and allowed-ips, as they are configured
 //! * `remotes`: sites of our own, and the lanes towards them
+//! * `classes`: in which order packets to them use the paths
 //! * `ways`: the links, and by which of them a peer is reached
 
+mod classes;
 mod news;
 mod peers;
 mod remotes;
@@ -23,6 +25,8 @@ use patronus_crypto::messages::{self, Kind};
 use patronus_crypto::{Device, Now, Output, Outputs, PeerId, Random, Time, To};
 use patronus_mem::{Outer, Secret};
 
+use self::classes::Classes;
+pub use self::classes::FirstMoved;
 pub use self::news::News;
 pub use self::peers::{ALLOWED_IPS_MAX, Peer, peer_numbers};
 pub use self::remotes::Lane;
@@ -75,6 +79,7 @@ pub struct Core<S> {
     sends: Vec<Families>,
     peers: Vec<Option<Peer>>,
     remotes: Remotes,
+    classes: Classes,
     allowed_ips: AllowedIpsConfig,
     /// The workers' routing table is older than `allowed_ips`.
     routes_changed: bool,
@@ -105,6 +110,7 @@ impl<S: Sockets> Core<S> {
             sends: vec![Families::BOTH; parts.links],
             peers: Vec::new(),
             remotes: Remotes::new(parts.links),
+            classes: Classes::new(),
             allowed_ips: AllowedIpsConfig::new(),
             routes_changed: false,
             routes_published: false,
@@ -207,6 +213,7 @@ impl<S: Sockets> Core<S> {
             Notice::Routes(routes) => drop(routes),
             Notice::Paths(paths) => drop(paths),
             Notice::Probe(set) => drop(set),
+            Notice::Order(order) => drop(order),
             Notice::Observer(observer) => drop(observer),
             Notice::Wan(_) | Notice::Lan(_) | Notice::LanGone(..) | Notice::Failed(_) => {
                 return Some(notice);
