@@ -26,7 +26,6 @@ use patronus_crypto::{Device, Now, Output, Outputs, PeerId, Random, Time, To};
 use patronus_mem::{Outer, Secret};
 
 use self::classes::Classes;
-pub use self::classes::FirstMoved;
 pub use self::news::News;
 pub use self::peers::{ALLOWED_IPS_MAX, Peer, peer_numbers};
 pub use self::remotes::Lane;

@@ -3,10 +3,10 @@
 //! Orders are control's, by the paths' names, and kept here: paths come and go, and workers are told anew by place. Which path is the first of an order that is up, each
 //! worker finds out by itself; here it is found out once more, for who writes down what has moved and why.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use patronus_abi::channel::{MoveWhy, PATHS_MAX, PathName, Ranked};
+use patronus_abi::channel::{MoveWhy, PathName, Ranked};
 use patronus_abi::site::{CLASSES_MAX, Class, LINKS_MAX};
 use patronus_crypto::{PeerId, Random};
 
@@ -15,24 +15,6 @@ use crate::channel::Command;
 use crate::flow::HashKeys;
 use crate::path::PathLanes;
 use crate::steer::{Manners, Order, Plan, Standing, Steering};
-
-/// Moves that may wait for who writes them down. What finds no room is not told: the order and the paths are.
-const MOVES_MAX: usize = 4096;
-
-/// A class goes by another path first.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct FirstMoved {
-    /// The remote.
-    pub remote: PeerId,
-    /// The class.
-    pub class: u8,
-    /// The path that it went by; none: it went by none.
-    pub from: Option<PathName>,
-    /// The path that it goes by now.
-    pub to: Option<PathName>,
-    /// Why.
-    pub why: MoveWhy,
-}
 
 /// What there is to know about classes.
 pub(super) struct Classes {
@@ -45,7 +27,6 @@ pub(super) struct Classes {
     costs: [u16; LINKS_MAX + 1],
     keys: Option<Arc<HashKeys>>,
     by_remote: BTreeMap<PeerId, Steered>,
-    moves: VecDeque<FirstMoved>,
 }
 
 /// What there is to know about one remote.
@@ -77,7 +58,6 @@ impl Classes {
             costs: [0; LINKS_MAX + 1],
             keys: None,
             by_remote: BTreeMap::new(),
-            moves: VecDeque::new(),
         }
     }
 
@@ -205,35 +185,18 @@ impl<S: Sockets> Core<S> {
         }
     }
 
-    /// The next class that goes by another path first.
-    pub fn take_first_moved(&mut self) -> Option<FirstMoved> {
-        self.classes.moves.pop_front()
-    }
-
+    /// Notes by which path a class goes to a remote first, if that is another one. With none up nothing moves.
     fn find_first(&mut self, remote: PeerId, class: u8, why: MoveWhy) {
         let up = self.board(remote).map_or(0, |board| board.up());
-        let Classes { by_remote, moves, .. } = &mut self.classes;
-        let Some(steered) = by_remote.get_mut(&remote) else {
+        let Some(steered) = self.classes.by_remote.get_mut(&remote) else {
             return;
         };
         let first = steered.order(class).first(up);
         let first = first.map(|place| steered.paths[usize::from(place)].0);
         let known = &mut steered.firsts[usize::from(class)];
-        // With none up nothing moves.
-        if first.is_none() || first == *known {
-            return;
-        }
-        let from = std::mem::replace(known, first);
-        if moves.len() < MOVES_MAX {
-            moves.push_back(FirstMoved {
-                remote,
-                class,
-                from,
-                to: first,
-                why,
-            });
+        if first.is_some() && first != *known {
+            let from = std::mem::replace(known, first);
+            self.note_moved(remote, class, (from, first), why);
         }
     }
 }
-
-const _: () = assert!(PATHS_MAX <= u64::BITS as usize);
