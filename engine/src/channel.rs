@@ -23,6 +23,7 @@ use crate::observe::Observer;
 use crate::path::Paths;
 use crate::probe::{PathChange, ProbeSet, Probing};
 use crate::remote::message;
+use crate::steer::{Manners, Order};
 use crate::wg::PeerSlot;
 use crate::worker::LanPort;
 
@@ -127,6 +128,12 @@ pub enum Command {
     Probe(PeerId, Box<ProbeSet>),
     /// How often paths are probed.
     Probing(Probing),
+    /// How packets of each class are steered.
+    Classes(Manners),
+    /// In which order a class uses the paths towards a remote.
+    Order(PeerId, u8, Box<Order>),
+    /// The remote has been started anew: its sequence numbers begin anew.
+    Restarted(PeerId),
     /// Nothing has been heard on the lane for a while: others are better.
     Silent(PeerId),
     /// The handshake was given up: drop what waits for it.
@@ -182,6 +189,8 @@ pub enum Notice {
     Paths(Box<Paths>),
     /// The same from who probes them.
     Probe(Box<ProbeSet>),
+    /// A replaced order, likewise.
+    Order(Box<Order>),
     /// The observer of a trace or a capture that is over, likewise.
     Observer(Box<Observer>),
     /// A replaced WAN port, likewise.

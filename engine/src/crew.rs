@@ -15,7 +15,7 @@ use patronus_sync::{Consumer, Producer, ring};
 use crate::channel::ToWorker;
 use crate::flow::HashedKey;
 use crate::observe::View;
-use crate::route::{Bound, Parsed};
+use crate::route::{Aim, Bound, Parsed};
 use crate::stats::{Lap, Stage, WorkerStats};
 use crate::wg::{Claim, Claimed};
 
@@ -36,7 +36,7 @@ pub enum Handing {
     /// An inner packet that the allowed-ips give to a peer of the receiver's.
     Encap,
     /// An inner packet that a router gives to this peer of the receiver's.
-    Seal(PeerId),
+    Seal(Aim),
     /// A datagram of a session of the receiver's.
     Decap(Claim),
 }
@@ -265,7 +265,7 @@ impl Crew {
                     flow,
                 } => taken.from_tun.push(packet, flow),
                 Handing::Encap => taken.encap.push(packet),
-                Handing::Seal(peer) => taken.seal.push(packet, peer),
+                Handing::Seal(aim) => taken.seal.push(packet, aim),
                 Handing::Decap(claim) => taken.decap.push(packet, claim),
             }
         }

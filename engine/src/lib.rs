@@ -38,7 +38,7 @@
 //! * [`wg`], [`route`], [`ethernet`]: the stages between the ports, on whole bursts.
 //! * [`flow`], [`classify`], [`fib`], [`snapshot`], [`neighbour`]: what a router looks at.
 //! * [`remote`]: sites of our own, and which lanes there are towards them; [`path`]: which paths are up, and what is known of them; [`probe`]:
-//!   who finds that out.
+//!   who finds that out; [`steer`]: which path a packet takes.
 //! * [`slowpath`]: the one other thread; [`slowpath::core`]: the part of it that needs no system, which the simulator runs too.
 //! * [`channel`]: what workers and the slow path say to each other; [`crew`]: what workers hand to each other.
 //! * [`observe`]: traces and captures.
@@ -86,6 +86,7 @@ pub mod site;
 pub mod slowpath;
 pub mod snapshot;
 pub mod stats;
+pub mod steer;
 pub mod uapi;
 pub mod wans;
 pub mod wg;

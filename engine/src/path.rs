@@ -11,7 +11,9 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use patronus_abi::channel::{PATH_WORDS, PathRecord};
 pub use patronus_abi::channel::{PATHS_MAX, PathName, PathReport, PathState, PathWhy};
-use patronus_crypto::PeerId;
+use patronus_crypto::{PeerId, Time};
+
+use crate::steer::{Chosen, Steering};
 
 /// How often a reader tries who finds a pulse being changed.
 const READ_TRIES: usize = 16;
@@ -136,13 +138,13 @@ impl PathPulse {
     }
 }
 
-/// The paths towards one remote, and by which lanes one worker sends on them.
+/// The paths towards one remote, and how one worker sends on them.
 pub struct Paths {
     /// What all workers know of them.
     pub board: Arc<PathBoard>,
+    /// How packets are spread over them.
+    pub steering: Steering,
     each: Box<[PathLanes]>,
-    /// All lanes: one of each path before a second one of any.
-    spread: Box<[SpreadLane]>,
 }
 
 /// One path, and one worker's lanes of it.
@@ -151,32 +153,23 @@ pub struct PathLanes {
     pub name: PathName,
     /// The worker's lanes, by their numbers.
     pub lanes: Box<[PeerId]>,
-}
-
-#[derive(Clone, Copy)]
-struct SpreadLane {
-    path: u8,
-    id: PeerId,
+    /// The numbers of these.
+    pub numbers: Box<[u8]>,
 }
 
 impl Paths {
-    /// The paths of this board, in its order, with one worker's lanes; further lanes than `lanes_max` are left out.
-    pub fn new(board: Arc<PathBoard>, each: Box<[PathLanes]>, lanes_max: usize) -> Paths {
+    /// The paths of this board, in its order, with one worker's lanes.
+    pub fn new(board: Arc<PathBoard>, each: Box<[PathLanes]>, steering: Steering) -> Paths {
         debug_assert!(
             each.iter()
                 .map(|path| path.name)
                 .eq(board.pulses().iter().map(PathPulse::name))
         );
-        let most = each.iter().map(|path| path.lanes.len()).max().unwrap_or(0);
-        let nth = |n: usize| {
-            let paths = each.iter().enumerate();
-            paths.filter_map(move |(at, path)| {
-                let id = *path.lanes.get(n)?;
-                Some(SpreadLane { path: at as u8, id })
-            })
-        };
-        let spread = (0..most).flat_map(nth).take(lanes_max).collect();
-        Paths { board, each, spread }
+        Paths {
+            board,
+            steering,
+            each,
+        }
     }
 
     /// Each path with the worker's lanes, by its place on the board.
@@ -184,24 +177,27 @@ impl Paths {
         &self.each
     }
 
-    /// The lane of a flow: its own by the number, or the next one that is good to send by. Those of paths that are not up come last, if any path is up. Flows of
-    /// other lanes stay where they are.
+    /// The lane of a packet of this class and bucket, if there is one to send by.
     #[inline]
-    pub fn choose(&self, flow: usize, may_carry: impl Fn(PeerId) -> bool) -> Option<PeerId> {
-        let first = flow.checked_rem(self.spread.len())?;
-        let up = match self.board.up() {
-            0 => u64::MAX,
-            up => up,
-        };
-        let mut other = None;
-        let (before, from) = self.spread.split_at(first);
-        for lane in from.iter().chain(before).filter(|lane| may_carry(lane.id)) {
-            if up & 1 << lane.path != 0 {
-                return Some(lane.id);
-            }
-            other = other.or(Some(lane.id));
-        }
-        other
+    pub fn choose(&mut self, aim: (u8, u8), now: Time, may_carry: impl Fn(PeerId) -> bool) -> Option<Chosen> {
+        self.steering.choose(aim, now, &self.board, &self.each, may_carry)
+    }
+
+    /// The second lane of a packet that goes twice, if there is one, and its sequence number.
+    pub fn double(
+        &mut self,
+        class: u8,
+        lane: PeerId,
+        may_carry: impl Fn(PeerId) -> bool,
+    ) -> Option<(u32, Option<PeerId>)> {
+        let up = self.board.up();
+        self.steering.double(class, lane, up, &self.each, may_carry)
+    }
+
+    /// Takes over what those of before knew.
+    pub fn take_over(&mut self, before: &mut Paths) {
+        self.steering
+            .take_over(&mut before.steering, &before.each, &self.each);
     }
 }
 
@@ -243,52 +239,6 @@ mod tests {
             samples: n,
             recent: [0; SAMPLES],
         }
-    }
-
-    /// Two paths; the worker has lanes 10 and 11 of the first, lane 20 of the second.
-    fn two_paths() -> Paths {
-        let board = Arc::new(PathBoard::new([name(1, 1), name(2, 1)], None));
-        let lanes = [vec![PeerId(10), PeerId(11)], vec![PeerId(20)]];
-        let each = board.pulses().iter().zip(lanes).map(|(pulse, lanes)| PathLanes {
-            name: pulse.name(),
-            lanes: lanes.into(),
-        });
-        let each = each.collect();
-        Paths::new(board, each, 64)
-    }
-
-    fn chosen(paths: &Paths, may_carry: impl Fn(PeerId) -> bool) -> Vec<Option<u32>> {
-        let one = |flow| paths.choose(flow, &may_carry).map(|lane| lane.0);
-        (0..6).map(one).collect()
-    }
-
-    #[test]
-    fn flows_are_spread_over_all_lanes_one_of_each_path_first() {
-        let paths = two_paths();
-        let all = [10, 20, 11, 10, 20, 11].map(Some);
-        assert_eq!(chosen(&paths, |_| true), all);
-        // None is up: all the same. All are: likewise.
-        paths.board.set_up(0, true);
-        paths.board.set_up(1, true);
-        assert_eq!(chosen(&paths, |_| true), all);
-        assert_eq!(chosen(&paths, |_| false), [None; 6]);
-    }
-
-    #[test]
-    fn flows_leave_paths_that_are_not_up_if_another_one_is() {
-        let paths = two_paths();
-        paths.board.set_up(0, true);
-        assert_eq!(chosen(&paths, |_| true), [10, 11, 11, 10, 11, 11].map(Some));
-        paths.board.set_up(1, true);
-        paths.board.set_up(0, false);
-        assert_eq!(chosen(&paths, |_| true), [Some(20); 6]);
-        // What is up has no lane to send by: better by one of the others than not at all.
-        assert_eq!(
-            chosen(&paths, |lane| lane != PeerId(20)),
-            [10, 11, 11, 10, 11, 11].map(Some)
-        );
-        paths.board.set_up(1, false);
-        assert_eq!(chosen(&paths, |_| true), [10, 20, 11, 10, 20, 11].map(Some));
     }
 
     #[test]

@@ -28,8 +28,9 @@ use crate::flow::{FlowTable, HashKeys, HashedKey};
 use crate::icmp::{Icmp, IcmpError};
 use crate::neighbour::{Addressed, Waiting};
 use crate::observe::{Seen, View};
-use crate::snapshot::{Action, Exit, Hop, Snapshot};
+use crate::snapshot::{Action, Exit, Hop, Judgement, Snapshot};
 use crate::stats::{DropReason, Lap, Stage};
+use crate::steer::bucket_of;
 use crate::wg::Context;
 
 /// Nanoseconds of a unit of the flow table's time, as a power of two.
@@ -64,32 +65,32 @@ pub enum Spread {
     No,
 }
 
+/// To whom a packet goes in a tunnel, and what says by which path.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Aim {
+    /// The peer.
+    pub peer: PeerId,
+    /// The class of the packet's flow.
+    pub class: u8,
+    /// The bucket of the flow.
+    pub bucket: u8,
+}
+
 /// Packets that leave in tunnels, and whose tunnels.
 #[derive(Default)]
 pub struct Bound {
     /// The packets.
     pub packets: Burst,
-    /// For each the peer.
-    pub peers: ArrayVec<PeerId, BURST_MAX>,
+    /// For each where it is to go.
+    pub aims: ArrayVec<Aim, BURST_MAX>,
 }
 
 impl Bound {
     /// Puts a packet at the end; there is room.
     #[inline]
-    pub fn push(&mut self, packet: PktBuf, peer: PeerId) {
+    pub fn push(&mut self, packet: PktBuf, aim: Aim) {
         self.packets.push(packet);
-        self.peers.push(peer);
-    }
-
-    /// True if there are none.
-    #[inline]
-    pub fn is_empty(&self) -> bool {
-        self.packets.is_empty()
-    }
-
-    /// Takes the first `n` out.
-    pub fn drain(&mut self, n: usize) -> impl Iterator<Item = (PktBuf, PeerId)> {
-        self.packets.drain(..n).zip(self.peers.drain(..n))
+        self.aims.push(aim);
     }
 }
 
@@ -102,8 +103,13 @@ pub struct Exits {
     pub lans: Vec<Burst>,
 }
 
-/// What a worker remembers of a flow: the group that the policies name, [`ROUTED`] or [`DROPPED`].
-type Remembered = u32;
+/// What a worker remembers of a flow.
+#[derive(Clone, Copy, Default)]
+struct Remembered {
+    /// The group that the policies name, [`ROUTED`] or [`DROPPED`].
+    group: u32,
+    class: u8,
+}
 
 const ROUTED: u32 = 0;
 const DROPPED: u32 = u32::MAX;
@@ -137,13 +143,14 @@ impl Parsed {
 
     /// Takes the packets out whose bits are set.
     #[cold]
-    fn remove(&mut self, bits: u64, groups: &mut Groups, mut gone: impl FnMut(PktBuf)) {
+    fn remove(&mut self, bits: u64, judged: &mut Judged, mut gone: impl FnMut(PktBuf)) {
         let mut kept = 0;
         for at in 0..self.packets.len() {
             if bits & 1 << at == 0 {
                 self.packets.swap(kept, at);
                 self.flows.swap(kept, at);
-                groups.swap(kept, at);
+                judged.groups.swap(kept, at);
+                judged.classes.swap(kept, at);
                 kept += 1;
             }
         }
@@ -154,6 +161,12 @@ impl Parsed {
 
 /// For each packet of a burst a group.
 type Groups = [Option<Group>; BURST_MAX];
+
+/// What policies say of the packets of a burst.
+struct Judged {
+    groups: Groups,
+    classes: [u8; BURST_MAX],
+}
 
 /// By what a worker routes.
 pub struct Rules {
@@ -268,11 +281,14 @@ impl Router {
     fn sort(&mut self, cx: &mut Context<'_>, parsed: &mut Parsed, from: Ingress, exits: &mut Exits) {
         // Looked at once, so that one burst is judged and dispatched by one snapshot.
         let snapshot = self.rules.snapshot.get(&self.rules.reader);
-        let mut groups = [None; BURST_MAX];
-        judge(cx, &mut self.flows, snapshot, parsed, &mut groups);
-        look_up(&self.rules, &parsed.flows, &mut groups);
+        let mut judged = Judged {
+            groups: [None; BURST_MAX],
+            classes: [0; BURST_MAX],
+        };
+        judge(cx, &mut self.flows, snapshot, parsed, &mut judged);
+        look_up(&self.rules, &parsed.flows, &mut judged.groups);
         if cx.observing.is_some() {
-            observe_routed(cx, snapshot, parsed, &groups);
+            observe_routed(cx, snapshot, parsed, &judged.groups);
         }
         let mut onward = Onward {
             icmp: &mut self.icmp,
@@ -280,7 +296,7 @@ impl Router {
             snapshot,
             exits,
         };
-        onward.dispatch(cx, parsed, &groups, from);
+        onward.dispatch(cx, parsed, &judged, from);
     }
 
     /// Sorts the packets that waited for a neighbour of whom more is known now into `exits`, which is empty.
@@ -337,39 +353,41 @@ fn judge(
     flows: &mut FlowTable<Remembered>,
     snapshot: &Snapshot,
     parsed: &mut Parsed,
-    groups: &mut Groups,
+    judged: &mut Judged,
 ) {
     let mut found = [None; BURST_MAX];
     let found = &mut found[..parsed.packets.len()];
     flows.find_burst(&parsed.flows, found);
     let mut dropped = 0;
-    let judged = found.iter().zip(&parsed.flows).zip(groups.iter_mut());
-    for (at, ((id, HashedKey { key, .. }), group)) in judged.enumerate() {
+    let to = judged.groups.iter_mut().zip(&mut judged.classes);
+    let all = found.iter().zip(&parsed.flows).zip(to);
+    for (at, ((id, HashedKey { key, .. }), (group, class))) in all.enumerate() {
         // An earlier packet of this burst may have been the flow's first.
         let id = id.or_else(|| flows.find(key));
-        let action = match id {
+        let known = match id {
             Some(id) => {
                 let flow = flows.get_mut(id);
                 if flow.epoch != snapshot.epoch() {
                     flow.epoch = snapshot.epoch();
-                    flow.value = pack(snapshot.judge(key).action);
+                    flow.value = pack(snapshot.judge(key));
                 }
                 flow.seen = coarse(cx.now);
                 flow.value
             }
             None => {
-                let action = pack(snapshot.judge(key).action);
+                let judged = pack(snapshot.judge(key));
                 if flows
-                    .insert(*key, coarse(cx.now), snapshot.epoch(), action)
+                    .insert(*key, coarse(cx.now), snapshot.epoch(), judged)
                     .is_err()
                 {
                     cx.stats.flows_unremembered.add(1);
                 }
-                action
+                judged
             }
         };
-        *group = Group::new(action);
-        if action == DROPPED {
+        *group = Group::new(known.group);
+        *class = known.class;
+        if known.group == DROPPED {
             dropped |= 1 << at;
         }
     }
@@ -377,7 +395,7 @@ fn judge(
         if cx.observing.is_some() {
             observe_refused(cx, snapshot, parsed, dropped);
         }
-        parsed.remove(dropped, groups, |packet| {
+        parsed.remove(dropped, judged, |packet| {
             cx.discard(DropReason::RoutePolicy, packet)
         });
     }
@@ -497,19 +515,26 @@ fn too_big(hop: &Hop) -> Refusal {
 }
 
 impl Onward<'_> {
-    fn dispatch(&mut self, cx: &mut Context<'_>, parsed: &mut Parsed, groups: &Groups, from: Ingress) {
-        let flows = parsed.flows.drain(..);
-        for ((packet, flow), group) in parsed.packets.drain(..).zip(flows).zip(groups) {
+    fn dispatch(&mut self, cx: &mut Context<'_>, parsed: &mut Parsed, judged: &Judged, from: Ingress) {
+        let flows = parsed.flows.drain(..).zip(&judged.groups).zip(&judged.classes);
+        for (packet, ((flow, group), class)) in parsed.packets.drain(..).zip(flows) {
             let hop = group.and_then(|group| self.snapshot.hop(group, flow.hash));
             match hop {
-                Some(hop) => self.leave_by(cx, hop, packet, from, &flow.key),
+                Some(hop) => self.leave_by(cx, hop, packet, from, (&flow, *class)),
                 None => self.refuse(cx, packet, NO_ROUTE),
             }
         }
     }
 
     #[inline]
-    fn leave_by(&mut self, cx: &mut Context<'_>, hop: &Hop, packet: PktBuf, from: Ingress, key: &FlowKey) {
+    fn leave_by(
+        &mut self,
+        cx: &mut Context<'_>,
+        hop: &Hop,
+        packet: PktBuf,
+        from: Ingress,
+        (HashedKey { key, hash }, class): (&HashedKey, u8),
+    ) {
         match &hop.exit {
             Exit::Lan(lan, Some(addresses)) => {
                 if let Some(mut packet) = self.take_hop(cx, hop, packet, from) {
@@ -520,7 +545,12 @@ impl Onward<'_> {
             }
             Exit::Tunnel(peer) => {
                 if let Some(packet) = self.take_hop(cx, hop, packet, from) {
-                    self.exits.tunnels.push(packet, *peer);
+                    let aim = Aim {
+                        peer: *peer,
+                        class,
+                        bucket: bucket_of(*hash),
+                    };
+                    self.exits.tunnels.push(packet, aim);
                 }
             }
             Exit::Neighbour(lan, own) => {
@@ -614,11 +644,15 @@ fn destination(key: &FlowKey) -> IpAddr {
     }
 }
 
-fn pack(action: Action) -> u32 {
-    match action {
+fn pack(judgement: Judgement) -> Remembered {
+    let group = match judgement.action {
         Action::Route => ROUTED,
         Action::Via(group) => group.number(),
         Action::Drop => DROPPED,
+    };
+    Remembered {
+        group,
+        class: judgement.class,
     }
 }
 

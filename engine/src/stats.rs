@@ -15,6 +15,8 @@ use patronus_mem::cycles;
 pub use patronus_sync::Placed;
 use zerocopy::FromBytes;
 
+use crate::steer::Moved;
+
 pub use self::directory::Directory;
 pub use self::paths::PathTable;
 
@@ -81,6 +83,8 @@ named! {
         DecapBadLength => "decap-bad-length",
         /// From the network, authenticated: the source address is not the sending peer's.
         DecapSource => "decap-source-not-allowed",
+        /// From a remote: the second of a packet that goes twice, or one too late to tell.
+        DecapDoubled => "decap-second-of-two",
         /// From the network, authenticated: congestion was marked on a packet whose inner header cannot carry the mark (RFC 6040).
         DecapCongestion => "decap-congestion-not-ect",
         /// From the network: a handshake message found the slow path's queue full.
@@ -214,6 +218,21 @@ pub struct WorkerStats {
     pub flows_unremembered: Counter,
     /// Times the worker went to sleep for want of work.
     pub sleeps: Counter,
+    /// Packets that went twice.
+    pub doubled: Counter,
+    /// Buckets that went to another path, by why.
+    moves: Moves,
+}
+
+/// One counter for each reason to move.
+#[derive(FromBytes)]
+#[repr(transparent)]
+struct Moves([Counter; Moved::ALL.len()]);
+
+impl Default for Moves {
+    fn default() -> Self {
+        Moves(std::array::from_fn(|_| Counter::default()))
+    }
 }
 
 impl WorkerStats {
@@ -242,6 +261,16 @@ impl WorkerStats {
     /// Packets dropped for `reason` so far.
     pub fn dropped(&self, reason: DropReason) -> u64 {
         self.drops.0[reason as usize].get()
+    }
+
+    /// Counts a bucket that went to another path.
+    pub fn moved(&self, why: Moved) {
+        self.moves.0[why as usize].add(1);
+    }
+
+    /// Buckets that went to another path so far, and packets that did by themselves ([`Moved::Lane`]).
+    pub fn moves(&self, why: Moved) -> u64 {
+        self.moves.0[why as usize].get()
     }
 
     /// The counters of `stage`.
@@ -302,9 +331,14 @@ impl WorkerStats {
                 offset_of!(WorkerStats, flows_unremembered),
             ),
             ("worker_sleeps_total", offset_of!(WorkerStats, sleeps)),
+            ("doubled_packets_total", offset_of!(WorkerStats, doubled)),
         ];
         let others = others.map(|(name, place)| (name, None, place));
-        stages.chain(drops).chain(others)
+        let moves = Moved::ALL.iter().enumerate().map(|(at, why)| {
+            let place = offset_of!(WorkerStats, moves) + at * size_of::<Counter>();
+            ("bucket_moves_total", Some(("reason", why.word())), place)
+        });
+        stages.chain(drops).chain(others).chain(moves)
     }
 
     /// Appends the counters as `name=value` lines, each name behind `prefix`.
@@ -337,5 +371,9 @@ impl WorkerStats {
             self.flows_unremembered.get()
         );
         let _ = writeln!(out, "{prefix}sleeps={}", self.sleeps.get());
+        let _ = writeln!(out, "{prefix}doubled={}", self.doubled.get());
+        for why in Moved::ALL {
+            let _ = writeln!(out, "{prefix}moves.{}={}", why.word(), self.moves(why));
+        }
     }
 }

@@ -26,6 +26,7 @@ use patronus_crypto::{PeerId, Time};
 use patronus_mem::{BURST_MAX, FrameCache, Outer, PktBuf, SMALL_MAX};
 
 pub use self::decap::{Claim, Claimed};
+use self::encap::Outgoing;
 use self::index::IndexTable;
 pub use self::peer::{PeerSlot, Role, STAGED_MAX};
 use crate::allowedips::AllowedIps;
@@ -36,9 +37,9 @@ use crate::icmp::Icmp;
 use crate::observe::{Observing, View};
 use crate::path::Paths;
 use crate::probe::{PathChange, ProbeSet, Prober};
-use crate::route::Bound;
 use crate::snapshot::MTU_MIN;
 use crate::stats::{DropReason, WorkerStats};
+use crate::steer::{self, Manners};
 
 /// What a stage needs besides its packets, made anew for each burst.
 pub struct Context<'a> {
@@ -95,9 +96,6 @@ impl Context<'_> {
 /// So many small frames there are for a jumbo frame.
 pub const JUMBO_SHARE: usize = 32;
 
-/// Lanes by which one worker sends to one remote, at most.
-pub const LANES_MAX: usize = 64;
-
 /// One worker's WireGuard state.
 pub struct Wg {
     aead: &'static dyn Aead,
@@ -108,13 +106,16 @@ pub struct Wg {
     paths: Vec<Option<Box<Paths>>>,
     /// Probes those of which this worker owns lane 0.
     pub(crate) prober: Prober,
+    manners: Manners,
+    /// The second ones of packets that go twice, which leave behind the burst of the first ones.
+    copies: Outgoing,
     /// Remotes for whose base session packets wait that could leave by a lane by now.
     unblocked: ArrayVec<PeerId, BURST_MAX>,
     mtu: usize,
     /// Packets are held to the MTU here: they come from a router, not out of a TUN that has seen to it.
     routed: bool,
     /// What comes behind a packet that is too long for its tunnel, and that packet: with their sessions, in order. Empty between bursts.
-    later: Bound,
+    later: Outgoing,
     staged_total: usize,
     /// Those of them in jumbo frames.
     staged_jumbos: usize,
@@ -134,10 +135,12 @@ impl Wg {
             index: IndexTable::new(max_peers),
             paths: Vec::new(),
             prober: Prober::default(),
+            manners: Manners::default(),
+            copies: Outgoing::default(),
             unblocked: ArrayVec::new(),
             mtu,
             routed: false,
-            later: Bound::default(),
+            later: Outgoing::default(),
             staged_total: 0,
             staged_jumbos: 0,
             staged_limit,
@@ -200,6 +203,10 @@ impl Wg {
         self.peers.get_mut(peer.0 as usize)?.as_deref_mut()
     }
 
+    fn paths_mut(&mut self, remote: PeerId) -> Option<&mut Paths> {
+        self.paths.get_mut(remote.0 as usize)?.as_deref_mut()
+    }
+
     /// A session is over: its index is forgotten here, and the slow path frees it and clears the keys.
     fn retire(&mut self, cx: &mut Context<'_>, keypair: Box<Keypair>) {
         self.index.remove(keypair.local_index);
@@ -233,14 +240,37 @@ impl Wg {
         }
     }
 
-    /// Takes the paths by which packets to a remote are sent from here.
-    pub fn set_paths(&mut self, cx: &mut Context<'_>, remote: PeerId, paths: Box<Paths>) {
+    /// Takes the paths by which packets to a remote are sent from here. Flows stay on theirs, as far as there are the same.
+    pub fn set_paths(&mut self, cx: &mut Context<'_>, remote: PeerId, mut paths: Box<Paths>) {
         let at = remote.0 as usize;
         if self.paths.len() <= at {
             self.paths.resize_with(at + 1, || None);
         }
-        if let Some(old) = self.paths[at].replace(paths) {
+        if let Some(mut old) = self.paths[at].take() {
+            paths.take_over(&mut old);
             cx.tell(Notice::Paths(old));
+        }
+        self.paths[at] = Some(paths);
+    }
+
+    /// Takes the manners of all classes.
+    pub fn set_classes(&mut self, manners: Manners) {
+        self.manners = manners;
+    }
+
+    /// Takes the order in which a class uses the paths to a remote.
+    pub fn set_order(&mut self, cx: &mut Context<'_>, remote: PeerId, class: u8, order: Box<steer::Order>) {
+        let old = match self.paths_mut(remote) {
+            Some(paths) => paths.steering.set_order(class, order),
+            None => order,
+        };
+        cx.tell(Notice::Order(old));
+    }
+
+    /// A remote has been started anew.
+    pub fn restarted(&mut self, remote: PeerId) {
+        if let Some(paths) = self.paths_mut(remote) {
+            paths.steering.forget_doubles();
         }
     }
 

@@ -363,6 +363,7 @@ impl Worker {
         let mut wire = Burst::new();
         self.with_context(now, |stages, cx| seal(stages, cx, &mut wire));
         self.send(&mut wire);
+        self.send_copies(now);
         while self.wg.has_later() {
             self.with_context(now, |stages, cx| stages.wg.encap_later(cx, &mut wire));
             self.send(&mut wire);
@@ -682,6 +683,16 @@ impl Worker {
         }
     }
 
+    /// Sends the second ones of packets that go twice.
+    #[inline]
+    fn send_copies(&mut self, now: Time) {
+        if self.wg.has_copies() {
+            let mut wire = Burst::new();
+            self.with_context(now, |stages, cx| stages.wg.encap_copies(cx, &mut wire));
+            self.send(&mut wire);
+        }
+    }
+
     /// Sends what waited for the base session of remotes to which there are lanes by now.
     fn send_unblocked(&mut self, now: Time) {
         while let Some(remote) = self.wg.take_unblocked() {
@@ -901,6 +912,9 @@ fn apply(wg: &mut Wg, cx: &mut Context<'_>, command: Command) {
         Command::Paths(remote, paths) => wg.set_paths(cx, remote, paths),
         Command::Probe(remote, set) => wg.probe(cx, remote, set),
         Command::Probing(probing) => wg.prober.set_probing(probing),
+        Command::Classes(manners) => wg.set_classes(manners),
+        Command::Order(remote, class, order) => wg.set_order(cx, remote, class, order),
+        Command::Restarted(remote) => wg.restarted(remote),
         Command::Silent(lane) => wg.set_silent(lane),
         Command::DropStaged(peer) => wg.drop_staged(cx, peer),
         Command::EraseKeys(peer) => wg.erase_keys(cx, peer),

@@ -203,6 +203,31 @@ impl Control {
     }
 }
 
+/// Bytes that stand in front of an inner packet that goes twice.
+pub const DOUBLED: usize = 8;
+const DOUBLED_KIND: u8 = 6;
+
+/// What stands in front of an inner packet of `len` bytes that goes twice, the `sequence`th by lanes of one number.
+pub fn doubled(len: usize, sequence: u32) -> [u8; DOUBLED] {
+    let [low, high] = ((DOUBLED + len) as u16).to_le_bytes();
+    let [a, b, c, d] = sequence.to_le_bytes();
+    [FIRST, DOUBLED_KIND, low, high, a, b, c, d]
+}
+
+/// Whether the content of a packet is an inner packet that goes twice.
+#[inline]
+pub fn is_doubled(content: &[u8]) -> bool {
+    content.starts_with(&[FIRST, DOUBLED_KIND])
+}
+
+/// Its sequence number, and its length without padding, what stands in front included; `None`: its length cannot be.
+pub fn read_doubled(content: &[u8]) -> Option<(u32, usize)> {
+    let [_, _, low, high, sequence @ ..] = *content.first_chunk::<DOUBLED>()?;
+    let len = usize::from(u16::from_le_bytes([low, high]));
+    let fits = (DOUBLED..=content.len()).contains(&len);
+    fits.then_some((u32::from_le_bytes(sequence), len))
+}
+
 fn header(bytes: &mut Bytes, kind: u8, len: usize) {
     let [low, high] = (len as u16).to_le_bytes();
     bytes.extend([FIRST, kind, low, high]);

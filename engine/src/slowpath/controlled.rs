@@ -163,12 +163,15 @@ impl SlowPath {
     }
 
     fn obey(&mut self, command: Command) -> Result<(), &'static str> {
-        if let Command::Order { .. } = command {
-            return Err("paths have no order of control's in this engine");
-        }
-        if let Command::Drill { link, length } = command {
-            return self.drill(link, length);
-        }
+        let command = match command {
+            Command::Order { remote, class, paths } => {
+                let remote = self.core.device().peer(&PublicKey(remote));
+                let remote = remote.ok_or("an order for what is no remote")?;
+                return self.core.order_paths(remote, class, paths);
+            }
+            Command::Drill { link, length } => return self.drill(link, length),
+            other => other,
+        };
         let Some(routing) = &mut self.routing else {
             return Err("this site has nothing to route by");
         };

@@ -10,8 +10,10 @@
 //! * `paths`: what is known of paths to remotes
 //! * `peers`: peers and allowed-ips, as they are configured
 //! * `remotes`: sites of our own, and the lanes towards them
+//! * `classes`: in which order packets to them use the paths
 //! * `ways`: the links, and by which of them a peer is reached
 
+mod classes;
 mod news;
 mod paths;
 mod peers;
@@ -25,6 +27,7 @@ use patronus_crypto::messages::{self, Kind};
 use patronus_crypto::{Device, Now, Output, Outputs, PeerId, Random, Time, To};
 use patronus_mem::{Outer, Secret};
 
+use self::classes::Classes;
 pub use self::news::News;
 use self::paths::Said;
 pub use self::peers::{ALLOWED_IPS_MAX, Peer, peer_numbers};
@@ -78,6 +81,7 @@ pub struct Core<S> {
     sends: Vec<Families>,
     peers: Vec<Option<Peer>>,
     remotes: Remotes,
+    classes: Classes,
     allowed_ips: AllowedIpsConfig,
     /// The workers' routing table is older than `allowed_ips`.
     routes_changed: bool,
@@ -109,6 +113,7 @@ impl<S: Sockets> Core<S> {
             sends: vec![Families::BOTH; parts.links],
             peers: Vec::new(),
             remotes: Remotes::new(parts.links),
+            classes: Classes::new(),
             allowed_ips: AllowedIpsConfig::new(),
             routes_changed: false,
             routes_published: false,
@@ -212,6 +217,7 @@ impl<S: Sockets> Core<S> {
             Notice::Routes(routes) => drop(routes),
             Notice::Paths(paths) => drop(paths),
             Notice::Probe(set) => drop(set),
+            Notice::Order(order) => drop(order),
             Notice::Observer(observer) => drop(observer),
             Notice::Wan(_) | Notice::Lan(_) | Notice::LanGone(..) | Notice::Failed(_) => {
                 return Some(notice);

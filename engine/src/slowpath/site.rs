@@ -151,6 +151,8 @@ impl SlowPath {
         if other_peers {
             self.place_dynamic_routes();
         }
+        let costs = site.told().links.iter().map(|link| (link.id, link.cost));
+        self.core.set_classes(&site.told().classes, costs);
         for at in (0..site.told().peers.len()).filter(|at| site.told().peers[*at].is_remote) {
             if let Some(id) = self.core.device().peer(&site.public_key(at)) {
                 self.core.make_remote(id);

@@ -312,6 +312,9 @@ impl Wg {
             cx.stats.keepalives_received.add(1);
             return Ok(false);
         }
+        if message::is_doubled(packet.data()) {
+            self.take_first(claim, packet)?;
+        }
         let slot = self.slot(claim.peer).ok_or(DropReason::DecapUnknownIndex)?;
         let header = match Packet::parse(packet.data()) {
             Ok(header) => header,
@@ -342,6 +345,22 @@ impl Wg {
             None => return Err(DropReason::DecapCongestion),
         }
         Ok(true)
+    }
+
+    /// Cuts the inner packet out of one that goes twice, if this is the first of the two to arrive.
+    #[cold]
+    fn take_first(&mut self, claim: &Claim, packet: &mut PktBuf) -> Result<(), DropReason> {
+        let (sequence, len) = message::read_doubled(packet.data()).ok_or(DropReason::DecapBadLength)?;
+        let remote = self.slot(claim.peer).map(PeerSlot::tunnel);
+        let paths = remote.and_then(|remote| self.paths_mut(remote));
+        match paths.and_then(|paths| paths.steering.accept(claim.peer, sequence)) {
+            Some(true) => {}
+            Some(false) => return Err(DropReason::DecapDoubled),
+            None => return Err(DropReason::DecapNotIp),
+        }
+        packet.truncate(len);
+        packet.trim_front(message::DOUBLED);
+        Ok(())
     }
 
     /// Copies a control message into the slow path's queue.

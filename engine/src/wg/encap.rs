@@ -6,11 +6,12 @@
 use std::mem::take;
 
 use arrayvec::ArrayVec;
+use patronus_abi::site::{Mode, Sticky};
 use patronus_crypto::aead::Job;
 use patronus_crypto::messages::{DATA_MIN, DataHeader, HEADER, TAG};
 use patronus_crypto::timers::Wake;
 use patronus_crypto::{PeerId, Time};
-use patronus_io::ip::{ECN_MASK, Packet};
+use patronus_io::ip::{ECN_MASK, FlowKey, Packet};
 use patronus_mem::{BURST_MAX, Burst, PktBuf, SMALL_MAX};
 use patronus_observe::Point;
 
@@ -22,9 +23,53 @@ use crate::fragment::{self, Uncut};
 use crate::icmp::IcmpError;
 use crate::mss;
 use crate::observe::{Seen, View};
-use crate::path::Paths;
-use crate::route::Bound;
+use crate::remote::message::{self, DOUBLED};
+use crate::route::{Aim, Bound};
 use crate::stats::{DropReason, Lap, Stage};
+use crate::steer::{bucket_of, bucket_of_source, outer_tos};
+
+/// By which session a packet leaves, and as what.
+#[derive(Clone, Copy)]
+struct Dress {
+    session: PeerId,
+    class: u8,
+    /// In front of it stands what tells it from other packets that go twice.
+    doubled: bool,
+}
+
+impl Dress {
+    /// The inner packet.
+    fn inner<'a>(&self, packet: &'a PktBuf) -> &'a [u8] {
+        let data = packet.data();
+        if self.doubled { &data[DOUBLED..] } else { data }
+    }
+}
+
+/// Packets whose sessions are known, all of them this worker's.
+#[derive(Default)]
+pub(super) struct Outgoing {
+    packets: Burst,
+    dresses: ArrayVec<Dress, BURST_MAX>,
+}
+
+impl Outgoing {
+    #[inline]
+    fn push(&mut self, packet: PktBuf, dress: Dress) {
+        self.packets.push(packet);
+        self.dresses.push(dress);
+    }
+
+    /// True if there are none.
+    #[inline]
+    fn is_empty(&self) -> bool {
+        self.packets.is_empty()
+    }
+
+    /// Takes the first `n` out.
+    fn drain(&mut self, n: usize) -> impl Iterator<Item = (PktBuf, Dress)> {
+        self.packets.drain(..n).zip(self.dresses.drain(..n))
+    }
+}
 
 /// A packet's permission to be sent: whose current session, and which counter of it.
 struct Grant {
@@ -38,48 +83,77 @@ impl Wg {
     /// ago. What cannot be sent is staged, handed over, or dropped under a name. From the first packet on that is too long for its tunnel, they are left for
     /// [`encap_later`](Self::encap_later).
     pub fn encap(&mut self, cx: &mut Context<'_>, inner: &mut Burst, wire: &mut Burst) {
-        let mut bound = Bound::default();
+        let mut ours = Outgoing::default();
         for packet in inner.drain(..) {
-            match self.route(&packet) {
-                Ok(peer) => match self.bind(cx, &packet, peer) {
-                    Ok(session) => self.admit_len(cx, &mut bound, packet, (peer, session)),
-                    Err(worker) => cx.hand_over(worker, packet, Handing::Encap),
+            let aim = match self.route(&packet) {
+                Ok(peer) => Aim {
+                    peer,
+                    class: 0,
+                    bucket: self.bucket(peer, &packet),
                 },
-                Err(reason) => self.refuse(cx, reason, packet),
-            }
-        }
-        self.encap_sessions(cx, &mut bound, wire);
-    }
-
-    /// The same for packets of which the router has said to which peers they go.
-    pub fn encap_bound(&mut self, cx: &mut Context<'_>, bound: &mut Bound, wire: &mut Burst) {
-        let mut ours = Bound::default();
-        for (packet, peer) in bound.packets.drain(..).zip(bound.peers.drain(..)) {
-            match self.bind(cx, &packet, peer) {
-                Ok(session) => self.admit_len(cx, &mut ours, packet, (peer, session)),
-                Err(worker) => cx.hand_over(worker, packet, Handing::Seal(peer)),
+                Err(reason) => {
+                    self.refuse(cx, reason, packet);
+                    continue;
+                }
+            };
+            match self.bind(cx, &packet, aim) {
+                Ok(session) => self.take_in(cx, packet, aim, session, &mut ours),
+                Err(worker) => cx.hand_over(worker, packet, Handing::Encap),
             }
         }
         self.encap_sessions(cx, &mut ours, wire);
     }
 
-    /// Puts a packet behind those that can be sealed as they are, unless it is too long for its tunnel, or behind one that is.
+    /// The same for packets of which the router has said to which peers they go.
+    pub fn encap_bound(&mut self, cx: &mut Context<'_>, bound: &mut Bound, wire: &mut Burst) {
+        let mut ours = Outgoing::default();
+        for (packet, aim) in bound.packets.drain(..).zip(bound.aims.drain(..)) {
+            match self.bind(cx, &packet, aim) {
+                Ok(session) => self.take_in(cx, packet, aim, session, &mut ours),
+                Err(worker) => cx.hand_over(worker, packet, Handing::Seal(aim)),
+            }
+        }
+        self.encap_sessions(cx, &mut ours, wire);
+    }
+
+    /// Whether packets that go twice have left once.
     #[inline]
-    fn admit_len(
+    pub fn has_copies(&self) -> bool {
+        !self.copies.is_empty()
+    }
+
+    /// The second ones of packets that go twice, at most a burst; their first ones have left.
+    #[cold]
+    pub fn encap_copies(&mut self, cx: &mut Context<'_>, wire: &mut Burst) {
+        let mut copies = take(&mut self.copies);
+        self.encap_sessions(cx, &mut copies, wire);
+    }
+
+    /// A packet, and by which of our sessions it leaves.
+    #[inline]
+    fn take_in(
         &mut self,
-        cx: &Context<'_>,
-        fitting: &mut Bound,
+        cx: &mut Context<'_>,
         mut packet: PktBuf,
-        (peer, session): (PeerId, PeerId),
+        aim: Aim,
+        session: PeerId,
+        ours: &mut Outgoing,
     ) {
         self.prefetch_slot(session);
         if mss::may_be_syn(packet.data()) {
-            self.clamp(cx, &mut packet, peer);
+            self.clamp(cx, &mut packet, aim.peer);
         }
-        if packet.len() > self.longest(peer) || !self.later.is_empty() {
-            self.later.push(packet, session);
+        let fits = packet.len() <= self.longest(aim.peer);
+        let twice = self.manners.get(aim.class).mode == Mode::Duplicate && session != aim.peer;
+        let dress = Dress {
+            session,
+            class: aim.class,
+            doubled: twice && fits && self.double(cx, &mut packet, aim, session),
+        };
+        if fits && self.later.is_empty() {
+            ours.push(packet, dress);
         } else {
-            fitting.push(packet, session);
+            self.later.push(packet, dress);
         }
     }
 
@@ -100,17 +174,17 @@ impl Wg {
     /// be cut up is refused.
     #[cold]
     pub fn encap_later(&mut self, cx: &mut Context<'_>, wire: &mut Burst) {
-        let fits = |(packet, session): &(&PktBuf, &PeerId)| packet.len() <= self.longest_in(**session);
-        let later = self.later.packets.iter().zip(&self.later.peers);
+        let fits = |(packet, dress): &(&PktBuf, &Dress)| packet.len() <= self.longest_in(dress.session);
+        let later = self.later.packets.iter().zip(&self.later.dresses);
         let fitting = later.take_while(fits).count();
-        let mut bound = Bound::default();
-        for (packet, session) in self.later.drain(fitting.max(1)) {
-            bound.push(packet, session);
+        let mut ours = Outgoing::default();
+        for (packet, dress) in self.later.drain(fitting.max(1)) {
+            ours.push(packet, dress);
         }
         if fitting == 0 {
-            self.make_fit(cx, &mut bound);
+            self.make_fit(cx, &mut ours);
         }
-        self.encap_sessions(cx, &mut bound, wire);
+        self.encap_sessions(cx, &mut ours, wire);
     }
 
     /// The same as [`longest`](Wg::longest) for the peer whose session it is.
@@ -119,58 +193,100 @@ impl Wg {
     }
 
     /// Puts fragments in the place of the one packet, or nothing.
-    fn make_fit(&mut self, cx: &mut Context<'_>, bound: &mut Bound) {
-        let (Some(packet), Some(session)) = (bound.packets.pop(), bound.peers.pop()) else {
+    fn make_fit(&mut self, cx: &mut Context<'_>, ours: &mut Outgoing) {
+        let (Some(packet), Some(dress)) = (ours.packets.pop(), ours.dresses.pop()) else {
             return;
         };
-        if let Err(reason) = self.admit(&packet, session) {
+        if let Err(reason) = self.admit(&packet, &dress) {
             return self.refuse(cx, reason, packet);
         }
-        let longest = self.longest_in(session);
+        let longest = self.longest_in(dress.session);
         if Packet::parse(packet.data()).is_ok_and(|inner| inner.must_not_be_cut()) {
             let mtu = longest.min(u16::MAX.into()) as u16;
             self.icmp.answer(cx, packet.data(), IcmpError::TooBig(mtu));
             return cx.discard(DropReason::EncapTooBig, packet);
         }
-        match fragment::cut(cx.frames, packet, longest, &mut bound.packets) {
+        match fragment::cut(cx.frames, packet, longest, &mut ours.packets) {
             Ok(()) => {
                 cx.stats.fragmented.add(1);
-                cx.stats.fragments.add(bound.packets.len() as u64);
-                bound.peers.extend(bound.packets.iter().map(|_| session));
+                cx.stats.fragments.add(ours.packets.len() as u64);
+                ours.dresses.extend(ours.packets.iter().map(|_| dress));
             }
             Err((Uncut::Damaged, packet)) => cx.discard(DropReason::EncapNotIp, packet),
             Err((Uncut::NoFrame, packet)) => cx.discard(DropReason::FragmentNoFrame, packet),
         }
     }
 
+    /// Makes of a packet that leaves by a lane one that goes twice, and keeps the other one for later. False: it goes once, as it is. It has no room for what it takes; or
+    /// no path is up, as with a remote that knows of none of this.
+    #[cold]
+    fn double(&mut self, cx: &mut Context<'_>, packet: &mut PktBuf, aim: Aim, lane: PeerId) -> bool {
+        let longest = self.tunnel_mtu(aim.peer);
+        let Wg {
+            paths, peers, copies, ..
+        } = self;
+        let Some(Some(paths)) = paths.get_mut(aim.peer.0 as usize) else {
+            return false;
+        };
+        if paths.board.up() == 0 || packet.len() + DOUBLED > longest {
+            return false;
+        }
+        let now = cx.now;
+        let may_carry = |lane: PeerId| carries(peers, lane, now);
+        let Some((sequence, second)) = paths.double(aim.class, lane, may_carry) else {
+            return false;
+        };
+        let header = message::doubled(packet.len(), sequence);
+        packet.prepend(DOUBLED).copy_from_slice(&header);
+        cx.stats.doubled.add(1);
+        // Without a frame the second one is lost like a datagram.
+        if let Some(session) = second
+            && let Some(mut copy) = cx.frames.alloc_for(packet.len())
+        {
+            copy.append(packet.len()).copy_from_slice(packet.data());
+            copy.set_mark(packet.mark());
+            let class = aim.class;
+            let doubled = true;
+            copies.push(
+                copy,
+                Dress {
+                    session,
+                    class,
+                    doubled,
+                },
+            );
+        }
+        true
+    }
+
     /// The same for packets whose sessions, which are ours, are known.
-    fn encap_sessions(&mut self, cx: &mut Context<'_>, bound: &mut Bound, wire: &mut Burst) {
+    fn encap_sessions(&mut self, cx: &mut Context<'_>, ours: &mut Outgoing, wire: &mut Burst) {
         debug_assert!(wire.is_empty());
-        let (lap, packets) = (Lap::start(), bound.packets.len());
+        let (lap, packets) = (Lap::start(), ours.packets.len());
         let mut routed = ArrayVec::<Option<PktBuf>, BURST_MAX>::new();
-        let mut dresses = ArrayVec::<(PeerId, u8), BURST_MAX>::new();
-        for (packet, peer) in bound.packets.drain(..).zip(bound.peers.drain(..)) {
-            match self.admit(&packet, peer) {
-                Ok(ecn) => {
+        let mut dresses = ArrayVec::<(Dress, u8), BURST_MAX>::new();
+        for (packet, dress) in ours.packets.drain(..).zip(ours.dresses.drain(..)) {
+            match self.admit(&packet, &dress) {
+                Ok(tos) => {
                     routed.push(Some(packet));
-                    dresses.push((peer, ecn));
+                    dresses.push((dress, tos));
                 }
                 Err(reason) => self.refuse(cx, reason, packet),
             }
         }
         let mut grants = ArrayVec::<Grant, BURST_MAX>::new();
         for at in self.order(&routed, &dresses) {
-            let (peer, ecn) = dresses[usize::from(at)];
+            let (dress, tos) = dresses[usize::from(at)];
             let Some(mut packet) = routed[usize::from(at)].take() else {
                 continue;
             };
-            match self.grant(cx.now, peer) {
+            match self.grant(cx.now, dress.session) {
                 Some(grant) => {
-                    self.dress(&mut packet, &grant, ecn);
+                    self.dress(&mut packet, &grant, tos);
                     wire.push(packet);
                     grants.push(grant);
                 }
-                None => self.stage(cx, peer, packet),
+                None => self.stage(cx, dress.session, packet),
             }
         }
         if cx.observing.is_some() {
@@ -181,12 +297,15 @@ impl Wg {
         cx.stats.burst(Stage::Encap, packets, lap);
     }
 
-    fn order(&self, routed: &[Option<PktBuf>], dresses: &[(PeerId, u8)]) -> Order {
-        let data = |i: usize| routed[i].as_ref().map_or(&[][..], PktBuf::data);
+    fn order(&self, routed: &[Option<PktBuf>], dresses: &[(Dress, u8)]) -> Order {
+        let len = |i: usize| routed[i].as_ref().map_or(0, PktBuf::len);
         let likeness: ArrayVec<Likeness, BURST_MAX> = (0..routed.len())
-            .map(|i| Likeness::new(dresses[i].0, padded_len(data(i).len(), self.mtu), dresses[i].1))
+            .map(|i| Likeness::new(dresses[i].0.session, padded_len(len(i), self.mtu), dresses[i].1))
             .collect();
-        order::arrange(&likeness, |i| Flow::of(&Packet::parse(data(i)).ok()?))
+        order::arrange(&likeness, |i| {
+            let inner = dresses[i].0.inner(routed[i].as_ref()?);
+            Flow::of(&Packet::parse(inner).ok()?)
+        })
     }
 
     /// Sends what waits for a session with `peer`, or, if nothing does and `keepalive` is wanted, an empty packet.
@@ -205,7 +324,7 @@ impl Wg {
             return false;
         }
         while wire.room() > 0
-            && let Some((packet, grant)) = self.unstage(cx.now, peer)
+            && let Some((packet, grant)) = self.unstage(cx, peer)
         {
             self.forget_staged(&packet);
             wire.push(packet);
@@ -230,13 +349,21 @@ impl Wg {
     }
 
     /// The oldest packet that waits for a session with `peer`, and by what it may leave: that session, or a lane, if there is either.
-    fn unstage(&mut self, now: Time, peer: PeerId) -> Option<(PktBuf, Grant)> {
+    fn unstage(&mut self, cx: &Context<'_>, peer: PeerId) -> Option<(PktBuf, Grant)> {
+        let now = cx.now;
         let slot = self.slot_mut(peer)?;
         if let Some((packet, counter)) = slot.unstage_granted(now) {
             return Some((packet, Grant { peer, counter }));
         }
-        let paths = self.paths.get(peer.0 as usize)?.as_ref()?;
-        let lane = self.choose(now, paths, self.slot(peer)?.oldest_staged()?)?;
+        // What a packet was beside itself is not kept while it waits.
+        let oldest = self.slot(peer)?.oldest_staged()?;
+        let bucket = self.bucket(peer, oldest);
+        let aim = Aim {
+            peer,
+            class: 0,
+            bucket,
+        };
+        let lane = self.choose(cx, self.steered(oldest, aim))?;
         let counter = self.slot_mut(lane)?.keypairs.current_mut()?.next_counter(now)?;
         let packet = self.slot_mut(peer)?.unstage()?;
         Some((packet, Grant { peer: lane, counter }))
@@ -354,10 +481,9 @@ impl Wg {
     /// By which session of ours a packet goes to a peer: a lane if there are any to send by, or the base session. An error is the worker whose
     /// the base session is.
     #[inline]
-    fn bind(&mut self, cx: &Context<'_>, packet: &PktBuf, peer: PeerId) -> Result<PeerId, usize> {
-        if let Some(Some(paths)) = self.paths.get(peer.0 as usize)
-            && let Some(lane) = self.choose(cx.now, paths, packet)
-        {
+    fn bind(&mut self, cx: &Context<'_>, packet: &PktBuf, aim: Aim) -> Result<PeerId, usize> {
+        let peer = aim.peer;
+        if let Some(lane) = self.choose(cx, self.steered(packet, aim)) {
             if self.slot(peer).is_none_or(|base| base.staged() == 0) {
                 return Ok(lane);
             }
@@ -369,25 +495,64 @@ impl Wg {
         cx.crew.other_owner(peer).map_or(Ok(peer), Err)
     }
 
-    /// The lane of a packet: that of its flow, or the next one that can be sent by.
-    fn choose(&self, now: Time, paths: &Paths, packet: &PktBuf) -> Option<PeerId> {
-        let flow = Packet::parse(packet.data())
-            .ok()
-            .and_then(|inner| Flow::of(&inner));
-        let may_carry = |lane| self.slot(lane).is_some_and(|slot| slot.may_carry(now));
-        paths.choose(flow.map_or(0, Flow::number), may_carry)
+    /// The bucket of a packet's flow, where that says by which path it goes.
+    #[inline]
+    fn bucket(&self, peer: PeerId, packet: &PktBuf) -> u8 {
+        match self.paths.get(peer.0 as usize) {
+            Some(Some(paths)) => {
+                let flow = FlowKey::of_plain(packet.data()).map(|(flow, _)| flow);
+                let flow = flow.or_else(|| Some(Packet::parse(packet.data()).ok()?.flow()));
+                flow.map_or(0, |flow| {
+                    bucket_of(paths.steering.keys().hash(&flow.without_dscp()))
+                })
+            }
+            _ => 0,
+        }
     }
 
-    /// Whether an inner packet can be sent to this peer, or wait for that, and its ECN field.
-    fn admit(&self, packet: &PktBuf, peer: PeerId) -> Result<u8, DropReason> {
-        let header = Packet::parse(packet.data()).map_err(|_| DropReason::EncapNotIp)?;
-        let slot = self.slot(peer).ok_or(DropReason::EncapNoPeer)?;
+    /// Where a packet is to go if all of its source's stay together, where its class says so.
+    #[inline]
+    fn steered(&self, packet: &PktBuf, aim: Aim) -> Aim {
+        match self.manners.get(aim.class).sticky {
+            Sticky::Flow => aim,
+            Sticky::Source => self.steered_by_source(packet, aim),
+        }
+    }
+
+    #[cold]
+    fn steered_by_source(&self, packet: &PktBuf, aim: Aim) -> Aim {
+        match (self.paths.get(aim.peer.0 as usize), Packet::parse(packet.data())) {
+            (Some(Some(paths)), Ok(inner)) => Aim {
+                bucket: bucket_of_source(paths.steering.keys(), &inner),
+                ..aim
+            },
+            _ => aim,
+        }
+    }
+
+    /// The lane of a packet, if there is one to send by.
+    #[inline]
+    fn choose(&mut self, cx: &Context<'_>, aim: Aim) -> Option<PeerId> {
+        let Wg { paths, peers, .. } = self;
+        let paths = paths.get_mut(aim.peer.0 as usize)?.as_deref_mut()?;
+        let may_carry = |lane: PeerId| carries(peers, lane, cx.now);
+        let chosen = paths.choose((aim.class, aim.bucket), cx.now, may_carry)?;
+        if let Some(why) = chosen.moved {
+            cx.stats.moved(why);
+        }
+        Some(chosen.lane)
+    }
+
+    /// Whether an inner packet can be sent by this session, or wait for that, and the outer traffic class.
+    fn admit(&self, packet: &PktBuf, dress: &Dress) -> Result<u8, DropReason> {
+        let header = Packet::parse(dress.inner(packet)).map_err(|_| DropReason::EncapNotIp)?;
+        let slot = self.slot(dress.session).ok_or(DropReason::EncapNoPeer)?;
         let endpoint = slot.endpoint.remote().ok_or(DropReason::EncapNoEndpoint)?;
         if header.dst() == endpoint.ip() && slot.is_own_datagram(&header, endpoint.port()) {
             return Err(DropReason::EncapLoop);
         }
         slot.prefetch_session();
-        Ok(header.tos() & ECN_MASK)
+        Ok(outer_tos(self.manners.get(dress.class).dscp, header.tos()))
     }
 
     /// Takes a counter of the peer's session. `None` if there is no session, or packets wait already: they go first, or this
@@ -401,7 +566,7 @@ impl Wg {
     }
 
     /// Writes header and padding around the inner packet and says where it goes.
-    fn dress(&self, packet: &mut PktBuf, grant: &Grant, ecn: u8) {
+    fn dress(&self, packet: &mut PktBuf, grant: &Grant, tos: u8) {
         let slot = self.slot(grant.peer).expect("a grant names a peer that is there");
         let keypair = slot
             .keypairs
@@ -421,8 +586,7 @@ impl Wg {
         header.write(room);
         let outer = packet.outer_mut();
         *outer = slot.endpoint;
-        // DSCP 0, so that an observer learns nothing of what is inside; ECN copied out (RFC 6040, section 4.1).
-        outer.set_tos(ecn);
+        outer.set_tos(tos);
     }
 
     /// Has an observer see what is about to be sealed.
@@ -537,6 +701,13 @@ impl Wg {
         }
         cx.discard(reason, packet);
     }
+}
+
+/// Whether packets can be sent by a lane.
+#[inline]
+fn carries(peers: &[Option<Box<PeerSlot>>], lane: PeerId, now: Time) -> bool {
+    let slot = peers.get(lane.0 as usize).and_then(Option::as_deref);
+    slot.is_some_and(|slot| slot.may_carry(now))
 }
 
 /// The length of the plaintext that carries an inner packet of `len` bytes: rounded up to 16, but not beyond the MTU,

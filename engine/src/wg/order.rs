@@ -112,11 +112,6 @@ fn by_row(row_of: &[u8], rows: usize) -> Order {
 pub(super) struct Flow(u8);
 
 impl Flow {
-    /// A number that packets of one flow have in common.
-    pub(super) fn number(self) -> usize {
-        usize::from(self.0)
-    }
-
     /// The flow of a packet; `None` for fragments and for packets whose headers cannot be followed.
     pub(super) fn of(packet: &Packet<'_>) -> Option<Self> {
         const ODD: u64 = 0x9e37_79b9_7f4a_7c15;

@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use patronus_abi::channel::PathName;
 use patronus_engine::channel::Command;
+use patronus_engine::flow::HashKeys;
 use patronus_engine::path::{PathBoard, PathLanes, Paths};
 use patronus_engine::stats::DropReason;
+use patronus_engine::steer::{Manners, Order, Plan, Standing, Steering};
 
 use crate::common::packet::{Builder, checksum};
 use crate::common::{A, B, Net, Setup, ms, packet};
@@ -22,8 +24,22 @@ fn pair(setup: &Setup) -> (Net, Arc<PathBoard>) {
     let lanes = PathLanes {
         name,
         lanes: Box::default(),
+        numbers: Box::default(),
     };
-    let paths = Paths::new(Arc::clone(&board), Box::new([lanes]), 64);
+    let standing = Standing {
+        metered: false,
+        cost: 0,
+        tag: 0x11,
+    };
+    let steering = Steering::new(Plan {
+        paths: &[(name, standing)],
+        lanes: std::slice::from_ref(&lanes),
+        orders: vec![Order::new(&[], &[(name, standing)])],
+        manners: &Manners::default(),
+        classes: 0,
+        keys: Arc::new(HashKeys::new([1; 7])),
+    });
+    let paths = Paths::new(Arc::clone(&board), Box::new([lanes]), steering);
     net.command(A, peer, Command::Paths(peer, Box::new(paths)));
     net.settle();
     (net, board)

@@ -72,6 +72,14 @@ impl FlowKey {
         self
     }
 
+    /// The whole flow, whatever its packets' DSCP.
+    #[inline]
+    #[must_use]
+    pub fn without_dscp(mut self) -> FlowKey {
+        self.0[4] &= !(63 << DSCP_SHIFT);
+        self
+    }
+
     /// As the flow of fragments, whose ports nobody knows.
     #[inline]
     #[must_use]

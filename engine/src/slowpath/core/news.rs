@@ -4,7 +4,7 @@
 
 use std::net::SocketAddr;
 
-use patronus_abi::channel::{Event, PathName};
+use patronus_abi::channel::{Event, MoveWhy, PathName};
 use patronus_crypto::PeerId;
 
 use super::{Core, Lane, Sockets};
@@ -49,6 +49,28 @@ impl<S: Sockets> Core<S> {
             peer: peer.key.0,
             lane: name(peer.lane.as_deref()),
             up,
+        });
+    }
+
+    /// A class goes to a remote by another path first.
+    pub(super) fn note_moved(
+        &mut self,
+        remote: PeerId,
+        class: u8,
+        (from, to): (Option<PathName>, Option<PathName>),
+        why: MoveWhy,
+    ) {
+        let at = self.clock.mono().0;
+        let Some(peer) = self.peers.get(remote.0 as usize).and_then(Option::as_ref) else {
+            return;
+        };
+        self.news.add(Event::Moved {
+            at,
+            remote: peer.key.0,
+            class,
+            from,
+            to,
+            why,
         });
     }
 

@@ -230,6 +230,7 @@ impl<S: Sockets> Core<S> {
             self.routes_changed |= self.allowed_ips.remove_peer(id) > 0;
             self.leaving += 1;
             self.remotes.forget(id, gone.lane.is_some());
+            self.classes.forget(id);
             self.workers.tell_owner(id, Command::RemovePeer(id));
         }
     }

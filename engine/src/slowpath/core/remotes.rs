@@ -14,7 +14,8 @@ use crate::probe::{ProbeSet, ProbedPath};
 use crate::remote::known::KnownRemotes;
 use crate::remote::message::{BootId, Control, LinkInfo};
 use crate::remote::{Action, LanePlan, Own, Remote, hello};
-use crate::wg::{LANES_MAX, PeerSlot};
+use crate::steer::Standing;
+use crate::wg::PeerSlot;
 
 /// Control messages worked off in a turn.
 const CONTROLS_PER_TURN: usize = 64;
@@ -354,6 +355,7 @@ impl<S: Sockets> Core<S> {
                         self.note_session(lane, false);
                         self.workers.tell_owner(lane, Command::EraseKeys(lane));
                     }
+                    self.workers.each(|_| Command::Restarted(base));
                 }
                 Action::Unanswered => self.log.error(format_args!(
                     "{}: it is configured as a remote but answers no hello; it has a base session only: is it a remote on its side too?",
@@ -478,17 +480,29 @@ impl<S: Sockets> Core<S> {
         let before = self.remotes.boards.remove(&base);
         let names = paths.keys().map(name);
         let board = Arc::new(PathBoard::new(names, before.as_deref()));
+        let standings = paths.iter().filter_map(|(path, lanes)| {
+            let (.., id) = lanes.first()?;
+            Some((name(path), self.standing(*id)?))
+        });
+        let standings = standings.take(PATHS_MAX).collect();
+        self.classes.set_paths(base, standings);
+        let (classes, random) = (&mut self.classes, &mut *self.random);
         self.workers.each(|worker| {
-            let own = |lanes: &[(u8, usize, PeerId)]| {
+            let own = |lanes: &[(u8, usize, PeerId)]| -> (Vec<PeerId>, Vec<u8>) {
                 let own = lanes.iter().filter(|(_, owner, _)| *owner == worker);
-                own.map(|(.., id)| *id).collect()
+                own.map(|(number, _, id)| (*id, *number)).unzip()
             };
-            let each = paths.iter().map(|(path, lanes)| PathLanes {
-                name: name(path),
-                lanes: own(lanes),
+            let each = paths.iter().map(|(path, lanes)| {
+                let (lanes, numbers) = own(lanes);
+                PathLanes {
+                    name: name(path),
+                    lanes: lanes.into(),
+                    numbers: numbers.into(),
+                }
             });
-            let each = each.take(board.pulses().len()).collect();
-            let paths = Paths::new(Arc::clone(&board), each, LANES_MAX);
+            let each: Box<[PathLanes]> = each.take(board.pulses().len()).collect();
+            let steering = classes.steering(base, &each, random);
+            let paths = Paths::new(Arc::clone(&board), each, steering);
             Command::Paths(base, Box::new(paths))
         });
         if let Some(before) = before {
@@ -535,6 +549,22 @@ impl<S: Sockets> Core<S> {
     /// The first remote from this one on to which there are paths.
     pub fn next_with_paths(&self, from: PeerId) -> Option<PeerId> {
         self.remotes.boards.range(from..).next().map(|(base, _)| *base)
+    }
+
+    /// What configuration says of the path of a lane.
+    fn standing(&self, lane: PeerId) -> Option<Standing> {
+        let lane = self.peer(lane)?.lane.as_ref()?;
+        Some(Standing {
+            metered: lane.plan.metered,
+            cost: self.classes.cost(lane.plan.path.local.number()),
+            tag: (lane.tag.bits() >> 8) as u8,
+        })
+    }
+
+    /// Tells workers of the paths to all remotes: what classes or links are is something else now.
+    pub(super) fn publish_all_paths(&mut self) {
+        let bases: Vec<PeerId> = self.remotes.boards.keys().copied().collect();
+        bases.into_iter().for_each(|base| self.publish_paths(base));
     }
 
     /// The way of an initiation for a lane: by its own link, to where the remote's link is, and by the other address family the next time.
