@@ -15,6 +15,7 @@ mod stalls;
 use std::sync::Arc;
 
 use arrayvec::ArrayVec;
+use patronus_abi::site;
 use patronus_crypto::timers::Traffic;
 use patronus_crypto::{Duration, PeerId, Time};
 use patronus_mem::BURST_MAX;
@@ -46,10 +47,16 @@ pub struct Probing {
 
 impl Default for Probing {
     fn default() -> Self {
+        site::Probing::default().into()
+    }
+}
+
+impl From<site::Probing> for Probing {
+    fn from(told: site::Probing) -> Probing {
         Probing {
-            interval: Duration::from_millis(50),
-            idle: Duration::from_secs(1),
-            rate: 20_000,
+            interval: Duration::from_micros(told.interval_us.into()),
+            idle: Duration::from_micros(told.idle_us.into()),
+            rate: told.rate,
         }
     }
 }
@@ -61,6 +68,8 @@ pub struct PathChange {
     pub remote: PeerId,
     /// Which one.
     pub path: PathName,
+    /// What it was.
+    pub before: PathState,
     /// What it is now.
     pub state: PathState,
     /// Why.
@@ -190,11 +199,13 @@ impl ProbeSet {
     /// others at once.
     fn settle(&mut self, remote: PeerId, now: Time, tell: &mut impl FnMut(PathChange)) {
         for (at, path) in self.paths.iter_mut().enumerate() {
+            let before = path.live.state;
             if path.live.settle(now) {
                 self.board.set_up(at, path.live.state == PathState::Up);
                 tell(PathChange {
                     remote,
                     path: path.name,
+                    before,
                     state: path.live.state,
                     why: path.live.why,
                     at: now,

@@ -19,6 +19,7 @@ mod links;
 mod neighbours;
 mod observe;
 mod opening;
+mod paths;
 mod site;
 mod uplinks;
 
@@ -43,6 +44,7 @@ pub use self::links::Workers;
 pub use self::neighbours::Neighbourhood;
 use self::observe::Observation;
 pub use self::opening::Opening;
+use self::paths::Shown;
 use self::site::Routing;
 use self::uplinks::LinkSockets;
 pub use self::uplinks::{Uplink, uplinks};
@@ -195,6 +197,8 @@ pub struct SlowPath {
     directory: Option<Directory>,
     /// When to copy those that are counted elsewhere.
     copy_again_at: Option<Time>,
+    /// Shows paths to other processes.
+    shown_paths: Option<Shown>,
     /// The one that is in force.
     site: Option<Box<Site>>,
     /// The trace or the capture that is on.
@@ -219,6 +223,8 @@ impl SlowPath {
         if parts.builder.is_some() {
             core.keep_numbers();
         }
+        let mut directory = parts.directory;
+        let shown_paths = directory.as_mut().and_then(Directory::take_paths).map(Shown::new);
         let mut counters = Ledger::default();
         counters.add_all(parts.ports.into_iter());
         let mut slow_path = SlowPath {
@@ -258,8 +264,9 @@ impl SlowPath {
             ways_again_at: None,
             reader: parts.reader,
             control: None,
-            directory: parts.directory,
+            directory,
             copy_again_at: None,
+            shown_paths,
             site: None,
             observation: None,
             observations: 0,
@@ -291,6 +298,7 @@ impl SlowPath {
             self.serve_control();
             self.tell_news();
             self.copy_counters();
+            self.show_paths();
             self.follow_addresses();
             self.tend_interfaces();
             self.tend_neighbours();
@@ -557,6 +565,7 @@ impl SlowPath {
             self.idle_again_at,
             self.observation_deadline(),
             self.copy_again_at,
+            self.paths_deadline(),
             retry,
         ];
         let next = deadlines.into_iter().flatten().min()?;

@@ -5,6 +5,7 @@
 //! ([`Directory`]), so that nobody has to be asked.
 
 pub mod directory;
+pub mod paths;
 
 use std::fmt::Write;
 use std::mem::offset_of;
@@ -15,6 +16,7 @@ pub use patronus_sync::Placed;
 use zerocopy::FromBytes;
 
 pub use self::directory::Directory;
+pub use self::paths::PathTable;
 
 macro_rules! named {
     ($(#[$doc:meta])* $vis:vis enum $name:ident { $($(#[$vdoc:meta])* $variant:ident => $text:literal,)* }) => {

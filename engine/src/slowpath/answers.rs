@@ -5,11 +5,12 @@
 use std::fmt::{Display, Write};
 use std::net::IpAddr;
 
-use patronus_crypto::{PeerId, PublicKey};
+use patronus_crypto::{PeerId, PublicKey, Time};
 
 use super::SlowPath;
 use super::core::Peer;
 use crate::control::{Control, Refusals};
+use crate::path::PathName;
 use crate::plan::Via;
 use crate::uapi::{Question, Reply};
 
@@ -36,6 +37,7 @@ impl SlowPath {
             Question::Stats => self.tell_stats(out),
             Question::Peers => self.tell_peers(out),
             Question::Lanes => self.tell_lanes(out),
+            Question::Paths => self.tell_paths(out),
             Question::Routes => self.tell_routes(out),
             Question::Links => self.tell_links(out),
             Question::Memory => self.tell_memory(out),
@@ -147,6 +149,42 @@ impl SlowPath {
                 line(out, "last_handshake", last);
                 line(out, "sent_bytes", traffic.sent_bytes());
                 line(out, "received_bytes", traffic.received_bytes());
+            }
+        }
+    }
+
+    /// What was never measured is not told.
+    fn tell_paths(&self, out: &mut Reply) {
+        let now = self.core.mono();
+        for (base, peer) in self.core.peers().filter(|(id, _)| self.core.is_remote(*id)) {
+            for report in self.core.path_reports(base) {
+                let PathName { local, remote } = report.path;
+                line(out, "path", format_args!("{} {local} {remote}", Hex(peer.key)));
+                line(out, "state", report.state.word());
+                line(out, "why", report.why.word());
+                line(out, "since_ms", now.since(Time(report.since)).as_millis());
+                line(out, "in_use", u8::from(report.in_use));
+                let measured = [
+                    ("mtu", report.mtu.map(u32::from)),
+                    ("interval_us", report.interval),
+                    ("remote_interval_us", report.remote_interval),
+                    ("rtt_us", report.rtt),
+                    ("rtt_min_us", report.rtt_min),
+                    ("jitter_in_us", report.remote_interval.map(|_| report.jitter_in)),
+                    ("jitter_out_us", report.remote_interval.map(|_| report.jitter_out)),
+                ];
+                for (name, value) in measured {
+                    value.into_iter().for_each(|value| line(out, name, value));
+                }
+                line(out, "in_sent", report.in_sent);
+                line(out, "in_received", report.in_received);
+                line(out, "out_sent", report.out_sent);
+                line(out, "out_received", report.out_received);
+                line(out, "sent_bytes", report.sent_bytes);
+                line(out, "received_bytes", report.received_bytes);
+                line(out, "probes_sent", report.probes_sent);
+                line(out, "probes_received", report.probes_received);
+                line(out, "samples", report.samples);
             }
         }
     }

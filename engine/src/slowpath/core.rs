@@ -7,11 +7,13 @@
 //!
 //! * this file: what comes in, and what the protocol asks for
 //! * `news`: what people may want to know of it
+//! * `paths`: what is known of paths to remotes
 //! * `peers`: peers and allowed-ips, as they are configured
 //! * `remotes`: sites of our own, and the lanes towards them
 //! * `ways`: the links, and by which of them a peer is reached
 
 mod news;
+mod paths;
 mod peers;
 mod remotes;
 mod ways;
@@ -24,6 +26,7 @@ use patronus_crypto::{Device, Now, Output, Outputs, PeerId, Random, Time, To};
 use patronus_mem::{Outer, Secret};
 
 pub use self::news::News;
+use self::paths::Said;
 pub use self::peers::{ALLOWED_IPS_MAX, Peer, peer_numbers};
 pub use self::remotes::Lane;
 use self::remotes::Remotes;
@@ -87,6 +90,7 @@ pub struct Core<S> {
     /// Those of them that the workers have let go of.
     departed: Vec<PeerId>,
     news: News,
+    said_of_paths: Said,
     outputs: Outputs,
 }
 
@@ -112,6 +116,7 @@ impl<S: Sockets> Core<S> {
             keeps_numbers: false,
             departed: Vec::new(),
             news: News::default(),
+            said_of_paths: Said::default(),
             outputs: Outputs::default(),
         }
     }
@@ -237,9 +242,10 @@ impl<S: Sockets> Core<S> {
         std::mem::take(&mut self.routes_published)
     }
 
-    /// Works off control messages and handshake messages, as many as belong into a turn. How many of the latter there were.
+    /// Works off control messages, changes of paths and handshake messages, as many as belong into a turn. How many of the latter there were.
     pub fn take_handshakes(&mut self) -> usize {
         self.take_controls();
+        self.take_path_changes();
         for taken in 0..HANDSHAKES_PER_TURN {
             let queued = self.inbox.handshakes.len();
             let Some(message) = self.inbox.handshakes.pop() else {

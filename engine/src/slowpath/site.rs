@@ -156,6 +156,19 @@ impl SlowPath {
                 self.core.make_remote(id);
             }
         }
+        let told = site.told().probing;
+        let probing = self.site.as_ref().map(|before| before.told().probing);
+        if probing != Some(told) {
+            self.core.set_probing(told.into());
+        }
+        if probing.is_some_and(|before| before != told) {
+            changes.push(format!(
+                "probes: every {} ms, every {} ms without traffic, {} a second at most",
+                told.interval_us / 1000,
+                told.idle_us / 1000,
+                told.rate
+            ));
+        }
         self.site = Some(site);
         self.place_fixed();
         self.describe_links();

@@ -14,13 +14,14 @@ use patronus_io::Counter;
 use patronus_sync::{Placed, Segment};
 
 use super::WorkerStats;
+use super::paths::PathTable;
 
 /// Words of an entry.
 const WORDS: usize = size_of::<EntryRecord>() / 8;
 /// Where in an entry its sequence number is.
 const SEQUENCE: usize = 0;
 
-type Head = [AtomicU64; place::DIRECTORY / 8];
+pub(super) type Head = [AtomicU64; place::DIRECTORY / 8];
 type Entries = [[AtomicU64; WORDS]; place::ENTRY_COUNT];
 
 /// The name of a counter, and whether it only grows.
@@ -36,6 +37,8 @@ struct Cell {
 /// The directory, and what is in the segment.
 pub struct Directory {
     segment: Segment,
+    /// Until somebody takes it.
+    paths: Option<PathTable>,
     head: Placed<Head>,
     entries: Placed<Entries>,
     used: usize,
@@ -54,11 +57,13 @@ impl Directory {
         segment.skip_to(place::DIRECTORY);
         let (entries, _) = segment.place::<Entries>()?;
         segment.skip_to(place::COUNTERS);
+        let paths = PathTable::new(head.clone(), segment.split_off(place::PATHS))?;
         for (to, word) in head.iter().zip(RegionRecord::new(STATS_MAGIC).words()) {
             to.store(word, Ordering::Relaxed);
         }
         Some(Directory {
             segment,
+            paths: Some(paths),
             head,
             entries,
             used: 0,
@@ -86,6 +91,11 @@ impl Directory {
             }
         }
         stats
+    }
+
+    /// The table of paths, once.
+    pub fn take_paths(&mut self) -> Option<PathTable> {
+        self.paths.take()
     }
 
     /// What could not be shown for want of room.

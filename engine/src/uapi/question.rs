@@ -11,6 +11,8 @@ pub enum Question {
     Peers,
     /// Each lane of each remote: `lane=KEY LOCAL REMOTE NUMBER` (link, link, number on that path).
     Lanes,
+    /// Each path to each remote: `path=KEY LOCAL REMOTE` (link, link).
+    Paths,
     /// Each prefix that is routed by: `route=PREFIX`, `dynamic=1` if the configuration has none with it, then a `via=` for each next hop.
     Routes,
     /// Each WAN link: `link=PLACE`, from 0.
@@ -20,10 +22,11 @@ pub enum Question {
 }
 
 impl Question {
-    const ALL: [(&'static [u8], Question); 6] = [
+    const ALL: [(&'static [u8], Question); 7] = [
         (b"stats", Question::Stats),
         (b"peers", Question::Peers),
         (b"lanes", Question::Lanes),
+        (b"paths", Question::Paths),
         (b"routes", Question::Routes),
         (b"links", Question::Links),
         (b"memory", Question::Memory),

@@ -73,6 +73,7 @@ impl<T: Default> Default for Placed<T> {
 pub struct Segment {
     mapping: Arc<Mapping>,
     next: usize,
+    end: usize,
 }
 
 impl Segment {
@@ -82,6 +83,7 @@ impl Segment {
         let segment = Segment {
             mapping: Arc::new(mapping),
             next: 0,
+            end: len,
         };
         Ok((segment, fd))
     }
@@ -92,10 +94,14 @@ impl Segment {
     pub fn place<T: FromBytes + Sync + 'static>(&mut self) -> Option<(Placed<T>, usize)> {
         const { assert!(align_of::<T>() <= 4096 && size_of::<T>() > 0) };
         let at = self.next.checked_next_multiple_of(align_of::<T>())?;
-        let place = self.mapping.place(at, size_of::<T>())?;
-        self.next = at + size_of::<T>();
+        let next = at.checked_add(size_of::<T>())?;
+        let place = self
+            .mapping
+            .place(at, size_of::<T>())
+            .filter(|_| next <= self.end)?;
+        self.next = next;
         // Zeros are a value of the type (`FromBytes`), aligned as it has to be, since the mapping begins with a page; the bytes are given to nobody else, in this
-        // process or another: they lie behind what was given before, and the file cannot be mapped to write any more.
+        // process or another: they lie behind what was given before and before what was split off, and the file cannot be mapped to write any more.
         let placed = Placed {
             at: place.cast(),
             _keeper: Keeper::Segment {
@@ -105,8 +111,18 @@ impl Segment {
         Some((placed, at))
     }
 
+    /// What is from this place on, as a segment of its own. Of this one the rest stays.
+    pub fn split_off(&mut self, at: usize) -> Segment {
+        let at = at.clamp(self.next, self.end);
+        Segment {
+            mapping: Arc::clone(&self.mapping),
+            next: at,
+            end: std::mem::replace(&mut self.end, at),
+        }
+    }
+
     /// Leaves out what is before this place, if anything is left of that.
     pub fn skip_to(&mut self, at: usize) {
-        self.next = self.next.max(at);
+        self.next = self.next.max(at).min(self.end);
     }
 }

@@ -83,6 +83,17 @@ fn placed_values_have_places_of_their_own() {
     second.store(9, Ordering::Relaxed);
     assert_eq!(reader.load(1000, Ordering::Relaxed), 9);
     assert!(segment.place::<[AtomicU64; LEN / 8]>().is_none());
+    let mut rest = segment.split_off(2000);
+    let (third, at) = rest.place::<AtomicU64>().unwrap();
+    assert_eq!(at, 2000);
+    third.store(11, Ordering::Relaxed);
+    assert!(
+        segment.place::<[AtomicU64; 125]>().is_none(),
+        "not beyond what was split off"
+    );
+    let (_, at) = segment.place::<[AtomicU64; 124]>().unwrap();
+    assert_eq!((at, reader.load(2000, Ordering::Relaxed)), (1008, 11));
+    assert!(segment.place::<AtomicU64>().is_none());
     let copy = second.clone();
     drop((segment, second, first));
     assert_eq!(copy.load(Ordering::Relaxed), 9, "kept by who holds it");

@@ -15,6 +15,7 @@ use patronus_engine::crew::Crew;
 use patronus_engine::fib::{self, FibWriterV4, FibWriterV6, Group};
 use patronus_engine::flow::HashKeys;
 use patronus_engine::log::{Level, Log};
+use patronus_engine::probe::Probing;
 use patronus_engine::route::{Router, Rules};
 use patronus_engine::slowpath::{Core, CoreParts, Sockets, Workers, peer_numbers};
 use patronus_engine::snapshot::{self, Exit, Hop, Snapshot};
@@ -61,6 +62,8 @@ pub struct SitePlan {
     pub peers: usize,
     /// Handshake messages that may wait for its slow path.
     pub handshakes: usize,
+    /// How often paths are probed.
+    pub probing: Probing,
 }
 
 /// What a site is told about a peer.
@@ -289,6 +292,7 @@ impl Site {
             links: plan.links,
         });
         core.set_private_key(Some(key));
+        core.set_probing(plan.probing);
         let mut site = Site {
             plan: plan.clone(),
             core,
@@ -550,6 +554,11 @@ impl Site {
         moved + self.counts.notices + self.counts.handshakes + 1_000_003 * queued as u64
     }
 
+    /// When a worker has something to do that nobody wakes it for.
+    pub fn worker_deadline(&self) -> Option<Time> {
+        self.workers.iter().filter_map(Worker::next_deadline).min()
+    }
+
     fn stage(&self, stage: Stage) -> u64 {
         let of = |worker: &Worker| worker.stats().stage(stage).packets.get();
         self.workers.iter().map(of).sum()
@@ -606,8 +615,8 @@ impl Site {
         let stats = self.workers.iter().map(Worker::stats);
         let (controls_out, controls_in) = stats.fold((0, 0), |(sent, received), stats| {
             (
-                sent + stats.controls_sent.get(),
-                received + stats.controls_received.get(),
+                sent + stats.controls_sent.get() + stats.probes_sent.get(),
+                received + stats.controls_received.get() + stats.probes_received.get(),
             )
         });
         let stats = self.workers.iter().map(Worker::stats);

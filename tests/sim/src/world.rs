@@ -10,6 +10,7 @@ use std::sync::Mutex;
 use patronus_crypto::messages::{self, DataHeader, Kind};
 use patronus_crypto::{Duration, LinkId, PublicKey, Random, Time};
 use patronus_engine::channel::HANDSHAKE_QUEUE;
+use patronus_engine::probe::Probing;
 use patronus_engine::remote::message::LinkInfo;
 use patronus_engine::stats::DropReason;
 use patronus_mem::{Arena, ArenaConfig, FrameCache};
@@ -35,6 +36,12 @@ const FORGOTTEN: Duration = Duration::from_secs(3 * 180 + 120);
 /// After so long without traffic no session is used that was made in bad weather. Its two ends may be of different age, by as much as a stall, and
 /// what is sent by the younger one in its last moments is lost: REJECT_AFTER_TIME, the longest stall, and a little.
 const OUTDATED: Duration = Duration::from_secs(180 + 20 + 10);
+/// How often paths are probed: a run has so much time in it that more would be most of what happens.
+const PROBING: Probing = Probing {
+    interval: Duration::from_secs(1),
+    idle: Duration::from_secs(5),
+    rate: 1000,
+};
 /// Packets of each flow that must arrive after the recovery, all of them.
 const PROOF: usize = 40;
 
@@ -128,6 +135,7 @@ impl World {
                 // A site that cannot have all its lanes at times.
                 peers: rng.one_of(&[8, 128]),
                 handshakes: HANDSHAKE_QUEUE,
+                probing: PROBING,
             };
             plan.bound = plan.links > 1 || kind.lanes;
             sites.push(Site::start(
@@ -576,8 +584,14 @@ impl World {
             .iter()
             .filter(|site| site.stalled[site.workers.len()] <= self.now);
         let deadlines = slow.filter_map(|site| site.core.next_deadline());
+        let workers = self
+            .sites
+            .iter()
+            .flat_map(|site| site.workers.iter().zip(&site.stalled));
+        let awake = workers.filter(|(_, stalled)| **stalled <= self.now);
+        let probes = awake.filter_map(|(worker, _)| worker.next_deadline());
         let stalls = self.sites.iter().flat_map(|site| site.stalled.iter().copied());
-        let all = arrival.into_iter().chain(deadlines).chain(stalls);
+        let all = arrival.into_iter().chain(deadlines).chain(stalls).chain(probes);
         all.filter(|at| *at > self.now).min()
     }
 

@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use patronus_crypto::messages::{self, Kind};
 use patronus_crypto::{Duration, LinkId, Refusal, Time};
 use patronus_engine::channel::{CONTROL_QUEUE, HANDSHAKE_QUEUE, NOTICE_QUEUE};
+use patronus_engine::probe::Probing;
 use patronus_engine::remote::message::LinkInfo;
 use patronus_engine::stats::DropReason;
 use patronus_mem::{Arena, ArenaConfig, FrameCache};
@@ -105,6 +106,7 @@ impl Fleet {
             // A hub of two workers has two lanes to each site.
             peers: if is_hub { 2 * SITES } else { 2 },
             handshakes: if is_hub { HANDSHAKE_QUEUE } else { 16 },
+            probing: Probing::default(),
         };
         let arena = match is_hub {
             true => self.frames.arena(),
@@ -169,7 +171,14 @@ impl Fleet {
         let mut busy: Vec<bool> = self
             .sites
             .iter()
-            .map(|site| site.core.next_deadline().is_some_and(|at| at <= self.now))
+            .map(|site| {
+                let due = site
+                    .core
+                    .next_deadline()
+                    .into_iter()
+                    .chain(site.worker_deadline());
+                due.min().is_some_and(|at| at <= self.now)
+            })
             .collect();
         while self.land(&mut busy) {
             self.work(HUB);

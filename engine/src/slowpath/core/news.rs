@@ -22,7 +22,7 @@ pub struct News {
 }
 
 impl News {
-    fn add(&mut self, event: Event) {
+    pub(super) fn add(&mut self, event: Event) {
         match self.events.len() < NEWS_MAX {
             true => self.events.push(event),
             false => self.lost += 1,

@@ -10,7 +10,7 @@ use patronus_mem::Outer;
 use super::{Core, Peer, Sockets};
 use crate::channel::{Command, ControlMessage};
 use crate::path::{PATHS_MAX, PathBoard, PathLanes, PathName, Paths};
-use crate::probe::{PathChange, ProbeSet, ProbedPath};
+use crate::probe::{ProbeSet, ProbedPath};
 use crate::remote::known::KnownRemotes;
 use crate::remote::message::{BootId, Control, LinkInfo};
 use crate::remote::{Action, LanePlan, Own, Remote, hello};
@@ -266,6 +266,11 @@ impl<S: Sockets> Core<S> {
         self.remotes.to_ask.push(base);
     }
 
+    /// No path to a remote is up: its base session asks whether it is there. It may have been started anew, and knows nothing of lanes.
+    pub(super) fn ask_remote(&mut self, base: PeerId) {
+        self.remotes.to_ask.push(base);
+    }
+
     /// Asks the remotes on whose lanes nothing was heard whether they are there.
     fn ask_remotes(&mut self) {
         for base in std::mem::take(&mut self.remotes.to_ask) {
@@ -486,6 +491,9 @@ impl<S: Sockets> Core<S> {
             let paths = Paths::new(Arc::clone(&board), each, LANES_MAX);
             Command::Paths(base, Box::new(paths))
         });
+        if let Some(before) = before {
+            self.note_gone_paths(base, &before, &board);
+        }
         let set = self.probe_set(Arc::clone(&board), &paths);
         self.workers.tell(PROBER, Command::Probe(base, Box::new(set)));
         if !paths.is_empty() {
@@ -519,9 +527,14 @@ impl<S: Sockets> Core<S> {
         ProbeSet::new(board, probed.into(), random)
     }
 
-    /// Changes of paths that nobody has been told of.
-    pub fn take_path_change(&mut self) -> Option<PathChange> {
-        self.inbox.paths.pop()
+    /// Whether there are paths to any remote.
+    pub fn has_paths(&self) -> bool {
+        !self.remotes.boards.is_empty()
+    }
+
+    /// The first remote from this one on to which there are paths.
+    pub fn next_with_paths(&self, from: PeerId) -> Option<PeerId> {
+        self.remotes.boards.range(from..).next().map(|(base, _)| *base)
     }
 
     /// The way of an initiation for a lane: by its own link, to where the remote's link is, and by the other address family the next time.

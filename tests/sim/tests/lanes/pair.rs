@@ -10,6 +10,7 @@ use patronus_crypto::messages::{self, Kind as Message};
 use patronus_crypto::{Duration, LinkId, PeerId, Tag as LaneTag, Time};
 use patronus_engine::channel::HANDSHAKE_QUEUE;
 use patronus_engine::log::{Level, Log};
+use patronus_engine::probe::Probing;
 use patronus_engine::remote::message::LinkInfo;
 use patronus_mem::{Arena, ArenaConfig, FrameCache};
 use patronus_sim::START;
@@ -42,6 +43,8 @@ pub struct Kind {
     pub remote: bool,
     /// Peers that it may have.
     pub peers: usize,
+    /// How often it probes paths.
+    pub probing: Probing,
 }
 
 pub fn kind(workers: usize, links: usize) -> Kind {
@@ -50,6 +53,10 @@ pub fn kind(workers: usize, links: usize) -> Kind {
         links: (0..links).map(|link| (link as u8, false)).collect(),
         remote: true,
         peers: 64,
+        probing: Probing {
+            interval: ms(500),
+            ..Probing::default()
+        },
     }
 }
 
@@ -137,6 +144,7 @@ impl Pair {
             bound: true,
             peers: kind.peers,
             handshakes: HANDSHAKE_QUEUE,
+            probing: kind.probing,
         };
         let rng = Seeded(self.starts);
         let key = private_key(7, number);
@@ -213,7 +221,8 @@ impl Pair {
             self.settle();
             let landing = self.flying.iter().map(|(at, ..)| *at).min();
             let deadlines = self.sites.iter().filter_map(|site| site.core.next_deadline());
-            let next = landing.into_iter().chain(deadlines).min();
+            let probes = self.sites.iter().filter_map(Site::worker_deadline);
+            let next = landing.into_iter().chain(deadlines).chain(probes).min();
             match next.filter(|next| *next <= end) {
                 Some(next) => self.now = self.now.max(next),
                 None => break,
@@ -371,4 +380,14 @@ pub fn listen() -> (Log, UnixDatagram) {
     log.add_system_log(&path);
     std::fs::remove_file(&path).unwrap();
     (log, ear)
+}
+
+/// What people were told since the last call.
+pub fn hear(ear: &UnixDatagram) -> Vec<String> {
+    let mut line = [0; 300];
+    let lines = std::iter::from_fn(|| {
+        let len = ear.recv(&mut line).ok()?;
+        Some(String::from_utf8_lossy(&line[..len]).into_owned())
+    });
+    lines.collect()
 }
