@@ -362,7 +362,7 @@ impl Search {
 fn ladder(low: Option<Place>, high: Place) -> ArrayVec<Place, LADDER> {
     let smallest = low.map_or(0, |low| low + 1);
     let span = usize::from(high - smallest).saturating_sub(1);
-    let steps = span.min(LADDER - 1).max(1);
+    let steps = span.clamp(1, LADDER - 1);
     let down = (0..=span.min(LADDER - 1)).map(|step| high - 1 - (span * step / steps) as Place);
     down.collect()
 }

@@ -444,7 +444,7 @@ pub struct Net {
     /// Keep copies of datagrams in `log`; off for long runs.
     pub logging: bool,
     clock: Arc<AtomicU64>,
-    frames: FrameCache,
+    pub frames: FrameCache,
     /// Receiver's address, index and counter of every data message: a pair of key and nonce.
     nonces: HashSet<(SocketAddr, u32, u64)>,
     finished: bool,

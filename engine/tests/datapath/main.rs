@@ -8,6 +8,7 @@ mod encap;
 mod endpoint;
 mod hostile;
 mod icmp;
+mod mtu;
 mod removal;
 mod session;
 mod simulation;
