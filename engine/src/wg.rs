@@ -22,6 +22,7 @@ use std::sync::Arc;
 
 use patronus_crypto::aead::Aead;
 use patronus_crypto::keypair::Keypair;
+use patronus_crypto::messages::DATA_MIN;
 use patronus_crypto::{PeerId, Time};
 use patronus_mem::{BURST_MAX, FrameCache, Outer, PktBuf, SMALL_MAX};
 
@@ -37,6 +38,7 @@ use crate::icmp::Icmp;
 use crate::observe::{Observing, View};
 use crate::path::Paths;
 use crate::probe::{PathChange, ProbeSet, Prober};
+use crate::remote::message::Size;
 use crate::snapshot::MTU_MIN;
 use crate::stats::{DropReason, WorkerStats};
 use crate::steer::{self, Manners};
@@ -96,6 +98,9 @@ impl Context<'_> {
 /// So many small frames there are for a jumbo frame.
 pub const JUMBO_SHARE: usize = 32;
 
+/// The largest size that fits a UDP datagram over IPv4, sealed.
+const SIZE_MAX: usize = 65_535 - 20 - 8 - DATA_MIN;
+
 /// One worker's WireGuard state.
 pub struct Wg {
     aead: &'static dyn Aead,
@@ -109,6 +114,8 @@ pub struct Wg {
     manners: Manners,
     /// The second ones of packets that go twice, which leave behind the burst of the first ones.
     copies: Outgoing,
+    /// Acknowledgements of sizes that are to be sent, and in which lanes.
+    size_acks: ArrayVec<(PeerId, Size), BURST_MAX>,
     /// Remotes for whose base session packets wait that could leave by a lane by now.
     unblocked: ArrayVec<PeerId, BURST_MAX>,
     mtu: usize,
@@ -128,7 +135,7 @@ impl Wg {
     /// A worker without peers. At most `staged_limit` packets of all peers together wait for sessions, and a
     /// [`JUMBO_SHARE`]th of that in jumbo frames, so that those of silent peers cannot take every frame.
     pub fn new(aead: &'static dyn Aead, max_peers: usize, mtu: usize, staged_limit: usize) -> Self {
-        Wg {
+        let mut wg = Wg {
             aead,
             routes: Arc::new(AllowedIps::default()),
             peers: (0..max_peers).map(|_| None).collect(),
@@ -137,6 +144,7 @@ impl Wg {
             prober: Prober::default(),
             manners: Manners::default(),
             copies: Outgoing::default(),
+            size_acks: ArrayVec::new(),
             unblocked: ArrayVec::new(),
             mtu,
             routed: false,
@@ -145,7 +153,9 @@ impl Wg {
             staged_jumbos: 0,
             staged_limit,
             icmp: Icmp::default(),
-        }
+        };
+        wg.set_mtu(Time(0), mtu);
+        wg
     }
 
     /// Packets that wait for sessions.
@@ -396,8 +406,9 @@ impl Wg {
     }
 
     /// The TUN's MTU changed.
-    pub fn set_mtu(&mut self, mtu: usize) {
+    pub fn set_mtu(&mut self, now: Time, mtu: usize) {
         self.mtu = mtu;
+        self.prober.set_mtu_max(now, mtu.min(SIZE_MAX) as u16);
     }
 }
 
