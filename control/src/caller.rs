@@ -33,10 +33,13 @@ impl Caller {
 
     /// Whether he may order that.
     pub fn may(&self, order: &Order) -> Result<(), Failure> {
-        if self.is_administrator || !order.changes() {
+        if self.is_administrator || !order.takes_administrator() {
             return Ok(());
         }
-        let said = format!("user {} may look and not change anything", self.uid);
+        let said = match order.changes() {
+            true => format!("user {} may look and not change anything", self.uid),
+            false => format!("user {} may not see that", self.uid),
+        };
         Err(Failure::new(Code::NotAllowed, said).hint(
             "run this as root, or become a member of the administrators' group (`admin_group` in [control])",
         ))

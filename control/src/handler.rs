@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use patronus_config::diff;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::known::Board;
@@ -28,6 +29,16 @@ impl Answerer {
             desk,
             uapi_dir: uapi_dir.to_owned(),
         }
+    }
+
+    /// What a viewer of this moment says.
+    fn view<T: Serialize>(
+        &self,
+        of: impl FnOnce(&Viewer<'_>) -> Result<T, Failure>,
+    ) -> Result<Value, Failure> {
+        let known = self.board.get();
+        let said = of(&Viewer::new(&known, &self.uapi_dir)?)?;
+        serde_json::to_value(said).map_err(|error| Failure::new(Code::System, error.to_string()))
     }
 
     /// The difference between what is in force and this text, or the site's file.
@@ -60,6 +71,16 @@ impl Handler for Answerer {
         match order {
             Order::Show { what } => Viewer::new(&self.board.get(), &self.uapi_dir)?.show(what),
             Order::Plan { text } => self.plan(text.as_deref()),
+            Order::Why { remote, class } => {
+                self.view(|viewer| viewer.why(remote.as_deref(), class.as_deref()))
+            }
+            Order::WhyFlow(flow) => self.view(|viewer| viewer.why_flow(&flow)),
+            Order::Decisions {
+                remote,
+                class,
+                after,
+                count,
+            } => self.view(|viewer| viewer.decisions(remote.as_deref(), class.as_deref(), after, count)),
             order => self.desk.order(order),
         }
     }

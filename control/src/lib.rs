@@ -2,7 +2,7 @@
 //!
 //! * [`control`]: the main thread, with [`engine`], [`site_file`], [`confirmation`]
 //! * [`message`], [`frame`], [`client`], [`server`], [`caller`], [`handler`], [`wake`]: the control socket
-//! * [`view`], [`why`], [`answers`], [`known`]: what is shown
+//! * [`view`], [`why`], [`explain`], [`answers`], [`known`]: what is shown
 //! * [`quality`], [`paths`], [`decisions`]: how good paths are, by which of them each class goes, and why
 //! * [`metrics`], [`http`]: Prometheus; [`notify`]: systemd
 //!
@@ -17,6 +17,7 @@ pub mod confirmation;
 pub mod control;
 pub mod decisions;
 pub mod engine;
+pub mod explain;
 pub mod frame;
 pub mod handler;
 pub mod history;

@@ -5,6 +5,7 @@
 //! Plain values, used by both ends.
 
 use std::fmt;
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -48,10 +49,57 @@ pub enum Order {
         #[serde(default)]
         restart: bool,
     },
+    /// By which paths flows of a class go to a remote, and why.
+    Why {
+        /// Its name or key; None: every one.
+        #[serde(default)]
+        remote: Option<String>,
+        /// The name of the class; None: every one.
+        #[serde(default)]
+        class: Option<String>,
+    },
+    /// What becomes of a flow, and why.
+    WhyFlow(Flow),
+    /// What was decided lately.
+    Decisions {
+        /// For the remote of this name or key only.
+        #[serde(default)]
+        remote: Option<String>,
+        /// For the class of this name only, and of paths as such.
+        #[serde(default)]
+        class: Option<String>,
+        /// With higher numbers than this one only.
+        #[serde(default)]
+        after: u64,
+        /// The last so many; None: as many as usual.
+        #[serde(default)]
+        count: Option<usize>,
+    },
     /// Keep what was applied.
     Confirm,
     /// Go back to what was in force before what was applied and is not confirmed.
     Rollback,
+}
+
+/// A flow, as far as it is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Flow {
+    /// Where its packets come from.
+    pub src: IpAddr,
+    /// Where they go to.
+    pub dst: IpAddr,
+    /// IP protocol.
+    #[serde(default)]
+    pub protocol: Option<u8>,
+    /// Source port of UDP or TCP.
+    #[serde(default)]
+    pub src_port: Option<u16>,
+    /// Destination port.
+    #[serde(default)]
+    pub dst_port: Option<u16>,
+    /// DSCP (RFC 2474).
+    #[serde(default)]
+    pub dscp: Option<u8>,
 }
 
 /// What can be shown.
@@ -82,11 +130,13 @@ pub enum Topic {
     Memory,
     /// What has happened lately: sessions, endpoints, links, paths.
     Events,
+    /// What was measured of paths, over 1, 10 and 60 seconds.
+    Quality,
 }
 
 impl Topic {
     /// All of them.
-    pub const ALL: [Topic; 12] = [
+    pub const ALL: [Topic; 13] = [
         Topic::Summary,
         Topic::Peers,
         Topic::Remotes,
@@ -99,6 +149,7 @@ impl Topic {
         Topic::Stages,
         Topic::Memory,
         Topic::Events,
+        Topic::Quality,
     ];
 
     /// The word for it.
@@ -116,6 +167,7 @@ impl Topic {
             Topic::Stages => "stages",
             Topic::Memory => "memory",
             Topic::Events => "events",
+            Topic::Quality => "quality",
         }
     }
 }
@@ -203,10 +255,19 @@ impl fmt::Display for Failure {
 impl std::error::Error for Failure {}
 
 impl Order {
-    /// Whether only administrators may: everything that changes something.
+    /// Whether only administrators may: whatever changes something, and the log of decisions.
+    pub fn takes_administrator(&self) -> bool {
+        self.changes() || matches!(self, Order::Decisions { .. })
+    }
+
+    /// Whether it changes something.
     pub fn changes(&self) -> bool {
         match self {
-            Order::Show { .. } | Order::Plan { .. } => false,
+            Order::Show { .. }
+            | Order::Plan { .. }
+            | Order::Why { .. }
+            | Order::WhyFlow(_)
+            | Order::Decisions { .. } => false,
             Order::Apply { .. } | Order::Confirm | Order::Rollback => true,
         }
     }

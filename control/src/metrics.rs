@@ -9,8 +9,13 @@ use std::collections::BTreeMap;
 use std::fmt::{Display, Write as _};
 use std::path::Path;
 
+use patronus_abi::channel::{PathName, PathReport, PathState};
+
+use crate::decisions::{part, seconds};
+use crate::history::boot_time;
 use crate::known::Known;
 use crate::message::Topic;
+use crate::quality::window::{Counted, EachWay, Summary};
 use crate::view::{Peer, Viewer};
 
 /// The page, as it is now.
@@ -55,7 +60,21 @@ pub fn page(known: &Known, uapi_dir: &Path) -> String {
         }));
     }
     page.tunnels(known, uapi_dir);
+    page.paths(known, uapi_dir);
+    page.one(
+        "patronus_decisions_unwritten_total",
+        "counter",
+        "Decisions that were not written to disk because it was too slow.",
+        known.decisions.unwritten(),
+    );
     page.text
+}
+
+/// What is told of a path.
+struct PathValues {
+    labels: String,
+    report: PathReport,
+    lately: Summary,
 }
 
 /// Metrics of one name.
@@ -146,6 +165,134 @@ impl Page {
             &|peer| u64::from(peer.state == "up"),
         );
     }
+}
+
+impl Page {
+    /// Paths to remotes. What was not measured in the last ten seconds has no line.
+    fn paths(&mut self, known: &Known, uapi_dir: &Path) {
+        let Ok(viewer) = Viewer::new(known, uapi_dir) else {
+            return;
+        };
+        let now = boot_time();
+        let paths = viewer.each_path(|_, _, path, called| PathValues {
+            labels: path_labels(called, path.report.path),
+            report: path.report,
+            lately: path.window.summary(now, 10),
+        });
+        if paths.is_empty() {
+            return;
+        }
+        let help = "Whether both sides hear each other.";
+        self.each("patronus_path_up", "gauge", help, &paths, |path, line| {
+            line("", f64::from(u8::from(path.report.state == PathState::Up)));
+        });
+        let help = "Round trip of the last 10 seconds.";
+        self.each(
+            "patronus_path_rtt_seconds",
+            "gauge",
+            help,
+            &paths,
+            |path, line| {
+                let of = &path.lately;
+                for (quantile, rtt) in [("0.5", of.p50), ("0.95", of.p95), ("0.99", of.p99)] {
+                    if let Some(rtt) = rtt {
+                        line(&format!("quantile=\"{quantile}\""), seconds(rtt));
+                    }
+                }
+            },
+        );
+        let help = "Jitter (RFC 3550) of the last 10 seconds.";
+        self.each(
+            "patronus_path_jitter_seconds",
+            "gauge",
+            help,
+            &paths,
+            |path, line| {
+                for (way, jitter) in ways(path.lately.jitter) {
+                    jitter.into_iter().for_each(|jitter| line(way, seconds(jitter)));
+                }
+            },
+        );
+        let help = "Part of the packets of the last 10 seconds that was lost.";
+        self.each("patronus_path_loss_ratio", "gauge", help, &paths, |path, line| {
+            for (way, packets) in ways(path.lately.packets) {
+                let ppm = packets.and_then(Counted::ppm);
+                ppm.into_iter().for_each(|ppm| line(way, part(ppm)));
+            }
+        });
+        let help = "Bytes of datagrams.";
+        self.each(
+            "patronus_path_bytes_total",
+            "counter",
+            help,
+            &paths,
+            |path, line| {
+                line(IN, path.report.received_bytes as f64);
+                line(OUT, path.report.sent_bytes as f64);
+            },
+        );
+        let help = "Packets that one side sent, as far as the other has told; see patronus_path_packets_received_total.";
+        self.each(
+            "patronus_path_packets_sent_total",
+            "counter",
+            help,
+            &paths,
+            |path, line| {
+                line(IN, path.report.in_sent as f64);
+                line(OUT, path.report.out_sent as f64);
+            },
+        );
+        let help = "Those that had arrived by then: the difference was lost.";
+        self.each(
+            "patronus_path_packets_received_total",
+            "counter",
+            help,
+            &paths,
+            |path, line| {
+                line(IN, path.report.in_received as f64);
+                line(OUT, path.report.out_received as f64);
+            },
+        );
+        let help = "The largest inner packet that is known to pass.";
+        self.each("patronus_path_mtu_bytes", "gauge", help, &paths, |path, line| {
+            path.report.mtu.into_iter().for_each(|mtu| line("", mtu.into()));
+        });
+    }
+
+    /// A family with what `of` has to say of each path: labels beside the path's own, and a value.
+    fn each(
+        &mut self,
+        name: &str,
+        kind: &str,
+        help: &str,
+        paths: &[PathValues],
+        of: impl Fn(&PathValues, &mut dyn FnMut(&str, f64)),
+    ) {
+        self.head(name, kind, help);
+        for path in paths {
+            let mut line = |labels: &str, value: f64| {
+                let comma = if labels.is_empty() { "" } else { "," };
+                let _ = writeln!(self.text, "{name}{{{}{comma}{labels}}} {value}", path.labels);
+            };
+            of(path, &mut line);
+        }
+    }
+}
+
+/// Towards us, and towards the remote.
+const IN: &str = "direction=\"in\"";
+const OUT: &str = "direction=\"out\"";
+
+fn ways<T>(each: EachWay<T>) -> [(&'static str, T); 2] {
+    [(IN, each.inward), (OUT, each.outward)]
+}
+
+fn path_labels(remote: &str, path: PathName) -> String {
+    let (local, far) = (path.local, path.remote);
+    format!(
+        "remote=\"{}\",local_link=\"{local}\",remote_link=\"{far}\"",
+        quoted(remote)
+    )
 }
 
 fn is_name(name: &str) -> bool {

@@ -228,10 +228,10 @@ impl Quality {
                 continue;
             }
             for (number, (seat, class)) in remote.judges.iter_mut().zip(&self.wanted.classes).enumerate() {
-                let paths = seat.judge.ranked(class.mode);
-                if paths == seat.ordered {
+                if seat.judge.ranked(class.mode).eq(seat.ordered.iter().copied()) {
                     continue;
                 }
+                let paths: Vec<Ranked> = seat.judge.ranked(class.mode).collect();
                 let order = Order {
                     remote: *key,
                     class: number as u8,
@@ -253,6 +253,11 @@ impl Quality {
     /// What is known of the paths to one of them.
     pub fn remote(&self, key: &[u8; 32]) -> Option<&Remote> {
         self.remotes.get(key)
+    }
+
+    /// What the configuration says of our link of this number.
+    pub fn link(&self, number: u8) -> Links {
+        self.wanted.links[usize::from(number) % LINKS]
     }
 
     /// The classes by their numbers.

@@ -2,6 +2,8 @@
 //!
 //! Called on the threads of connections. The engine is asked anew each time; nothing here waits for the main thread.
 
+mod quality;
+
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -18,6 +20,8 @@ use crate::history::{self, Happened};
 use crate::known::Known;
 use crate::message::{Code, Failure, Topic};
 use crate::why::{self, Device, State, Tunnel};
+
+pub use quality::{HISTORY, Health, Measured, Window};
 
 /// The whole in a few lines.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -93,7 +97,7 @@ pub struct Lane {
 }
 
 /// A path to a remote: the sum of its lanes.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct RemotePath {
     /// The remote's name or key.
     pub remote: String,
@@ -109,6 +113,12 @@ pub struct RemotePath {
     pub sent_bytes: u64,
     /// Bytes received.
     pub received_bytes: u64,
+    /// How it is; none: the engine has not said anything of it yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<Health>,
+    /// What was measured in the last ten seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lately: Option<Window>,
 }
 
 /// A prefix.
@@ -232,7 +242,7 @@ impl<'a> Viewer<'a> {
                 serde_json::to_value(remotes.collect::<Vec<_>>())
             }
             Topic::Lanes => serde_json::to_value(self.lanes()?),
-            Topic::Paths => serde_json::to_value(paths(self.lanes()?)),
+            Topic::Paths => serde_json::to_value(self.with_quality(paths(self.lanes()?))),
             Topic::Routes => serde_json::to_value(self.routes()?),
             Topic::Links => serde_json::to_value(self.links()?),
             Topic::Ports => serde_json::to_value(ports(&self.ask("stats")?)),
@@ -240,6 +250,7 @@ impl<'a> Viewer<'a> {
             Topic::Stages => serde_json::to_value(stages(&self.ask("stats")?)),
             Topic::Memory => serde_json::to_value(self.memory()?),
             Topic::Events => serde_json::to_value(self.events()),
+            Topic::Quality => serde_json::to_value(self.quality()),
         };
         value.map_err(|error| Failure::new(Code::System, error.to_string()))
     }
@@ -496,6 +507,7 @@ fn paths(lanes: Vec<Lane>) -> Vec<RemotePath> {
                     lanes_up: 0,
                     sent_bytes: 0,
                     received_bytes: 0,
+                    ..RemotePath::default()
                 });
                 paths.last_mut().expect("pushed")
             }

@@ -234,17 +234,16 @@ impl Judge {
     }
 
     /// What the engine is to be told.
-    pub fn ranked(&self, mode: Mode) -> Vec<Ranked> {
-        let grade = |entry: &Entry| match (entry.is_good(), mode) {
+    pub fn ranked(&self, mode: Mode) -> impl Iterator<Item = Ranked> {
+        let grade = move |entry: &Entry| match (entry.is_good(), mode) {
             (false, _) => 0,
             (true, Mode::Weighted) => entry.links.weight.max(1),
             (true, _) => GOOD,
         };
-        let ranked = self.order().map(|entry| Ranked {
+        self.order().map(move |entry| Ranked {
             path: entry.path,
             grade: grade(entry),
-        });
-        ranked.collect()
+        })
     }
 
     /// The paths in their order.

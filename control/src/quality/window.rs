@@ -192,6 +192,9 @@ pub struct Window {
     seconds: VecDeque<Second>,
     /// The median of the ten seconds before this one.
     rtt_ten: Option<u32>,
+    /// Bytes in the last whole second, and what the counters said when this one began.
+    rate: EachWay<Option<u64>>,
+    bytes: Option<(u32, EachWay<u64>)>,
 }
 
 impl Window {
@@ -202,6 +205,7 @@ impl Window {
         self.begin(now);
         self.take_round_trips(now, report, is_apart);
         let packets = self.take_packets(report, is_apart);
+        self.take_bytes(tenth_of(now) / 10, report);
         let is_new = report.probes_received != self.probes_received;
         self.probes_received = report.probes_received;
         let jitter = EachWay {
@@ -294,6 +298,32 @@ impl Window {
             true => EachWay::default(),
             false => packets,
         }
+    }
+
+    fn take_bytes(&mut self, second: u32, report: &PathReport) {
+        let now = EachWay {
+            inward: report.received_bytes,
+            outward: report.sent_bytes,
+        };
+        let Some((at, before)) = self.bytes else {
+            self.bytes = Some((second, now));
+            return;
+        };
+        if at == second {
+            return;
+        }
+        let seconds = u64::from(second.saturating_sub(at));
+        let rate = |now: u64, before: u64| now.checked_sub(before)?.checked_div(seconds);
+        self.rate = EachWay {
+            inward: rate(now.inward, before.inward),
+            outward: rate(now.outward, before.outward),
+        };
+        self.bytes = Some((second, now));
+    }
+
+    /// Bytes a second, of the last whole second.
+    pub fn rate(&self) -> EachWay<Option<u64>> {
+        self.rate
     }
 
     /// What the judge asks.

@@ -51,10 +51,7 @@ fn paths<'a>(measured: &'a [Measured], costs: &[u16]) -> Vec<Now<'a>> {
 
 fn order(judge: &Judge, mode: Mode) -> Vec<(u8, u8)> {
     let ranked = judge.ranked(mode);
-    ranked
-        .iter()
-        .map(|ranked| (ranked.path.local, ranked.grade))
-        .collect()
+    ranked.map(|ranked| (ranked.path.local, ranked.grade)).collect()
 }
 
 #[test]
@@ -239,7 +236,7 @@ proptest! {
             let expected: Vec<PathName> = paths.iter().map(|path| path.path).collect();
             prop_assert_eq!(names, expected);
             // What control takes for the first is what the engine makes of its order.
-            let ranked = judge.ranked(mode);
+            let ranked: Vec<Ranked> = judge.ranked(mode).collect();
             let is_up = |path: PathName| paths.iter().any(|now| now.path == path && now.state == PathState::Up);
             let up = || ranked.iter().filter(|ranked| is_up(ranked.path));
             let engine = up().find(|ranked| ranked.grade > 0).or_else(|| up().next());

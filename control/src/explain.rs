@@ -1,0 +1,345 @@
+//! Why a class goes by a path, why not by the others, and what becomes of a flow.
+//!
+//! Called on the threads of connections. What is said of paths is what their judges have decided by; nothing is judged anew here. A flow is followed by the policies of the site in
+//! force and the engine's routes, the way a packet would be.
+
+use std::net::IpAddr;
+
+use patronus_abi::Prefix;
+use patronus_abi::channel::{PathName, PathState};
+use patronus_abi::site::{Class, Hop, Mode, Policy, Site};
+use serde::{Deserialize, Serialize};
+
+use crate::decisions::{Lately, Limit, part, seconds};
+use crate::history::boot_time;
+use crate::message::Flow;
+use crate::quality::judge::{Entry, Judge, Links, Why};
+use crate::quality::verdict::{Broken, Fault, What};
+use crate::quality::{Quality, Remote};
+
+/// Answers to a question about every remote at most; who wants more names one.
+pub const ANSWERS_MAX: usize = 256;
+
+/// By which path a class goes to a remote, and why. Times are seconds, losses are parts of one.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Choice {
+    /// The remote's name or key.
+    pub remote: String,
+    /// The class.
+    pub class: String,
+    /// How it uses the paths: `pinned`, `active_backup`, `lowest_latency`, `weighted`, `duplicate`.
+    pub mode: String,
+    /// What it asks of them.
+    pub limits: Limits,
+    /// How long a path that was left has to be good before it is used again.
+    pub hold: f64,
+    /// The path; none: none has been up.
+    pub path: Option<String>,
+    /// Since when, seconds ago.
+    pub age: Option<f64>,
+    /// Why, in a word: what led away from the one before, or to this one.
+    pub why: Option<String>,
+    /// The same for people.
+    pub text: String,
+    /// All paths in their order.
+    pub paths: Vec<Candidate>,
+}
+
+/// What a class asks of a path. What is none is not asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Round trip at most.
+    pub latency: Option<f64>,
+    /// Jitter at most.
+    pub jitter: Option<f64>,
+    /// Loss each way at most.
+    pub loss: Option<f64>,
+}
+
+/// A path in the order.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Candidate {
+    /// Which one.
+    pub path: String,
+    /// `up`, `down` or `unknown`.
+    pub state: String,
+    /// It does what the class needs.
+    pub good: bool,
+    /// Why it is not the one, in a word; none: it is.
+    pub why: Option<String>,
+    /// The same for people.
+    pub text: String,
+    /// The limit that it does not keep now.
+    pub limit: Option<Limit>,
+    /// How long it will not be used even if nothing more happens.
+    pub held: Option<f64>,
+    /// What was measured of it.
+    pub measured: Lately,
+}
+
+/// What becomes of a flow.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Fate {
+    /// `tunnel`, `lan`, `host`, `drop` or `nowhere`.
+    pub goes: String,
+    /// The policy that decides; none: no policy asks for it.
+    pub policy: Option<String>,
+    /// Policies that may be meant: they ask for what is not known of the flow.
+    pub perhaps: Vec<String>,
+    /// The network of the route.
+    pub route: Option<String>,
+    /// Where it leads; if there are several, the flow goes by one of them.
+    pub via: Vec<String>,
+    /// The class, if it goes by a tunnel.
+    pub class: Option<String>,
+    /// By which paths, if it goes to remotes.
+    pub choices: Vec<Choice>,
+}
+
+/// The choice of a class for a remote.
+pub fn choice(quality: &Quality, remote: &Remote, class: usize, called: String) -> Option<Choice> {
+    let of = quality.classes().get(class)?;
+    let judge = remote.judge_of(class)?;
+    let now = boot_time();
+    let first = judge.first();
+    let ago = |at: u64| now.saturating_sub(at) as f64 / 1e9;
+    Some(Choice {
+        remote: called,
+        class: of.name.clone(),
+        mode: word(of.mode).to_owned(),
+        limits: Limits {
+            latency: of.latency_us.map(seconds),
+            jitter: of.jitter_us.map(seconds),
+            loss: of.loss_ppm.map(part),
+        },
+        hold: f64::from(of.hold_ms) / 1e3,
+        path: first.map(|(path, ..)| path.to_string()),
+        age: first.map(|(_, since, _)| ago(since)),
+        why: first.map(|(.., why)| why.word().to_owned()),
+        text: first.map_or_else(|| "no path has been up yet".to_owned(), |(.., why)| reason(why)),
+        paths: judge
+            .order()
+            .map(|entry| candidate(of, judge, remote, entry, now))
+            .collect(),
+    })
+}
+
+fn candidate(class: &Class, judge: &Judge, remote: &Remote, entry: &Entry, now: u64) -> Candidate {
+    let hold = u64::from(class.hold_ms) * 1_000_000;
+    let last = entry.bad_at.max(entry.left_at);
+    let is_good = entry.poor.is_none();
+    let left = |at: Option<u64>| {
+        let left = (at? + hold).checked_sub(now)?;
+        Some(left as f64 / 1e9).filter(|left| *left > 0.0)
+    };
+    let held = match is_good {
+        true => left(entry.passed_at),
+        false => left(last),
+    };
+    let first = judge.first().map(|(path, ..)| path);
+    let is_first = first == Some(entry.path);
+    let first = judge.order().find(|other| Some(other.path) == first);
+    let (why, text) = why_not(entry, first.filter(|_| !is_first), class.mode, held);
+    Candidate {
+        path: entry.path.to_string(),
+        state: entry.state.word().to_owned(),
+        good: is_good,
+        why: (!is_first).then(|| why.to_owned()),
+        text,
+        limit: match entry.fault {
+            Some(Fault::Broken(broken)) => Some(Limit::of(&broken)),
+            _ => None,
+        },
+        held,
+        measured: remote.measured(entry.path).map(Lately::of).unwrap_or_default(),
+    }
+}
+
+/// Why a path is not the first, or what is to be said of the one that is.
+fn why_not(entry: &Entry, first: Option<&Entry>, mode: Mode, held: Option<f64>) -> (&'static str, String) {
+    match (entry.fault, entry.poor) {
+        (Some(fault @ Fault::Down(_)), _) => return ("down", fault_text(fault)),
+        (Some(fault), _) => return (fault.word(), fault_text(fault)),
+        (None, Some(last)) => {
+            let left = held.map_or_else(String::new, |left| format!("; {left:.0} s of the hold are left"));
+            return ("hold", format!("good again after: {}{left}", fault_text(last)));
+        }
+        (None, None) => {}
+    }
+    if entry.state != PathState::Up {
+        return ("new", "nothing has been heard on it yet".to_owned());
+    }
+    let Some(first) = first else {
+        return ("first", "good".to_owned());
+    };
+    let (ours, theirs): (Links, Links) = (entry.links, first.links);
+    if mode == Mode::Weighted {
+        return (
+            "share",
+            format!("good: has its share, weight {}", ours.weight.max(1)),
+        );
+    }
+    if mode != Mode::LowestLatency && ours.cost != theirs.cost {
+        let text = format!("good, but costs {} and the first {}", ours.cost, theirs.cost);
+        return ("cost", text);
+    }
+    if mode != Mode::LowestLatency && ours.metered && !theirs.metered {
+        return ("metered", "good, but metered".to_owned());
+    }
+    if let Some(left) = held {
+        let text = format!("good; was passed, and {left:.0} s of the hold are left");
+        return ("hold", text);
+    }
+    ("slower", "good, but not clearly faster than the first".to_owned())
+}
+
+/// Why a path is the first.
+fn reason(why: Why) -> String {
+    match why {
+        Why::First => "it was the best when there was a choice for the first time".to_owned(),
+        Why::Fault(fault) => format!("the one before: {}", fault_text(fault)),
+        Why::Gone => "the one before is not there any more".to_owned(),
+        Why::Good => "it is good, and better than the one before".to_owned(),
+        Why::Cheaper => "it is good again or new, and costs less than the one before".to_owned(),
+        Why::Faster(before, now) => format!(
+            "its round trip was {}, that of the one before {}",
+            millis(now),
+            millis(before)
+        ),
+    }
+}
+
+fn fault_text(fault: Fault) -> String {
+    match fault {
+        Fault::Down(why) => format!("down: {}", why.word()),
+        Fault::Broken(broken) => broken_text(&broken),
+    }
+}
+
+/// A limit that is not kept, in words: `loss-in 2.1 % in 1 s, limit 1 %`.
+fn broken_text(broken: &Broken) -> String {
+    let value = |value: u32| match broken.what {
+        What::LossIn | What::LossOut => percent(value),
+        _ => millis(value),
+    };
+    format!(
+        "{} {} in {} s, limit {}",
+        broken.what.word(),
+        value(broken.measured),
+        broken.seconds,
+        value(broken.limit)
+    )
+}
+
+fn millis(micros: u32) -> String {
+    format!("{:.1} ms", f64::from(micros) / 1e3)
+}
+
+fn percent(ppm: u32) -> String {
+    format!("{:.2} %", f64::from(ppm) / 1e4)
+}
+
+/// The word for a mode, as in the site's file.
+pub fn word(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Pinned => "pinned",
+        Mode::ActiveBackup => "active_backup",
+        Mode::LowestLatency => "lowest_latency",
+        Mode::Weighted => "weighted",
+        Mode::Duplicate => "duplicate",
+    }
+}
+
+/// Classes that go by this path to a remote first.
+pub fn classes_on(quality: &Quality, remote: &Remote, path: PathName) -> Vec<String> {
+    let classes = quality.classes().iter().enumerate();
+    let goes = |at: usize| {
+        remote
+            .judge_of(at)
+            .and_then(Judge::first)
+            .map(|(first, ..)| first)
+    };
+    let on = classes.filter(|(at, _)| goes(*at) == Some(path));
+    on.map(|(_, class)| class.name.clone()).collect()
+}
+
+/// Whether a policy asks for this flow. None: it asks for something that is not known of it.
+fn asks(policy: &Policy, flow: &Flow) -> Option<bool> {
+    let contains = |prefix: &Option<Prefix>, address| prefix.is_none_or(|prefix| prefix.contains(address));
+    if !contains(&policy.src, flow.src) || !contains(&policy.dst, flow.dst) {
+        return Some(false);
+    }
+    let port = |ports: &Option<std::ops::RangeInclusive<u16>>, port: Option<u16>| match ports {
+        None => Some(true),
+        Some(ports) => port.map(|port| ports.contains(&port)),
+    };
+    let answers = [
+        match policy.protocol {
+            None => Some(true),
+            Some(protocol) => flow.protocol.map(|known| known == protocol),
+        },
+        port(&policy.src_ports, flow.src_port),
+        port(&policy.dst_ports, flow.dst_port),
+        match policy.dscps {
+            None => Some(true),
+            Some(dscps) => flow.dscp.map(|dscp| dscps >> (dscp & 63) & 1 == 1),
+        },
+    ];
+    match answers {
+        answers if answers.contains(&Some(false)) => Some(false),
+        answers if answers.contains(&None) => None,
+        _ => Some(true),
+    }
+}
+
+/// The policy that decides, and those that would if they were sure.
+pub fn policy_of<'a>(site: &'a Site, flow: &Flow) -> (Option<&'a Policy>, Vec<&'a Policy>) {
+    let mut perhaps = Vec::new();
+    for policy in &site.policies {
+        match asks(policy, flow) {
+            Some(true) => return (Some(policy), perhaps),
+            Some(false) => {}
+            None => perhaps.push(policy),
+        }
+    }
+    (None, perhaps)
+}
+
+/// The longest of the engine's routes that has the address, and where it leads; routes as the engine writes them.
+pub fn route_of<'a>(
+    routes: impl Iterator<Item = (&'a str, Vec<&'a str>)>,
+    address: IpAddr,
+) -> Option<(&'a str, Vec<&'a str>)> {
+    let mut best: Option<(u8, &str, Vec<&str>)> = None;
+    for (text, via) in routes {
+        let Some(prefix) = network(text) else { continue };
+        let len = prefix.cidr();
+        if prefix.contains(address) && best.as_ref().is_none_or(|(most, ..)| len >= *most) {
+            best = Some((len, text, via));
+        }
+    }
+    best.map(|(_, text, via)| (text, via))
+}
+
+fn network(text: &str) -> Option<Prefix> {
+    let (address, len) = text.split_once('/')?;
+    Prefix::new(address.parse().ok()?, len.parse().ok()?)
+}
+
+/// Where a policy sends a flow, in the engine's words.
+pub fn hops_of(site: &Site, hops: &[Hop]) -> Vec<String> {
+    let word = |hop: &Hop| match hop {
+        Hop::Discard => "discard".to_owned(),
+        Hop::Host => "host".to_owned(),
+        Hop::Peer(at) => site
+            .peers
+            .get(*at as usize)
+            .map_or_else(String::new, |peer| format!("peer {}", hex(&peer.public_key))),
+        Hop::Neighbour(lan, address) => format!("lan {} {address}", lan + 1),
+    };
+    hops.iter().map(word).collect()
+}
+
+fn hex(key: &[u8; 32]) -> String {
+    key.iter().map(|byte| format!("{byte:02x}")).collect()
+}
