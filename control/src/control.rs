@@ -321,7 +321,7 @@ impl Control {
                 }
                 Order::Confirm => Some(self.confirm()),
                 Order::Rollback => self.go_back(Some(reply.clone())).err().map(Err),
-                Order::Show { .. } | Order::Plan { .. } => {
+                Order::Show { .. } | Order::Plan { .. } | Order::Observe { .. } => {
                     Some(Err(Failure::new(Code::BadRequest, "not for the main thread")))
                 }
             };

@@ -48,6 +48,11 @@ pub enum Order {
         #[serde(default)]
         restart: bool,
     },
+    /// Trace or capture packets.
+    Observe {
+        /// The request to the engine, as docs/trace.md has it.
+        request: String,
+    },
     /// Keep what was applied.
     Confirm,
     /// Go back to what was in force before what was applied and is not confirmed.
@@ -203,11 +208,11 @@ impl fmt::Display for Failure {
 impl std::error::Error for Failure {}
 
 impl Order {
-    /// Whether only administrators may: everything that changes something.
-    pub fn changes(&self) -> bool {
+    /// Whether only administrators may: whatever changes something, or shows what packets hold.
+    pub fn is_for_administrators(&self) -> bool {
         match self {
             Order::Show { .. } | Order::Plan { .. } => false,
-            Order::Apply { .. } | Order::Confirm | Order::Rollback => true,
+            Order::Apply { .. } | Order::Observe { .. } | Order::Confirm | Order::Rollback => true,
         }
     }
 }
@@ -227,7 +232,7 @@ mod tests {
         assert_eq!(request, Request { v: 1, id: 7, order });
         let shown: Request =
             serde_json::from_str(r#"{"v":1,"id":8,"do":"show","what":"peers"}"#).expect("one");
-        assert!(!shown.order.changes());
+        assert!(!shown.order.is_for_administrators());
         assert!(serde_json::from_str::<Request>(r#"{"v":1,"id":8,"do":"dance"}"#).is_err());
     }
 
