@@ -1,4 +1,4 @@
-//! Files with one secret key each, in base64 as `wg genkey` and `wg genpsk` write them.
+//! Files with one secret key each, in base64 as `patronus keygen`, `patronus genpsk` and `wg` write them.
 //!
 //! Read by the engine's slow path. The text passes through locked memory only, and what is checked is the file that was opened, not its name.
 
@@ -52,7 +52,7 @@ impl fmt::Display for KeyError {
             }
             KeyError::NotAKey(path) => write!(
                 f,
-                "key file {}: expected a key in base64, as `wg genkey` writes it, and nothing else",
+                "key file {}: expected a key in base64, as `patronus keygen` writes it, and nothing else",
                 path.display()
             ),
         }
@@ -78,7 +78,7 @@ impl KeyError {
         let (said, hint) = match self {
             KeyError::Io(_, error) if error.kind() == io::ErrorKind::NotFound => (
                 "there is no such file".to_owned(),
-                format!("`(umask 077; wg genkey > {path})` makes a key"),
+                format!("`patronus keygen {path}` makes a key"),
             ),
             KeyError::Io(_, error) if error.kind() == io::ErrorKind::PermissionDenied => (
                 error.to_string(),
@@ -100,7 +100,7 @@ impl KeyError {
             ),
             KeyError::NotAKey(_) => (
                 "this file holds something else than a key in base64".to_owned(),
-                "as `wg genkey` writes it, and nothing else".to_owned(),
+                "as `patronus keygen` writes it, and nothing else".to_owned(),
             ),
         };
         let error = match named_at(file, text, self.path()) {

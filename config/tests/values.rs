@@ -268,7 +268,7 @@ fn key_files_are_shown_where_they_are_named() {
         none.starts_with(&format!("{named}:2:20: there is no such file\n")),
         "{none}"
     );
-    assert!(none.contains("^^^^^^^^^^ `(umask 077; wg genkey > "), "{none}");
+    assert!(none.contains("^^^^^^^^^^ `patronus keygen "), "{none}");
     folder.file("a.psk", 0o644, "");
     let open = said(1);
     assert!(

@@ -1,6 +1,6 @@
 //! Who is at the other end of a connection, as the kernel says, and what he may do.
 //!
-//! Whoever may open the socket may look: its mode and group are for that. Changing takes an administrator: root, the user that we run as, or a member
+//! Whoever may open the socket may look: its mode and group are for that. Changing, and seeing packets, takes an administrator: root, the user that we run as, or a member
 //! of the administrators' group. Called on the connection's thread, once for each connection.
 
 use std::ffi::CString;
@@ -15,7 +15,7 @@ use crate::message::{Code, Failure, Order};
 pub struct Caller {
     /// The user.
     pub uid: u32,
-    /// Whether he may change things.
+    /// Whether he may change things and see packets.
     pub is_administrator: bool,
 }
 
@@ -33,7 +33,7 @@ impl Caller {
 
     /// Whether he may order that.
     pub fn may(&self, order: &Order) -> Result<(), Failure> {
-        if self.is_administrator || !order.takes_administrator() {
+        if self.is_administrator || !order.is_for_administrators() {
             return Ok(());
         }
         let said = match order.changes() {
@@ -84,6 +84,11 @@ mod tests {
         };
         let refused = nobody.may(&Order::Confirm).expect_err("a change");
         assert_eq!(refused.code, Code::NotAllowed);
+        let request = String::new();
+        assert!(
+            nobody.may(&Order::Observe { request }).is_err(),
+            "packets are clear text"
+        );
         assert_eq!(nobody.may(&Order::Plan { text: None }), Ok(()));
     }
 }

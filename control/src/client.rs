@@ -1,6 +1,7 @@
 //! A connection to the control process, for the command line and for tests. It waits for its answers, and not for ever.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -39,6 +40,16 @@ impl Client {
 
     /// Asks, and waits for the answer.
     pub fn ask(&mut self, order: Order) -> Result<Value, Failure> {
+        self.ask_with(order).map(|(value, _)| value)
+    }
+
+    /// Asks the engine for packets: what it says comes by the descriptor.
+    pub fn observe(&mut self, request: String) -> Result<OwnedFd, Failure> {
+        let (_, descriptor) = self.ask_with(Order::Observe { request })?;
+        descriptor.ok_or_else(|| strange("no descriptor came along"))
+    }
+
+    fn ask_with(&mut self, order: Order) -> Result<(Value, Option<OwnedFd>), Failure> {
         self.last += 1;
         let request = Request {
             v: VERSION,
@@ -47,11 +58,11 @@ impl Client {
         };
         let text = serde_json::to_vec(&request).map_err(|error| strange(&error.to_string()))?;
         frame::write(&mut self.stream, &text).map_err(|error| system(&error))?;
-        let answer = frame::read(&mut self.stream).map_err(|error| system(&error))?;
-        let answer = answer.ok_or_else(|| strange("it has hung up"))?;
+        let answer = frame::read_with(&mut self.stream).map_err(|error| system(&error))?;
+        let (answer, descriptor) = answer.ok_or_else(|| strange("it has hung up"))?;
         let answer: Answer = serde_json::from_slice(&answer).map_err(|error| strange(&error.to_string()))?;
         match answer {
-            Answer { ok: Some(ok), id, .. } if id == self.last => Ok(ok),
+            Answer { ok: Some(ok), id, .. } if id == self.last => Ok((ok, descriptor)),
             Answer {
                 error: Some(failure), ..
             } => Err(failure),

@@ -106,6 +106,7 @@ impl Control {
     /// Reads the site's file and what was recorded. An error is why there is nothing to be in force.
     pub fn new(parts: Parts) -> Result<Control, Failure> {
         let (wanted, record) = begin(&parts.file, &parts.store)?;
+        wanted.log_warnings();
         let engine = parts
             .engine
             .as_ref()
@@ -228,11 +229,17 @@ impl Control {
         self.paths.look(&mut self.engine, table, config, may_order);
     }
 
-    /// What is wanted stays so: the next engine is told it. Of what was on its way nobody knows whether it arrived.
+    /// What is wanted stays so: the next engine is told it. What was on its way is not: nobody knows whether it arrived, or what it has done.
     fn lose_engine(&mut self) {
         self.attachment = None;
         if let Some(flight) = self.flight.take() {
-            self.finish(flight);
+            let reason = "the engine was lost while it was told";
+            let failure = Failure::new(Code::NoEngine, reason);
+            self.failed(
+                flight,
+                reason,
+                failure.hint("what was in force before is what the next one is told"),
+            );
         }
         self.tell();
     }
@@ -252,6 +259,7 @@ impl Control {
                 self.finish(flight);
             }
             Err(reason) => {
+                self.refusals += 1;
                 let failure = Failure::new(Code::Refused, format!("the engine refuses: {reason}"));
                 self.failed(flight, &reason, failure.hint("what was in force before still is"));
             }
@@ -291,7 +299,6 @@ impl Control {
     /// The engine does not have it. What was to be in force stays so, but for what was not confirmed: the engine that comes is not told that again.
     fn failed(&mut self, flight: Flight, reason: &str, failure: Failure) {
         error!("{failure}");
-        self.refusals += 1;
         if let Why::Apply(Some(_)) = flight.why {
             self.record.tried = None;
             self.write_record();
@@ -323,6 +330,7 @@ impl Control {
                 Order::Rollback => self.go_back(Some(reply.clone())).err().map(Err),
                 Order::Show { .. }
                 | Order::Plan { .. }
+                | Order::Observe { .. }
                 | Order::Why { .. }
                 | Order::WhyFlow(_)
                 | Order::Decisions { .. } => {
@@ -349,6 +357,7 @@ impl Control {
                 .hint("`patronus confirm` keeps it, `patronus rollback` goes back"));
         }
         let candidate = site_file::load(&self.file)?;
+        candidate.log_warnings();
         let plan = diff(&self.wanted.config, &candidate.config);
         if plan.restarts(Process::Engine) && !restart && self.attachment.is_some() {
             return Err(needs_restart(&plan));
@@ -612,10 +621,19 @@ fn begin(file: &std::path::Path, store: &Store) -> Result<(Loaded, Record), Fail
     let is_tried = |loaded: &Loaded, tried: &Tried| *loaded.text == *tried.text;
     match (&loaded, &record.tried) {
         // Whoever has tried it may still confirm it; if the time is over, the main loop goes back at once.
-        (_, Some(Tried { text, until: Some(_) })) => {
-            let tried = site_file::understand(file, text)?;
-            return Ok((tried, record));
-        }
+        (_, Some(Tried { text, until: Some(_) })) => match site_file::understand(file, text) {
+            Ok(tried) => return Ok((tried, record)),
+            // This release understands less than the one that has tried it, or somebody has edited the record.
+            Err(failure) => {
+                error!(
+                    "what was tried and not confirmed cannot be understood any more, and what was in force before is: {failure}"
+                );
+                let before = site_file::understand(file, &record.applied)?;
+                record.tried = record.tried.map(|tried| Tried { until: None, ..tried });
+                store.write(&record).map_err(|error| not_written(&error))?;
+                return Ok((before, record));
+            }
+        },
         (Ok(loaded), Some(tried)) if is_tried(loaded, tried) => {
             warn!("the file was not confirmed: what was in force before is so");
             return Ok((site_file::understand(file, &record.applied)?, record));

@@ -1,15 +1,17 @@
 //! The engine, as the main thread sees it: attached, or looked for again and again.
 //!
-//! All of what the channel to it is made of is behind this: nothing else here knows `patronus_link`, but for [`ask`].
+//! All of what the channel to it is made of is behind this: nothing else here knows `patronus_link`, but for [`ask`] and [`observe`].
 
 use std::fs::File;
-use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use patronus_abi::Site;
 use patronus_link::{Attached, Command, Event, Link, LinkError, Statistics};
+use patronus_observe::Request;
 use tracing::{info, warn};
 
 /// How soon an engine is looked for again, at first and at most.
@@ -132,4 +134,12 @@ impl Engine {
 /// Asks an engine's query socket. Waits for the answer, and not for ever.
 pub fn ask(socket: &Path, what: &str) -> io::Result<String> {
     patronus_link::query(socket, what)
+}
+
+/// Asks an engine's query socket for packets. What comes back is for whoever has the descriptor; the engine takes no other question on it.
+pub fn observe(socket: &Path, request: &Request) -> io::Result<OwnedFd> {
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_write_timeout(Some(patronus_link::PATIENCE))?;
+    stream.write_all(request.to_string().as_bytes())?;
+    Ok(stream.into())
 }

@@ -1,9 +1,11 @@
 //! Who answers on the control socket: what is only looked at is answered on the connection's own thread, the rest by the main thread.
 
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use patronus_config::diff;
+use patronus_observe::{Request, RequestError};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -19,6 +21,8 @@ pub struct Answerer {
     board: Arc<Board>,
     desk: Desk,
     uapi_dir: PathBuf,
+    /// Held while a plan is made: texts are large, and whoever may look may ask.
+    planning: Mutex<()>,
 }
 
 impl Answerer {
@@ -28,6 +32,7 @@ impl Answerer {
             board,
             desk,
             uapi_dir: uapi_dir.to_owned(),
+            planning: Mutex::new(()),
         }
     }
 
@@ -43,6 +48,7 @@ impl Answerer {
 
     /// The difference between what is in force and this text, or the site's file.
     fn plan(&self, text: Option<&str>) -> Result<Value, Failure> {
+        let _one_at_a_time = self.planning.lock().unwrap_or_else(PoisonError::into_inner);
         let known = self.board.get();
         let candidate = match text {
             Some(text) => site_file::understand(&known.file, text)?,
@@ -83,5 +89,13 @@ impl Handler for Answerer {
             } => self.view(|viewer| viewer.decisions(remote.as_deref(), class.as_deref(), after, count)),
             order => self.desk.order(order),
         }
+    }
+
+    fn observe(&self, request: &str) -> Result<OwnedFd, Failure> {
+        let wrong = |error: RequestError| Failure::new(Code::BadRequest, error.to_string());
+        let lines = request.lines().take_while(|line| !line.is_empty());
+        let request = Request::parse(lines).map_err(wrong)?;
+        request.parsed_filter().map_err(wrong)?;
+        Viewer::new(&self.board.get(), &self.uapi_dir)?.observe(&request)
     }
 }

@@ -75,6 +75,11 @@ pub enum Order {
         #[serde(default)]
         count: Option<usize>,
     },
+    /// Trace or capture packets.
+    Observe {
+        /// The request to the engine, as docs/trace.md has it.
+        request: String,
+    },
     /// Keep what was applied.
     Confirm,
     /// Go back to what was in force before what was applied and is not confirmed.
@@ -255,9 +260,9 @@ impl fmt::Display for Failure {
 impl std::error::Error for Failure {}
 
 impl Order {
-    /// Whether only administrators may: whatever changes something, and the log of decisions.
-    pub fn takes_administrator(&self) -> bool {
-        self.changes() || matches!(self, Order::Decisions { .. })
+    /// Whether only administrators may: whatever changes something, shows what packets hold, or what was decided.
+    pub fn is_for_administrators(&self) -> bool {
+        self.changes() || matches!(self, Order::Observe { .. } | Order::Decisions { .. })
     }
 
     /// Whether it changes something.
@@ -265,6 +270,7 @@ impl Order {
         match self {
             Order::Show { .. }
             | Order::Plan { .. }
+            | Order::Observe { .. }
             | Order::Why { .. }
             | Order::WhyFlow(_)
             | Order::Decisions { .. } => false,
@@ -288,7 +294,7 @@ mod tests {
         assert_eq!(request, Request { v: 1, id: 7, order });
         let shown: Request =
             serde_json::from_str(r#"{"v":1,"id":8,"do":"show","what":"peers"}"#).expect("one");
-        assert!(!shown.order.changes());
+        assert!(!shown.order.is_for_administrators());
         assert!(serde_json::from_str::<Request>(r#"{"v":1,"id":8,"do":"dance"}"#).is_err());
     }
 

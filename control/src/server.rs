@@ -4,6 +4,7 @@
 //! comes beyond that is told so. A connection on which nothing comes for [`IDLE`] ends.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -12,7 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use nix::unistd::Group;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tracing::{debug, info, warn};
 
 use crate::caller::Caller;
@@ -37,6 +38,9 @@ pub trait Handler: Send + Sync + 'static {
 
     /// Does what is wanted; the caller may.
     fn handle(&self, order: Order) -> Result<Value, Failure>;
+
+    /// Asks the engine for packets; the caller may see them, and gets the descriptor.
+    fn observe(&self, request: &str) -> Result<OwnedFd, Failure>;
 }
 
 /// Listens at `path`, with mode 0660: who is in `group` may connect, or in the process's own if there is no such group or we are not in it. What stands
@@ -147,8 +151,11 @@ fn converse(mut stream: UnixStream, place: Place, handler: &dyn Handler) -> io::
     Ok(())
 }
 
+/// What an order has come to: a value, and perhaps a descriptor.
+type Done = Result<(Value, Option<OwnedFd>), Failure>;
+
 /// What comes of a request, and its number.
-fn answer(caller: &Caller, text: &[u8], handler: &dyn Handler) -> (u64, Result<Value, Failure>) {
+fn answer(caller: &Caller, text: &[u8], handler: &dyn Handler) -> (u64, Done) {
     let request: Request = match serde_json::from_slice(text) {
         Ok(request) => request,
         Err(error) => {
@@ -162,18 +169,24 @@ fn answer(caller: &Caller, text: &[u8], handler: &dyn Handler) -> (u64, Result<V
         return (request.id, Err(failure));
     }
     let outcome = caller.may(&request.order).and_then(|()| {
-        if request.order.changes() {
+        if request.order.is_for_administrators() {
             info!(uid = caller.uid, order = ?request.order, "ordered");
         }
-        handler.handle(request.order)
+        match request.order {
+            Order::Observe { request } => {
+                let descriptor = handler.observe(&request)?;
+                Ok((json!({ "descriptor": true }), Some(descriptor)))
+            }
+            order => Ok((handler.handle(order)?, None)),
+        }
     });
     (request.id, outcome)
 }
 
-fn send(stream: &mut UnixStream, id: u64, outcome: Result<Value, Failure>) -> io::Result<()> {
-    let (ok, error) = match outcome {
-        Ok(value) => (Some(value), None),
-        Err(failure) => (None, Some(failure)),
+fn send(stream: &mut UnixStream, id: u64, outcome: Done) -> io::Result<()> {
+    let (ok, error, descriptor) = match outcome {
+        Ok((value, descriptor)) => (Some(value), None, descriptor),
+        Err(failure) => (None, Some(failure), None),
     };
     let v = VERSION;
     let text = serde_json::to_vec(&Answer { v, id, ok, error }).map_err(io::Error::other)?;
@@ -185,7 +198,7 @@ fn send(stream: &mut UnixStream, id: u64, outcome: Result<Value, Failure>) -> io
         );
         return send(stream, id, Err(Failure::new(Code::System, said)));
     }
-    frame::write(stream, &text)
+    frame::write_with(stream, &text, descriptor.as_ref())
 }
 
 #[cfg(test)]

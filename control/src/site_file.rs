@@ -9,6 +9,7 @@ use std::sync::Arc;
 use patronus_abi::Site;
 use patronus_config::Config;
 use patronus_config::key_file::{self, KeyError};
+use tracing::warn;
 
 use crate::message::{Code, Failure};
 
@@ -47,6 +48,13 @@ fn wrong(error: &patronus_config::Error) -> Failure {
 }
 
 impl Loaded {
+    /// Logs what should be looked at in it.
+    pub fn log_warnings(&self) {
+        for warning in self.config.warnings() {
+            warn!("{warning}");
+        }
+    }
+
     /// Its key files, opened for the engine, in the order that it expects.
     pub fn open_keys(&self) -> Result<Vec<File>, Failure> {
         let opened: Result<Vec<File>, KeyError> = self.config.key_files().map(key_file::open).collect();

@@ -5,12 +5,15 @@
 mod quality;
 
 use std::collections::{BTreeMap, HashMap};
+use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use patronus_config::value::PublicKey;
-use patronus_config::{Config, Peer as Configured};
+use patronus_config::{Config, Peer as Configured, Warning};
+use patronus_observe::Request;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -256,14 +259,27 @@ impl<'a> Viewer<'a> {
     }
 
     fn ask(&self, what: &str) -> Result<String, Failure> {
-        if self.known.engine.is_none() {
-            return Err(Failure::new(Code::NoEngine, "the engine is not running")
-                .hint("`systemctl status patronus-engine` says why"));
+        self.need_engine()?;
+        engine::ask(&self.uapi, what).map_err(|error| self.silent(&error))
+    }
+
+    /// Asks the engine for packets. The answer is to be had by the descriptor, on which nothing else can be asked any more.
+    pub fn observe(&self, request: &Request) -> Result<OwnedFd, Failure> {
+        self.need_engine()?;
+        engine::observe(&self.uapi, request).map_err(|error| self.silent(&error))
+    }
+
+    fn need_engine(&self) -> Result<(), Failure> {
+        match self.known.engine {
+            Some(_) => Ok(()),
+            None => Err(Failure::new(Code::NoEngine, "the engine is not running")
+                .hint("`systemctl status patronus-engine` says why")),
         }
-        engine::ask(&self.uapi, what).map_err(|error| {
-            let said = format!("the engine does not answer at {}: {error}", self.uapi.display());
-            Failure::new(Code::NoEngine, said)
-        })
+    }
+
+    fn silent(&self, error: &io::Error) -> Failure {
+        let said = format!("the engine does not answer at {}: {error}", self.uapi.display());
+        Failure::new(Code::NoEngine, said)
     }
 
     fn summary(&self) -> Summary {
@@ -307,6 +323,7 @@ impl<'a> Viewer<'a> {
         if !known.gone_back && file.as_deref() != known.text.as_deref() {
             notes.push("the file has changed since it was applied: see `patronus plan`".to_owned());
         }
+        notes.extend(self.config.warnings().iter().map(note));
         notes
     }
 
@@ -483,6 +500,18 @@ impl<'a> Viewer<'a> {
         let named = self.configured(key).and_then(name);
         named.unwrap_or_else(|| PublicKey(*key).to_string())
     }
+}
+
+/// A warning of the file that is in force, in a line.
+fn note(warning: &Warning) -> String {
+    let at = warning.place();
+    let at = at.map_or_else(String::new, |(line, column)| {
+        format!("line {line}, column {column}: ")
+    });
+    let hint = warning
+        .hint()
+        .map_or_else(String::new, |hint| format!(" ({hint})"));
+    format!("{at}{}{hint}", warning.message())
 }
 
 fn name(peer: &Configured) -> Option<String> {

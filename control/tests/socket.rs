@@ -1,6 +1,7 @@
 //! The control socket: what clients get and what they cannot do to others.
 
 use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -25,6 +26,12 @@ impl Handler for Echo {
             Order::Confirm => Err(Failure::new(Code::NothingPending, "nothing").hint("nothing to do")),
             order => Ok(json!(format!("{order:?}"))),
         }
+    }
+
+    fn observe(&self, request: &str) -> Result<OwnedFd, Failure> {
+        let (mut here, there) = UnixStream::pair().expect("a pair");
+        here.write_all(request.as_bytes()).expect("room");
+        Ok(there.into())
     }
 }
 
@@ -75,6 +82,21 @@ fn orders_are_answered_one_after_the_other() {
     let failure = client.ask(Order::Confirm).expect_err("a failure");
     assert_eq!(failure.code, Code::NothingPending);
     assert_eq!(failure.hint.as_deref(), Some("nothing to do"));
+}
+
+#[test]
+fn a_descriptor_comes_along_with_its_answer() {
+    let folder = Folder::new("descriptor");
+    folder.serve();
+    let mut client = Client::connect(&folder.socket()).expect("a connection");
+    for request in ["observe=trace", "observe=capture"] {
+        let descriptor = client.observe(request.to_owned()).expect("a descriptor");
+        let mut said = String::new();
+        let mut there = UnixStream::from(descriptor);
+        there.read_to_string(&mut said).expect("its other end is closed");
+        assert_eq!(said, request);
+        client.ask(Order::Rollback).expect("the connection goes on");
+    }
 }
 
 #[test]

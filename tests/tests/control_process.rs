@@ -1,5 +1,8 @@
 //! A site under its control process, with the programs that people run: what happens to packets when the control process dies, who holds keys, and who may do what.
 
+use patronus_control::client::Client;
+use patronus_control::message::Code;
+use patronus_engine::control::{Control as EngineEnd, User};
 use patronus_netns::{
     Config, Daemon, DaemonOptions, Keys, Kind, Namespace, Peer, Process, Site, prepare_runtime_dir,
     unique_name,
@@ -19,6 +22,8 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 const PORT: u16 = 51820;
+/// Something to route by, so that there may be more without a restart.
+const ROUTE: &str = "[[route]]\nprefix = '10.8.0.0/16'\nvia = 'discard'\n";
 
 /// A site: a namespace, an engine, a control process, and a folder with everything else. (Processes go before what they need.)
 struct Managed {
@@ -565,4 +570,133 @@ fn decode(base64: &str) -> [u8; 32] {
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// An administrator sees packets without being able to open the engine's socket: control asks, and hands the connection over.
+#[test]
+fn packets_are_asked_for_through_control() {
+    if !may_run(&[]) {
+        return;
+    }
+    let (managed, _other) = with_peer();
+    let trace = std::thread::scope(|scope| {
+        let traced = scope.spawn(|| managed.said("--json trace --packets 1 icmp"));
+        while !traced.is_finished() {
+            let _ = ping(&managed.site.namespace, "-c 1 -W 1 10.88.0.2");
+        }
+        traced.join().unwrap()
+    });
+    assert!(trace.contains("\"point\":\"lan-rx\""), "{trace}");
+    assert!(
+        managed.control.log().contains("observe=trace"),
+        "{}",
+        managed.control.log()
+    );
+    // What comes with the descriptor is this and nothing else.
+    let mut client = Client::connect(&managed.folder.join("control.sock")).unwrap();
+    let wrong = client.observe("get=1\n\n".to_owned()).unwrap_err();
+    assert_eq!(wrong.code, Code::BadRequest);
+    let mut connection =
+        std::os::unix::net::UnixStream::from(client.observe("observe=trace\n\n".to_owned()).unwrap());
+    connection.write_all(b"get=1\n\n").unwrap();
+    connection.shutdown(std::net::Shutdown::Write).unwrap();
+    let mut said = Vec::new();
+    connection.read_to_end(&mut said).unwrap();
+    assert!(!String::from_utf8_lossy(&said).contains("private_key"));
+}
+
+/// Warnings of the file reach the log and the summary, also after a reload by a signal.
+#[test]
+fn warnings_of_the_file_are_shown() {
+    if !may_run(&[]) {
+        return;
+    }
+    const SAID: &str = "everybody who reaches this address can read the metrics";
+    let mut managed = Managed::start("");
+    assert!(!managed.said("show").contains(SAID));
+    managed.edit(|text| text + "[metrics]\nlisten = '192.0.2.77:9586'\n");
+    managed.control.signal(Signal::HUP);
+    assert!(
+        eventually(|| managed.said("show").contains(SAID)),
+        "{}",
+        managed.said("show")
+    );
+    assert!(managed.control.log().contains(SAID), "{}", managed.control.log());
+}
+
+/// What is tried and cannot be understood after an update does not keep the control process from starting.
+#[test]
+fn a_tried_text_that_is_none_any_more_is_given_up() {
+    if !may_run(&[]) {
+        return;
+    }
+    let mut managed = Managed::start(ROUTE);
+    managed.edit(|text| text + "[[route]]\nprefix = '10.9.0.0/16'\nvia = 'discard'\n");
+    managed.said("apply --confirm 10m");
+    managed.kill_control();
+    let record = managed.folder.join("state/applied.json");
+    let text = fs::read_to_string(&record).unwrap();
+    assert!(text.contains("discard"));
+    fs::write(&record, text.replacen("via = 'discard'", "by = 'discard'", 1)).unwrap();
+    managed.start_control();
+    assert!(
+        managed.control.log().contains("cannot be understood any more"),
+        "{}",
+        managed.control.log()
+    );
+    assert!(
+        managed.said("show").contains("not confirmed"),
+        "{}",
+        managed.said("show")
+    );
+    let routes = managed.said("show routes");
+    assert!(!routes.contains("10.9.0.0"), "{routes}");
+}
+
+/// An engine that is lost while it is told something has not applied it.
+#[test]
+fn what_a_lost_engine_was_told_is_not_applied() {
+    if !may_run(&[]) {
+        return;
+    }
+    let mut managed = Managed::start(ROUTE);
+    let _ = managed.engine.stop();
+    assert!(eventually(|| managed.said("show").contains("not running")));
+    let record = || fs::read_to_string(managed.folder.join("state/applied.json")).unwrap();
+    let before = record();
+    let path = managed.folder.join("engine.sock");
+    let _ = fs::remove_file(&path);
+    // Its end of the channel, which takes the first site and is gone with the second.
+    let (mut engine, _segment) = EngineEnd::bind(&path, User::default(), [7; 16]).unwrap();
+    let mut next = || {
+        let start = std::time::Instant::now();
+        while start.elapsed() < LIMIT {
+            engine.service();
+            if let Some(published) = engine.take_published() {
+                return published;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        panic!("nothing was published: {}", managed.control.log());
+    };
+    let first = next();
+    engine.applied(first.generation, first.content, 0, [0; 32]);
+    managed.edit(|text| text + "[[route]]\nprefix = '10.9.0.0/16'\nvia = 'discard'\n");
+    let output = std::thread::scope(|scope| {
+        let applying = scope.spawn(|| managed.patronus("apply"));
+        let start = std::time::Instant::now();
+        while engine.take_published().is_none() && start.elapsed() < LIMIT {
+            engine.service();
+        }
+        drop(engine);
+        applying.join().unwrap()
+    });
+    let wrong = String::from_utf8_lossy(&output.stderr);
+    assert!(wrong.contains("the engine was lost while it was told"), "{wrong}");
+    assert_eq!(output.status.code(), Some(4));
+    assert_eq!(record(), before);
+    assert!(
+        managed.said("show").contains("patronus plan"),
+        "the file is not in force"
+    );
 }

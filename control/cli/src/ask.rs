@@ -60,9 +60,12 @@ pub fn apply(output: Output, socket: &Path, options: &Apply) -> Outcome {
         supervise::restart_engine(socket)?;
         wait_for_engine(&mut client, before["generation"].as_u64().unwrap_or(0))?;
         // An engine that ends leaves its interface to the next one, which may have another.
-        let (old, new) = (&before["interface"], &summary(&mut client)?["interface"]);
-        if old != new {
-            supervise::remove_interface(text_of(old));
+        let now = summary(&mut client)?;
+        let [old, new] = [&before, &now].map(supervise::interface_in);
+        if let (Some(old), Some(new)) = (old, new)
+            && old != new
+        {
+            supervise::remove_interface(&old);
         }
     }
     let mut said = changes(&done);

@@ -75,7 +75,10 @@ pub fn doctor(output: Output, file: &Path) -> Outcome {
     match patronus_config::load(file) {
         Ok(config) => findings.extend(of_site(root, &config)),
         Err(error) => {
-            let fix = format!("`patronus check {}`", file.display());
+            let fix = match file.symlink_metadata() {
+                Ok(_) => format!("`patronus check {}`", file.display()),
+                Err(_) => "`patronus init` makes one".to_owned(),
+            };
             findings.push(Finding::wrong("site's file", Grade::Bad, error.message(), fix));
         }
     }

@@ -1,20 +1,20 @@
-//! `trace` and `capture`: asks the engine itself, on its query socket, which takes root. What comes back is the business of `patronus_observe`.
+//! `trace` and `capture`: has the control process ask the engine and hand the connection over, which takes an administrator; or asks the engine itself, on its query
+//! socket, which takes root. What comes back is the business of `patronus_observe`.
 
 use std::fs::OpenOptions;
 use std::io::{self, BufWriter, IsTerminal, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use patronus_control::message::{Code, Failure, Order, Topic};
+use patronus_control::message::{Code, Failure};
 use patronus_io::signal;
 use patronus_observe::{Head, Refused, Request, RequestError, Story, Stream, Total};
 use serde_json::{Value, json};
 
 use crate::ask::connect;
 use crate::options::{Capture, Observe, Trace};
-use crate::output::{Outcome, Output, Wrong, escaped};
-use crate::supervise;
+use crate::output::{Outcome, Output, Wrong, escaped, json_escaped};
 
 /// `patronus trace`.
 pub fn trace(output: Output, socket: &Path, options: &Trace) -> Outcome {
@@ -23,7 +23,7 @@ pub fn trace(output: Output, socket: &Path, options: &Trace) -> Outcome {
     let mut out = io::stdout().lock();
     let show = |head: &Head, story: &Story| {
         let text = match output.json {
-            true => told(head, story).to_string(),
+            true => json_escaped(&told(head, story).to_string()),
             false => escaped(&story.text(head)),
         };
         writeln!(out, "{text}")?;
@@ -80,35 +80,33 @@ fn request(mut request: Request, options: &Observe) -> Result<Request, Wrong> {
 }
 
 fn begin(socket: &Path, options: &Observe, request: &Request) -> Result<(Stream, OwnedFd), Wrong> {
-    let engine = match &options.engine {
-        Some(engine) => engine.clone(),
-        None => query_socket(socket)?,
-    };
     // Before the engine is asked, so that a signal ends it in good order.
     let signals = signal::termination().map_err(|error| Wrong::failed(error.to_string()))?;
-    let stream = Stream::begin(&engine, request).map_err(|refused| match refused {
-        Refused::Io(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            let message = format!("{}: you may not ask for packets", engine.display());
-            Failure::new(Code::NotAllowed, message)
-                .hint("they are clear text: run this as root")
-                .into()
+    let stream = match &options.engine {
+        Some(engine) => Stream::begin(engine, request).map_err(|refused| not_begun(engine, refused)),
+        None => {
+            let connection = connect(socket)?.observe(request.to_string())?;
+            Stream::over(connection.into()).map_err(|refused| Wrong::failed(refused.to_string()))
         }
-        Refused::Io(error) => Failure::new(
-            Code::NoEngine,
-            format!("no engine answers at {}: {error}", engine.display()),
-        )
-        .into(),
-        refused => Wrong::failed(refused.to_string()),
-    })?;
-    Ok((stream, signals))
+    };
+    Ok((stream?, signals))
 }
 
-/// Where the site's engine answers: its socket has the name of the interface.
-fn query_socket(socket: &Path) -> Result<PathBuf, Wrong> {
-    let what = Topic::Summary;
-    let summary = connect(socket)?.ask(Order::Show { what })?;
-    let interface = summary["interface"].as_str().unwrap_or_default();
-    Ok(Path::new(supervise::UAPI).join(format!("{interface}.sock")))
+fn not_begun(engine: &Path, refused: Refused) -> Wrong {
+    let engine = engine.display();
+    match refused {
+        Refused::Io(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            let message = format!("{engine}: you may not ask for packets");
+            let hint =
+                "they are clear text: run this as root, or leave out `--engine` to ask the control process";
+            Failure::new(Code::NotAllowed, message).hint(hint).into()
+        }
+        Refused::Io(error) => {
+            let message = format!("no engine answers at {engine}: {error}");
+            Failure::new(Code::NoEngine, message).into()
+        }
+        refused => Wrong::failed(refused.to_string()),
+    }
 }
 
 fn open(file: Option<&Path>) -> Result<Box<dyn Write>, Wrong> {

@@ -173,7 +173,7 @@ pub struct Observe {
     /// End after so many packets
     #[arg(long, value_name = "N")]
     pub packets: Option<u64>,
-    /// The engine's query socket, if it is not the site's
+    /// Ask the engine itself, on its query socket, without a control process; takes root
     #[arg(long, value_name = "PATH")]
     pub engine: Option<PathBuf>,
 }

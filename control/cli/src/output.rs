@@ -88,9 +88,9 @@ impl Output {
     pub fn print(&self, value: &impl Serialize, text: impl Display) -> Outcome {
         let mut out = std::io::stdout().lock();
         let written = match self.json {
-            true => serde_json::to_writer_pretty(&mut out, value)
+            true => serde_json::to_string_pretty(value)
                 .map_err(std::io::Error::from)
-                .and_then(|()| out.write_all(b"\n")),
+                .and_then(|text| out.write_all(format!("{}\n", json_escaped(&text)).as_bytes())),
             false => out.write_all(text.to_string().as_bytes()),
         };
         // Whoever has closed the pipe has seen enough.
@@ -136,14 +136,32 @@ impl Output {
     }
 }
 
+/// JSON with the same meaning, without anything that a terminal would obey. What is below a space is escaped in it already.
+pub fn json_escaped(json: &str) -> String {
+    let mut safe = String::with_capacity(json.len());
+    for c in json.chars() {
+        match c {
+            c if matches!(c, '\u{7f}'..='\u{9f}') || turns(c) => {
+                let _ = write!(safe, "\\u{:04x}", u32::from(c));
+            }
+            c => safe.push(c),
+        }
+    }
+    safe
+}
+
+/// Whether it turns the direction of writing.
+fn turns(c: char) -> bool {
+    matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
 /// The text without anything that a terminal would obey: control characters, and those that turn the direction of writing. Line ends and tabs stay.
 pub fn escaped(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for c in text.chars() {
-        let turns = matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
         match c {
             '\n' | '\t' => safe.push(c),
-            c if c.is_control() || turns => {
+            c if c.is_control() || turns(c) => {
                 let _ = write!(safe, "{}", c.escape_unicode());
             }
             c => safe.push(c),
@@ -203,6 +221,16 @@ mod tests {
         assert_eq!(escaped("\u{1b}[31mred\u{7}"), "\\u{1b}[31mred\\u{7}");
         assert_eq!(escaped("a\u{202e}b"), "a\\u{202e}b");
         assert_eq!(escaped("one\n\ttwo \u{e4}"), "one\n\ttwo \u{e4}");
+    }
+
+    #[test]
+    fn json_means_the_same_and_a_terminal_obeys_nothing_of_it() {
+        let value = serde_json::json!({ "a\u{9b}31m": "x\u{85}\u{7f}\u{202e}\u{1b}\u{e4}" });
+        let text = json_escaped(&value.to_string());
+        assert!(!text.chars().any(|c| c.is_control() || turns(c)), "{text:?}");
+        assert!(text.contains('\u{e4}'));
+        let read: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        assert_eq!(read, value);
     }
 
     #[test]

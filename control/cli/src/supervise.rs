@@ -12,11 +12,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
+use patronus_config::value::InterfaceName;
 use patronus_control::confirmation::Store;
 use patronus_io::signal;
 use patronus_io::tun::Tun;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use serde_json::json;
@@ -29,6 +30,10 @@ use crate::output::{Outcome, Output, Wrong};
 const LEAVE: Duration = Duration::from_secs(5);
 /// The pause before a program that has ended by itself is started again.
 const AGAIN: Duration = Duration::from_secs(1);
+/// A program that ends sooner than this after its start has not come up.
+const QUICK: Duration = Duration::from_secs(5);
+/// How often in a row that may happen.
+const QUICK_MAX: u32 = 5;
 /// How often it is looked at whether one has ended.
 const LOOK: Timespec = Timespec {
     tv_sec: 0,
@@ -72,7 +77,10 @@ struct Kept {
     command: Command,
     name: &'static str,
     child: Option<Child>,
+    started: Instant,
     again_at: Instant,
+    /// How often in a row it has ended soon after its start.
+    quick: u32,
 }
 
 impl Kept {
@@ -83,7 +91,9 @@ impl Kept {
             command,
             name,
             child: None,
+            started: Instant::now(),
             again_at: Instant::now(),
+            quick: 0,
         })
     }
 
@@ -92,10 +102,21 @@ impl Kept {
         if let Some(child) = &mut self.child {
             match child.try_wait() {
                 Ok(None) => return Ok(()),
-                Ok(Some(status)) => eprintln!(
-                    "patronus: {} has ended ({status}): it is started again",
-                    self.name
-                ),
+                Ok(Some(status)) => {
+                    let name = self.name;
+                    self.quick = match self.started.elapsed() < QUICK {
+                        true => self.quick + 1,
+                        false => 0,
+                    };
+                    if self.quick == QUICK_MAX {
+                        self.child = None;
+                        let said =
+                            format!("{name} has ended {QUICK_MAX} times soon after its start ({status})");
+                        return Err(Wrong::failed(said)
+                            .hint("it has said why, above; `patronus doctor` may know what to do"));
+                    }
+                    eprintln!("patronus: {name} has ended ({status}): it is started again");
+                }
                 Err(error) => return Err(Wrong::failed(format!("{}: {error}", self.name))),
             }
             self.child = None;
@@ -106,6 +127,7 @@ impl Kept {
             let child = started
                 .map_err(|error| Wrong::failed(format!("{} cannot be started: {error}", self.name)))?;
             self.child = Some(child);
+            self.started = Instant::now();
         }
         Ok(())
     }
@@ -150,6 +172,7 @@ pub fn up(socket: &Path, options: &Up) -> Outcome {
     let signals = signal::termination().map_err(|error| Wrong::failed(error.to_string()))?;
     make(&places.folder, FOLDER_MODE)?;
     make(&places.state(), 0o700)?;
+    let _locked = lock(&places.folder)?;
     let _alone = alone(&places)?;
     let ended = run(&places, &file, &signals);
     // It may be another one by now than the file said at the start.
@@ -187,6 +210,7 @@ fn run(places: &Places, file: &Path, signals: &OwnedFd) -> Outcome {
 }
 
 fn keep(signals: &OwnedFd, kept: &mut [Kept]) -> Outcome {
+    let hang_up_is_ignored = ignores_hang_up(&fs::read_to_string("/proc/self/status").unwrap_or_default());
     loop {
         for program in &mut *kept {
             program.tend()?;
@@ -195,8 +219,31 @@ fn keep(signals: &OwnedFd, kept: &mut [Kept]) -> Outcome {
         let _ = poll(&mut [PollFd::new(signals, PollFlags::IN)], Some(&LOOK));
         match signal::take(signals) {
             Some(signal::Asked::End) => return Ok(()),
+            // The terminal has hung up. With `nohup` that was wanted.
+            Some(signal::Asked::Reload) if !hang_up_is_ignored => return Ok(()),
             Some(signal::Asked::Reload) | None => {}
         }
+    }
+}
+
+/// Whether SIGHUP is ignored by whom this text of /proc/PID/status is about (proc(5)): its bit is the lowest one.
+fn ignores_hang_up(status: &str) -> bool {
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    ignored.is_some_and(|mask| mask & 1 != 0)
+}
+
+/// Locks the folder: of two that begin at the same time, one finds it locked. It is free again when this process ends, however it does.
+fn lock(folder: &Path) -> Result<OwnedFd, Wrong> {
+    let wrong = |error: rustix::io::Errno| Wrong::failed(format!("{}: {error}", folder.display()));
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let opened = rustix::fs::open(folder, flags, Mode::empty()).map_err(wrong)?;
+    match flock(&opened, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(opened),
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            Err(Wrong::failed("a site runs already, or is being started").hint("`patronus down` ends it"))
+        }
+        Err(error) => Err(wrong(error)),
     }
 }
 
@@ -265,7 +312,13 @@ fn interface_in_force(socket: &Path) -> Option<String> {
     let mut client = patronus_control::client::Client::connect(socket).ok()?;
     let what = Topic::Summary;
     let summary = client.ask(Order::Show { what }).ok()?;
-    summary["interface"].as_str().map(str::to_owned)
+    interface_in(&summary)
+}
+
+/// The interface's name in a summary. Whoever answers may not be believed by root: what cannot be a name is none.
+pub fn interface_in(summary: &serde_json::Value) -> Option<String> {
+    let name: Result<InterfaceName, _> = summary["interface"].as_str()?.parse();
+    name.ok().map(|name| name.as_str().to_owned())
 }
 
 /// The interface of the site that the control process of `patronus up` has on record, also when it was killed.
@@ -383,6 +436,61 @@ mod tests {
             assert_eq!(unit_of(&unit(other)), None, "{other}");
         }
         assert_eq!(unit_of(""), None);
+    }
+
+    #[test]
+    fn what_cannot_be_an_interface_is_not_removed() {
+        let named = |name| interface_in(&json!({ "interface": name }));
+        assert_eq!(named("patronus0").as_deref(), Some("patronus0"));
+        for name in ["../control", "", "a/b", "sixteen-letters-x", "."] {
+            assert_eq!(named(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn of_two_that_begin_one_finds_it_locked() {
+        let folder = std::env::temp_dir().join(format!("patronus-lock-{}", std::process::id()));
+        make(&folder, FOLDER_MODE).expect("a folder");
+        let first = lock(&folder).expect("nobody has it");
+        let second = lock(&folder).expect_err("the first has it");
+        assert!(second.failure.message.contains("runs already"), "{second:?}");
+        drop(first);
+        lock(&folder).expect("nobody has it any more");
+        fs::remove_dir(&folder).expect("made above");
+    }
+
+    #[test]
+    fn what_does_not_come_up_is_given_up() {
+        let mut kept = Kept {
+            command: Command::new("false"),
+            name: "false",
+            child: None,
+            started: Instant::now(),
+            again_at: Instant::now(),
+            quick: 0,
+        };
+        let mut starts = 0;
+        let wrong = loop {
+            kept.again_at = Instant::now();
+            starts += u32::from(kept.child.is_none());
+            assert!(starts <= QUICK_MAX, "started again and again");
+            if let Err(wrong) = kept.tend() {
+                break wrong;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        };
+        assert_eq!(starts, QUICK_MAX);
+        assert!(
+            wrong.failure.message.contains("soon after its start"),
+            "{wrong:?}"
+        );
+    }
+
+    #[test]
+    fn hang_up_is_the_lowest_bit() {
+        assert!(ignores_hang_up("Name:\tx\nSigIgn:\t0000000000001001\n"));
+        assert!(!ignores_hang_up("Name:\tx\nSigIgn:\t0000000000001000\n"));
+        assert!(!ignores_hang_up(""));
     }
 
     #[test]

@@ -89,6 +89,14 @@ impl Stream {
     pub fn begin(path: &Path, request: &Request) -> Result<Stream, Refused> {
         let mut socket = UnixStream::connect(path)?;
         socket.write_all(request.to_string().as_bytes())?;
+        Stream::over(socket)
+    }
+
+    /// What comes over a connection to an engine, on which somebody has asked.
+    ///
+    /// # Errors
+    /// If it does not answer, or refuses.
+    pub fn over(mut socket: UnixStream) -> Result<Stream, Refused> {
         let (head, bytes) = read_head(&mut socket)?;
         socket.set_read_timeout(Some(QUIET))?;
         Ok(Stream {

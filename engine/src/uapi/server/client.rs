@@ -150,9 +150,7 @@ impl Client {
         let line = self.inbox.line(len);
         match &mut self.operation {
             Operation::None => match line {
-                b"get=1" | b"set=1" | b"observe=trace" | b"observe=capture" if self.asks_only => {
-                    self.refuse(Errno::PERM)
-                }
+                b"get=1" | b"set=1" if self.asks_only => self.refuse(Errno::PERM),
                 b"get=1" => self.operation = Operation::Get,
                 b"observe=trace" | b"observe=capture" => {
                     self.operation = Operation::Observe(text(line).unwrap_or_default());
