@@ -466,13 +466,13 @@ impl Worker {
         // A UDP socket's errors are about single datagrams or peers; the port has counted them.
         let _ = port.rx_burst(&mut self.frames, &mut wire);
         let more = wire.room() == 0 || port.has_pending();
-        if self.is_cut(wan) {
-            self.drop_in_drill(&mut wire, DropReason::DrillReceived, View::Received);
-        }
         if !wire.is_empty() {
             self.stats.burst(Stage::WanRx, wire.len(), lap);
             if self.observer.is_some() {
                 self.observe(&mut wire, &Seen::at(Point::WanRx, View::Received, wan));
+            }
+            if self.is_cut(wan) {
+                self.drop_in_drill(&mut wire, DropReason::DrillReceived, View::Received);
             }
             // A packet of a session that was installed after this turn began may be here already: its sender was faster
             // than the turn. The command came before the packet, so obeying now makes the session known.

@@ -4,6 +4,7 @@
 mod common;
 
 mod decap;
+mod drill;
 mod encap;
 mod endpoint;
 mod hostile;
