@@ -10,9 +10,12 @@ mod keys;
 mod observe;
 mod options;
 mod output;
+mod paths;
 mod setup;
 mod show;
 mod supervise;
+mod top;
+mod why;
 
 use std::process::ExitCode;
 
@@ -53,6 +56,8 @@ fn run(output: Output, options: Options) -> Outcome {
             "what was in force before is so again",
         ),
         Command::Show { what } => show::show(output, socket, what.0),
+        Command::Why(options) => why::why(output, socket, &options),
+        Command::Top { once } => top::top(output, socket, once),
         Command::Trace(options) => observe::trace(output, socket, &options),
         Command::Capture(options) => observe::capture(socket, &options),
         Command::Keygen { file } => keys::keygen(output, file.as_deref()),

@@ -69,6 +69,14 @@ pub enum Command {
         #[arg(value_enum, default_value_t = What(Topic::Summary))]
         what: What,
     },
+    /// Say why flows go by the path that they go by
+    Why(Why),
+    /// Watch paths: round trips, jitter, loss, rates; `q` quits
+    Top {
+        /// Print it once, for scripts
+        #[arg(long)]
+        once: bool,
+    },
     /// Show where packets pass in the engine, and why (docs/trace.md)
     Trace(Trace),
     /// Write packets of the engine to a pcapng file
@@ -163,6 +171,21 @@ pub struct Up {
     /// The site's file
     #[command(flatten)]
     pub site: File,
+}
+
+/// What to explain.
+#[derive(Args)]
+pub struct Why {
+    /// A remote and perhaps a class; or a flow: source and destination, and as far as they matter protocol, source port
+    /// and destination port (`-`: any)
+    #[arg(required = true, num_args = 1..=5, value_name = "REMOTE [CLASS] | SRC DST [PROTOCOL [SPORT [DPORT]]]")]
+    pub what: Vec<String>,
+    /// The flow's DSCP, 0 to 63
+    #[arg(long, value_parser = clap::value_parser!(u8).range(0..64))]
+    pub dscp: Option<u8>,
+    /// How many of the last decisions to show
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    pub last: usize,
 }
 
 /// Which packets.

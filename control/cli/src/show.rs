@@ -5,12 +5,13 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use patronus_control::message::{Order, Topic};
-use patronus_control::view::{Drop, Event, Lane, Link, Peer, Port, RemotePath, Route, Stage, Summary};
+use patronus_control::view::{Drop, Event, Lane, Link, Peer, Port, Route, Stage, Summary};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::ask::connect;
 use crate::output::{Outcome, Output, Table, Wrong, escaped};
+use crate::paths;
 
 /// `patronus show`.
 pub fn show(output: Output, socket: &Path, what: Topic) -> Outcome {
@@ -22,7 +23,8 @@ pub fn show(output: Output, socket: &Path, what: Topic) -> Outcome {
         Topic::Summary => summary(output, &read(&shown)?),
         Topic::Peers | Topic::Remotes => peers(&read::<Vec<Peer>>(&shown)?),
         Topic::Lanes => lanes(read(&shown)?),
-        Topic::Paths => paths(read(&shown)?),
+        Topic::Paths => paths::paths(read(&shown)?),
+        Topic::Quality => paths::quality(read(&shown)?),
         Topic::Routes => routes(read(&shown)?),
         Topic::Links => links(read(&shown)?),
         Topic::Ports => ports(read(&shown)?),
@@ -34,7 +36,8 @@ pub fn show(output: Output, socket: &Path, what: Topic) -> Outcome {
     output.print(&shown, text)
 }
 
-fn read<T: DeserializeOwned>(value: &Value) -> Result<T, Wrong> {
+/// An answer as what it should be.
+pub fn read<T: DeserializeOwned>(value: &Value) -> Result<T, Wrong> {
     T::deserialize(value).map_err(|error| {
         Wrong::failed(format!("the control process answers something else: {error}"))
             .hint("do both programs have the same version?")
@@ -137,20 +140,6 @@ fn lanes(lanes: Vec<Lane>) -> String {
     table.to_string()
 }
 
-fn paths(paths: Vec<RemotePath>) -> String {
-    let mut table = Table::new(&["REMOTE", "PATH", "LANES UP", "SENT", "RECEIVED"]);
-    for path in paths {
-        table.row([
-            path.remote,
-            format!("{}-{}", path.local_link, path.remote_link),
-            format!("{} of {}", path.lanes_up, path.lanes),
-            bytes(path.sent_bytes),
-            bytes(path.received_bytes),
-        ]);
-    }
-    table.to_string()
-}
-
 fn routes(routes: Vec<Route>) -> String {
     let mut table = Table::new(&["PREFIX", "FROM", "VIA"]);
     for route in routes {
@@ -243,7 +232,7 @@ fn ago(seconds: Option<u64>) -> String {
 }
 
 /// Three figures and a unit, in powers of ten.
-fn bytes(bytes: u64) -> String {
+pub fn bytes(bytes: u64) -> String {
     let units = [
         (1_000_000_000_000, "TB"),
         (1_000_000_000, "GB"),
