@@ -70,6 +70,9 @@ pub enum Command {
         what: What,
     },
     /// Say why flows go by the path that they go by
+    #[command(
+        override_usage = "patronus why [OPTIONS] REMOTE [CLASS]\n       patronus why [OPTIONS] SRC DST [PROTOCOL [SPORT [DPORT]]]"
+    )]
     Why(Why),
     /// Watch paths: round trips, jitter, loss, rates; `q` quits
     Top {
@@ -178,7 +181,7 @@ pub struct Up {
 pub struct Why {
     /// A remote and perhaps a class; or a flow: source and destination, and as far as they matter protocol, source port
     /// and destination port (`-`: any)
-    #[arg(required = true, num_args = 1..=5, value_name = "REMOTE [CLASS] | SRC DST [PROTOCOL [SPORT [DPORT]]]")]
+    #[arg(required = true, num_args = 1..=5, value_name = "WHAT")]
     pub what: Vec<String>,
     /// The flow's DSCP, 0 to 63
     #[arg(long, value_parser = clap::value_parser!(u8).range(0..64))]

@@ -12,6 +12,8 @@ use serde::Serialize;
 pub enum Exit {
     /// It failed.
     Failed = 1,
+    /// The command line is wrong.
+    Usage = 2,
     /// The site's file is wrong.
     BadConfig = 3,
     /// Nothing runs that could be asked.

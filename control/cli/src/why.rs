@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::ask::connect;
 use crate::options::Why;
-use crate::output::{Outcome, Output, Table, Wrong, escaped};
+use crate::output::{Exit, Outcome, Output, Table, Wrong, escaped};
 use crate::paths::{age, millis, none, percent};
 use crate::show::read;
 
@@ -70,10 +70,12 @@ fn flow(options: &Why) -> Result<Option<Flow>, Wrong> {
 }
 
 fn wrong(said: &str) -> Wrong {
-    let failure = Failure::new(Code::BadRequest, said);
-    failure
-        .hint("`patronus why hub voice`, or `patronus why 10.1.0.5 10.2.0.7 udp - 5060`")
-        .into()
+    let failure = Failure::new(Code::BadRequest, said)
+        .hint("`patronus why hub voice`, or `patronus why 10.1.0.5 10.2.0.7 udp - 5060`");
+    Wrong {
+        exit: Exit::Usage,
+        failure,
+    }
 }
 
 fn of_remote(output: Output, client: &mut Client, options: &Why) -> Outcome {
