@@ -2,6 +2,7 @@
 
 mod hour;
 mod pair;
+mod steering;
 mod withheld;
 
 use patronus_crypto::{Duration, PublicKey};
