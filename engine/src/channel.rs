@@ -18,6 +18,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use crate::allowedips::AllowedIps;
+use crate::explain::Query;
 use crate::neighbour::Place;
 use crate::observe::Observer;
 use crate::path::Paths;
@@ -154,6 +155,8 @@ pub enum Command {
     Mtu(usize),
     /// More is known of neighbours: packets may wait for that.
     Neighbours,
+    /// Say what becomes of flows; the answer is a notice.
+    Ask(Box<Query>),
     /// A trace or a capture has begun, or is over.
     Observe(Option<Box<Observer>>),
     /// End the thread.
@@ -191,6 +194,8 @@ pub enum Notice {
     Probe(Box<ProbeSet>),
     /// A replaced order, likewise.
     Order(Box<Order>),
+    /// An answer.
+    Told(Box<Query>),
     /// The observer of a trace or a capture that is over, likewise.
     Observer(Box<Observer>),
     /// A replaced WAN port, likewise.

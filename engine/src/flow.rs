@@ -447,6 +447,12 @@ impl<V: Copy + Default> FlowTable<V> {
         true
     }
 
+    /// The flow in a place of the table, if there is one.
+    pub fn at(&self, place: u32) -> Option<&Flow<V>> {
+        let flow = self.flows.get(place as usize)?;
+        self.is_used(place).then_some(flow)
+    }
+
     /// Looks at up to `budget` places for flows, going on where the last call ended, and takes those out that were last seen `idle` or more
     /// before `now`; at most 2^31 either way, so a flow seen after `now` is not old. Returns how many.
     pub fn expire(&mut self, now: u32, idle: u32, budget: usize) -> usize {

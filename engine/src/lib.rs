@@ -41,7 +41,7 @@
 //!   who finds that out; [`steer`]: which path a packet takes.
 //! * [`slowpath`]: the one other thread; [`slowpath::core`]: the part of it that needs no system, which the simulator runs too.
 //! * [`channel`]: what workers and the slow path say to each other; [`crew`]: what workers hand to each other.
-//! * [`observe`]: traces and captures.
+//! * [`observe`]: traces and captures; [`explain`]: why a flow goes where it goes.
 //! * [`stats`]: a name for each packet that goes no further, cycles for each stage.
 //! * [`site`], [`reader`]: the configuration file, at the start and again; [`plan`]: keeps what routers look at in step with it.
 //! * [`control`]: the same from the control process, and what it is told.
@@ -63,6 +63,7 @@ pub mod crew;
 pub mod devices;
 pub mod engine;
 pub mod ethernet;
+pub mod explain;
 pub mod fib;
 pub mod flow;
 pub mod fragment;

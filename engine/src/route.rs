@@ -15,7 +15,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use arrayvec::ArrayVec;
-use patronus_crypto::{PeerId, Time};
+use patronus_crypto::{Duration, PeerId, Time};
 use patronus_io::ip::{self, FlowKey, Malformed, Packet, Version};
 use patronus_mem::{BURST_MAX, Burst, PktBuf};
 use patronus_observe::{Exit as Shown, Point};
@@ -23,8 +23,9 @@ use patronus_sync::{Published, Reader};
 
 use crate::crew::Handing;
 use crate::ethernet;
+use crate::explain::{Explained, Whither};
 use crate::fib::{FibV4, FibV6, Group};
-use crate::flow::{FlowTable, HashKeys, HashedKey};
+use crate::flow::{Flow, FlowTable, HashKeys, HashedKey};
 use crate::icmp::{Icmp, IcmpError};
 use crate::neighbour::{Addressed, Waiting};
 use crate::observe::{Seen, View};
@@ -297,6 +298,47 @@ impl Router {
             exits,
         };
         onward.dispatch(cx, parsed, &judged, from);
+    }
+
+    /// What becomes of a flow. Changes nothing.
+    pub fn explain(&self, now: Time, key: FlowKey) -> Explained {
+        let HashedKey { hash, .. } = self.flows.hashed(key);
+        let reader = &self.rules.reader;
+        let snapshot = self.rules.snapshot.get(reader);
+        let Judgement { action, class } = snapshot.judge(&key);
+        let group = match action {
+            Action::Drop => None,
+            Action::Via(group) => Some(group),
+            Action::Route if key.is_ipv6() => self.rules.v6.lookup(reader, &key.dst_v6()),
+            Action::Route => self.rules.v4.lookup(reader, &key.dst_v4()),
+        };
+        let hop = group.and_then(|group| snapshot.hop(group, hash));
+        let idle = |flow: &Flow<Remembered>| {
+            let units = coarse(now).wrapping_sub(flow.seen);
+            Duration::from_nanos(u64::from(units) << COARSE_BITS)
+        };
+        Explained {
+            key,
+            idle: self.flows.find(&key).map(|id| idle(self.flows.get(id))),
+            owner: snapshot.worker(hash),
+            policy: snapshot.policy(&key).map(|at| at as u32),
+            class,
+            whither: match (action, hop) {
+                (Action::Drop, _) => Whither::Dropped,
+                (_, None) => Whither::NoRoute,
+                (_, Some(hop)) => Whither::Exit(hop.exit),
+            },
+            bucket: Some(bucket_of(hash)),
+            steered: None,
+        }
+    }
+
+    /// The flow in a place of the table; an error behind the last one.
+    pub fn flow_at(&self, place: u32) -> Result<Option<FlowKey>, ()> {
+        match (place as usize) < self.flows.limit() {
+            true => Ok(self.flows.at(place).map(|flow| *flow.key())),
+            false => Err(()),
+        }
     }
 
     /// Sorts the packets that waited for a neighbour of whom more is known now into `exits`, which is empty.

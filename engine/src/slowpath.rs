@@ -20,6 +20,7 @@ mod neighbours;
 mod observe;
 mod opening;
 mod paths;
+mod query;
 mod site;
 mod uplinks;
 
@@ -36,6 +37,7 @@ use patronus_io::udp::UdpConfig;
 use patronus_mem::{Arena, FrameCache};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::net::SendFlags;
 
 pub use self::core::{Core, CoreParts, Sockets, peer_numbers};
 pub use self::lans::EthernetLan;
@@ -45,6 +47,7 @@ pub use self::neighbours::Neighbourhood;
 use self::observe::Observation;
 pub use self::opening::Opening;
 use self::paths::Shown;
+use self::query::Pending;
 use self::site::Routing;
 use self::uplinks::LinkSockets;
 pub use self::uplinks::{Uplink, uplinks};
@@ -57,7 +60,7 @@ use crate::plan::Builder;
 use crate::reader::Reader;
 use crate::site::Site;
 use crate::stats::{Directory, Placed, WorkerStats};
-use crate::uapi::UapiServer;
+use crate::uapi::{Reply, UapiServer};
 
 /// How soon to try again when the UDP port is taken.
 const BIND_RETRY: Duration = Duration::from_secs(1);
@@ -205,6 +208,10 @@ pub struct SlowPath {
     observation: Option<Observation>,
     /// How many there were; it wraps.
     observations: u16,
+    /// Questions that workers are answering.
+    queries: Vec<Pending>,
+    /// How many were asked.
+    asked: u64,
 }
 
 impl SlowPath {
@@ -270,6 +277,8 @@ impl SlowPath {
             site: None,
             observation: None,
             observations: 0,
+            queries: Vec::new(),
+            asked: 0,
         };
         let there = slow_path.lans.iter().enumerate();
         let there: Vec<usize> = there.filter_map(|(at, lan)| lan.ifindex().map(|_| at)).collect();
@@ -294,6 +303,7 @@ impl SlowPath {
             self.watch_interface();
             self.serve_uapi();
             self.tend_observation();
+            self.tend_queries();
             self.take_reloaded();
             self.serve_control();
             self.tell_news();
@@ -324,6 +334,7 @@ impl SlowPath {
                     self.take_by_queue();
                 }
                 Some(Notice::Lan(port)) => drop(port),
+                Some(Notice::Told(query)) => self.take_answer(*query),
                 Some(Notice::LanGone(lan @ 1.., error)) => {
                     let why = error.map_or("it was deleted".to_owned(), |error| error.to_string());
                     self.lose_lan(lan - 1, &why);
@@ -471,6 +482,19 @@ impl SlowPath {
         }
     }
 
+    /// Sends an answer on a connection that the server has handed over.
+    fn uapi_answer(&mut self, connection: OwnedFd, reply: Reply) {
+        let now = self.core.mono();
+        match &mut self.uapi {
+            Some(uapi) => uapi.answer(connection, reply, now),
+            // The server is at work, and this is a refusal, which is short.
+            None => {
+                let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+                let _ = rustix::net::send(&connection, reply.as_bytes(), flags);
+            }
+        }
+    }
+
     fn serve_uapi(&mut self) {
         let now = self.core.mono();
         // Taken out for the call: the server asks this very object to carry the requests out.
@@ -564,6 +588,7 @@ impl SlowPath {
             self.nics_again_at,
             self.idle_again_at,
             self.observation_deadline(),
+            self.queries_deadline(),
             self.copy_again_at,
             self.paths_deadline(),
             retry,

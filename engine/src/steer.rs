@@ -9,6 +9,7 @@
 //!
 //! The slow path makes a [`Steering`] for each worker and remote, with all its memory, and sends it with the paths. It is that worker's own from then on; nothing is shared.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use arrayvec::ArrayVec;
@@ -16,7 +17,7 @@ use patronus_abi::channel::{PATHS_MAX, PathName, Ranked};
 use patronus_abi::site::{CLASSES_MAX, Class, Mode, OuterDscp, Sticky};
 use patronus_crypto::replay::ReplayWindow;
 use patronus_crypto::{Duration, PeerId, Time};
-use patronus_io::ip::{FlowKey, Packet};
+use patronus_io::ip::FlowKey;
 
 use crate::flow::HashKeys;
 use crate::path::{PathBoard, PathLanes};
@@ -88,11 +89,11 @@ pub fn bucket_of(hash: u64) -> u8 {
     (hash >> 40) as u8
 }
 
-/// The bucket of a packet's source: all packets from one address of IPv4, or from one /64, have the same.
-pub fn bucket_of_source(keys: &HashKeys, packet: &Packet<'_>) -> u8 {
-    let key = match packet.src() {
-        std::net::IpAddr::V4(ip) => FlowKey::v4(ip.octets(), [0; 4], 0, 0, 0),
-        std::net::IpAddr::V6(ip) => {
+/// The bucket of a source: all packets from one address of IPv4, or from one /64, have the same.
+pub fn bucket_of_source(keys: &HashKeys, source: IpAddr) -> u8 {
+    let key = match source {
+        IpAddr::V4(ip) => FlowKey::v4(ip.octets(), [0; 4], 0, 0, 0),
+        IpAddr::V6(ip) => {
             let subnet = (ip.to_bits() >> 64 << 64).to_be_bytes();
             FlowKey::v6(subnet, [0; 16], 0, 0, 0)
         }

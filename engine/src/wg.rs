@@ -20,10 +20,12 @@ use arrayvec::ArrayVec;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use patronus_abi::site::Sticky;
 use patronus_crypto::aead::Aead;
 use patronus_crypto::keypair::Keypair;
 use patronus_crypto::messages::DATA_MIN;
 use patronus_crypto::{PeerId, Time};
+use patronus_io::ip::FlowKey;
 use patronus_mem::{BURST_MAX, FrameCache, Outer, PktBuf, SMALL_MAX};
 
 pub use self::decap::{Claim, Claimed};
@@ -34,11 +36,13 @@ use crate::allowedips::AllowedIps;
 use crate::channel::{Notice, ToSlowPath};
 use crate::clock::Clock;
 use crate::crew::{Crew, Handing};
+use crate::explain::{Explained, Steered, Whither};
 use crate::icmp::Icmp;
 use crate::observe::{Observing, View};
 use crate::path::Paths;
 use crate::probe::{PathChange, ProbeSet, Prober};
 use crate::remote::message::Size;
+use crate::snapshot::Exit;
 use crate::snapshot::MTU_MIN;
 use crate::stats::{DropReason, WorkerStats};
 use crate::steer::{self, Manners};
@@ -275,6 +279,51 @@ impl Wg {
             None => order,
         };
         cx.tell(Notice::Order(old));
+    }
+
+    /// What becomes of a flow where the allowed-ips say it. Changes nothing.
+    pub fn explain(&self, key: FlowKey) -> Explained {
+        let dst: IpAddr = match key.is_ipv6() {
+            true => key.dst_v6().into(),
+            false => key.dst_v4().into(),
+        };
+        let peer = self.routes.lookup(dst);
+        Explained {
+            key,
+            idle: None,
+            owner: None,
+            policy: None,
+            class: 0,
+            whither: peer.map_or(Whither::NoRoute, |peer| Whither::Exit(Exit::Tunnel(peer))),
+            bucket: None,
+            steered: None,
+        }
+    }
+
+    /// By which path a flow's packets go that take a tunnel. Changes nothing.
+    pub fn explain_path(&self, now: Time, told: &mut Explained) {
+        let paths = told.peer().and_then(|peer| self.paths.get(peer.0 as usize));
+        let Some(Some(paths)) = paths else { return };
+        let (key, keys) = (&told.key, paths.steering.keys());
+        let source: IpAddr = match key.is_ipv6() {
+            true => key.src_v6().into(),
+            false => key.src_v4().into(),
+        };
+        let by_flow = || steer::bucket_of(keys.hash(&key.without_dscp()));
+        let bucket = match self.manners.get(told.class).sticky {
+            Sticky::Source => steer::bucket_of_source(keys, source),
+            Sticky::Flow => told.bucket.unwrap_or_else(by_flow),
+        };
+        told.bucket = Some(bucket);
+        let name = |place: u8| paths.each().get(usize::from(place)).map(|path| path.name);
+        let found = paths.steering.tell(told.class, bucket, now, paths.board.up());
+        told.steered = found.map(|found| Steered {
+            path: found.path.and_then(name),
+            home: name(found.home),
+            second: found.second.and_then(name),
+            since: found.since,
+            seen: found.seen,
+        });
     }
 
     /// A remote has been started anew.

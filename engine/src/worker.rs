@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use arrayvec::ArrayVec;
 use patronus_crypto::{Duration, PeerId, Time};
+use patronus_io::ip::FlowKey;
 use patronus_io::{PORT_FDS, Port, PortError};
 use patronus_mem::{BURST_MAX, Burst, FrameCache, PktBuf};
 use patronus_observe::Point;
@@ -22,6 +23,7 @@ use crate::clock::Clock;
 use crate::courtesy::Courtesy;
 use crate::crew::{Crew, Taken};
 use crate::ethernet;
+use crate::explain::{Asked, Explained, PLACES_PER_QUERY, Query};
 use crate::observe::{Observer, Observing, Seen, View};
 use crate::route::{Bound, Exits, Ingress, Parsed, Router, Spread};
 use crate::stats::{DropReason, Lap, Placed, Stage, WorkerStats};
@@ -757,11 +759,44 @@ impl Worker {
                 Command::Control(peer, bytes) => self.send_control(now, peer, &bytes),
                 Command::Place(peer, worker) => self.crew.place(peer, worker),
                 Command::Neighbours => self.send_waiting(now),
+                Command::Ask(query) => self.explain(now, query),
                 Command::Observe(observer) => self.replace_observer(now, observer),
                 other => self.with_context(now, |stages, cx| apply(stages.wg, cx, other)),
             }
         }
         Ok(())
+    }
+
+    /// Says what becomes of flows.
+    #[cold]
+    fn explain(&mut self, now: Time, mut query: Box<Query>) {
+        match query.asked {
+            Asked::Flow(key) => query.told.push(self.explain_flow(now, key)),
+            Asked::Flows(from) => query.next = self.tell_flows(now, from, &mut query.told),
+        }
+        self.with_context(now, |_, cx| cx.tell(Notice::Told(query)));
+    }
+
+    fn explain_flow(&self, now: Time, key: FlowKey) -> Explained {
+        let mut told = match &self.router {
+            Some(router) => router.explain(now, key),
+            None => self.wg.explain(key),
+        };
+        self.wg.explain_path(now, &mut told);
+        told
+    }
+
+    /// Tells of flows from a place of the table on, as many as there is room for; returns where to go on, if there is more.
+    fn tell_flows(&self, now: Time, from: u32, told: &mut Vec<Explained>) -> Option<u32> {
+        let router = self.router.as_ref()?;
+        for place in from..from.saturating_add(PLACES_PER_QUERY) {
+            if told.len() == told.capacity() {
+                return Some(place);
+            }
+            let key = router.flow_at(place).ok()?;
+            told.extend(key.map(|key| self.explain_flow(now, key)));
+        }
+        Some(from.saturating_add(PLACES_PER_QUERY))
     }
 
     fn replace_observer(&mut self, now: Time, observer: Option<Box<Observer>>) {
@@ -948,6 +983,7 @@ fn apply(wg: &mut Wg, cx: &mut Context<'_>, command: Command) {
         | Command::Sends(..)
         | Command::Drill(_)
         | Command::Lan(..)
+        | Command::Ask(_)
         | Command::Observe(_)
         | Command::Stop => unreachable!("obeyed by the worker itself"),
     }

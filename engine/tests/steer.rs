@@ -529,7 +529,7 @@ fn a_source_is_an_address_or_a_subnet() {
         let mut packet = [0; 28];
         (packet[0], packet[3], packet[9], packet[21]) = (0x45, 28, 17, port);
         packet[12..16].copy_from_slice(&src);
-        bucket_of_source(&keys, &Packet::parse(&packet).unwrap())
+        bucket_of_source(&keys, Packet::parse(&packet).unwrap().src())
     };
     assert_eq!(v4([10, 0, 0, 1], 1), v4([10, 0, 0, 1], 2));
     let of = |n: u8| v4([10, 0, 0, n], 1);
@@ -537,7 +537,7 @@ fn a_source_is_an_address_or_a_subnet() {
     let v6 = |subnet: u8, host: u8| {
         let mut packet = [0; 40];
         (packet[0], packet[6], packet[15], packet[23]) = (0x60, 59, subnet, host);
-        bucket_of_source(&keys, &Packet::parse(&packet).unwrap())
+        bucket_of_source(&keys, Packet::parse(&packet).unwrap().src())
     };
     assert_eq!(v6(1, 1), v6(1, 2));
     assert!((2..20).any(|n| v6(n, 1) != v6(1, 1)));

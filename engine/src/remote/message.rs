@@ -692,4 +692,24 @@ mod tests {
             }
         }
     }
+
+    /// docs/wire.md, section 6.
+    #[test]
+    fn packets_that_go_twice_begin_as_the_document_says() {
+        let header = doubled(28, 0x0102_0304);
+        assert_eq!(header, [0x11, 6, 0x24, 0, 4, 3, 2, 1]);
+        let mut content = header.to_vec();
+        content.extend([0x45; 28]);
+        // And padding.
+        content.extend([0; 12]);
+        assert!(is_doubled(&content) && is_control(&content));
+        assert_eq!(read_doubled(&content), Some((0x0102_0304, 36)));
+        assert_eq!(Control::decode(&content), Err(Unknown::Kind));
+        for (at, value) in [(2, 49), (2, 7), (3, 1)] {
+            let mut wrong = content.clone();
+            wrong[at] = value;
+            assert_eq!(read_doubled(&wrong), None, "{at}: {value}");
+        }
+        assert_eq!(read_doubled(&content[..7]), None);
+    }
 }

@@ -18,7 +18,7 @@ use crate::uapi::{Question, Reply};
 const ROUTES_ASKED_FOR: usize = 64;
 
 /// A key as the rest of the protocol writes it.
-struct Hex(PublicKey);
+pub(super) struct Hex(pub PublicKey);
 
 impl Display for Hex {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

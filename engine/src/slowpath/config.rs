@@ -43,7 +43,10 @@ impl UapiDevice for SlowPath {
     }
 
     fn observe(&mut self, request: &str, connection: OwnedFd) {
-        self.begin_observation(request, connection);
+        match request.starts_with("ask=") {
+            true => self.begin_query(request, connection),
+            false => self.begin_observation(request, connection),
+        }
     }
 
     fn set(&mut self, request: SetRequest) -> Result<(), Errno> {

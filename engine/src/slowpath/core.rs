@@ -167,6 +167,11 @@ impl<S: Sockets> Core<S> {
         self.workers.each(command);
     }
 
+    /// Tells one worker something.
+    pub fn tell_worker(&mut self, worker: usize, command: Command) {
+        self.workers.tell(worker, command);
+    }
+
     /// Moves commands that wait into the workers' queues and wakes whom they concern. False if some still wait.
     pub fn flush(&mut self) -> bool {
         self.workers.flush()
@@ -219,7 +224,7 @@ impl<S: Sockets> Core<S> {
             Notice::Probe(set) => drop(set),
             Notice::Order(order) => drop(order),
             Notice::Observer(observer) => drop(observer),
-            Notice::Wan(_) | Notice::Lan(_) | Notice::LanGone(..) | Notice::Failed(_) => {
+            Notice::Told(_) | Notice::Wan(_) | Notice::Lan(_) | Notice::LanGone(..) | Notice::Failed(_) => {
                 return Some(notice);
             }
         }

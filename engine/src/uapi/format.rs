@@ -83,7 +83,7 @@ impl Reply {
 
     /// The last line and the blank one after it. The number is negative, as wireguard-go sends it and as `wg` needs it
     /// to print the right message.
-    pub(super) fn end(&mut self, result: Result<(), Errno>) {
+    pub(crate) fn end(&mut self, result: Result<(), Errno>) {
         let errno = result.err().map_or(0, Errno::raw_os_error);
         self.line(format_args!("errno={}\n", -errno));
     }

@@ -52,7 +52,7 @@ pub trait UapiDevice {
     /// Answers a question in `name=value` lines.
     fn tell(&mut self, question: Question, out: &mut Reply);
 
-    /// Begins a trace or a capture, or says why not, on a connection that is the device's from now on. The request has no empty line at its end.
+    /// Begins a trace or a capture, or to answer what takes longer, or says why not, on a connection that is the device's from now on. The request has no empty line at its end.
     fn observe(&mut self, _request: &str, _connection: OwnedFd) {}
 
     /// Applies a request, whole or not at all.
@@ -203,6 +203,18 @@ impl UapiServer {
         {
             let _ = epoll::delete(&self.epoll, &connection);
             device.observe(&request, connection);
+        }
+    }
+
+    /// Sends an answer on a connection that was [observed](UapiDevice::observe) away, and ends it. With all places taken it is hung up on.
+    pub fn answer(&mut self, connection: OwnedFd, reply: Reply, now: Time) {
+        let Some(slot) = self.clients.iter().position(Option::is_none) else {
+            return;
+        };
+        let client = Client::answered(connection, reply, now);
+        let data = EventData::new_u64(slot as u64);
+        if epoll::add(&self.epoll, client.fd(), data, client.wants().events()).is_ok() {
+            self.clients[slot] = Some(client);
         }
     }
 

@@ -552,7 +552,7 @@ impl Wg {
     fn steered_by_source(&self, packet: &PktBuf, aim: Aim) -> Aim {
         match (self.paths.get(aim.peer.0 as usize), Packet::parse(packet.data())) {
             (Some(Some(paths)), Ok(inner)) => Aim {
-                bucket: bucket_of_source(paths.steering.keys(), &inner),
+                bucket: bucket_of_source(paths.steering.keys(), inner.src()),
                 ..aim
             },
             _ => aim,

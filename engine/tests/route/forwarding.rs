@@ -1,10 +1,13 @@
 //! What a router says about packets that it cannot forward, and what it remembers of flows.
 
 use patronus_engine::allowedips::Prefix;
+use patronus_engine::channel::{Command, Notice};
 use patronus_engine::classify::Match;
+use patronus_engine::explain::{Asked, FLOWS_PER_QUERY, Query, Whither};
 use patronus_engine::fib::Group;
 use patronus_engine::snapshot::{Action, Exit, GROUP_HOPS_MAX, Hop, Plan, PlanError, Policy, Snapshot};
 use patronus_engine::stats::{DropReason, Stage};
+use patronus_io::ip::FlowKey;
 
 use crate::common::packet::{self, Builder, checksum};
 use crate::rig::{ETH0, ETH1, LANS, Rig, TUN, keys, lans, out};
@@ -277,4 +280,60 @@ fn what_a_plan_cannot_mean_is_said() {
         ..plan(1, Vec::new())
     };
     assert_eq!(compile(&many), Some(PlanError::Workers(256)));
+}
+
+/// What a worker tells of flows is what it does with their packets, and what it remembers.
+#[test]
+fn what_is_explained_is_what_happens() {
+    let classed = Policy {
+        class: 3,
+        action: Action::Route,
+        ..dropping("10.3.0.0", 16)
+    };
+    let mut rig = Rig::with_routes(1, &plan(1, vec![dropping("10.2.0.0", 16), classed]));
+    let ask = |rig: &mut Rig, asked: Asked| {
+        let query = Box::new(Query::new(9, 0, asked));
+        assert!(rig.workers[0].inbox().commands.push(Command::Ask(query)).is_ok());
+        rig.settle();
+        match rig.slow.notices.pop() {
+            Some(Notice::Told(query)) => query,
+            _ => panic!("an answer"),
+        }
+    };
+    let flow = |dst: [u8; 4]| FlowKey::v4([10, 1, 0, 9], dst, 17, 1, 2);
+    let told = |rig: &mut Rig, dst| ask(rig, Asked::Flow(flow(dst))).told[0];
+    let to_eth1 = told(&mut rig, [10, 2, 0, 1]);
+    assert_eq!(
+        (to_eth1.whither, to_eth1.policy, to_eth1.class),
+        (Whither::Dropped, Some(0), 0)
+    );
+    let to_tun = told(&mut rig, [10, 3, 0, 1]);
+    assert_eq!(to_tun.whither, Whither::Exit(out(TUN, 1500).exit));
+    assert_eq!((to_tun.policy, to_tun.class, to_tun.idle), (Some(1), 3, None));
+    let nowhere = told(&mut rig, [10, 99, 0, 1]);
+    assert_eq!((nowhere.whither, nowhere.policy), (Whither::NoRoute, None));
+    // Packets of some flows: those are remembered, once each.
+    for n in 0..200u16 {
+        let mut sent = packet::between(1, 3, n.into(), 100);
+        sent[20..22].copy_from_slice(&n.to_be_bytes());
+        rig.offer(0, ETH0, &sent);
+    }
+    rig.settle();
+    let (mut from, mut flows) = (Some(0), Vec::new());
+    while let Some(place) = from {
+        let query = ask(&mut rig, Asked::Flows(place));
+        assert!(query.told.len() <= FLOWS_PER_QUERY);
+        assert!(
+            query
+                .told
+                .iter()
+                .all(|told| told.class == 3 && told.idle.is_some())
+        );
+        flows.extend(query.told.iter().map(|told| *told.key.words()));
+        from = query.next;
+    }
+    let count = flows.len();
+    flows.sort_unstable();
+    flows.dedup();
+    assert_eq!((flows.len(), count), (200, 200), "each once");
 }

@@ -66,6 +66,7 @@ pub struct Rig {
     pub publisher: Publisher<Snapshot>,
     pub v4: FibWriterV4,
     pub v6: FibWriterV6,
+    pub slow: Arc<ToSlowPath>,
 }
 
 impl Rig {
@@ -97,6 +98,7 @@ impl Rig {
             publisher,
             v4,
             v6,
+            slow: Arc::clone(&slow),
         };
         for (crew, reader) in Crew::assemble(workers).unwrap().into_iter().zip(readers) {
             let rules = Rules {

@@ -53,9 +53,9 @@ enum Operation {
     Ask(Question),
     /// A `set=1`: one of its lines, or the blank one.
     Set(Box<SetParser>),
-    /// An `observe=`, which is ours alone: one of its lines, or the blank one.
+    /// An `observe=` or `ask=`, which are ours alone: one of its lines, or the blank one.
     Observe(String),
-    /// All of an `observe=`: the connection is no longer the server's.
+    /// All of it: the connection is no longer the server's.
     Handed(String),
 }
 
@@ -87,6 +87,16 @@ impl Client {
             asks_only,
             wants: Wants::Read,
             last_progress: now,
+        }
+    }
+
+    /// One that is being answered, and nothing else.
+    pub(super) fn answered(connection: OwnedFd, reply: Reply, now: Time) -> Self {
+        Client {
+            reply: Some((reply, 0)),
+            closing: true,
+            wants: Wants::Write,
+            ..Client::new(connection, Limits::default(), true, now)
         }
     }
 
@@ -156,6 +166,9 @@ impl Client {
                     self.operation = Operation::Observe(text(line).unwrap_or_default());
                 }
                 b"set=1" => self.operation = Operation::Set(Box::new(SetParser::new(self.limits))),
+                b"ask=why" | b"ask=flows" => {
+                    self.operation = Operation::Observe(text(line).unwrap_or_default());
+                }
                 line => match Question::of_line(line) {
                     Some(question) => self.operation = Operation::Ask(question),
                     None => self.refuse(Errno::INVAL),

@@ -3,6 +3,7 @@
 mod hour;
 mod pair;
 mod paths;
+mod steering;
 mod withheld;
 
 use patronus_crypto::{Duration, PublicKey};

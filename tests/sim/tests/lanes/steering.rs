@@ -1,0 +1,146 @@
+//! Classes between two engines: which links their packets take, and that of two copies one arrives.
+
+use std::collections::BTreeMap;
+
+use patronus_abi::channel::{PathName, Ranked};
+use patronus_abi::site::{Class, Mode};
+use patronus_engine::stats::DropReason;
+use patronus_engine::steer::RETURN;
+
+use crate::pair::{A, B, Pair, kind, ms, secs};
+
+/// Both sites have this class, and their second links cost more.
+fn pair(mode: Mode, workers: (usize, usize)) -> Pair {
+    let mut pair = Pair::new(kind(workers.0, 2), kind(workers.1, 2));
+    let class = Class {
+        mode,
+        ..Class::default()
+    };
+    for site in [A, B] {
+        let class = class.clone();
+        pair.sites[site].core.set_classes(&[class], [(1, 0), (2, 10)]);
+    }
+    pair.run(secs(6));
+    pair
+}
+
+fn link(number: u8) -> PathName {
+    PathName {
+        local: number,
+        remote: number,
+    }
+}
+
+fn order(pair: &mut Pair, ranked: &[(u8, u8)]) {
+    for site in [A, B] {
+        let ranked = ranked.iter().map(|(number, grade)| Ranked {
+            path: link(*number),
+            grade: *grade,
+        });
+        let (base, ranked) = (pair.base(site), ranked.collect());
+        pair.sites[site].core.order_paths(base, 0, ranked).unwrap();
+    }
+    pair.run(ms(1));
+}
+
+fn used(pair: &mut Pair) -> Vec<usize> {
+    pair.carried.clear();
+    pair.exchange();
+    pair.used(A, 200)
+}
+
+#[test]
+fn the_cheapest_link_carries_all_and_others_while_it_is_down() {
+    let mut pair = pair(Mode::Pinned, (2, 1));
+    assert_eq!(used(&mut pair), [0]);
+    pair.dead.insert(0);
+    pair.run(secs(2));
+    assert_eq!(used(&mut pair), [1]);
+    pair.dead.clear();
+    pair.run(secs(60));
+    // Each flow goes back in the pause before its first packet.
+    assert_eq!(used(&mut pair), [0]);
+}
+
+#[test]
+fn flows_go_where_control_says_and_stay_in_order() {
+    let mut pair = pair(Mode::ActiveBackup, (2, 2));
+    assert_eq!(used(&mut pair), [0]);
+    order(&mut pair, &[(2, 1), (1, 0)]);
+    assert_eq!(used(&mut pair), [1]);
+    // A better one moves flows that never pause bit by bit, and every packet arrives in its order: both links are equally long.
+    order(&mut pair, &[(1, 1), (2, 1)]);
+    pair.delivered = [Vec::new(), Vec::new()];
+    let rounds = RETURN.as_millis() as u32 / 10 + 20;
+    for sequence in 0..rounds {
+        for flow in 0..32 {
+            pair.send(A, flow, sequence);
+        }
+        pair.run(ms(10));
+    }
+    pair.run(secs(1));
+    let mut next = BTreeMap::<u16, u32>::new();
+    for tag in &pair.delivered[B] {
+        let next = next.entry(tag.flow).or_default();
+        assert_eq!(tag.sequence, *next, "flow {}", tag.flow);
+        *next += 1;
+    }
+    assert!(next.len() == 32 && next.values().all(|count| *count == rounds));
+    assert_eq!(used(&mut pair), [0]);
+    // For a class that is not there, or to nobody: refused.
+    let base = pair.base(A);
+    let core = &mut pair.sites[A].core;
+    assert!(core.order_paths(base, 1, Vec::new()).is_err());
+    assert!(
+        core.order_paths(patronus_crypto::PeerId(63), 0, Vec::new())
+            .is_err()
+    );
+}
+
+/// A link dies between two packets, and is back between two others: nothing is missing, and nothing comes twice.
+#[test]
+fn of_two_copies_one_arrives() {
+    let mut pair = pair(Mode::Duplicate, (2, 3));
+    pair.delivered = [Vec::new(), Vec::new()];
+    let rounds = 400;
+    for sequence in 0..rounds {
+        match sequence {
+            100 => drop(pair.dead.insert(0)),
+            250 => pair.dead.clear(),
+            _ => {}
+        }
+        for flow in 0..16 {
+            pair.send(A, flow, sequence);
+            pair.send(B, flow, sequence);
+        }
+        pair.run(ms(10));
+    }
+    pair.run(secs(1));
+    for site in [A, B] {
+        let mut seen = BTreeMap::<(u16, u32), u32>::new();
+        for tag in &pair.delivered[site] {
+            *seen.entry((tag.flow, tag.sequence)).or_default() += 1;
+        }
+        assert_eq!(seen.len(), 16 * rounds as usize, "every packet at site {site}");
+        assert!(seen.values().all(|count| *count == 1), "once");
+        let second = pair.sites[site].dropped(DropReason::DecapDoubled);
+        assert!(second > 16 * 100, "{second}");
+    }
+}
+
+/// Who is started anew begins to count anew, and so does who has lost count.
+#[test]
+fn copies_are_told_apart_after_a_restart() {
+    let mut pair = pair(Mode::Duplicate, (1, 1));
+    pair.exchange();
+    for restarted in [A, B] {
+        pair.restart(restarted);
+        let class = Class {
+            mode: Mode::Duplicate,
+            ..Class::default()
+        };
+        pair.sites[restarted].core.set_classes(&[class], []);
+        pair.run(secs(20));
+        pair.exchange();
+    }
+}
