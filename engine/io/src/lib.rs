@@ -83,6 +83,12 @@ pub trait Port {
     /// on the other side); what could not be sent is a counted drop.
     fn tx_burst(&mut self, frames: &mut FrameCache, burst: &mut Burst) -> Result<(), PortError>;
 
+    /// The same for datagrams that nobody on the way may cut up, so that they show what passes (DF; RFC 8899, section 3). What is too long for the way
+    /// vanishes. Rare: it may cost system calls of its own. A port that is no network's sends them as any.
+    fn tx_whole(&mut self, frames: &mut FrameCache, burst: &mut Burst) -> Result<(), PortError> {
+        self.tx_burst(frames, burst)
+    }
+
     /// What to wait on, readable when [`rx_burst`](Port::rx_burst) may find packets. Level-triggered; a port without
     /// descriptors is polled.
     fn wait_fds(&self) -> ArrayVec<BorrowedFd<'_>, PORT_FDS> {

@@ -152,6 +152,12 @@ impl Port for UdpPort {
         Ok(())
     }
 
+    fn tx_whole(&mut self, frames: &mut FrameCache, burst: &mut Burst) -> Result<(), PortError> {
+        send::send_whole(&self.sockets, burst, &self.counters);
+        burst.clear_into(frames);
+        Ok(())
+    }
+
     fn wait_fds(&self) -> ArrayVec<BorrowedFd<'_>, PORT_FDS> {
         // Those that are not bound yet never wake anyone.
         self.sockets.fds().chain(self.path.sockets().fds()).collect()

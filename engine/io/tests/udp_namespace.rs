@@ -93,6 +93,34 @@ fn c43_c72_segments_longer_than_the_mtu_are_fragmented_not_lost() {
 }
 
 #[test]
+fn what_is_to_stay_whole_is_not_fragmented_and_the_rest_is_as_before() {
+    in_namespace(|| {
+        ip("link set lo mtu 1400");
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let client = client(address);
+            let outer = Outer::new(client.local_addr().expect("address"));
+            let mut port = UdpSockets::bind(&CONFIG).expect("sockets").worker_port(0);
+            let mut frames = frames();
+            let mut all = Burst::new();
+            for len in [3000, 1300, 1401, 1352] {
+                burst(&mut frames, &outer, 1, len)
+                    .drain(..)
+                    .for_each(|pkt| all.push(pkt));
+            }
+            port.tx_whole(&mut frames, &mut all).expect("tx");
+            let mut data = [0; 4000];
+            for len in [1300, 1352] {
+                assert_eq!(client.recv(&mut data).expect("a datagram"), len);
+            }
+            let counters = port.counters();
+            assert_eq!((counters.tx_too_big.get(), counters.tx_packets.get()), (2, 2));
+            send(&mut port, &mut frames, &outer, 1, 3000);
+            assert_eq!(client.recv(&mut data).expect("fragments, put together"), 3000);
+        }
+    });
+}
+
+#[test]
 fn c64_mark_decides_the_route() {
     in_namespace(|| {
         ip("rule add fwmark 7 prohibit pref 0");

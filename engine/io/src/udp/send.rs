@@ -11,7 +11,7 @@ use patronus_mem::{BURST_MAX, Burst, Outer};
 use super::message::{Control, Name};
 use super::path::PathSocket;
 use super::plan::{Message, Plan};
-use super::socket::Pair;
+use super::socket::{self, Pair};
 use crate::scratch::Scratch;
 use crate::{PortCounters, sys};
 
@@ -388,6 +388,32 @@ fn send_patiently(socket: &OwnedFd, outer: &Outer, data: &[u8], patience: &mut P
         match send_datagram(socket.as_fd(), outer, data) {
             Err(error) if patience.retry(socket, &error) => {}
             result => return result,
+        }
+    }
+}
+
+/// Sends datagrams, one by one, that nobody may cut up. The socket is as before afterwards: what the slow path sends by it meanwhile is short.
+#[cold]
+pub(super) fn send_whole(sockets: &Pair, burst: &Burst, counters: &PortCounters) {
+    for pkt in burst {
+        let outer = pkt.outer();
+        let socket = sockets.of(outer.is_ipv6()).filter(|_| !outer.is_none());
+        let Some(socket) = socket else {
+            counters.tx_unreachable.add(1);
+            continue;
+        };
+        let whole = |whole| socket::set_whole(socket.as_fd(), outer.is_ipv6(), whole);
+        let sent = whole(true).and_then(|()| {
+            let sent = send_patiently(socket, outer, pkt.data(), &mut Patience::new());
+            whole(false).and(sent)
+        });
+        match sent {
+            Ok(_) => {
+                counters.tx_calls.add(1);
+                counters.tx_packets.add(1);
+                counters.tx_bytes.add(pkt.len() as u64);
+            }
+            Err(error) => count_drop(counters, &error, 1),
         }
     }
 }

@@ -228,6 +228,25 @@ fn set_ip_options(fd: BorrowedFd<'_>, ipv6: bool) -> io::Result<()> {
         .try_for_each(|(name, value)| sys::set_option(fd, level, name, value))
 }
 
+/// Whether routers may cut up what is sent from now on. If not, only the MTU of the interface bounds it, and not what the kernel believes about the path.
+pub(super) fn set_whole(fd: BorrowedFd<'_>, ipv6: bool, whole: bool) -> io::Result<()> {
+    let (level, name, value) = match (ipv6, whole) {
+        (false, false) => (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT),
+        (false, true) => (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_PROBE),
+        (true, false) => (
+            libc::IPPROTO_IPV6,
+            libc::IPV6_MTU_DISCOVER,
+            libc::IPV6_PMTUDISC_DONT,
+        ),
+        (true, true) => (
+            libc::IPPROTO_IPV6,
+            libc::IPV6_MTU_DISCOVER,
+            libc::IPV6_PMTUDISC_PROBE,
+        ),
+    };
+    sys::set_option(fd, level, name, value)
+}
+
 /// Sets the mark of outgoing packets.
 pub(super) fn set_fwmark(fd: BorrowedFd<'_>, fwmark: u32) -> io::Result<()> {
     sys::set_option(fd, libc::SOL_SOCKET, libc::SO_MARK, fwmark.cast_signed())

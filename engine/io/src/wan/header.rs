@@ -4,7 +4,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
 use patronus_mem::{Outer, PktBuf, Unfinished};
 
-use crate::ip::{IPV4_HEADER as IPV4, IPV6_HEADER as IPV6, PROTO_UDP, Sum, UDP_HEADER as UDP, pseudo_sum};
+use crate::ip::{
+    IPV4_HEADER as IPV4, IPV6_HEADER as IPV6, PROTO_UDP, Sum, UDP_HEADER as UDP, pseudo_sum, update,
+};
 
 pub(super) const ETHERNET: usize = 14;
 const TTL: u8 = 64;
@@ -153,6 +155,20 @@ fn prepend<const N: usize>(pkt: &mut PktBuf) -> &mut [u8; N] {
     pkt.prepend(N).try_into().expect("so many bytes")
 }
 
+/// Says in a frame that was [wrapped](Way::wrap), its checksums made, that no router may cut the packet up. Nobody may in IPv6 anyway.
+#[cold]
+pub(super) fn keep_whole(pkt: &mut PktBuf) {
+    const DF: u8 = 0x40;
+    let frame = pkt.data_mut();
+    if frame[12..14] == [0x08, 0x00] {
+        let header = &mut frame[ETHERNET..ETHERNET + IPV4];
+        let (old, new) = ([header[6], header[7]], [header[6] | DF, header[7]]);
+        let sum = update([header[10], header[11]], old, new);
+        header[6] = new[0];
+        header[10..12].copy_from_slice(&sum);
+    }
+}
+
 /// Takes the headers off a frame with a datagram to us, and writes down where it came from. False for a frame
 /// whose lengths contradict each other, whose IPv4 header does not verify, or that comes from an address that nobody can have. The UDP checksum is not looked at: what is in the
 /// datagram is authenticated by stronger means, and frames from a veth may not have it yet.
@@ -298,6 +314,24 @@ mod tests {
             }
             assert_eq!(wrapped[0].data(), wrapped[1].data());
             wrapped.into_iter().for_each(|pkt| frames.free(pkt));
+        }
+    }
+
+    #[test]
+    fn what_is_to_stay_whole_says_so_and_verifies() {
+        let mut frames = frames();
+        for v6 in [false, true] {
+            let mut pkt = frames.alloc().expect("a frame");
+            pkt.append(100).fill(7);
+            assert!(way(v6).wrap(&mut pkt, [false; 2]));
+            let before = pkt.data().to_vec();
+            keep_whole(&mut pkt);
+            match v6 {
+                false => assert_eq!(pkt.data()[ETHERNET + 6..][..2], [0x40, 0]),
+                true => assert_eq!(pkt.data(), before),
+            }
+            assert!(unwrap(&mut pkt, 3), "the header verifies");
+            frames.free(pkt);
         }
     }
 

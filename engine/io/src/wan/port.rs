@@ -252,6 +252,25 @@ impl<Q: Queue> Port for LinkPort<Q> {
         by_queue.and(by_kernel)
     }
 
+    fn tx_whole(&mut self, frames: &mut FrameCache, burst: &mut Burst) -> Result<(), PortError> {
+        self.ways.listen();
+        for mut pkt in burst.drain(..) {
+            let way = self.ways.to(pkt.outer()).filter(|_| self.queue.takes(&pkt));
+            if way.is_some_and(|way| way.wrap(&mut pkt, [false; 2])) {
+                header::keep_whole(&mut pkt);
+                self.by_queue.push(pkt);
+            } else {
+                self.by_kernel.push(pkt);
+            }
+        }
+        let by_kernel = self.udp.tx_whole(frames, &mut self.by_kernel);
+        let by_queue = match self.by_queue.is_empty() {
+            true => Ok(()),
+            false => self.queue.tx_burst(frames, &mut self.by_queue),
+        };
+        by_queue.and(by_kernel)
+    }
+
     /// None where the queue is polled, and the ordinary UDP port with it.
     fn wait_fds(&self) -> ArrayVec<BorrowedFd<'_>, PORT_FDS> {
         if self.queue.is_polled() {
