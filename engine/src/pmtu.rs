@@ -1,7 +1,7 @@
 //! How large a packet gets through a path: searched for by packets of that size, as datagram packetization layer path MTU discovery does (RFC 8899).
 //!
 //! A [`PathMtu`] is the worker's that owns lane 0 of the path, beside what it keeps of the path's liveness. It does nothing itself: it is told the time and what the
-//! remote has acknowledged, and says which [`SizeProbe`] to send next. No ICMP message is needed and none is believed.
+//! remote has acknowledged, and says which [`Size`] to ask for next. No ICMP message is needed and none is believed.
 //!
 //! Sizes are those of inner packets. Packets are padded to multiples of 16 before they are sealed, so only those are told apart, and the tunnel's own MTU, which padding
 //! does not exceed.
@@ -14,6 +14,7 @@
 use arrayvec::ArrayVec;
 use patronus_crypto::{Duration, Time};
 
+use crate::remote::message::Size;
 use crate::snapshot::MTU_MIN;
 
 /// Only every so many bytes there is a size: what padding leaves of the others.
@@ -37,15 +38,6 @@ const CONFIRM_IDLE: Duration = RAISE;
 const RAISE_FIRST: Duration = Duration::from_secs(10);
 const RAISE: Duration = Duration::from_secs(600);
 
-/// A packet to be sent: it has the length that an inner packet of this size would have.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct SizeProbe {
-    /// Comes back in the acknowledgement.
-    pub id: u32,
-    /// Of an inner packet, bytes; 0: no larger than the message itself.
-    pub size: u16,
-}
-
 /// What else is known of the path.
 #[derive(Clone, Copy, Default, Debug)]
 pub struct Conditions {
@@ -63,6 +55,7 @@ type Place = u16;
 pub struct PathMtu {
     /// The largest size of interest, bytes.
     max: u16,
+    is_up: bool,
     told: Option<u16>,
     /// The largest that has passed since this was last in doubt.
     low: Option<Place>,
@@ -80,7 +73,7 @@ pub struct PathMtu {
 
 #[derive(Debug)]
 enum Doing {
-    /// The path is not up.
+    /// The path is not up, or there is nothing to find out.
     Nothing,
     Search(Search),
     /// Nothing is in doubt, since then.
@@ -113,10 +106,11 @@ enum Why {
 }
 
 impl PathMtu {
-    /// A path of which nothing is known and that is not up yet; packets of more than `max` bytes do not matter.
+    /// A path of which nothing is known and that is not up yet; packets of more than `max` bytes do not matter. 0: none do, there is nothing to find out.
     pub fn new(max: u16) -> PathMtu {
         PathMtu {
             max,
+            is_up: false,
             told: None,
             low: None,
             high: 0,
@@ -137,7 +131,8 @@ impl PathMtu {
 
     /// The path is up, or up again.
     pub fn up(&mut self, now: Time) {
-        if matches!(self.doing, Doing::Nothing) {
+        self.is_up = true;
+        if matches!(self.doing, Doing::Nothing) && self.max > 0 {
             self.pause = RAISE_FIRST;
             self.begin(now, Why::Unknown);
         }
@@ -145,6 +140,7 @@ impl PathMtu {
 
     /// The path is down: nothing is to be learnt.
     pub fn down(&mut self) {
+        self.is_up = false;
         self.doing = Doing::Nothing;
     }
 
@@ -154,7 +150,7 @@ impl PathMtu {
             return;
         }
         self.told = self.told.map(|told| told.min(max));
-        if !matches!(self.doing, Doing::Nothing) {
+        if self.is_up {
             self.down();
             self.up(now);
         }
@@ -172,9 +168,13 @@ impl PathMtu {
         }
     }
 
-    /// What to send now, if anything; to be asked until there is nothing.
-    pub fn poll(&mut self, now: Time, conditions: Conditions) -> Option<SizeProbe> {
+    /// What else is known of the path now. It may bring the deadline forward.
+    pub fn observe(&mut self, conditions: Conditions) {
         self.conditions = conditions;
+    }
+
+    /// What to send now, if anything; to be asked until there is nothing.
+    pub fn poll(&mut self, now: Time) -> Option<Size> {
         // From rest to a search, from a try or a round to the next.
         for _ in 0..4 {
             match &self.doing {
@@ -194,7 +194,7 @@ impl PathMtu {
     }
 
     /// The remote says that a probe has arrived, whole.
-    pub fn take(&mut self, now: Time, answer: SizeProbe) {
+    pub fn take(&mut self, now: Time, answer: Size) {
         let Doing::Search(search) = &self.doing else {
             return;
         };
@@ -253,7 +253,7 @@ impl PathMtu {
     }
 
     /// One that is asked for now.
-    fn ask(&mut self, now: Time, place: Place) -> SizeProbe {
+    fn ask(&mut self, now: Time, place: Place) -> Size {
         let rtt = self.conditions.rtt;
         let timer = rtt.map_or(TIMER, |rtt| TIMER.max(rtt * TIMER_ROUND_TRIPS));
         let ahead = rtt.map_or(AHEAD, |rtt| timer.min(rtt * AHEAD_ROUND_TRIPS));
@@ -265,7 +265,7 @@ impl PathMtu {
         }
         let id = self.next_id;
         self.next_id = id.wrapping_add(1);
-        SizeProbe {
+        Size {
             id,
             size: self.size(place),
         }
@@ -391,7 +391,7 @@ mod tests {
         rtt: Duration,
         in_use: bool,
         random: u64,
-        under_way: Vec<(Time, SizeProbe)>,
+        under_way: Vec<(Time, Size)>,
         asked: Vec<(Time, u16)>,
     }
 
@@ -428,7 +428,8 @@ mod tests {
                     rtt: Some(self.rtt),
                     in_use: self.in_use,
                 };
-                while let Some(probe) = self.path.poll(self.now, conditions) {
+                self.path.observe(conditions);
+                while let Some(probe) = self.path.poll(self.now) {
                     self.asked.push((self.now, probe.size));
                     if !self.mute && probe.size <= self.takes && !self.is_lost() {
                         self.under_way.push((self.now.after(self.rtt), probe));
@@ -477,6 +478,9 @@ mod tests {
         wire.in_use = false;
         wire.run(Duration::from_secs(600));
         assert_eq!(wire.asked.len(), 1 + 9 + 1, "nothing goes by it");
+        wire.in_use = true;
+        wire.run(Duration::from_secs(1));
+        assert_eq!(wire.asked.len(), 1 + 9 + 2, "at once: that was long ago");
     }
 
     #[test]
@@ -549,7 +553,7 @@ mod tests {
         wire.run(ms(1300));
         assert_eq!(wire.mtu(), Some(1280));
         // An answer to what was asked before says nothing about this one.
-        let before = SizeProbe { id: 0, size: 1420 };
+        let before = Size { id: 0, size: 1420 };
         wire.path.take(wire.now, before);
         assert_eq!(wire.mtu(), Some(1280));
     }
@@ -630,12 +634,12 @@ mod tests {
                 match what {
                     0 => path.up(now),
                     1 => path.down(),
-                    2 => path.take(now, SizeProbe { id: id % 64, size }),
+                    2 => path.take(now, Size { id: id % 64, size }),
                     _ => path.set_max(now, size),
                 }
                 for _ in 0..3 {
-                    if let Some(probe) = path.poll(now, Conditions::default()) {
-                        path.take(now, SizeProbe { id: probe.id, ..probe });
+                    if let Some(probe) = path.poll(now) {
+                        path.take(now, Size { id: probe.id, ..probe });
                     }
                 }
                 prop_assert!(path.mtu().is_none_or(|mtu| mtu <= path.max));

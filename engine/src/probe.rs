@@ -7,6 +7,8 @@
 //! * [`live`]: one path
 //! * [`stalls`]: when this worker was away, which is no silence
 //! * [`deadlines`]: which remote is due first
+//!
+//! How large a packet a path lets pass is found out beside that ([`pmtu`](crate::pmtu)), while the path is up.
 
 mod deadlines;
 mod live;
@@ -23,8 +25,9 @@ use patronus_mem::BURST_MAX;
 use self::deadlines::Deadlines;
 use self::live::{Lanes, Live, Pace};
 use self::stalls::Stalls;
-use crate::path::{PathBoard, PathName, PathState, PathWhy};
-use crate::remote::message::Probe;
+use crate::path::{PathBoard, PathName, PathReport, PathState, PathWhy};
+use crate::pmtu::{Conditions, PathMtu};
+use crate::remote::message::{Probe, Size};
 use crate::stats::DropReason;
 
 /// The shortest interval between probes on a path.
@@ -102,6 +105,7 @@ pub struct ProbedPath {
     /// What goes by all of its lanes.
     pub traffic: Box<[Arc<Traffic>]>,
     live: Live,
+    mtu: PathMtu,
     /// What it adds to the rate of probes: in a thousand seconds.
     share: u64,
 }
@@ -122,8 +126,29 @@ impl ProbedPath {
             metered,
             traffic,
             live: Live::new(Time(0), Duration::ZERO),
+            mtu: PathMtu::new(0),
             share: 0,
         }
+    }
+
+    fn deadline(&self) -> Time {
+        let live = self.live.deadline();
+        self.mtu.next_deadline().map_or(live, |at| live.min(at))
+    }
+
+    fn report(&self, now: Time) -> PathReport {
+        PathReport {
+            mtu: self.mtu.mtu(),
+            ..self.live.report(now, self.name)
+        }
+    }
+
+    /// Tells the search for the MTU how the path is.
+    fn observe(&mut self, now: Time) {
+        self.mtu.observe(Conditions {
+            rtt: self.live.rtt(),
+            in_use: self.live.is_used(now),
+        });
     }
 }
 
@@ -139,7 +164,7 @@ impl ProbeSet {
     }
 
     fn deadline(&self) -> Option<Time> {
-        self.paths.iter().map(|path| path.live.deadline()).min()
+        self.paths.iter().map(ProbedPath::deadline).min()
     }
 
     /// Xorshift (Marsaglia 2003): only when probes are sent depends on it.
@@ -201,7 +226,12 @@ impl ProbeSet {
         for (at, path) in self.paths.iter_mut().enumerate() {
             let before = path.live.state;
             if path.live.settle(now) {
-                self.board.set_up(at, path.live.state == PathState::Up);
+                let is_up = path.live.state == PathState::Up;
+                self.board.set_up(at, is_up);
+                match is_up {
+                    true => path.mtu.up(now),
+                    false => path.mtu.down(),
+                }
                 tell(PathChange {
                     remote,
                     path: path.name,
@@ -211,9 +241,16 @@ impl ProbeSet {
                     at: now,
                     silence: now.since(path.live.heard_at),
                 });
-                self.board.pulses()[at].write(&path.live.report(now, path.name));
+                self.board.pulses()[at].write(&path.report(now));
             }
         }
+        self.share_mtu();
+    }
+
+    /// Writes on the board what passes by every path that is up and of which that is known.
+    fn share_mtu(&self) {
+        let up = self.paths.iter().filter(|path| path.live.state == PathState::Up);
+        self.board.set_mtu(up.filter_map(|path| path.mtu.mtu()).min());
     }
 
     /// Probes go out at once on every path that we hear.
@@ -238,9 +275,24 @@ pub struct Prober {
     looked_at: Time,
     /// What all paths need, in probes in a thousand seconds.
     demand: u64,
+    /// The longest packets that there are.
+    mtu_max: u16,
+    /// Sizes that are to be asked for.
+    sizes: ArrayVec<(PeerId, Size), BURST_MAX>,
 }
 
 impl Prober {
+    /// Packets are of this many bytes at most from now on.
+    pub fn set_mtu_max(&mut self, now: Time, max: u16) {
+        self.mtu_max = max;
+        let sets = self.remotes.iter_mut().enumerate();
+        for (remote, set) in sets.filter_map(|(remote, set)| Some((remote, set.as_mut()?))) {
+            set.paths.iter_mut().for_each(|path| path.mtu.set_max(now, max));
+            set.share_mtu();
+            self.deadlines.set(remote as u32, set.deadline());
+        }
+    }
+
     /// How often paths are probed from now on.
     pub fn set_probing(&mut self, probing: Probing) {
         self.probing = probing;
@@ -276,14 +328,18 @@ impl Prober {
             match same.next() {
                 Some(same) => {
                     std::mem::swap(&mut path.live, &mut same.live);
+                    std::mem::swap(&mut path.mtu, &mut same.mtu);
                     path.share = std::mem::take(&mut same.share);
                 }
-                None => path.live = Live::new(now, self.probing.idle / 256 * u32::from(early)),
+                None => {
+                    path.live = Live::new(now, self.probing.idle / 256 * u32::from(early));
+                    path.mtu = PathMtu::new(self.mtu_max);
+                }
             }
             set.board.set_up(place, path.live.state == PathState::Up);
-            let report = path.live.report(now, path.name);
-            set.board.pulses()[place].write(&report);
+            set.board.pulses()[place].write(&path.report(now));
         }
+        set.share_mtu();
         let gone = old.iter().flat_map(|old| old.paths.iter());
         self.demand -= gone.map(|path| path.share).sum::<u64>();
         self.deadlines.set(remote.0, set.deadline());
@@ -292,7 +348,7 @@ impl Prober {
     }
 
     /// Judges what is due to be judged, and says which probes are to be sent now, as far as there is room for them; each of those has to be
-    /// asked for by [`next`](Self::next). `may_send`: whether a lane has a session.
+    /// asked for by [`next`](Self::next), and what size is to be asked for by [`next_size`](Self::next_size). `may_send`: whether a lane has a session.
     pub fn due(
         &mut self,
         now: Time,
@@ -315,6 +371,17 @@ impl Prober {
             let mut is_full = false;
             let mut next = Time(u64::MAX);
             for (place, path) in set.paths.iter_mut().enumerate() {
+                path.observe(now);
+                if path.mtu.next_deadline().is_some_and(|at| at <= now) && !self.sizes.is_full() {
+                    // What there is no session for is lost, like a datagram.
+                    let lane = path.lane.filter(|lane| may_send(*lane));
+                    self.sizes
+                        .extend(path.mtu.poll(now).and_then(|size| Some((lane?, size))));
+                }
+                if let Some(at) = path.mtu.next_deadline() {
+                    next = next.min(at);
+                    is_full |= at <= now;
+                }
                 let is_due = path.live.send_at <= now;
                 if is_due && !path.lane.is_some_and(&may_send) {
                     path.live.put_off(now);
@@ -361,8 +428,7 @@ impl Prober {
         let unheard = unheard.filter(|path| path.live.state == PathState::Down && !path.live.hears);
         probe.unheard = unheard.map(|path| path.wire).collect();
         let path = &set.paths[usize::from(place)];
-        let report = path.live.report(now, path.name);
-        set.board.pulses()[usize::from(place)].write(&report);
+        set.board.pulses()[usize::from(place)].write(&path.report(now));
         self.deadlines.set(remote.0, set.deadline());
         Some((path.lane?, probe))
     }
@@ -403,10 +469,22 @@ impl Prober {
         }
         set.settle(remote, now, &mut tell);
         let path = &set.paths[place];
-        let report = path.live.report(now, path.name);
-        set.board.pulses()[place].write(&report);
+        set.board.pulses()[place].write(&path.report(now));
         self.deadlines.set(remote.0, set.deadline());
         Ok(())
+    }
+
+    /// A size to ask for now, and in which lane.
+    pub fn next_size(&mut self) -> Option<(PeerId, Size)> {
+        self.sizes.pop()
+    }
+
+    /// It was acknowledged in this lane of a remote that a size has passed.
+    pub fn take_size(&mut self, now: Time, remote: PeerId, lane: PeerId, size: Size) {
+        self.change(remote, lane, |path| path.mtu.take(now, size));
+        if let Some(Some(set)) = self.remotes.get(remote.0 as usize) {
+            set.share_mtu();
+        }
     }
 
     /// A session was made in this lane of a remote.

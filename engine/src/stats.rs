@@ -210,6 +210,10 @@ pub struct WorkerStats {
     pub fragments: Counter,
     /// Beginnings of TCP connections that asked for longer segments than fit the tunnel.
     pub mss_clamped: Counter,
+    /// Messages about sizes sent to remotes: questions and acknowledgements.
+    pub sizes_sent: Counter,
+    /// Those received from them.
+    pub sizes_received: Counter,
     /// Packets of flows that found no place in the flow table, so that each is classified.
     pub flows_unremembered: Counter,
     /// Times the worker went to sleep for want of work.
@@ -297,6 +301,8 @@ impl WorkerStats {
             ("fragmented_packets_total", offset_of!(WorkerStats, fragmented)),
             ("fragments_total", offset_of!(WorkerStats, fragments)),
             ("mss_clamped_total", offset_of!(WorkerStats, mss_clamped)),
+            ("sizes_sent_total", offset_of!(WorkerStats, sizes_sent)),
+            ("sizes_received_total", offset_of!(WorkerStats, sizes_received)),
             (
                 "flows_unremembered_total",
                 offset_of!(WorkerStats, flows_unremembered),
@@ -331,6 +337,8 @@ impl WorkerStats {
         let _ = writeln!(out, "{prefix}fragmented={}", self.fragmented.get());
         let _ = writeln!(out, "{prefix}fragments={}", self.fragments.get());
         let _ = writeln!(out, "{prefix}mss-clamped={}", self.mss_clamped.get());
+        let _ = writeln!(out, "{prefix}sizes-sent={}", self.sizes_sent.get());
+        let _ = writeln!(out, "{prefix}sizes-received={}", self.sizes_received.get());
         let _ = writeln!(
             out,
             "{prefix}flows-unremembered={}",

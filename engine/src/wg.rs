@@ -22,6 +22,7 @@ use std::sync::Arc;
 
 use patronus_crypto::aead::Aead;
 use patronus_crypto::keypair::Keypair;
+use patronus_crypto::messages::DATA_MIN;
 use patronus_crypto::{PeerId, Time};
 use patronus_mem::{BURST_MAX, FrameCache, Outer, PktBuf, SMALL_MAX};
 
@@ -36,6 +37,7 @@ use crate::icmp::Icmp;
 use crate::observe::{Observing, View};
 use crate::path::Paths;
 use crate::probe::{PathChange, ProbeSet, Prober};
+use crate::remote::message::Size;
 use crate::route::Bound;
 use crate::snapshot::MTU_MIN;
 use crate::stats::{DropReason, WorkerStats};
@@ -95,6 +97,9 @@ impl Context<'_> {
 /// So many small frames there are for a jumbo frame.
 pub const JUMBO_SHARE: usize = 32;
 
+/// The largest size that fits a UDP datagram over IPv4, sealed.
+const SIZE_MAX: usize = 65_535 - 20 - 8 - DATA_MIN;
+
 /// Lanes by which one worker sends to one remote, at most.
 pub const LANES_MAX: usize = 64;
 
@@ -108,6 +113,8 @@ pub struct Wg {
     paths: Vec<Option<Box<Paths>>>,
     /// Probes those of which this worker owns lane 0.
     pub(crate) prober: Prober,
+    /// Acknowledgements of sizes that are to be sent, and in which lanes.
+    size_acks: ArrayVec<(PeerId, Size), BURST_MAX>,
     /// Remotes for whose base session packets wait that could leave by a lane by now.
     unblocked: ArrayVec<PeerId, BURST_MAX>,
     mtu: usize,
@@ -127,13 +134,14 @@ impl Wg {
     /// A worker without peers. At most `staged_limit` packets of all peers together wait for sessions, and a
     /// [`JUMBO_SHARE`]th of that in jumbo frames, so that those of silent peers cannot take every frame.
     pub fn new(aead: &'static dyn Aead, max_peers: usize, mtu: usize, staged_limit: usize) -> Self {
-        Wg {
+        let mut wg = Wg {
             aead,
             routes: Arc::new(AllowedIps::default()),
             peers: (0..max_peers).map(|_| None).collect(),
             index: IndexTable::new(max_peers),
             paths: Vec::new(),
             prober: Prober::default(),
+            size_acks: ArrayVec::new(),
             unblocked: ArrayVec::new(),
             mtu,
             routed: false,
@@ -142,7 +150,9 @@ impl Wg {
             staged_jumbos: 0,
             staged_limit,
             icmp: Icmp::default(),
-        }
+        };
+        wg.set_mtu(Time(0), mtu);
+        wg
     }
 
     /// Packets that wait for sessions.
@@ -366,8 +376,9 @@ impl Wg {
     }
 
     /// The TUN's MTU changed.
-    pub fn set_mtu(&mut self, mtu: usize) {
+    pub fn set_mtu(&mut self, now: Time, mtu: usize) {
         self.mtu = mtu;
+        self.prober.set_mtu_max(now, mtu.min(SIZE_MAX) as u16);
     }
 }
 

@@ -139,6 +139,15 @@ impl Ready {
 /// Peers whose session a burst has confirmed.
 type Confirmed = ArrayVec<PeerId, BURST_MAX>;
 
+/// Whether routers may cut up a datagram.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Cut {
+    /// If it is too long for the rest of the way.
+    OnTheWay,
+    /// It is to be lost then.
+    Never,
+}
+
 /// The slow path has said that the loop is to end.
 struct Told;
 
@@ -309,9 +318,12 @@ impl Worker {
         }
         // Behind what has arrived: who was heard just now is not silent.
         if self.wg.has_probes_due(now) && self.has_room() {
-            let mut wire = Burst::new();
-            self.with_context(now, |stages, cx| stages.wg.encap_probes(cx, &mut wire));
+            let (mut wire, mut whole) = (Burst::new(), Burst::new());
+            self.with_context(now, |stages, cx| {
+                stages.wg.encap_probes(cx, &mut wire, &mut whole);
+            });
             self.send(&mut wire);
+            self.send_as(Cut::Never, &mut whole);
         }
         Ok(())
     }
@@ -551,8 +563,12 @@ impl Worker {
 
     /// Gives datagrams to the links that they go to.
     fn send(&mut self, wire: &mut Burst) {
+        self.send_as(Cut::OnTheWay, wire);
+    }
+
+    fn send_as(&mut self, cut: Cut, wire: &mut Burst) {
         if let [_] = self.wans[..] {
-            return self.send_on(0, wire);
+            return self.send_on(0, cut, wire);
         }
         for mut packet in wire.drain(..) {
             let way = self.own_way(&packet).or_else(|| {
@@ -574,7 +590,7 @@ impl Worker {
         for wan in 0..self.wans.len() {
             if !self.by_wan[wan].is_empty() {
                 let mut burst = std::mem::take(&mut self.by_wan[wan]);
-                self.send_on(wan, &mut burst);
+                self.send_on(wan, cut, &mut burst);
             }
         }
     }
@@ -595,7 +611,7 @@ impl Worker {
     }
 
     /// Gives datagrams to the network. Nothing can be done about an error here but to count it, as the port does.
-    fn send_on(&mut self, wan: usize, wire: &mut Burst) {
+    fn send_on(&mut self, wan: usize, cut: Cut, wire: &mut Burst) {
         if wire.is_empty() {
             return;
         }
@@ -611,7 +627,10 @@ impl Worker {
             self.stats.drop_many(DropReason::EncapDown, packets);
             return wire.clear_into(&mut self.frames);
         };
-        let _ = port.tx_burst(&mut self.frames, wire);
+        let _ = match cut {
+            Cut::OnTheWay => port.tx_burst(&mut self.frames, wire),
+            Cut::Never => port.tx_whole(&mut self.frames, wire),
+        };
         while let Some(address) = port.take_stale_source() {
             self.wg.clear_stale_source(address);
         }
@@ -905,7 +924,7 @@ fn apply(wg: &mut Wg, cx: &mut Context<'_>, command: Command) {
         Command::DropStaged(peer) => wg.drop_staged(cx, peer),
         Command::EraseKeys(peer) => wg.erase_keys(cx, peer),
         Command::ExpireSending(peer) => wg.expire_sending(peer),
-        Command::Mtu(mtu) => wg.set_mtu(mtu),
+        Command::Mtu(mtu) => wg.set_mtu(cx.now, mtu),
         Command::Install(_)
         | Command::Keepalive(_)
         | Command::Control(..)

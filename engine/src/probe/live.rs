@@ -170,6 +170,11 @@ impl Live {
         self.send_at.min(self.look_at)
     }
 
+    /// The smoothed round trip, if one was measured.
+    pub fn rtt(&self) -> Option<Duration> {
+        self.rtt.map(|micros| Duration::from_micros(micros.into()))
+    }
+
     /// Whether packets of hosts went by it lately.
     pub fn is_used(&self, now: Time) -> bool {
         self.carried_at.is_some_and(|at| now.since(at) < IN_USE)

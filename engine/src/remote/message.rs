@@ -22,6 +22,9 @@ const HELLO_FIXED: usize = HEADER + BOOT + 8;
 const LINK: usize = 28;
 const ACK: usize = HEADER + BOOT + 4;
 const PROBE_FIXED: usize = 68;
+const SIZE: u8 = 4;
+const SIZE_ACK: u8 = 5;
+const SIZE_LEN: usize = 10;
 
 /// Links of a site at most.
 pub const LINKS_MAX: usize = LinkId::MAX as usize;
@@ -131,6 +134,24 @@ pub struct Probe {
     pub used: bool,
     /// The paths towards the receiver that the sender does not hear: the upper byte of their tags.
     pub unheard: ArrayVec<u8, PATHS_MAX>,
+}
+
+/// "An inner packet of so many bytes would make a datagram as long as this one", or that such a one has come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Size {
+    /// Comes back in the acknowledgement.
+    pub id: u32,
+    /// Of the inner packet, bytes; 0: of none, the datagram is no longer than it takes to say this.
+    pub size: u16,
+}
+
+/// What is said about sizes in a lane.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Sizing {
+    /// To be acknowledged.
+    Ask(Size),
+    /// The acknowledgement.
+    Ack(Size),
 }
 
 /// A message of the base session.
@@ -272,6 +293,48 @@ impl Probe {
                 .filter(|_| is_possible)
                 .ok_or(Unknown::Value)?,
         })
+    }
+}
+
+/// Whether the content of a packet is about sizes, if it is a control message.
+#[inline]
+pub fn is_sizing(content: &[u8]) -> bool {
+    matches!(content, [FIRST, SIZE | SIZE_ACK, ..])
+}
+
+impl Sizing {
+    /// As it is sent. What follows it is zero: so much of it that a question has the length that it is about.
+    pub fn encode(&self) -> Bytes {
+        let mut bytes = Bytes::new();
+        let (kind, Size { id, size }) = match *self {
+            Sizing::Ask(size) => (SIZE, size),
+            Sizing::Ack(size) => (SIZE_ACK, size),
+        };
+        header(&mut bytes, kind, SIZE_LEN);
+        bytes.extend(id.to_le_bytes());
+        bytes.extend(size.to_le_bytes());
+        bytes
+    }
+
+    /// Understands the content of a packet, all that follows the message included.
+    pub fn decode(content: &[u8]) -> Result<Sizing, Unknown> {
+        if !is_sizing(content) {
+            return Err(Unknown::Kind);
+        }
+        let message = content.first_chunk::<SIZE_LEN>().ok_or(Unknown::Length)?;
+        let [_, kind, len_low, len_high, id @ .., low, high] = *message;
+        let size = Size {
+            id: u32::from_le_bytes(id),
+            size: u16::from_le_bytes([low, high]),
+        };
+        if usize::from(u16::from_le_bytes([len_low, len_high])) != SIZE_LEN {
+            return Err(Unknown::Length);
+        }
+        match kind {
+            SIZE if content.len() < size.size.into() => Err(Unknown::Length),
+            SIZE => Ok(Sizing::Ask(size)),
+            _ => Ok(Sizing::Ack(size)),
+        }
     }
 }
 
@@ -461,6 +524,53 @@ mod tests {
         );
     }
 
+    /// The vectors of docs/wire.md, section 3.
+    #[test]
+    fn sizes_are_these_bytes() {
+        let size = Size {
+            id: 0x0102_0304,
+            size: 1420,
+        };
+        for (message, expected) in [
+            (Sizing::Ask(size), "11040a00040302018c05"),
+            (Sizing::Ack(size), "11050a00040302018c05"),
+        ] {
+            let mut bytes = message.encode().to_vec();
+            assert_eq!(hex(&bytes), expected);
+            bytes.resize(1420, 0);
+            assert_eq!(Sizing::decode(&bytes), Ok(message));
+            assert!(is_sizing(&bytes) && is_control(&bytes) && !is_probe(&bytes));
+            assert_eq!(Control::decode(&bytes), Err(Unknown::Kind));
+        }
+    }
+
+    #[test]
+    fn sizes_that_cannot_be_are_refused() {
+        let size = Size { id: 1, size: 100 };
+        let mut bytes = Sizing::Ask(size).encode().to_vec();
+        bytes.resize(99, 0);
+        assert_eq!(
+            Sizing::decode(&bytes),
+            Err(Unknown::Length),
+            "not as long as it is about"
+        );
+        bytes.push(0);
+        assert_eq!(Sizing::decode(&bytes), Ok(Sizing::Ask(size)));
+        for (at, value, why) in [
+            (0, 0x12, Unknown::Kind),
+            (1, 6, Unknown::Kind),
+            (2, 9, Unknown::Length),
+            (3, 1, Unknown::Length),
+        ] {
+            let mut wrong = bytes.clone();
+            wrong[at] = value;
+            assert_eq!(Sizing::decode(&wrong), Err(why), "{at}");
+        }
+        for len in 2..10 {
+            assert_eq!(Sizing::decode(&bytes[..len]), Err(Unknown::Length), "{len} bytes");
+        }
+    }
+
     #[test]
     fn a_probe_that_cannot_be_is_refused() {
         let good = probe().encode();
@@ -539,9 +649,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_understood_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..600), kind in 0..5u8) {
+        fn any_bytes_are_understood_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..600), kind in 0..7u8) {
             let mut bytes = bytes;
-            let _ = (Control::decode(&bytes), Probe::decode(&bytes));
+            let _ = (Control::decode(&bytes), Probe::decode(&bytes), Sizing::decode(&bytes));
             if bytes.len() > 4 {
                 bytes[0] = FIRST;
                 bytes[1] = kind;

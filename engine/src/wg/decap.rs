@@ -18,7 +18,7 @@ use crate::channel::{ControlMessage, HandshakeMessage, Notice};
 use crate::crew::Handing;
 use crate::mss;
 use crate::observe::{Seen, View};
-use crate::remote::message::{self, Probe};
+use crate::remote::message::{self, Probe, Sizing};
 use crate::stats::{DropReason, Lap, Stage};
 
 /// What a datagram says in the clear: which session it is of, and which of its packets.
@@ -318,10 +318,14 @@ impl Wg {
             Err(Malformed::NotIp) if slot.role == Role::Remote && message::is_control(packet.data()) => {
                 return self.pass_control(cx, claim, packet);
             }
-            // Nothing else that is known so far is said in a lane.
             Err(Malformed::NotIp) if slot.role == Role::Lane && message::is_probe(packet.data()) => {
                 let of = (slot.tunnel(), claim.peer);
                 return self.take_probe(cx, of, packet, nth);
+            }
+            // Nothing else that is known so far is said in a lane.
+            Err(Malformed::NotIp) if slot.role == Role::Lane && message::is_sizing(packet.data()) => {
+                let of = (slot.tunnel(), claim.peer);
+                return self.take_sizing(cx, of, packet);
             }
             Err(Malformed::NotIp) => return Err(DropReason::DecapNotIp),
             Err(_) => return Err(DropReason::DecapBadLength),
@@ -387,6 +391,24 @@ impl Wg {
         let tell = |change| cx.tell_of_path(change);
         self.prober.hear(now, of, &probe, nth, tell)?;
         cx.stats.probes_received.add(1);
+        Ok(false)
+    }
+
+    /// Acknowledges a size, or takes note that one has passed.
+    fn take_sizing(
+        &mut self,
+        cx: &mut Context<'_>,
+        (remote, lane): (PeerId, PeerId),
+        packet: &PktBuf,
+    ) -> Result<bool, DropReason> {
+        match Sizing::decode(packet.data()).map_err(|_| DropReason::ProbeMalformed)? {
+            Sizing::Ask(size) => {
+                let owed = self.size_acks.try_push((lane, size));
+                owed.map_err(|_| DropReason::ProbeFlood)?;
+            }
+            Sizing::Ack(size) => self.prober.take_size(cx.now, remote, lane, size),
+        }
+        cx.stats.sizes_received.add(1);
         Ok(false)
     }
 

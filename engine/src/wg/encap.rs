@@ -23,6 +23,7 @@ use crate::icmp::IcmpError;
 use crate::mss;
 use crate::observe::{Seen, View};
 use crate::path::Paths;
+use crate::remote::message::Sizing;
 use crate::route::Bound;
 use crate::stats::{DropReason, Lap, Stage};
 
@@ -267,12 +268,13 @@ impl Wg {
     /// Whether probes are due.
     #[inline]
     pub fn has_probes_due(&self, now: Time) -> bool {
-        self.prober.next_deadline().is_some_and(|at| at <= now)
+        !self.size_acks.is_empty() || self.prober.next_deadline().is_some_and(|at| at <= now)
     }
 
-    /// Judges the paths that are due to be judged, and seals the probes that are due to be sent: at most a burst.
+    /// Judges the paths that are due to be judged, and seals the probes that are due to be sent, at most a burst; and those that find out what size passes, as many, which
+    /// must not be cut up on their way.
     #[cold]
-    pub fn encap_probes(&mut self, cx: &mut Context<'_>, wire: &mut Burst) {
+    pub fn encap_probes(&mut self, cx: &mut Context<'_>, wire: &mut Burst, whole: &mut Burst) {
         let (now, mut due) = (cx.now, ArrayVec::new());
         let peers = &self.peers;
         let may_send = |lane: PeerId| {
@@ -287,25 +289,53 @@ impl Wg {
             let Some((lane, probe)) = self.prober.next(due, cx.clock.mono()) else {
                 continue;
             };
-            let bytes = probe.encode();
-            // Without a frame it is lost like a datagram.
-            let Some(mut packet) = cx.frames.alloc_for(bytes.len()) else {
-                continue;
-            };
-            packet.append(bytes.len()).copy_from_slice(&bytes);
-            let keypair = self.slot_mut(lane).and_then(|slot| slot.keypairs.current_mut());
-            let Some(counter) = keypair.and_then(|keypair| keypair.next_counter(now)) else {
-                cx.frames.free(packet);
-                continue;
-            };
-            let grant = Grant { peer: lane, counter };
-            self.dress(&mut packet, &grant, 0);
-            wire.push(packet);
-            grants.push(grant);
+            self.put_in_lane(cx, lane, &probe.encode(), 0, wire, &mut grants);
         }
+        let probes = wire.len();
+        while wire.room() > 0
+            && let Some((lane, size)) = self.size_acks.pop()
+        {
+            self.put_in_lane(cx, lane, &Sizing::Ack(size).encode(), 0, wire, &mut grants);
+        }
+        let acks = wire.len() - probes;
         self.seal(wire, &grants);
         self.account_sent(cx, wire, &grants, false);
-        cx.stats.probes_sent.add(wire.len() as u64);
+        grants.clear();
+        while let Some((lane, size)) = self.prober.next_size() {
+            let ask = Sizing::Ask(size).encode();
+            self.put_in_lane(cx, lane, &ask, size.size.into(), whole, &mut grants);
+        }
+        self.seal(whole, &grants);
+        self.account_sent(cx, whole, &grants, false);
+        cx.stats.probes_sent.add(probes as u64);
+        cx.stats.sizes_sent.add((acks + whole.len()) as u64);
+    }
+
+    /// Puts a message, made longer by zeros to so many bytes, at the end of a burst, to be sealed in a lane. Without a frame or a session it is lost like a datagram.
+    fn put_in_lane(
+        &mut self,
+        cx: &mut Context<'_>,
+        lane: PeerId,
+        message: &[u8],
+        len: usize,
+        wire: &mut Burst,
+        grants: &mut ArrayVec<Grant, BURST_MAX>,
+    ) {
+        let len = len.max(message.len());
+        let Some(mut packet) = cx.frames.alloc_for(len) else {
+            return;
+        };
+        let (start, rest) = packet.append(len).split_at_mut(message.len());
+        start.copy_from_slice(message);
+        rest.fill(0);
+        let keypair = self.slot_mut(lane).and_then(|slot| slot.keypairs.current_mut());
+        let Some(counter) = keypair.and_then(|keypair| keypair.next_counter(cx.now)) else {
+            return cx.frames.free(packet);
+        };
+        let grant = Grant { peer: lane, counter };
+        self.dress(&mut packet, &grant, 0);
+        wire.push(packet);
+        grants.push(grant);
     }
 
     /// An empty packet for `peer`. False if there is no session to send it in.
