@@ -168,9 +168,13 @@ impl PathMtu {
         }
     }
 
-    /// What to send now, if anything; to be asked until there is nothing.
-    pub fn poll(&mut self, now: Time, conditions: Conditions) -> Option<Size> {
+    /// What else is known of the path now. It may bring the deadline forward.
+    pub fn observe(&mut self, conditions: Conditions) {
         self.conditions = conditions;
+    }
+
+    /// What to send now, if anything; to be asked until there is nothing.
+    pub fn poll(&mut self, now: Time) -> Option<Size> {
         // From rest to a search, from a try or a round to the next.
         for _ in 0..4 {
             match &self.doing {
@@ -424,7 +428,8 @@ mod tests {
                     rtt: Some(self.rtt),
                     in_use: self.in_use,
                 };
-                while let Some(probe) = self.path.poll(self.now, conditions) {
+                self.path.observe(conditions);
+                while let Some(probe) = self.path.poll(self.now) {
                     self.asked.push((self.now, probe.size));
                     if !self.mute && probe.size <= self.takes && !self.is_lost() {
                         self.under_way.push((self.now.after(self.rtt), probe));
@@ -473,6 +478,9 @@ mod tests {
         wire.in_use = false;
         wire.run(Duration::from_secs(600));
         assert_eq!(wire.asked.len(), 1 + 9 + 1, "nothing goes by it");
+        wire.in_use = true;
+        wire.run(Duration::from_secs(1));
+        assert_eq!(wire.asked.len(), 1 + 9 + 2, "at once: that was long ago");
     }
 
     #[test]
@@ -630,7 +638,7 @@ mod tests {
                     _ => path.set_max(now, size),
                 }
                 for _ in 0..3 {
-                    if let Some(probe) = path.poll(now, Conditions::default()) {
+                    if let Some(probe) = path.poll(now) {
                         path.take(now, Size { id: probe.id, ..probe });
                     }
                 }

@@ -143,13 +143,12 @@ impl ProbedPath {
         }
     }
 
-    /// The next size to ask for, if one is due.
-    fn poll_size(&mut self, now: Time) -> Option<Size> {
-        let conditions = Conditions {
+    /// Tells the search for the MTU how the path is.
+    fn observe(&mut self, now: Time) {
+        self.mtu.observe(Conditions {
             rtt: self.live.rtt(),
             in_use: self.live.is_used(now),
-        };
-        self.mtu.poll(now, conditions)
+        });
     }
 }
 
@@ -372,11 +371,12 @@ impl Prober {
             let mut is_full = false;
             let mut next = Time(u64::MAX);
             for (place, path) in set.paths.iter_mut().enumerate() {
+                path.observe(now);
                 if path.mtu.next_deadline().is_some_and(|at| at <= now) && !self.sizes.is_full() {
                     // What there is no session for is lost, like a datagram.
                     let lane = path.lane.filter(|lane| may_send(*lane));
                     self.sizes
-                        .extend(path.poll_size(now).and_then(|size| Some((lane?, size))));
+                        .extend(path.mtu.poll(now).and_then(|size| Some((lane?, size))));
                 }
                 if let Some(at) = path.mtu.next_deadline() {
                     next = next.min(at);
