@@ -10,15 +10,14 @@ use crate::failover::stream::{Arrival, INTERVAL, Stream, longest_silence};
 use crate::load::tcp::{Kind, Streams};
 use crate::machine;
 use patronus_netns::{Error, Result};
+use serde_json::Value;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// The TCP port of the transfer: the policy knows it.
 const FILES_PORT: u16 = 7001;
 /// Its pace, bits a second: any of the links carries it.
 const FILES_PACE: f64 = 24e6;
-/// What a link's share of all packets is if it carries them.
-const MOST: f64 = 0.6;
 
 /// Name, delay one way in milliseconds, rate in Mbit/s, and the link's keys in the sites' files.
 const LINKS: [(&str, u64, u64, &str); 3] = [
@@ -142,6 +141,8 @@ struct Story {
     rig: Rig,
     clock: Instant,
     start: Duration,
+    /// The same moment by the clock on the wall, since 1970.
+    wall: Duration,
     arrivals: [Vec<Arrival>; 2],
     /// Packets from a to b by link, and bytes of TCP, when they were read last.
     counted: (Vec<u64>, u64),
@@ -170,6 +171,7 @@ impl Story {
             streams,
             rig,
             start: clock.elapsed(),
+            wall: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(),
             clock,
             arrivals: Default::default(),
             counted,
@@ -241,7 +243,13 @@ impl Story {
                 says: act.says.to_owned(),
             })
             .collect();
-        self.record.moves = moves_seen(&self.record);
+        let decided = self.rig.decisions(0);
+        let moves = decided.iter().filter_map(|decision| {
+            let at = Duration::try_from_secs_f64(decision["at"].as_f64()?).ok()?;
+            let at = at.checked_sub(self.wall)?;
+            told(decision).map(|says| Move { at, says })
+        });
+        self.record.moves = moves.collect();
         arrivals.map(|of| {
             of.into_iter()
                 .filter(|arrival| arrival.came >= self.start)
@@ -255,28 +263,39 @@ fn packets(rig: &mut Rig) -> Result<Vec<u64>> {
     Ok(rig.packets()?.iter().map(|of| of[0]).collect())
 }
 
-/// Moves, by which link most packets go.
-fn moves_seen(record: &Record) -> Vec<Move> {
-    let mut moves = Vec::new();
-    let mut carrier = None;
-    for (step, number) in record.steps.iter().zip(0u32..) {
-        let all: u64 = step.packets.iter().sum();
-        let most = step
-            .packets
-            .iter()
-            .position(|packets| *packets as f64 > all as f64 * MOST);
-        let Some(to) = most.filter(|_| all > 20) else {
-            continue;
-        };
-        if let Some(from) = carrier.replace(to).filter(|from| *from != to) {
-            let says = format!("most packets: {} -> {}", record.links[from], record.links[to]);
-            moves.push(Move {
-                at: STEP * number,
-                says,
-            });
-        }
+/// A move of the decision log (docs/control-socket.md), in words; `None`: it is something else.
+fn told(decision: &Value) -> Option<String> {
+    let text = |key: &str| decision[key].as_str();
+    if text("kind")? != "moved" {
+        return None;
     }
-    moves
+    // A path is called by its links' numbers, ours first; all that there are here have the same at both ends.
+    let link = |key| {
+        let number: Option<usize> = text(key).and_then(|path| path.split('-').next()?.parse().ok());
+        number
+            .and_then(|number| LINKS.get(number.checked_sub(1)?))
+            .map_or("nowhere", |link| link.0)
+    };
+    let limit = &decision["limit"];
+    let why = match (
+        limit["of"].as_str(),
+        limit["measured"].as_f64(),
+        limit["limit"].as_f64(),
+    ) {
+        (Some(of), Some(measured), Some(may)) if of.starts_with("loss") => {
+            format!("{of} {:.1} %, limit {:.1} %", measured * 100.0, may * 100.0)
+        }
+        (Some(of), Some(measured), Some(may)) => {
+            format!("{of} {:.0} ms, limit {:.0} ms", measured * 1e3, may * 1e3)
+        }
+        _ => text("why").unwrap_or("no reason").to_owned(),
+    };
+    Some(format!(
+        "{}: {} -> {}: {why}",
+        text("class").unwrap_or("default"),
+        link("from"),
+        link("to")
+    ))
 }
 
 /// What happened when, in words.
@@ -333,27 +352,20 @@ mod tests {
     }
 
     #[test]
-    fn moves_are_seen_where_most_packets_go() {
-        let step = |packets: [u64; 3]| Step {
-            packets: packets.to_vec(),
-            ..Step::default()
+    fn decisions_are_told_in_words() {
+        let moved = |more: &str| {
+            let text = format!(r#"{{"kind":"moved","class":"voice","from":"1-1","to":"3-3"{more}}}"#);
+            told(&serde_json::from_str(&text).unwrap()).unwrap()
         };
-        let record = Record {
-            links: ["a", "b", "c"].map(str::to_owned).into(),
-            steps: vec![
-                step([100, 1, 1]),
-                step([2, 2, 2]),
-                step([50, 50, 1]),
-                step([2, 100, 2]),
-            ],
-            ..Record::default()
-        };
-        let moves = moves_seen(&record);
-        assert_eq!(moves.len(), 1);
+        assert_eq!(moved(r#","why":"down""#), "voice: fibre -> lte: down");
+        let limit =
+            r#","why":"loss-out","limit":{"of":"loss-out","measured":0.021,"limit":0.01,"seconds":1}"#;
+        assert_eq!(moved(limit), "voice: fibre -> lte: loss-out 2.1 %, limit 1.0 %");
+        let limit = r#","why":"latency","limit":{"of":"latency","measured":0.184,"limit":0.15,"seconds":1}"#;
+        assert_eq!(moved(limit), "voice: fibre -> lte: latency 184 ms, limit 150 ms");
         assert_eq!(
-            (moves[0].at, moves[0].says.as_str()),
-            (STEP * 3, "most packets: a -> b")
+            told(&serde_json::from_str(r#"{"kind":"up","path":"1-1"}"#).unwrap()),
+            None
         );
-        assert!(timeline(&record).contains("   0.30 s      most packets") || record.moves.is_empty());
     }
 }

@@ -10,7 +10,9 @@ use patronus_netns::{
     unique_name,
 };
 use serde_json::Value;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -58,8 +60,6 @@ pub struct Rig {
     pub managed: [Managed; 2],
     pub hops: Vec<Hop>,
     pub sites: [Site; 2],
-    programs: Programs,
-    control: bool,
 }
 
 impl Rig {
@@ -78,13 +78,7 @@ impl Rig {
             Managed::start(&sites[0], &sites[1], setup, &programs)?,
             Managed::start(&sites[1], &sites[0], setup, &programs)?,
         ];
-        let rig = Rig {
-            managed,
-            hops,
-            sites,
-            programs,
-            control: setup.control,
-        };
+        let rig = Rig { managed, hops, sites };
         rig.wait("the interfaces", || {
             rig.sites.iter().all(|site| raise(site).is_ok())
         })?;
@@ -99,37 +93,19 @@ impl Rig {
         self.wait("all paths", || (0..2).all(|at| self.paths_up(at) >= paths))
     }
 
-    /// Paths of a site that are up.
-    pub fn paths_up(&self, at: usize) -> usize {
-        if self.control {
-            let shown = self.patronus(at, &["show", "paths"]).ok();
-            let paths = shown.as_ref().and_then(Value::as_array);
-            return paths.map_or(0, |paths| paths.iter().filter(|path| is_up(path)).count());
-        }
-        let said = self.engine_stats(at).unwrap_or_default();
-        lanes_up(&said)
+    /// Paths of a site that are up, by its engine.
+    fn paths_up(&self, at: usize) -> usize {
+        let said = ask(&self.managed[at].interface, "paths").unwrap_or_default();
+        said.lines().filter(|line| *line == "state=up").count()
     }
 
-    /// What `patronus --json` says to these words at a site.
-    pub fn patronus(&self, at: usize, words: &[&str]) -> Result<Value> {
-        let mut command = Command::new(&self.programs.patronus);
-        command.arg("--json").arg("--socket");
-        command
-            .arg(self.managed[at].folder.file("control.sock"))
-            .args(words);
-        let output = command.output()?;
-        if !output.status.success() {
-            let said = String::from_utf8_lossy(&output.stdout).into_owned();
-            return Err(Error::new(format!("patronus {}: {said}", words.join(" "))));
-        }
-        serde_json::from_slice(&output.stdout).map_err(|error| Error::new(error.to_string()))
-    }
-
-    /// The counters of a site's engine.
-    pub fn engine_stats(&self, at: usize) -> Result<String> {
-        let engine = self.programs.engine.to_string_lossy();
-        let interface = &self.managed[at].interface;
-        self.sites[at].namespace.exec(&engine, &["--stats", interface])
+    /// What the control process of a site has decided, as it has written it down.
+    pub fn decisions(&self, at: usize) -> Vec<Value> {
+        let file = self.managed[at].folder.file("state/decisions.jsonl");
+        let text = std::fs::read_to_string(file).unwrap_or_default();
+        text.lines()
+            .filter_map(|line| serde_json::from_str(line).ok())
+            .collect()
     }
 
     /// Waits until it is so.
@@ -309,15 +285,13 @@ impl Drop for Managed {
     }
 }
 
-/// Whether a path of `show paths` carries packets.
-fn is_up(path: &Value) -> bool {
-    path["lanes_up"].as_u64().is_some_and(|lanes| lanes > 0)
-}
-
-/// Lanes that have a session, in an engine's counters.
-fn lanes_up(stats: &str) -> usize {
-    let lanes = stats
-        .lines()
-        .filter(|line| line.contains("lane0.last-handshake="));
-    lanes.filter(|line| !line.ends_with("=0")).count()
+/// What the engine with this TUN answers to `get=WHAT`.
+fn ask(interface: &str, what: &str) -> Result<String> {
+    let mut stream = UnixStream::connect(Path::new(RUNTIME_DIR).join(format!("{interface}.sock")))?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    write!(stream, "get={what}\n\n")?;
+    stream.shutdown(Shutdown::Write)?;
+    let mut said = String::new();
+    stream.read_to_string(&mut said)?;
+    Ok(said)
 }
