@@ -7,9 +7,13 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::sync::Arc;
 
-use patronus_crypto::Random;
+use arrayvec::ArrayVec;
+use patronus_crypto::{PeerId, Random, Time};
 use patronus_engine::channel::{Command, Notice};
 use patronus_engine::observe::{Limits, Task, Told, observer};
+use patronus_engine::path::{PathBoard, PathName};
+use patronus_engine::probe::{ProbeSet, ProbedPath, Prober};
+use patronus_engine::remote::message::Probe;
 use patronus_engine::stats::Stage;
 use patronus_mem::{Burst, FrameCache};
 use patronus_observe::{Filter, Kind, Sides};
@@ -235,6 +239,55 @@ fn sessions_allocate_nothing() {
     net.finish();
 }
 
+/// One side's prober of four paths towards `REMOTE`.
+fn prober(now: Time) -> Prober {
+    const REMOTE: PeerId = PeerId(3);
+    let name = |path: u8| PathName {
+        local: path,
+        remote: 1,
+    };
+    let board = Arc::new(PathBoard::new((1..=4).map(name), None));
+    let path = |path: u8| {
+        let traffic = [Arc::default()].into();
+        ProbedPath::new(name(path), path, Some(PeerId(path.into())), false, traffic)
+    };
+    let set = ProbeSet::new(board, (1..=4).map(path).collect(), 1);
+    let mut prober = Prober::default();
+    prober.follow(now, REMOTE, Box::new(set));
+    (1..=4).for_each(|lane| prober.opened(now, REMOTE, PeerId(lane)));
+    prober
+}
+
+/// Two sides probe four paths for a minute; one path is dead for a third of it.
+fn probes_allocate_nothing() {
+    let mut now = Time::from_secs(1000);
+    let mut sides = [prober(now), prober(now)];
+    let (before, mut heard, mut changed) = (calls(), 0, 0);
+    for tick in 0..60_000 {
+        now = Time(now.0 + 1_000_000);
+        for side in [0, 1] {
+            sides[side].begin_turn(now);
+            let mut due = ArrayVec::new();
+            sides[side].due(now, |_| true, |_| changed += 1, &mut due);
+            for due in due {
+                let (lane, probe) = sides[side].next(due, now).expect("a path that is there");
+                let bytes = probe.encode();
+                if lane == PeerId(2) && (20_000..40_000).contains(&tick) {
+                    continue;
+                }
+                let probe = Probe::decode(&bytes).expect("a probe");
+                let of = (PeerId(3), lane);
+                heard += u64::from(sides[1 - side].hear(now, of, &probe, 1, |_| changed += 1).is_ok());
+            }
+        }
+    }
+    assert_eq!(calls(), before, "allocator calls");
+    assert!(
+        heard > 400 && changed >= 8 + 4,
+        "{heard} probes, {changed} changes"
+    );
+}
+
 /// The counter counts, and the stages that were measured are those of the worker alone.
 fn the_counter_works() {
     let before = calls();
@@ -265,4 +318,5 @@ fn a_worker_allocates_nothing_per_packet() {
     packets_allocate_nothing(1, true);
     packets_allocate_nothing(2, true);
     sessions_allocate_nothing();
+    probes_allocate_nothing();
 }

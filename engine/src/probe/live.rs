@@ -1,6 +1,6 @@
 //! One path: what is heard on it, what the other side says about it, and when the next probe is due.
 //!
-//! No clock and no I/O: it is told the time and what arrives. docs/wire.md, section 6, says what both sides have to agree on.
+//! No clock and no I/O: it is told the time and what arrives. docs/wire.md, section 7, says what both sides have to agree on.
 
 use std::sync::Arc;
 

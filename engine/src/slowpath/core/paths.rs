@@ -46,7 +46,11 @@ impl<S: Sockets> Core<S> {
             let Some(change) = self.inbox.paths.pop() else {
                 return;
             };
-            self.note_path(&change);
+            // Of a path that is gone since, that was told.
+            let board = self.board(change.remote);
+            if board.is_some_and(|board| board.place(change.path).is_some()) {
+                self.note_path(&change);
+            }
         }
     }
 

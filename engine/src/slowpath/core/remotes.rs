@@ -295,7 +295,11 @@ impl<S: Sockets> Core<S> {
                 let boot = self.boot_id();
                 self.remotes.known.insert(base, Remote::new(key, boot));
             }
-            None => self.remotes.known.remove(base),
+            None => {
+                // Nobody wants to know that a remote's paths are gone that is itself.
+                self.remotes.boards.remove(&base);
+                self.remotes.known.remove(base);
+            }
         }
         if !lanes.is_empty() {
             self.publish_paths(base);
