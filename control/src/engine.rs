@@ -1,6 +1,6 @@
 //! The engine, as the main thread sees it: attached, or looked for again and again.
 //!
-//! All of what the channel to it is made of is behind this: nothing else here knows `patronus_link`, but for [`ask`] and [`observe`].
+//! All of what the channel to it is made of is behind this: nothing else here knows `patronus_link`, but for [`ask`], [`request`] and [`observe`].
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -129,6 +129,11 @@ impl Engine {
         self.link = None;
         self.again_at = Instant::now();
     }
+}
+
+/// Asks an engine's query socket a question of several lines. Waits for the answer, and not for ever.
+pub fn request(socket: &Path, lines: &str) -> io::Result<String> {
+    patronus_link::request(socket, lines)
 }
 
 /// Asks an engine's query socket. Waits for the answer, and not for ever.

@@ -8,8 +8,10 @@ use std::net::IpAddr;
 use patronus_abi::Prefix;
 use patronus_abi::channel::{PathName, PathState};
 use patronus_abi::site::{Class, Hop, Mode, Policy, Site};
+use patronus_config::matching::Protocol;
 use serde::{Deserialize, Serialize};
 
+use crate::answers::{Group, key};
 use crate::decisions::{Lately, Limit, part, seconds};
 use crate::history::boot_time;
 use crate::message::Flow;
@@ -94,6 +96,67 @@ pub struct Fate {
     pub class: Option<String>,
     /// By which paths, if it goes to remotes.
     pub choices: Vec<Choice>,
+    /// What the engine says; none: it was not asked, because not all of the flow is known, or does not answer.
+    pub engine: Option<InEngine>,
+}
+
+/// A flow as the engine has it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct InEngine {
+    /// Where it goes, in the engine's word.
+    pub goes: String,
+    /// The worker.
+    pub worker: Option<u64>,
+    /// The policy.
+    pub policy: Option<String>,
+    /// The class.
+    pub class: Option<String>,
+    /// The remote or peer.
+    pub remote: Option<String>,
+    /// The path that its packets take.
+    pub path: Option<String>,
+    /// The other one, if each takes two.
+    pub second: Option<String>,
+    /// The path that it will go back to, in a pause or when its turn comes.
+    pub home: Option<String>,
+    /// For how long it has been on its path.
+    pub age: Option<f64>,
+    /// How long ago its last packet came; none: the engine remembers no packet of it.
+    pub idle: Option<f64>,
+}
+
+impl InEngine {
+    /// From an answer to `ask=why`.
+    pub fn of(answer: &Group, called: impl Fn(&[u8; 32]) -> String) -> InEngine {
+        let text = |name: &str| answer.text(name).map(str::to_owned);
+        let millis = |name: &str| answer.parsed::<u64>(name).map(|millis| millis as f64 / 1e3);
+        let path = text("path");
+        InEngine {
+            goes: text("exit").unwrap_or_default(),
+            worker: answer.parsed("worker"),
+            policy: text("policy"),
+            class: text("class"),
+            remote: answer.text("peer").and_then(key).map(|key| called(&key)),
+            second: text("second"),
+            home: text("home").filter(|home| path.as_ref() != Some(home)),
+            path,
+            age: millis("since_ms"),
+            idle: millis("idle_ms"),
+        }
+    }
+}
+
+/// The question to the engine, if all of the flow is known that tells it from others.
+pub fn question(flow: &Flow) -> Option<String> {
+    let protocol = flow.protocol?;
+    let [from, to] = match Protocol(protocol).has_ports() {
+        true => [flow.src_port?, flow.dst_port?],
+        false => [0; 2],
+    };
+    let (src, dst, dscp) = (flow.src, flow.dst, flow.dscp.unwrap_or(0));
+    Some(format!(
+        "ask=why\nsrc={src}\ndst={dst}\nprotocol={protocol}\nsrc_port={from}\ndst_port={to}\ndscp={dscp}"
+    ))
 }
 
 /// The choice of a class for a remote.
@@ -342,4 +405,113 @@ pub fn hops_of(site: &Site, hops: &[Hop]) -> Vec<String> {
 
 fn hex(key: &[u8; 32]) -> String {
     key.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::answers::groups;
+
+    fn site(text: &str) -> Site {
+        let text = format!("[site]\nprivate_key_file = 'k'\n{text}");
+        let config = patronus_config::parse_file(std::path::Path::new("site.toml"), &text);
+        config.expect("a site").compile()
+    }
+
+    fn flow(src: &str, dst: &str) -> Flow {
+        Flow {
+            src: src.parse().expect("an address"),
+            dst: dst.parse().expect("an address"),
+            protocol: None,
+            src_port: None,
+            dst_port: None,
+            dscp: None,
+        }
+    }
+
+    #[test]
+    fn the_first_policy_that_is_sure_decides_and_unsure_ones_are_named() {
+        let site = site(
+            "[[policy]]\nname = 'calls'\nprotocol = 'udp'\ndst_ports = '5060-5070'\naction = 'route'\nclass = 'voice'\n\
+             [[policy]]\nname = 'guests'\nsrc = '10.9.0.0/16'\naction = 'drop'\n",
+        );
+        let names = |flow: &Flow| {
+            let (policy, perhaps) = policy_of(&site, flow);
+            let name = |policy: &Policy| policy.name.clone().unwrap_or_default();
+            (
+                policy.map(name),
+                perhaps.into_iter().map(name).collect::<Vec<_>>(),
+            )
+        };
+        let mut call = flow("10.9.0.1", "10.2.0.1");
+        let (calls, guests) = ("calls".to_owned(), "guests".to_owned());
+        assert_eq!(names(&call), (Some(guests.clone()), vec![calls.clone()]));
+        (call.protocol, call.dst_port) = (Some(17), Some(5060));
+        assert_eq!(names(&call), (Some(calls), vec![]));
+        call.protocol = Some(6);
+        assert_eq!(names(&call), (Some(guests), vec![]));
+        assert_eq!(names(&flow("10.1.0.1", "10.2.0.1")).0, None);
+    }
+
+    #[test]
+    fn the_longest_route_counts() {
+        let routes = [
+            ("0.0.0.0/0", vec!["host"]),
+            ("10.2.0.0/16", vec!["peer aa", "peer bb"]),
+            ("::/0", vec!["discard"]),
+            ("nonsense", vec!["host"]),
+        ];
+        let via = |address: &str| {
+            let routes = routes.iter().cloned();
+            route_of(routes, address.parse().expect("an address")).map(|(route, _)| route)
+        };
+        assert_eq!(via("10.2.3.4"), Some("10.2.0.0/16"));
+        assert_eq!(via("10.3.3.4"), Some("0.0.0.0/0"));
+        assert_eq!(via("fd00::1"), Some("::/0"));
+        assert!(route_of(routes[1..2].iter().cloned(), "192.0.2.1".parse().expect("one")).is_none());
+    }
+
+    #[test]
+    fn the_engine_is_asked_for_whole_flows_only() {
+        let mut asked = flow("10.1.0.5", "10.2.0.7");
+        assert_eq!(question(&asked), None);
+        asked.protocol = Some(1);
+        assert!(question(&asked).is_some_and(|text| text.contains("protocol=1\nsrc_port=0")));
+        (asked.protocol, asked.src_port) = (Some(17), Some(4000));
+        assert_eq!(question(&asked), None);
+        asked.dst_port = Some(5060);
+        let text = "ask=why\nsrc=10.1.0.5\ndst=10.2.0.7\nprotocol=17\nsrc_port=4000\ndst_port=5060\ndscp=0";
+        assert_eq!(question(&asked).as_deref(), Some(text));
+        let answer = "flow=10.1.0.5 10.2.0.7 17 4000 5060 0\nworker=1\nidle_ms=1500\nclass=voice\nexit=tunnel\n\
+                      path=2-1\nhome=1-1\nsince_ms=34000\n";
+        let (_, told) = groups(answer, "flow");
+        let now = InEngine::of(&told[0], |_| String::new());
+        assert_eq!(
+            (now.path.as_deref(), now.home.as_deref()),
+            (Some("2-1"), Some("1-1"))
+        );
+        assert_eq!((now.age, now.idle, now.worker), (Some(34.0), Some(1.5), Some(1)));
+    }
+
+    #[test]
+    fn why_and_why_not_are_told_with_what_was_measured() {
+        let broken = Broken {
+            what: What::LossIn,
+            measured: 21_000,
+            limit: 10_000,
+            seconds: 1,
+            seen: 0,
+        };
+        let text = "loss-in 2.10 % in 1 s, limit 1.00 %";
+        assert_eq!(broken_text(&broken), text);
+        assert_eq!(
+            reason(Why::Fault(Fault::Broken(broken))),
+            format!("the one before: {text}")
+        );
+        let faster = reason(Why::Faster(50_000, 30_000));
+        assert_eq!(
+            faster,
+            "its round trip was 30.0 ms, that of the one before 50.0 ms"
+        );
+    }
 }

@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use patronus_config::matching::Protocol;
 use patronus_control::client::Client;
 use patronus_control::decisions::{Limit, Record};
-use patronus_control::explain::{Candidate, Choice, Fate};
+use patronus_control::explain::{Candidate, Choice, Fate, InEngine};
 use patronus_control::message::{Code, Failure, Flow, Order};
 use serde_json::{Value, json};
 
@@ -128,9 +128,31 @@ fn fate_text(fate: &Fate) -> String {
         fate.via.join(", ")
     };
     let _ = writeln!(text, "goes    {}: {}", escaped(&fate.goes), escaped(&via));
+    if let Some(now) = &fate.engine {
+        text.push_str(&now_text(now));
+    }
     if fate.goes == "tunnel" && fate.choices.is_empty() {
         text.push_str("path    the base session: there are no paths\n");
     }
+    text
+}
+
+/// Where the engine has the flow.
+fn now_text(now: &InEngine) -> String {
+    let mut text = match (&now.path, now.age) {
+        (Some(path), Some(since)) => format!("now     by path {} for {}", escaped(path), age(since)),
+        _ => format!("now     {}", escaped(&now.goes)),
+    };
+    if let Some(second) = &now.second {
+        let _ = write!(text, " and by {}", escaped(second));
+    }
+    if let Some(home) = &now.home {
+        let _ = write!(text, ", and will go back to {}", escaped(home));
+    }
+    let _ = match now.idle {
+        Some(idle) => writeln!(text, "; its last packet came {} ago", age(idle)),
+        None => writeln!(text, "; the engine remembers no packet of it"),
+    };
     text
 }
 

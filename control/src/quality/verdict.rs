@@ -12,7 +12,7 @@ use super::window::{Counted, Lately, Measured};
 /// Lost packets of one direction within a second that say something.
 const LOST_ONE: u32 = 5;
 /// In so many of its tenths: a burst is no lasting loss.
-const LOSSY_TENTHS: usize = 3;
+const LOSSY_TENTHS: usize = 4;
 /// Lost packets of both directions within ten seconds that say something.
 const LOST_TEN: u32 = 3;
 /// By how many standard deviations a second's loss has to be above what the limit would make of it (of a Poisson distribution: the square root of the mean).

@@ -7,8 +7,9 @@ use patronus_config::value::PublicKey;
 use serde::{Deserialize, Serialize};
 
 use super::{RemotePath, Viewer, name};
-use crate::answers::groups;
+use crate::answers::{groups, key};
 use crate::decisions::{ANSWER, Asked, Record, part, seconds};
+use crate::engine;
 use crate::explain::{self, ANSWERS_MAX, Choice, Fate};
 use crate::history::boot_time;
 use crate::message::{Code, Failure, Flow};
@@ -255,12 +256,26 @@ impl Viewer<'_> {
         Ok(found.public_key.get_ref().0)
     }
 
-    /// What becomes of a flow, by the policies in force and the engine's routes.
+    /// What becomes of a flow, and where it is now.
     pub fn why_flow(&self, flow: &Flow) -> Result<Fate, Failure> {
         if flow.src.is_ipv4() != flow.dst.is_ipv4() {
             let said = "source and destination are of one address family";
             return Err(Failure::new(Code::BadRequest, said));
         }
+        let mut fate = self.judged_flow(flow)?;
+        let asked = explain::question(flow).filter(|_| self.known.engine.is_some());
+        let answer = asked.and_then(|lines| engine::request(&self.uapi, &lines).ok());
+        // An engine that does not answer has the same policies and routes.
+        fate.engine = answer.and_then(|text| {
+            let (_, told) = groups(&text, "flow");
+            let told = told.first()?;
+            Some(explain::InEngine::of(told, |key| self.called(key)))
+        });
+        Ok(fate)
+    }
+
+    /// The same by the policies in force and the engine's routes.
+    fn judged_flow(&self, flow: &Flow) -> Result<Fate, Failure> {
         let site = self.config.compile();
         let (policy, perhaps) = explain::policy_of(&site, flow);
         let called = |policy: &patronus_abi::site::Policy| {
@@ -308,10 +323,7 @@ impl Viewer<'_> {
             Some(_) => "lan",
         }
         .to_owned();
-        for key in hops
-            .iter()
-            .filter_map(|hop| crate::answers::key(hop.strip_prefix("peer ")?))
-        {
+        for key in hops.iter().filter_map(|hop| key(hop.strip_prefix("peer ")?)) {
             fate.class = Some(called.to_owned());
             let quality = self.known.quality.lock();
             let remote = quality.remote(&key);
