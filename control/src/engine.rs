@@ -136,6 +136,11 @@ pub fn ask(socket: &Path, what: &str) -> io::Result<String> {
     patronus_link::query(socket, what)
 }
 
+/// Asks an engine's query socket for the flows that its workers remember, so many at most.
+pub fn flows(socket: &Path, most: usize) -> io::Result<String> {
+    patronus_link::ask(socket, &format!("ask=flows\nmost={most}"))
+}
+
 /// Asks an engine's query socket for packets. What comes back is for whoever has the descriptor; the engine takes no other question on it.
 pub fn observe(socket: &Path, request: &Request) -> io::Result<OwnedFd> {
     let mut stream = UnixStream::connect(socket)?;

@@ -325,17 +325,28 @@ impl AsFd for Link {
 /// # Errors
 /// `InvalidData` if the engine does not know the question, or the answer is longer than [`ANSWER_MAX`]; `TimedOut` if it is not there within [`PATIENCE`].
 pub fn query(path: &Path, what: &str) -> io::Result<String> {
+    ask(path, &format!("get={what}"))
+}
+
+/// The same for a question of several lines, such as `ask=flows`.
+///
+/// # Errors
+/// As [`query`].
+pub fn ask(path: &Path, question: &str) -> io::Result<String> {
     let mut stream = UnixStream::connect(path)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
-    stream.write_all(format!("get={what}\n\n").as_bytes())?;
+    stream.write_all(format!("{question}\n\n").as_bytes())?;
     stream.shutdown(std::net::Shutdown::Write)?;
     let text = read_answer(stream)?;
     match text.strip_suffix("errno=0\n\n") {
         Some(answer) => Ok(answer.to_owned()),
         None => Err(io::Error::new(
             io::ErrorKind::InvalidData,
-            format!("the engine does not answer `get={what}`"),
+            format!(
+                "the engine does not answer `{}`",
+                question.lines().next().unwrap_or_default()
+            ),
         )),
     }
 }
