@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod aead;
+mod comeback;
 mod config;
 mod demo;
 mod engine;
@@ -47,6 +48,8 @@ enum Command {
     Soak(soak::Options),
     /// Two sites under control, reloaded a thousand times under traffic, beside traffic without reloads.
     Reload(reload::Options),
+    /// Two sites under control whose engines are killed in turn: how long until there is traffic again.
+    Comeback(comeback::Options),
     /// A path fails or gets worse under a stream: how long until packets arrive again, what was lost, and what moved for no reason.
     Failover(failover::Options),
     /// The engine's stages alone on one core, beside the AEAD alone.
@@ -72,6 +75,7 @@ fn main() -> ExitCode {
         Command::Demo(options) => sandboxed(&|| demo::run(options)),
         Command::Soak(options) => sandboxed(&|| soak::run(options)),
         Command::Reload(options) => sandboxed(&|| reload::run(options)),
+        Command::Comeback(options) => sandboxed(&|| comeback::run(options)),
         Command::Failover(options) => sandboxed(&|| failover::run(options)),
         Command::Engine(options) => sandboxed(&|| engine::run(options)),
         Command::TunnelEnd(options) => engine::end(options),

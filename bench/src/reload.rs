@@ -1,7 +1,7 @@
 //! `patronus-bench reload`: what a thousand reloads cost the packets of a site that is in use. Two sites, each under its control process; UDP at half
 //! of what gets through without loss, in turn without reloads and with reloads of both sites.
 
-mod pair;
+pub mod pair;
 
 use crate::load::udp::{Flow, Trial};
 use crate::machine;

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use patronus_abi::site::{
-    CLASSES_MAX, Class, HOLD_MAX_MS, LIMIT_MAX_US, PROBE_IDLE_MAX_US, PROBE_INTERVAL_US,
+    ADDRESSES_MAX, CLASSES_MAX, Class, HOLD_MAX_MS, LIMIT_MAX_US, PROBE_IDLE_MAX_US, PROBE_INTERVAL_US,
 };
 use toml::Spanned;
 
@@ -45,6 +45,7 @@ const POLICIES_MAX: usize = 65_536;
 
 pub(crate) fn check(text: &str, config: &Config) -> Result<(), Error> {
     check_engine(text, config)?;
+    check_addresses(text, config)?;
     let ids = config.links.iter().map(|link| &link.id);
     once(text, ids, "another link has this id")?;
     if let Some(remote) = config.peers.iter().find(|peer| peer.is_remote)
@@ -73,6 +74,20 @@ pub(crate) fn check(text: &str, config: &Config) -> Result<(), Error> {
     check_classes(text, config)?;
     check_probe(text, config)?;
     check_bgp(text, config)
+}
+
+fn check_addresses(text: &str, config: &Config) -> Result<(), Error> {
+    let mut seen = HashSet::new();
+    for (at, address) in config.site.addresses.iter().enumerate() {
+        if at == ADDRESSES_MAX {
+            let said = format!("at most {ADDRESSES_MAX} addresses are possible");
+            return Err(Error::at(text, address.span(), said));
+        }
+        if !seen.insert(address.get_ref().addr) {
+            return Err(Error::at(text, address.span(), "this address stands there twice"));
+        }
+    }
+    Ok(())
 }
 
 fn check_classes(text: &str, config: &Config) -> Result<(), Error> {

@@ -31,6 +31,7 @@ impl Config {
             listen_port: self.site.listen_port.get() as u16,
             fwmark: self.site.fwmark.get() as u32,
             links,
+            host: host(&self.site),
             peers: self.peers.iter().map(peer).collect(),
             lans: self.lans.iter().map(lan).collect(),
             routes: self.routes.iter().map(|route| places.route(route)).collect(),
@@ -145,6 +146,18 @@ fn engine(engine: &Engine) -> site::Engine {
         offload: engine.offload,
         flows: whole(engine.flows),
         routes: whole(engine.routes),
+    }
+}
+
+fn host(site: &crate::Site) -> site::Host {
+    let addresses = site.addresses.iter().map(|address| site::HostAddress {
+        addr: address.get_ref().addr,
+        len: address.get_ref().len,
+    });
+    site::Host {
+        addresses: addresses.collect(),
+        mtu: site.mtu.as_ref().map(|mtu| mtu.get_ref().get() as u16),
+        routes: *site.routes.get_ref(),
     }
 }
 

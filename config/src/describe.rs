@@ -73,11 +73,17 @@ pub(crate) fn site(of: &Site) -> Keys {
         private_key_file,
         listen_port,
         fwmark,
+        addresses,
+        mtu,
+        routes,
     } = of;
     vec![
         ("private_key_file", path(private_key_file)),
         ("listen_port", word(listen_port.get())),
         ("fwmark", word(fwmark.get())),
+        ("addresses", set(addresses)),
+        ("mtu", spanned(mtu)),
+        ("routes", word(routes.get_ref())),
     ]
 }
 

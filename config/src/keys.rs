@@ -117,9 +117,12 @@ impl Key {
 
 #[rustfmt::skip]
 const SITE: &[Key] = &[
-    key("private_key_file", PATH, Needed, r#""site.key""#, "The file with the site's private key, as `wg genkey` writes it: mode 0600 or 0640."),
+    key("private_key_file", PATH, Needed, r#""site.key""#, "The file with the site's private key, as `patronus keygen` writes it: mode 0600 or 0640."),
     key("listen_port", Whole(0, 65535), Default("0"), "51820", "UDP port to listen on; 0: any that is free."),
     key("fwmark", Whole(0, 4_294_967_295), Default("0"), "51820", "Mark of outgoing packets; 0: none."),
+    key("addresses", List(&NETWORK), Default("[]"), r#"["10.1.0.1/24"]"#, "The host's addresses at the TUN, with the prefix of the network that they are on. The engine sets them and sets the TUN up; none: they are the host's own business."),
+    key("mtu", MTU, Nothing, "1380", "The TUN's longest packet; without it 1420 at first, and then what somebody sets."),
+    key("routes", Bool, Default("false"), "true", "The engine routes what is allowed to peers into the TUN on the host, but for default routes, and sets the TUN up."),
 ];
 
 #[rustfmt::skip]

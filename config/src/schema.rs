@@ -11,7 +11,9 @@ use crate::matching::{Dscp, Name, OneOrMore, Ports, Protocol, Via};
 use crate::number::Number;
 use crate::services::{Bgp, Control, Metrics};
 use crate::steering::{Class, Probe};
-use crate::value::{Device, Endpoint, InterfaceName, Mac, Mebibytes, Millis, Network, PublicKey, Rate};
+use crate::value::{
+    Device, Endpoint, HostAddress, InterfaceName, Mac, Mebibytes, Millis, Network, PublicKey, Rate,
+};
 use crate::warning::{Warning, Warnings};
 
 /// A whole configuration.
@@ -66,7 +68,7 @@ pub struct Config {
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Site {
-    /// The file with its private key, as `wg genkey` makes it; for its owner's eyes only.
+    /// The file with its private key, as `patronus keygen` makes it; for its owner's eyes only.
     pub private_key_file: PathBuf,
     /// UDP port to listen on; 0: any that is free.
     #[serde(default)]
@@ -74,6 +76,18 @@ pub struct Site {
     /// Mark of outgoing packets (SO_MARK, socket(7)); 0 for none.
     #[serde(default)]
     pub fwmark: Number<0, 4_294_967_295>,
+    /// The host's addresses at the TUN, which the engine sets. None: they are the host's own business.
+    #[serde(default)]
+    pub addresses: Vec<Spanned<HostAddress>>,
+    /// The TUN's longest packet. None: 1,420 bytes at first, and then what somebody sets.
+    pub mtu: Option<Spanned<Mtu>>,
+    /// What is allowed to peers is routed into the TUN on the host.
+    #[serde(default = "no")]
+    pub routes: Spanned<bool>,
+}
+
+fn no() -> Spanned<bool> {
+    Spanned::new(0..0, false)
 }
 
 /// Packet threads.

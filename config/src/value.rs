@@ -329,6 +329,46 @@ from_text!(
     crate::hints::network
 );
 
+/// An address of the host's, and the network that it is on. A plain address is on a network of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct HostAddress {
+    /// The address.
+    pub addr: IpAddr,
+    /// Bits of the network's prefix.
+    pub len: u8,
+}
+
+impl FromStr for HostAddress {
+    type Err = Expected;
+
+    fn from_str(text: &str) -> Result<HostAddress, Expected> {
+        const EXPECTED: Expected = Expected("an address of this host with its prefix, such as 10.1.0.1/24");
+        let (addr, len) = text
+            .split_once('/')
+            .map_or((text, None), |(addr, len)| (addr, Some(len)));
+        let addr: IpAddr = addr.parse().map_err(|_| EXPECTED)?;
+        let whole = if addr.is_ipv4() { 32 } else { 128 };
+        let len = match len {
+            None => whole,
+            // A number may begin with a sign, a length may not.
+            Some(len) if len.bytes().all(|b| b.is_ascii_digit()) => len.parse().map_err(|_| EXPECTED)?,
+            Some(_) => return Err(EXPECTED),
+        };
+        match len <= whole && !addr.is_unspecified() && !addr.is_multicast() {
+            true => Ok(HostAddress { addr, len }),
+            false => Err(EXPECTED),
+        }
+    }
+}
+
+impl fmt::Display for HostAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.addr, self.len)
+    }
+}
+
+from_text!(HostAddress, "an address with its prefix, such as \"10.1.0.1/24\"");
+
 /// Where a peer is: address and UDP port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Endpoint(pub SocketAddr);

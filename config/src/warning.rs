@@ -60,5 +60,20 @@ pub(crate) fn of(text: &str, config: &Config) -> Warnings {
             Error::at(text, metrics.listen.span(), said).with_hint(hint),
         ));
     }
+    if let Some(warning) = of_default_routes(text, config) {
+        warnings.push(warning);
+    }
     Warnings(warnings)
+}
+
+/// With a default route into the TUN the tunnel's own datagrams would go there too.
+fn of_default_routes(text: &str, config: &Config) -> Option<Warning> {
+    if !config.site.routes.get_ref() {
+        return None;
+    }
+    let mut networks = config.peers.iter().flat_map(|peer| &peer.allowed_ips);
+    let everything = networks.find(|network| network.get_ref().len == 0)?;
+    let said = "`routes` leads no default route into the TUN: the tunnel's own datagrams would take it too";
+    let hint = "add it with a rule of its own: `ip route add default dev NAME table 51820`, `ip rule add not fwmark MARK table 51820`";
+    Some(Warning(Error::at(text, everything.span(), said).with_hint(hint)))
 }

@@ -31,6 +31,8 @@ fn a_server_as_an_installer_writes_it() {
     let expected = r#"[site]
 private_key_file = "wg7.key"
 listen_port = 59123
+addresses = ["10.66.66.1/24", "fd42:42:42::1/64"]
+routes = true
 
 [engine]
 interface = "wg7"
@@ -64,10 +66,6 @@ allowed_ips = ["10.66.66.3/32", "fd42:42:42::3/128"]
     assert_eq!(
         imported.notes,
         [
-            "Address: addresses are the host's own: ip address add 10.66.66.1/24 dev wg7",
-            "Address: addresses are the host's own: ip address add fd42:42:42::1/64 dev wg7",
-            "the host's routes into wg7 are the host's own: ip route add 10.66.66.2/32 dev wg7; \
-             ip route add fd42:42:42::2/128 dev wg7; ip route add 10.66.66.3/32 dev wg7; ip route add fd42:42:42::3/128 dev wg7",
             "PostUp: no command is run from this file; a systemd unit has ExecStartPost for it: \
              iptables -I INPUT -p udp --dport 59123 -j ACCEPT",
             "PostUp: no command is run from this file; a systemd unit has ExecStartPost for it: \
@@ -110,6 +108,8 @@ fn every_key_however_it_is_written() {
     let expected = r#"[site]
 private_key_file = "wg7.key"
 fwmark = 51820
+addresses = ["192.168.77.5/32"]
+mtu = 1380
 
 [engine]
 interface = "wg7"
@@ -133,8 +133,6 @@ allowed_ips = ["10.0.0.0/8"]
     let notes = imported.notes.join("\n");
     for note in [
         "some AllowedIPs are a later peer's too",
-        "ip address add 192.168.77.5/32 dev wg7",
-        "ip link set wg7 mtu 1380",
         "ip route add 192.168.0.0/16 dev wg7 table 1234",
         "ExecStartPre for it: echo up wg7",
         "SaveConfig: this file is never written",

@@ -434,3 +434,36 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn addresses_of_the_host() {
+    use patronus_config::value::HostAddress;
+    let read = |text: &str| {
+        text.parse::<HostAddress>()
+            .ok()
+            .map(|address| address.to_string())
+    };
+    assert_eq!(read("10.1.0.1/24").as_deref(), Some("10.1.0.1/24"));
+    assert_eq!(read("10.1.0.1").as_deref(), Some("10.1.0.1/32"));
+    assert_eq!(read("fd00::1/64").as_deref(), Some("fd00::1/64"));
+    for wrong in [
+        "10.1.0.1/33",
+        "fd00::1/129",
+        "10.1.0.1/+1",
+        "10.1.0.1/",
+        "0.0.0.0/8",
+        "224.0.0.1/4",
+        "host",
+        "",
+    ] {
+        assert_eq!(read(wrong), None, "{wrong}");
+    }
+    let site = |addresses: &str| format!("[site]\nprivate_key_file = 'k'\naddresses = [{addresses}]\n");
+    let twice = parse(&site("'10.1.0.1/24', '10.1.0.1/16'"))
+        .expect_err("twice")
+        .to_string();
+    assert!(twice.contains("this address stands there twice"), "{twice}");
+    let many: Vec<String> = (1..=65).map(|n| format!("'10.1.0.{n}/24'")).collect();
+    let many = parse(&site(&many.join(","))).expect_err("too many").to_string();
+    assert!(many.contains("at most 64 addresses"), "{many}");
+}

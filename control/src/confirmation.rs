@@ -20,6 +20,18 @@ pub struct Record {
     pub applied: String,
     /// To be confirmed, or not confirmed in time.
     pub tried: Option<Tried>,
+    /// Which key files were told last, and to whom.
+    #[serde(default)]
+    pub told: Option<Told>,
+}
+
+/// Key files, as an engine was told them: what it has in force does not show them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Told {
+    /// The engine.
+    pub boot: [u8; 16],
+    /// What tells them from others, but not what is in them.
+    pub keys: u64,
 }
 
 /// A text that was applied and is not confirmed.
@@ -125,6 +137,10 @@ mod tests {
             tried: Some(Tried {
                 text: "new \u{0}".to_owned(),
                 until: Some(Deadline::after(Duration::from_secs(60))),
+            }),
+            told: Some(Told {
+                boot: [7; 16],
+                keys: u64::MAX,
             }),
         };
         for _ in 0..2 {

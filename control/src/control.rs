@@ -19,7 +19,7 @@ use rustix::io::Errno;
 use serde_json::{Value, json};
 use tracing::{error, info, warn};
 
-use crate::confirmation::{Deadline, Record, Store, Tried};
+use crate::confirmation::{Deadline, Record, Store, Told, Tried};
 use crate::decisions::Decisions;
 use crate::engine::Engine;
 use crate::history::{History, Recorder};
@@ -87,6 +87,8 @@ struct Flight {
     generation: u64,
     until: Instant,
     why: Why,
+    /// Which key files it came with.
+    keys: Option<u64>,
     /// Who has ordered it, and how it differs.
     reply: Option<(Reply, Plan)>,
 }
@@ -181,13 +183,24 @@ impl Control {
         self.refused = None;
         self.paths.attached(attached.boot);
         let wanted = content_of(&self.wanted.site);
-        if wanted.is_ok_and(|wanted| attached.generation > 0 && wanted == attached.content) {
+        let has_site = wanted.is_ok_and(|wanted| attached.generation > 0 && wanted == attached.content);
+        if has_site && !self.has_other_keys(attached.boot) {
             info!("the engine has what is wanted");
             self.tell();
         } else {
             let candidate = self.wanted.clone();
             self.send(candidate, Why::CatchUp, None);
         }
+    }
+
+    /// Whether key files are others than this engine was told. Of one that somebody else has told nobody knows.
+    fn has_other_keys(&self, boot: [u8; 16]) -> bool {
+        let Some(told) = self.record.told.as_ref().filter(|told| told.boot == boot) else {
+            return false;
+        };
+        let keys = self.wanted.open_keys().ok();
+        let now = keys.and_then(|keys| site_file::identity(&keys).ok());
+        now.is_some_and(|now| now != told.keys)
     }
 
     fn hear_engine(&mut self) {
@@ -256,6 +269,7 @@ impl Control {
                     attachment.generation = generation;
                 }
                 self.refused = None;
+                self.note_keys(flight.keys);
                 self.finish(flight);
             }
             Err(reason) => {
@@ -265,6 +279,16 @@ impl Control {
             }
         }
         self.tell();
+    }
+
+    /// The engine has these key files from now on.
+    fn note_keys(&mut self, keys: Option<u64>) {
+        let boot = self.attachment.as_ref().map(|attachment| attachment.boot);
+        let told = boot.zip(keys).map(|(boot, keys)| Told { boot, keys });
+        if self.record.told != told {
+            self.record.told = told;
+            self.write_record();
+        }
     }
 
     /// The candidate is in force from now on, as far as there is an engine.
@@ -329,6 +353,7 @@ impl Control {
                 Order::Confirm => Some(self.confirm()),
                 Order::Rollback => self.go_back(Some(reply.clone())).err().map(Err),
                 Order::Show { .. }
+                | Order::Flows(_)
                 | Order::Plan { .. }
                 | Order::Observe { .. }
                 | Order::Why { .. }
@@ -393,8 +418,9 @@ impl Control {
         };
         let generation = attachment.generation.max(self.generation).saturating_add(1);
         self.generation = generation;
-        let flight = |candidate| Flight {
+        let flight = |candidate, keys| Flight {
             candidate,
+            keys,
             generation,
             until: Instant::now() + ANSWER,
             why,
@@ -404,12 +430,15 @@ impl Control {
             let published = self.engine.publish(&candidate.site, generation, &keys);
             published.map_err(|reason| {
                 Failure::new(Code::NoEngine, format!("the engine cannot be told: {reason}"))
-            })
+            })?;
+            Ok(site_file::identity(&keys).ok())
         });
-        let flight = flight(candidate);
         match published {
-            Ok(()) => self.flight = Some(flight),
-            Err(failure) => self.failed(flight, &failure.message.clone(), failure),
+            Ok(keys) => self.flight = Some(flight(candidate, keys)),
+            Err(failure) => {
+                let flight = flight(candidate, None);
+                self.failed(flight, &failure.message.clone(), failure);
+            }
         }
         self.tell();
     }
@@ -421,6 +450,7 @@ impl Control {
             generation: 0,
             until: Instant::now(),
             why,
+            keys: None,
             reply,
         };
         self.finish(flight);
@@ -441,6 +471,7 @@ impl Control {
         self.record = Record {
             applied: self.wanted.text.to_string(),
             tried: None,
+            told: self.record.told.take(),
         };
         self.store
             .write(&self.record)
@@ -614,6 +645,7 @@ fn begin(file: &std::path::Path, store: &Store) -> Result<(Loaded, Record), Fail
         let record = Record {
             applied: loaded.text.to_string(),
             tried: None,
+            told: None,
         };
         store.write(&record).map_err(|error| not_written(&error))?;
         return Ok((loaded, record));
@@ -648,6 +680,7 @@ fn begin(file: &std::path::Path, store: &Store) -> Result<(Loaded, Record), Fail
     record = Record {
         applied: loaded.text.to_string(),
         tried: None,
+        told: record.told,
     };
     store.write(&record).map_err(|error| not_written(&error))?;
     Ok((loaded, record))

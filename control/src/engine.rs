@@ -133,12 +133,17 @@ impl Engine {
 
 /// Asks an engine's query socket a question of several lines. Waits for the answer, and not for ever.
 pub fn request(socket: &Path, lines: &str) -> io::Result<String> {
-    patronus_link::request(socket, lines)
+    patronus_link::ask(socket, lines)
 }
 
 /// Asks an engine's query socket. Waits for the answer, and not for ever.
 pub fn ask(socket: &Path, what: &str) -> io::Result<String> {
     patronus_link::query(socket, what)
+}
+
+/// Asks an engine's query socket for the flows that its workers remember, so many at most.
+pub fn flows(socket: &Path, most: usize) -> io::Result<String> {
+    patronus_link::ask(socket, &format!("ask=flows\nmost={most}"))
 }
 
 /// Asks an engine's query socket for packets. What comes back is for whoever has the descriptor; the engine takes no other question on it.

@@ -76,6 +76,7 @@ impl Handler for Answerer {
     fn handle(&self, order: Order) -> Result<Value, Failure> {
         match order {
             Order::Show { what } => Viewer::new(&self.board.get(), &self.uapi_dir)?.show(what),
+            Order::Flows(filter) => Viewer::new(&self.board.get(), &self.uapi_dir)?.show_flows(&filter),
             Order::Plan { text } => self.plan(text.as_deref()),
             Order::Why { remote, class } => {
                 self.view(|viewer| viewer.why(remote.as_deref(), class.as_deref()))

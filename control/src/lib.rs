@@ -18,6 +18,7 @@ pub mod control;
 pub mod decisions;
 pub mod engine;
 pub mod explain;
+pub mod flows;
 pub mod frame;
 pub mod handler;
 pub mod history;

@@ -34,6 +34,8 @@ pub enum Order {
         /// What.
         what: Topic,
     },
+    /// The flows that the engine's workers remember.
+    Flows(FlowFilter),
     /// How the site would change.
     Plan {
         /// The text of a site's file, which is not written anywhere. None: the site's own file.
@@ -107,6 +109,20 @@ pub struct Flow {
     pub dscp: Option<u8>,
 }
 
+/// Which flows. What is none is not asked.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowFilter {
+    /// Source or destination are this address, or in this network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+    /// Source or destination port.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// Their class.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class: Option<String>,
+}
+
 /// What can be shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -137,11 +153,13 @@ pub enum Topic {
     Events,
     /// What was measured of paths, over 1, 10 and 60 seconds.
     Quality,
+    /// Flows that workers remember.
+    Flows,
 }
 
 impl Topic {
     /// All of them.
-    pub const ALL: [Topic; 13] = [
+    pub const ALL: [Topic; 14] = [
         Topic::Summary,
         Topic::Peers,
         Topic::Remotes,
@@ -155,6 +173,7 @@ impl Topic {
         Topic::Memory,
         Topic::Events,
         Topic::Quality,
+        Topic::Flows,
     ];
 
     /// The word for it.
@@ -173,6 +192,7 @@ impl Topic {
             Topic::Memory => "memory",
             Topic::Events => "events",
             Topic::Quality => "quality",
+            Topic::Flows => "flows",
         }
     }
 }
@@ -269,6 +289,7 @@ impl Order {
     pub fn changes(&self) -> bool {
         match self {
             Order::Show { .. }
+            | Order::Flows(_)
             | Order::Plan { .. }
             | Order::Observe { .. }
             | Order::Why { .. }

@@ -3,6 +3,9 @@
 //! Called on the main thread. A file is taken as a whole: whatever is wrong with it or with a key file, nothing of it counts.
 
 use std::fs::File;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -41,6 +44,17 @@ pub fn understand(path: &Path, text: &str) -> Result<Loaded, Failure> {
         site: Arc::new(config.compile()),
         config: Arc::new(config),
     })
+}
+
+/// What tells key files from others: which ones they are, how long, and when they were changed.
+pub fn identity(keys: &[File]) -> io::Result<u64> {
+    let mut hasher = DefaultHasher::new();
+    for key in keys {
+        let meta = key.metadata()?;
+        let changed = (meta.mtime(), meta.mtime_nsec(), meta.ctime(), meta.ctime_nsec());
+        (meta.dev(), meta.ino(), meta.len(), changed).hash(&mut hasher);
+    }
+    Ok(hasher.finish())
 }
 
 fn wrong(error: &patronus_config::Error) -> Failure {

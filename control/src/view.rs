@@ -15,13 +15,14 @@ use patronus_config::value::PublicKey;
 use patronus_config::{Config, Peer as Configured, Warning};
 use patronus_observe::Request;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::answers::{Group, groups, key};
 use crate::engine;
+use crate::flows::{self, Flow};
 use crate::history::{self, Happened};
 use crate::known::Known;
-use crate::message::{Code, Failure, Topic};
+use crate::message::{Code, Failure, FlowFilter, Topic};
 use crate::why::{self, Device, State, Tunnel};
 
 pub use quality::{HISTORY, Health, Measured, Window};
@@ -254,6 +255,7 @@ impl<'a> Viewer<'a> {
             Topic::Memory => serde_json::to_value(self.memory()?),
             Topic::Events => serde_json::to_value(self.events()),
             Topic::Quality => serde_json::to_value(self.quality()),
+            Topic::Flows => return self.show_flows(&FlowFilter::default()),
         };
         value.map_err(|error| Failure::new(Code::System, error.to_string()))
     }
@@ -261,6 +263,23 @@ impl<'a> Viewer<'a> {
     fn ask(&self, what: &str) -> Result<String, Failure> {
         self.need_engine()?;
         engine::ask(&self.uapi, what).map_err(|error| self.silent(&error))
+    }
+
+    /// The flows that workers remember, as far as they are wanted.
+    pub fn show_flows(&self, filter: &FlowFilter) -> Result<Value, Failure> {
+        let filter = flows::Filter::of(filter)?;
+        self.need_engine()?;
+        let text = engine::flows(&self.uapi, flows::ASKED_MAX).map_err(|error| self.silent(&error))?;
+        let (_, groups) = groups(&text, "flow");
+        let all: Vec<Flow> = groups
+            .iter()
+            .filter_map(|group| Flow::of(group, &|key| self.called(key)))
+            .collect();
+        let complete = all.len() < flows::ASKED_MAX;
+        let flows: Vec<&Flow> = all.iter().filter(|flow| filter.takes(flow)).collect();
+        let value =
+            serde_json::to_value(flows).map_err(|error| Failure::new(Code::System, error.to_string()))?;
+        Ok(json!({ "flows": value, "complete": complete }))
     }
 
     /// Asks the engine for packets. The answer is to be had by the descriptor, on which nothing else can be asked any more.

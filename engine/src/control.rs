@@ -9,12 +9,14 @@
 //!
 //! * [`listen`]: the socket's place, and whom it lets in
 //! * [`channel`]: one attached control
+//! * [`ordinary`]: which of its files are read
 //!
 //! Belongs to the main thread until the engine is set up, then to the slow path's, which never waits for control: each turn takes a bounded number of packets and
 //! commands, and what cannot be sent at once is dropped (a bell) or ends the channel (a hello).
 
 pub mod channel;
 mod listen;
+mod ordinary;
 
 use std::fmt;
 use std::io;
@@ -27,6 +29,7 @@ use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 
 pub use self::channel::{Channel, Published};
 pub use self::listen::{Listener, Rank, User};
+use self::ordinary::FileSystems;
 use crate::log::Log;
 
 /// Packets that are taken in a turn of the slow path.
@@ -75,6 +78,7 @@ pub struct Control {
     epoll: OwnedFd,
     hello: channel::InForce,
     channel: Option<Channel>,
+    systems: FileSystems,
     /// Has connected, and it is not clear yet whether control is gone.
     waiting: Option<OwnedFd>,
     published: Option<Published>,
@@ -107,6 +111,7 @@ impl Control {
             epoll,
             hello: channel::InForce::nothing(boot),
             channel: None,
+            systems: FileSystems::default(),
             waiting: None,
             published: None,
             statistics,
@@ -258,7 +263,7 @@ impl Control {
                 return;
             }
             let Some(channel) = &mut self.channel else { return };
-            match channel.hear() {
+            match channel.hear(&mut self.systems) {
                 channel::Heard::Nothing => return,
                 channel::Heard::Something => {}
                 channel::Heard::Site(published) => {

@@ -70,6 +70,8 @@ pub enum Action {
     Send(Control),
     /// There is such a lane from now on.
     Add(Box<LanePlan>),
+    /// The base session is to be renewed.
+    RenewBase,
     /// There is no such lane any more.
     Remove(Tag),
     /// Begin a handshake for the lane.
@@ -113,6 +115,8 @@ pub struct Remote {
     /// Hellos sent since something changed.
     tries: u32,
     hello_at: Option<Time>,
+    /// When to renew the base session.
+    renew_at: Option<Time>,
     lanes: BTreeMap<Tag, Lane>,
     /// No initiation for a lane before this.
     next_open: Time,
@@ -133,6 +137,7 @@ impl Remote {
             acknowledged: false,
             tries: 0,
             hello_at: None,
+            renew_at: None,
             lanes: BTreeMap::new(),
             next_open: Time::default(),
         }
@@ -149,7 +154,7 @@ impl Remote {
         let lane = lanes.filter_map(|lane| lane.open_at).min();
         let lane = lane.map(|at| at.max(self.next_open));
         let hello = self.hello_at.filter(|_| self.connected);
-        lane.into_iter().chain(hello).min()
+        lane.into_iter().chain(hello).chain(self.renew_at).min()
     }
 
     /// There is a new base session. Whoever has never answered a hello is asked no sooner because of a session that is renewed: stock peers do
@@ -162,6 +167,12 @@ impl Remote {
         }
     }
 
+    /// We have begun its session, which is renewed at that time unless another one was made by then, or the remote has, whose business that is then. A base session
+    /// carries keepalives only, and where these are always the other side's nothing else would renew it before it dies.
+    pub fn renew_base(&mut self, at: Option<Time>) {
+        self.renew_at = at;
+    }
+
     /// It was asked as often as it takes to be sure, and has never answered.
     fn seems_stock(&self) -> bool {
         self.tries >= HELLO_TRIES && !self.answers
@@ -170,6 +181,7 @@ impl Remote {
     /// The base session is over without a new one. Lanes that are open stay so.
     pub fn base_lost(&mut self) {
         self.connected = false;
+        self.renew_at = None;
     }
 
     /// What we are has changed.
@@ -270,6 +282,9 @@ impl Remote {
                 false => HELLO_PAUSE,
             };
             self.hello_at = Some(now.after(pause));
+        }
+        if self.renew_at.take_if(|at| *at <= now).is_some() {
+            out.push(Action::RenewBase);
         }
         // Who does not know us yet knows none of the lanes.
         if self.next_open > now || !self.acknowledged {

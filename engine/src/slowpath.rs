@@ -13,6 +13,7 @@ mod answers;
 mod config;
 mod controlled;
 pub mod core;
+mod host;
 mod lans;
 mod ledger;
 mod links;
@@ -40,6 +41,7 @@ use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::net::SendFlags;
 
 pub use self::core::{Core, CoreParts, Sockets, peer_numbers};
+use self::host::HostSide;
 pub use self::lans::EthernetLan;
 use self::ledger::Ledger;
 pub use self::links::Workers;
@@ -202,6 +204,9 @@ pub struct SlowPath {
     copy_again_at: Option<Time>,
     /// Shows paths to other processes.
     shown_paths: Option<Shown>,
+    /// What the host has at the TUN by us, if a site says so.
+    host: Option<HostSide>,
+    host_again_at: Option<Time>,
     /// The one that is in force.
     site: Option<Box<Site>>,
     /// The trace or the capture that is on.
@@ -274,6 +279,8 @@ impl SlowPath {
             directory,
             copy_again_at: None,
             shown_paths,
+            host: None,
+            host_again_at: None,
             site: None,
             observation: None,
             observations: 0,
@@ -396,6 +403,7 @@ impl SlowPath {
         if self.bind_again_at.is_some_and(|at| at <= now) {
             self.bind();
         }
+        self.tend_host(now);
         if !self.told_clock && self.core.device().counters().get(Refusal::ClockAhead) > 0 {
             self.told_clock = true;
             self.core.log().error(format_args!(
@@ -439,6 +447,7 @@ impl SlowPath {
 
     fn interface_up(&mut self) {
         self.link_up = true;
+        self.renew_host();
         self.bind();
     }
 
@@ -591,6 +600,7 @@ impl SlowPath {
             self.queries_deadline(),
             self.copy_again_at,
             self.paths_deadline(),
+            self.host_again_at,
             retry,
         ];
         let next = deadlines.into_iter().flatten().min()?;

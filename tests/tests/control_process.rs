@@ -700,3 +700,127 @@ fn what_a_lost_engine_was_told_is_not_applied() {
         "the file is not in force"
     );
 }
+
+/// What the site says of the TUN is set there, stays while the engine restarts, and goes when the file says so; what others have set stays.
+#[test]
+fn addresses_and_routes_at_the_tun() {
+    if !may_run(&[]) {
+        return;
+    }
+    let key = Keys::generate().unwrap().public;
+    let allowed = "'10.89.0.2/32', '10.90.0.0/16', '10.91.0.0/16', 'fd00:90::/32', '0.0.0.0/0'";
+    let peer = format!("[[peer]]\npublic_key = '{key}'\nallowed_ips = [{allowed}]\n");
+    let mut managed = Managed::start(&peer);
+    let (namespace, interface) = (managed.site.namespace.clone(), managed.site.interface.clone());
+    let ip = |words: &str| namespace.ip(words).unwrap();
+    let addresses = || ip(&format!("-br address show dev {interface}"));
+    let routes =
+        || ip(&format!("route show dev {interface}")) + &ip(&format!("-6 route show dev {interface}"));
+    assert!(
+        !addresses().contains("10.89"),
+        "nothing is set unless the file says so"
+    );
+    ip("link add other type dummy");
+    ip("link set other up");
+    ip("route add 10.91.0.0/16 dev other");
+    ip(&format!("address add 10.99.0.1/32 dev {interface}"));
+    let line = "addresses = ['10.89.0.1/24', 'fd00:89::1/64']\nmtu = 1380\nroutes = true\n[engine]";
+    managed.edit(|text| text.replace("[engine]", line));
+    let said = managed.said("apply");
+    assert!(said.contains("addresses +10.89.0.1/24"), "{said}");
+    let wanted = ["10.90.0.0/16", "fd00:90::/32", "10.89.0.0/24"];
+    let all_there = || wanted.iter().all(|network| routes().contains(network));
+    assert!(eventually(all_there), "{}{}", routes(), managed.engine.log());
+    let there = addresses();
+    assert!(
+        there.contains("10.89.0.1/24") && there.contains("fd00:89::1/64"),
+        "{there}"
+    );
+    assert!(there.contains("10.99.0.1/32"), "{there}");
+    assert!(
+        !routes().contains("default") && !routes().contains("10.89.0.2"),
+        "{}",
+        routes()
+    );
+    assert!(
+        !routes().contains("10.91.0.0"),
+        "somebody else has that route: {}",
+        routes()
+    );
+    assert!(
+        managed.engine.log().contains("another route to 10.91.0.0/16"),
+        "{}",
+        managed.engine.log()
+    );
+    assert!(
+        managed.said("show").contains("no default route"),
+        "{}",
+        managed.said("show")
+    );
+    assert!(ip(&format!("link show dev {interface}")).contains("mtu 1380"));
+    // Down and up again: the kernel has thrown the routes away.
+    ip(&format!("link set {interface} down"));
+    assert!(eventually(|| !routes().contains("10.90.0.0/16")));
+    ip(&format!("link set {interface} up"));
+    assert!(eventually(all_there), "{}", routes());
+    // The engine dies: everything stays, and the next one finds it.
+    managed.engine.signal(Signal::KILL);
+    assert!(managed.engine.wait(LIMIT).is_some());
+    assert!(all_there(), "{}", routes());
+    managed.engine = spawn_engine(&namespace, &managed.folder);
+    assert!(eventually(
+        || managed.said("show").contains("running") && !managed.said("show").contains("not running")
+    ));
+    managed.edit(|text| {
+        text.replace("addresses = ['10.89.0.1/24', ", "addresses = [")
+            .replace("'10.90.0.0/16', ", "")
+    });
+    managed.said("apply");
+    assert!(
+        eventually(|| !addresses().contains("10.89.0.1") && !routes().contains("10.90.0.0")),
+        "{}",
+        routes()
+    );
+    let there = addresses();
+    assert!(
+        there.contains("fd00:89::1/64") && there.contains("10.99.0.1/32"),
+        "{there}"
+    );
+    managed.edit(|text| {
+        text.replace("routes = true", "routes = false")
+            .replace("'fd00:89::1/64'", "")
+    });
+    managed.said("apply");
+    assert!(
+        eventually(|| !routes().contains("fd00:90::") && !addresses().contains("fd00:89::1")),
+        "{}",
+        routes()
+    );
+    assert!(addresses().contains("10.99.0.1/32"));
+}
+
+/// A key file that is another one while there is no control process is told by the next one, though the site is the same.
+#[test]
+fn another_key_is_noticed_by_the_next_control() {
+    if !may_run(&[]) {
+        return;
+    }
+    let mut managed = Managed::start("");
+    let before = managed.generation();
+    managed.kill_control();
+    managed.start_control();
+    assert!(
+        eventually(|| managed.generation() == before),
+        "nothing has changed"
+    );
+    managed.kill_control();
+    let keys = Keys::generate().unwrap();
+    fs::write(managed.folder.join("site.key"), &keys.private).unwrap();
+    managed.start_control();
+    assert!(
+        eventually(|| managed.said("show").contains(&keys.public)),
+        "{}{}",
+        managed.said("show"),
+        managed.control.log()
+    );
+}

@@ -7,6 +7,7 @@ use crate::subject::MTU;
 use patronus_netns::{
     Error, Keys, Namespace, Process, RUNTIME_DIR, Result, Site, Tunnel, prepare_runtime_dir, unique_name,
 };
+use rustix::process::Signal;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr};
 use std::os::unix::net::UnixStream;
@@ -85,7 +86,30 @@ fn keys(site: &Site) -> Result<&Keys> {
         .ok_or_else(|| Error::new("a site without keys"))
 }
 
+fn spawn_engine(namespace: &Namespace, folder: &Folder, programs: &Programs) -> Result<Process> {
+    let mut engine = Command::new(&programs.engine);
+    engine
+        .args(["--foreground", "--control"])
+        .arg(folder.file("engine.sock"));
+    namespace.spawn(engine)
+}
+
 impl Managed {
+    /// Ends the engine as a crash would.
+    pub fn kill_engine(&mut self) -> Result<()> {
+        self.engine.signal(Signal::KILL);
+        match self.engine.wait(READY) {
+            Some(_) => Ok(()),
+            None => Err(Error::new("the engine does not end")),
+        }
+    }
+
+    /// Starts another one in its place.
+    pub fn start_engine(&mut self, programs: &Programs) -> Result<()> {
+        self.engine = spawn_engine(&self.namespace, &self.folder, programs)?;
+        Ok(())
+    }
+
     fn start(site: &Site, other: &Site, programs: &Programs) -> Result<Managed> {
         let interface = site.interface.clone();
         let folder = Folder::new(&interface)?;
@@ -100,11 +124,7 @@ impl Managed {
             other.inner_v4
         );
         folder.write("site.toml", &base)?;
-        let mut engine = Command::new(&programs.engine);
-        engine
-            .args(["--foreground", "--control"])
-            .arg(folder.file("engine.sock"));
-        let engine = site.namespace.spawn(engine)?;
+        let engine = spawn_engine(&site.namespace, &folder, programs)?;
         let mut control = Command::new(&programs.control);
         for (option, file) in [
             ("--site", "site.toml"),

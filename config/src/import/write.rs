@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::fmt::{self, Write};
 use std::net::IpAddr;
 
+use patronus_abi::site::TUN_MTU;
 use zeroize::Zeroizing;
 
 use super::{Given, Imported, Interface, KeyFile, Peer, SECRET_KEYS};
@@ -90,8 +91,25 @@ impl Given<'_> {
         if let Some(mark) = self.interface.fwmark.or(default).filter(|mark| *mark != 0) {
             to.add(format_args!("fwmark = {mark}"));
         }
+        let addresses = self.interface.addresses.iter();
+        let addresses: Vec<String> = addresses.map(|address| format!("\"{address}\"")).collect();
+        if !addresses.is_empty() {
+            to.add(format_args!("addresses = [{}]", addresses.join(", ")));
+        }
+        if let Some(mtu) = self.interface.mtu.filter(|mtu| TUN_MTU.contains(mtu)) {
+            to.add(format_args!("mtu = {mtu}"));
+        }
+        if self.is_routed() {
+            to.add(format_args!("routes = true"));
+        }
         to.add(format_args!("\n[engine]\ninterface = \"{name}\""));
         to
+    }
+
+    /// Whether allowed-ips are routed in the main table, as wg-quick does unless it is told something else.
+    fn is_routed(&self) -> bool {
+        let mut networks = self.peers.iter().flat_map(|(_, peer)| &peer.allowed_ips);
+        self.table().is_some_and(|table| table.is_empty()) && networks.any(|network| network.len > 0)
     }
 
     fn all_notes(&mut self, name: &str) -> Vec<String> {
@@ -146,9 +164,7 @@ impl Given<'_> {
         let mut notes = Vec::new();
         let networks = self.peers.iter().flat_map(|(_, peer)| &peer.allowed_ips);
         let everywhere = self.leads_everywhere();
-        let some: Vec<&Network> = networks
-            .filter(|network| network.len > 0 || !everywhere)
-            .collect();
+        let some: Vec<&Network> = networks.filter(|_| !table.is_empty()).collect();
         let routes = some.iter().take(ROUTES_TOLD);
         let routes: Vec<String> = routes
             .map(|network| format!("ip route add {network} dev {name}{table}"))
@@ -182,12 +198,8 @@ impl Interface<'_> {
                 "there is no PrivateKey: put it into {name}.key, mode 0600"
             ));
         }
-        for address in &self.addresses {
-            let said = "addresses are the host's own";
-            notes.push(format!("Address: {said}: ip address add {address} dev {name}"));
-        }
-        if let Some(mtu) = self.mtu {
-            let said = "it is the interface's own";
+        if let Some(mtu) = self.mtu.filter(|mtu| !TUN_MTU.contains(mtu)) {
+            let said = "it is not one that `mtu` takes";
             notes.push(format!("MTU: {said}: ip link set {name} mtu {mtu}"));
         }
         let of = |is_server: bool| -> Vec<&str> {

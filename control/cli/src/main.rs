@@ -55,7 +55,7 @@ fn run(output: Output, options: Options) -> Outcome {
             Order::Rollback,
             "what was in force before is so again",
         ),
-        Command::Show { what } => show::show(output, socket, what.0),
+        Command::Show { what, flows } => show::show(output, socket, what.0, &flows),
         Command::Why(options) => why::why(output, socket, &options),
         Command::Top { once } => top::top(output, socket, once),
         Command::Trace(options) => observe::trace(output, socket, &options),

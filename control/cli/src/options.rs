@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use patronus_config::value::Network;
+use patronus_config::value::{HostAddress, Network};
 use patronus_control::message::Topic;
 
 /// Where a site's file is unless somebody says otherwise.
@@ -68,6 +68,9 @@ pub enum Command {
         /// What
         #[arg(value_enum, default_value_t = What(Topic::Summary))]
         what: What,
+        /// Which flows.
+        #[command(flatten)]
+        flows: Flows,
     },
     /// Say why flows go by the path that they go by
     #[command(
@@ -103,6 +106,20 @@ pub enum Command {
     Doctor(File),
 }
 
+/// Which flows are to be shown.
+#[derive(Args)]
+pub struct Flows {
+    /// Only flows from or to this address or network
+    #[arg(long, value_name = "NETWORK", value_parser = network)]
+    pub address: Option<Network>,
+    /// Only flows from or to this UDP or TCP port
+    #[arg(long, value_name = "PORT")]
+    pub port: Option<u16>,
+    /// Only flows of this class
+    #[arg(long, value_name = "NAME")]
+    pub class: Option<String>,
+}
+
 /// A site's file.
 #[derive(Args)]
 pub struct File {
@@ -126,6 +143,9 @@ pub struct Init {
     /// UDP port to listen on
     #[arg(long, value_name = "PORT", default_value_t = 51820)]
     pub listen_port: u16,
+    /// This host's address at the tunnel, such as 10.1.0.1/24; once for each. Networks of the others are then routed there
+    #[arg(long = "address", value_name = "ADDRESS", value_parser = address)]
+    pub addresses: Vec<HostAddress>,
 }
 
 /// What another site is to know.
@@ -291,6 +311,10 @@ fn endpoint(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| {
         "expected an address and a port such as 198.51.100.1:51820 or [2001:db8::1]:51820; names are not looked up".to_owned()
     })
+}
+
+fn address(text: &str) -> Result<HostAddress, String> {
+    text.parse().map_err(|error| format!("{error}"))
 }
 
 fn network(text: &str) -> Result<Network, String> {

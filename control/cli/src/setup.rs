@@ -9,7 +9,7 @@ use std::io::{BufRead, IsTerminal, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
-use patronus_config::value::{InterfaceName, Network};
+use patronus_config::value::{HostAddress, InterfaceName, Network};
 use patronus_config::{Config, key_file};
 use serde::Deserialize;
 use serde_json::json;
@@ -33,7 +33,7 @@ pub fn init(output: Output, options: Init) -> Outcome {
         (false, true) if std::io::stdin().is_terminal() => ask_for_links()?,
         _ => options.links,
     };
-    let text = site(&links, options.listen_port)?;
+    let text = site(&links, options.listen_port, &options.addresses)?;
     make_folder(&options.dir)?;
     let key = keys::private()?;
     keys::write(&key_file, &key)?;
@@ -67,11 +67,15 @@ pub fn make_folder(path: &Path) -> Result<(), Wrong> {
 }
 
 /// The text of a new site's file.
-fn site(links: &[String], listen_port: u16) -> Result<String, Wrong> {
+fn site(links: &[String], listen_port: u16, addresses: &[HostAddress]) -> Result<String, Wrong> {
     let mut text = format!(
         "# A Patronus site. Every key: docs/config.md; what is wrong with it: `patronus check`.\n\n\
          [site]\nprivate_key_file = \"site.key\"\nlisten_port = {listen_port}\n"
     );
+    if !addresses.is_empty() {
+        let addresses: Vec<String> = addresses.iter().map(|address| format!("\"{address}\"")).collect();
+        let _ = write!(text, "addresses = [{}]\nroutes = true\n", addresses.join(", "));
+    }
     for (link, id) in links.iter().zip(1..) {
         if id > 15 {
             return Err(Wrong::failed("at most 15 links are possible"));
@@ -328,10 +332,15 @@ mod tests {
 
     #[test]
     fn a_new_site_is_right() {
-        let text = site(&["eth0".to_owned(), "wwan0".to_owned()], 51820).expect("a site");
+        let text = site(
+            &["eth0".to_owned(), "wwan0".to_owned()],
+            51820,
+            &["10.1.0.1/24".parse().expect("one")],
+        )
+        .expect("a site");
         let config = patronus_config::parse(&text).expect("right");
         assert_eq!(config.links.len(), 2);
-        site(&["no/where".to_owned()], 51820).expect_err("no interface");
-        site(&vec!["eth0".to_owned(); 16], 1).expect_err("too many");
+        site(&["no/where".to_owned()], 51820, &[]).expect_err("no interface");
+        site(&vec!["eth0".to_owned(); 16], 1, &[]).expect_err("too many");
     }
 }

@@ -2,20 +2,24 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
-use patronus_control::message::{Order, Topic};
+use patronus_control::flows::Flow;
+use patronus_control::message::{Code, Failure, FlowFilter, Order, Topic};
 use patronus_control::view::{Drop, Event, Lane, Link, Peer, Port, Route, Stage, Summary};
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::ask::connect;
+use crate::options::Flows;
 use crate::output::{Outcome, Output, Table, Wrong, escaped};
 use crate::paths;
 
 /// `patronus show`.
-pub fn show(output: Output, socket: &Path, what: Topic) -> Outcome {
-    let shown = connect(socket)?.ask(Order::Show { what })?;
+pub fn show(output: Output, socket: &Path, what: Topic, flows: &Flows) -> Outcome {
+    let shown = connect(socket)?.ask(order(what, flows)?)?;
     if output.json {
         return output.print(&shown, "");
     }
@@ -32,8 +36,65 @@ pub fn show(output: Output, socket: &Path, what: Topic) -> Outcome {
         Topic::Stages => stages(read(&shown)?),
         Topic::Memory => memory(&read(&shown)?),
         Topic::Events => events(read(&shown)?),
+        Topic::Flows => flow_table(&read(&shown)?),
     };
     output.print(&shown, text)
+}
+
+fn order(what: Topic, flows: &Flows) -> Result<Order, Wrong> {
+    let filter = FlowFilter {
+        address: flows.address.map(|network| network.to_string()),
+        port: flows.port,
+        class: flows.class.clone(),
+    };
+    match (what, filter == FlowFilter::default()) {
+        (Topic::Flows, _) => Ok(Order::Flows(filter)),
+        (_, true) => Ok(Order::Show { what }),
+        (_, false) => {
+            let said = "--address, --port and --class are for `show flows`";
+            Err(Failure::new(Code::BadRequest, said).into())
+        }
+    }
+}
+
+/// What is answered about flows.
+#[derive(Deserialize)]
+struct Shown {
+    flows: Vec<Flow>,
+    complete: bool,
+}
+
+fn flow_table(shown: &Shown) -> String {
+    let mut table = Table::new(&["FROM", "TO", "PROTOCOL", "CLASS", "IDLE", "GOES TO", "PATH"]);
+    let at = |ip: IpAddr, port: u16| match port {
+        0 => ip.to_string(),
+        port => SocketAddr::new(ip, port).to_string(),
+    };
+    for flow in &shown.flows {
+        let protocol = match flow.protocol {
+            1 => "icmp".to_owned(),
+            6 => "tcp".to_owned(),
+            17 => "udp".to_owned(),
+            58 => "icmpv6".to_owned(),
+            other => other.to_string(),
+        };
+        table.row([
+            at(flow.src, flow.src_port),
+            at(flow.dst, flow.dst_port),
+            protocol,
+            flow.class.clone(),
+            flow.idle.map_or("-".to_owned(), |idle| format!("{idle:.0} s")),
+            flow.peer.clone().unwrap_or_else(|| flow.exit.clone()),
+            flow.path.clone().unwrap_or_else(|| "-".to_owned()),
+        ]);
+    }
+    let mut text = table.to_string();
+    if !shown.complete {
+        text.push_str(
+            "there are more: the engine tells of 1,000 at a time, and these were looked for among them\n",
+        );
+    }
+    text
 }
 
 /// An answer as what it should be.

@@ -325,18 +325,18 @@ impl AsFd for Link {
 /// # Errors
 /// `InvalidData` if the engine does not know the question, or the answer is longer than [`ANSWER_MAX`]; `TimedOut` if it is not there within [`PATIENCE`].
 pub fn query(path: &Path, what: &str) -> io::Result<String> {
-    request(path, &format!("get={what}"))
+    ask(path, &format!("get={what}"))
 }
 
-/// The same for a question of several lines, such as `ask=why` and what follows it.
+/// The same for a question of several lines, such as `ask=flows`.
 ///
 /// # Errors
 /// As [`query`].
-pub fn request(path: &Path, lines: &str) -> io::Result<String> {
+pub fn ask(path: &Path, question: &str) -> io::Result<String> {
     let mut stream = UnixStream::connect(path)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
-    stream.write_all(format!("{lines}\n\n").as_bytes())?;
+    stream.write_all(format!("{question}\n\n").as_bytes())?;
     stream.shutdown(std::net::Shutdown::Write)?;
     let text = read_answer(stream)?;
     match text.strip_suffix("errno=0\n\n") {
@@ -345,7 +345,7 @@ pub fn request(path: &Path, lines: &str) -> io::Result<String> {
             io::ErrorKind::InvalidData,
             format!(
                 "the engine does not answer `{}`",
-                lines.lines().next().unwrap_or_default()
+                question.lines().next().unwrap_or_default()
             ),
         )),
     }

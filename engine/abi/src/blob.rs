@@ -100,6 +100,7 @@ struct Writer {
     routes: Vec<RouteRecord>,
     policies: Vec<PolicyRecord>,
     classes: Vec<ClassRecord>,
+    addresses: Vec<AddressRecord>,
     hops: Vec<HopRecord>,
     text: Vec<u8>,
 }
@@ -121,7 +122,10 @@ pub fn encode(site: &Site, generation: u64) -> Result<Vec<u8>, BlobError> {
         probe_rate: site.probing.rate.into(),
         listen_port: site.listen_port.into(),
         workers: engine.workers.into(),
-        flags: u8::from(engine.offload) | u8::from(!site.dpdk.huge_pages) << 1,
+        tun_mtu: site.host.mtu.unwrap_or(0).into(),
+        flags: u8::from(engine.offload)
+            | u8::from(!site.dpdk.huge_pages) << 1
+            | u8::from(site.host.routes) << 2,
         interface: to.text(&engine.interface),
         aead: to.text_of(engine.aead.as_ref()),
         zero: 0,
@@ -133,6 +137,11 @@ pub fn encode(site: &Site, generation: u64) -> Result<Vec<u8>, BlobError> {
     site.routes.iter().for_each(|route| to.route(route));
     site.policies.iter().for_each(|policy| to.policy(policy));
     site.classes.iter().for_each(|class| to.class(class));
+    let addresses = site.host.addresses.iter().map(|address| AddressRecord {
+        addr: AddrRecord::of(Some(address.addr)),
+        len: address.len,
+    });
+    to.addresses = addresses.collect();
     to.finish(header, generation)
 }
 
@@ -149,6 +158,7 @@ impl Writer {
             self.routes.as_bytes(),
             self.policies.as_bytes(),
             self.classes.as_bytes(),
+            self.addresses.as_bytes(),
             self.hops.as_bytes(),
             &self.text,
         ];
@@ -163,6 +173,7 @@ impl Writer {
             self.routes.len(),
             self.policies.len(),
             self.classes.len(),
+            self.addresses.len(),
             self.hops.len(),
             self.text.len(),
         ];
@@ -366,6 +377,7 @@ struct Sections<'a> {
     routes: &'a [RouteRecord],
     policies: &'a [PolicyRecord],
     classes: &'a [ClassRecord],
+    addresses: &'a [AddressRecord],
     hops: &'a [HopRecord],
     text: &'a [u8],
 }
@@ -444,8 +456,9 @@ impl<'a> Sections<'a> {
             routes: section(rest, counts[7])?,
             policies: section(rest, counts[8])?,
             classes: section(rest, counts[9])?,
-            hops: section(rest, counts[10])?,
-            text: section(rest, counts[11])?,
+            addresses: section(rest, counts[10])?,
+            hops: section(rest, counts[11])?,
+            text: section(rest, counts[12])?,
         })
     }
 
@@ -493,12 +506,13 @@ impl<'a> Sections<'a> {
                 idle_us: record.probe_idle.get(),
                 rate: record.probe_rate.get(),
             },
+            host: self.host(record)?,
         })
     }
 
     fn engine(&mut self, record: &SiteRecord) -> Result<Engine, Wrong> {
         let interface = self.text(record.interface)?;
-        let [offload, _no_huge_pages] = bits(record.flags)?;
+        let [offload, _no_huge_pages, _routes] = bits(record.flags)?;
         zero(&[record.zero])?;
         Ok(Engine {
             interface,
@@ -509,6 +523,20 @@ impl<'a> Sections<'a> {
             offload,
             flows: record.flows.get(),
             routes: record.routes.get(),
+        })
+    }
+
+    fn host(&self, record: &SiteRecord) -> Result<Host, BlobError> {
+        let address = |record: AddressRecord| {
+            Ok(HostAddress {
+                addr: record.addr.read()?.ok_or(MISSING)?,
+                len: record.len,
+            })
+        };
+        Ok(Host {
+            addresses: all("address", self.addresses, address)?,
+            mtu: Some(record.tun_mtu.get()).filter(|mtu| *mtu != 0),
+            routes: record.flags & 4 != 0,
         })
     }
 

@@ -65,12 +65,12 @@ macro_rules! records {
 }
 pub(crate) use records;
 
-/// Sections: cores, links, peers, allowed-ips, LANs, networks of LANs, neighbours, routes, policies, classes, next hops, text.
-pub const SECTIONS: usize = 12;
+/// Sections: cores, links, peers, allowed-ips, LANs, networks of LANs, neighbours, routes, policies, classes, addresses, next hops, text.
+pub const SECTIONS: usize = 13;
 
 records! { BLOB:
     /// The beginning of a blob.
-    Header, 124 {
+    Header, 130 {
         /// [`MAGIC`].
         magic: [u8; 8],
         /// [`ABI_VERSION`](crate::ABI_VERSION).
@@ -88,7 +88,7 @@ records! { BLOB:
     }
 
     /// What there is once.
-    SiteRecord, 44 {
+    SiteRecord, 46 {
         fwmark: U32,
         spin_ms: U32,
         flows: U32,
@@ -105,7 +105,9 @@ records! { BLOB:
         probe_rate: U32,
         listen_port: U16,
         workers: U16,
-        /// 1: offload; 2: DPDK does without huge pages.
+        /// The TUN's; 0: as it is.
+        tun_mtu: U16,
+        /// 1: offload; 2: DPDK does without huge pages; 4: allowed-ips are routed into the TUN.
         flags: u8,
         /// Bytes of the TUN's name in the text.
         interface: u8,
@@ -123,6 +125,12 @@ records! { BLOB:
 
     /// A network.
     PrefixRecord, 18 {
+        addr: AddrRecord,
+        len: u8,
+    }
+
+    /// An address of the host's at the TUN, and the bits of the prefix of its network.
+    AddressRecord, 18 {
         addr: AddrRecord,
         len: u8,
     }

@@ -50,6 +50,10 @@ pub const PROBE_INTERVAL_US: RangeInclusive<u32> = 5_000..=1_000_000;
 pub const PROBE_IDLE_MAX_US: u32 = 10_000_000;
 /// Probes that an engine sends in a second, however many paths it has.
 pub const PROBE_RATE: RangeInclusive<u32> = 100..=1_000_000;
+/// Addresses of the host at the TUN at most.
+pub const ADDRESSES_MAX: usize = 64;
+/// Bytes of a packet of the TUN's at the longest.
+pub const TUN_MTU: RangeInclusive<u16> = 1280..=9216;
 /// Packet threads, and cores to pin them to, at most.
 pub const WORKERS_MAX: usize = 64;
 /// Bytes of a name at most.
@@ -85,6 +89,35 @@ pub struct Site {
     pub classes: Vec<Class>,
     /// How paths are probed.
     pub probing: Probing,
+    /// What the host gets at the TUN.
+    pub host: Host,
+}
+
+/// What the engine sets for the host at the TUN, beside what others have set there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Host {
+    /// Its addresses there, at most [`ADDRESSES_MAX`].
+    pub addresses: Vec<HostAddress>,
+    /// The longest packet, bytes: [`TUN_MTU`]. None: as it is.
+    pub mtu: Option<u16>,
+    /// What is allowed to peers is routed there, but for default routes.
+    pub routes: bool,
+}
+
+/// An address of the host's, and the network that it is on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct HostAddress {
+    /// The address.
+    pub addr: IpAddr,
+    /// Bits of the network's prefix.
+    pub len: u8,
+}
+
+impl HostAddress {
+    /// The network. None: no address is so long.
+    pub fn network(&self) -> Option<Prefix> {
+        Prefix::new(self.addr, self.len)
+    }
 }
 
 /// How an engine runs.
@@ -394,6 +427,7 @@ impl Site {
             self.routes.len(),
             self.policies.len(),
             self.classes.len(),
+            self.host.addresses.len(),
         ]
     }
 
@@ -436,6 +470,13 @@ impl Site {
             .is_none_or(|class| class.name != Class::DEFAULT)
         {
             return Err(BlobError::value("class", 0, "the first is called `default`"));
+        }
+        each("address", &self.host.addresses, |address| {
+            address.network().map(drop).ok_or("more bits than an address has")
+        })?;
+        once("address", self.host.addresses.iter().map(|address| address.addr))?;
+        if self.host.mtu.is_some_and(|mtu| !TUN_MTU.contains(&mtu)) {
+            return Err(BlobError::value("TUN", 0, "its longest packet"));
         }
         each("route", &self.routes, |route| self.check_hops(&route.hops))?;
         each("policy", &self.policies, |policy| self.check_policy(policy))
@@ -613,7 +654,7 @@ fn once<T: Ord>(what: &'static str, values: impl Iterator<Item = T>) -> Result<(
 }
 
 /// What has a limit, in the order of the blob's sections.
-pub(crate) const LIMITS: [(&str, usize); 10] = [
+pub(crate) const LIMITS: [(&str, usize); 11] = [
     ("cores", WORKERS_MAX),
     ("links", LINKS_MAX),
     ("peers", PEERS_MAX),
@@ -624,6 +665,7 @@ pub(crate) const LIMITS: [(&str, usize); 10] = [
     ("routes", ROUTES_MAX),
     ("policies", POLICIES_MAX),
     ("classes", CLASSES_MAX),
+    ("addresses", ADDRESSES_MAX),
 ];
 
 /// Refuses more than there may be of anything.

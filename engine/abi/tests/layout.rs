@@ -122,7 +122,7 @@ fn document() -> String {
     }
     write!(
         text,
-        "\nIn the control and the event region the rest of a head's or tail's cache line is free. A slot takes a blob of {BLOB_MAX} bytes at most.\n\n## The channel's records\n\n{}## The blob's records\n\nA blob is a `Header` and behind it, without gaps, sections: cores (`U16`), links, peers, allowed-ips (`PrefixRecord`), LANs, networks of LANs (`PrefixRecord`), neighbours, routes, policies, classes, next hops, text (UTF-8).\n\n{}",
+        "\nIn the control and the event region the rest of a head's or tail's cache line is free. A slot takes a blob of {BLOB_MAX} bytes at most.\n\n## The channel's records\n\n{}## The blob's records\n\nA blob is a `Header` and behind it, without gaps, sections: cores (`U16`), links, peers, allowed-ips (`PrefixRecord`), LANs, networks of LANs (`PrefixRecord`), neighbours, routes, policies, classes, addresses, next hops, text (UTF-8).\n\n{}",
         tables(channel::CHANNEL),
         tables(BLOB)
     )

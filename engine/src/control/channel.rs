@@ -1,6 +1,5 @@
 //! One attached control: its socket, the regions that were made for it, and what it is in the middle of saying.
 
-use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::path::Path;
@@ -21,14 +20,13 @@ use rustix::net::{
 use std::sync::atomic::Ordering;
 use zerocopy::{FromBytes, IntoBytes};
 
+use super::ordinary::FileSystems;
 use crate::site::{Keys, Site};
 
 /// What messages call what was published.
 const PUBLISHED: &str = "the published site";
 /// Keys that may come with a site: the site's own and each peer's.
 const KEYS_MAX: usize = 1 + patronus_abi::site::PEERS_MAX;
-/// A file system whose files are what some process says (linux/magic.h: FUSE_SUPER_MAGIC). Reading one may take as long as that likes.
-const FUSE: i64 = 0x6573_5546;
 
 /// What a control is told when it attaches.
 pub struct InForce {
@@ -191,7 +189,7 @@ impl Channel {
     }
 
     /// Takes the next packet.
-    pub fn hear(&mut self) -> Heard {
+    pub fn hear(&mut self, systems: &mut FileSystems) -> Heard {
         let mut bytes = [0; size_of::<PacketRecord>() + 1];
         let (len, flags, fds) = match receive(self.socket.as_fd(), &mut bytes) {
             Ok(received) => received,
@@ -208,16 +206,22 @@ impl Channel {
         };
         match (packet.kind.get(), &mut self.pending) {
             (packet::BELL, _) if fds.is_empty() => Heard::Something,
-            (packet::PUBLISH, None) => self.begin(&packet, fds, cut),
+            (packet::PUBLISH, None) => self.begin(&packet, fds, cut, systems),
             (packet::KEYS, Some(pending)) if fds.len() <= pending.missing => {
-                pending.take(fds, cut);
+                pending.take(fds, cut, systems);
                 self.finish()
             }
             _ => Heard::Nonsense,
         }
     }
 
-    fn begin(&mut self, packet: &PacketRecord, fds: Vec<OwnedFd>, cut: bool) -> Heard {
+    fn begin(
+        &mut self,
+        packet: &PacketRecord,
+        fds: Vec<OwnedFd>,
+        cut: bool,
+        systems: &mut FileSystems,
+    ) -> Heard {
         let (slot, keys) = (packet.slot.get() as usize, packet.keys.get() as usize);
         if slot >= place::SLOT_COUNT || keys > KEYS_MAX || fds.len() > keys {
             return Heard::Nonsense;
@@ -229,7 +233,7 @@ impl Channel {
             keys: Keys::default(),
             error: None,
         });
-        pending.take(fds, cut);
+        pending.take(fds, cut, systems);
         self.finish()
     }
 
@@ -287,7 +291,7 @@ impl AsFd for Channel {
 
 impl Pending {
     /// Reads keys and closes their files: there may be more of them than files may be open.
-    fn take(&mut self, fds: Vec<OwnedFd>, cut: bool) {
+    fn take(&mut self, fds: Vec<OwnedFd>, cut: bool, systems: &mut FileSystems) {
         if cut {
             let error = format!(
                 "{PUBLISHED}: descriptors of keys were lost: raise the limit on open files (`ulimit -n`)"
@@ -300,7 +304,7 @@ impl Pending {
             if self.error.is_none() {
                 // By its place: names do not travel.
                 let name = format!("number {} of {PUBLISHED}", self.keys.len() + 1);
-                self.error = self.keys.take(Path::new(&name), ordinary(fd)).err();
+                self.error = self.keys.take(Path::new(&name), systems.ordinary(fd)).err();
             }
         }
     }
@@ -319,19 +323,6 @@ fn left_by(event: &Event) -> usize {
             0
         }
     }
-}
-
-/// The file behind a descriptor, if reading it can neither wait for somebody nor do anything.
-fn ordinary(fd: OwnedFd) -> io::Result<File> {
-    let invalid = |what| Err(io::Error::new(io::ErrorKind::InvalidInput, what));
-    let file = File::from(fd);
-    if !file.metadata()?.is_file() {
-        return invalid("not an ordinary file");
-    }
-    if rustix::fs::fstatfs(&file)?.f_type == FUSE {
-        return invalid("on a file system in user space, which may answer when it likes");
-    }
-    Ok(file)
 }
 
 fn assemble(blob: &[u8], generation: u64, keys: Keys) -> Result<Box<Site>, String> {

@@ -549,7 +549,7 @@ mod tests {
         );
     }
 
-    /// The vectors of docs/wire.md, section 7.
+    /// The vectors of docs/wire.md, section 8.
     #[test]
     fn sizes_are_these_bytes() {
         let size = Size {

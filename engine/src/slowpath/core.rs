@@ -195,7 +195,7 @@ impl<S: Sockets> Core<S> {
                 let now = self.clock.now();
                 self.device.key_confirmed(peer, &now);
                 self.note_session(peer, true);
-                self.remote_session(peer);
+                self.remote_session(peer, false);
             }
             Notice::Watch(peer) => self.device.watch(peer),
             Notice::Endpoint(peer, endpoint) => {
@@ -371,7 +371,7 @@ impl<S: Sockets> Core<S> {
                 self.workers.tell_owner(peer, Command::Install(keypair));
                 if is_known_there {
                     self.note_session(peer, true);
-                    self.remote_session(peer);
+                    self.remote_session(peer, true);
                 }
             }
             Output::Keepalive { peer } => self.workers.tell_owner(peer, Command::Keepalive(peer)),

@@ -7,7 +7,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use patronus_abi::site::Link;
+use patronus_abi::site::{Host, Link};
 use patronus_crypto::{Duration, LinkId, PeerId, PublicKey};
 use patronus_io::netlink::Addresses;
 
@@ -112,6 +112,7 @@ impl SlowPath {
             refuse_fixed(before, &site)?;
         }
         let request = self.differences(&site, &mut changes);
+        note_host(self.site.as_deref(), &site, &mut changes);
         let rules = site.rules();
         if let Some(routing) = &self.routing {
             // New peers have no numbers yet; for the room that is needed it does not matter which.
@@ -174,6 +175,7 @@ impl SlowPath {
         self.site = Some(site);
         self.place_fixed();
         self.describe_links();
+        self.want_host();
         Ok(changes)
     }
 
@@ -415,6 +417,33 @@ fn allowed_ip(prefix: Prefix, remove: bool) -> AllowedIpChange {
 }
 
 /// Refuses a site that differs in what cannot change while the engine runs.
+/// What the host gets at the TUN, if that is something else than before.
+fn note_host(before: Option<&Site>, now: &Site, changes: &mut Vec<String>) {
+    let nothing = Host::default();
+    let (before, now) = (
+        before.map_or(&nothing, |site| &site.told().host),
+        &now.told().host,
+    );
+    if before.addresses != now.addresses {
+        let all = now.addresses.iter().map(|at| format!("{}/{}", at.addr, at.len));
+        let all: Vec<String> = all.collect();
+        changes.push(format!(
+            "addresses: {}",
+            if all.is_empty() {
+                "none".to_owned()
+            } else {
+                all.join(" ")
+            }
+        ));
+    }
+    if let Some(mtu) = now.mtu.filter(|_| before.mtu != now.mtu) {
+        changes.push(format!("mtu: {mtu}"));
+    }
+    if before.routes != now.routes {
+        changes.push(format!("routes: {}", now.routes));
+    }
+}
+
 fn refuse_fixed(before: &Site, now: &Site) -> Result<(), String> {
     match cannot_change(before.told(), now.told()) {
         Some(what) => Err(format!(

@@ -31,6 +31,7 @@ pub fn empty() -> Site {
         policies: vec![],
         classes: vec![Class::default()],
         probing: Probing::default(),
+        host: Host::default(),
     }
 }
 
@@ -156,6 +157,14 @@ pub fn sample() -> Site {
             interval_us: 20_000,
             idle_us: 2_000_000,
             rate: 5000,
+        },
+        host: Host {
+            addresses: vec![HostAddress {
+                addr: [10, 1, 0, 1].into(),
+                len: 24,
+            }],
+            mtu: Some(1380),
+            routes: true,
         },
     }
 }
@@ -426,13 +435,31 @@ fn probing() -> impl Strategy<Value = Probing> {
     })
 }
 
+fn host() -> impl Strategy<Value = Host> {
+    let address = (any::<IpAddr>(), 0u8..=128).prop_map(|(addr, len)| HostAddress {
+        addr,
+        len: len.min(if addr.is_ipv4() { 32 } else { 128 }),
+    });
+    let addresses = prop::collection::btree_map(any::<u8>(), address, 0..4);
+    (addresses, option::of(TUN_MTU), any::<bool>()).prop_map(|(addresses, mtu, routes)| {
+        let mut addresses: Vec<HostAddress> = addresses.into_values().collect();
+        addresses.sort();
+        addresses.dedup_by_key(|address| address.addr);
+        Host {
+            addresses,
+            mtu,
+            routes,
+        }
+    })
+}
+
 /// Any site.
 pub fn site() -> impl Strategy<Value = Site> {
     let route = (prefix(), hops()).prop_map(|(prefix, hops)| Route { prefix, hops });
     let rules = (vec(route, 0..4), vec(policy(), 0..4));
-    let engine = (engine(), dpdk(), probing(), classes());
+    let engine = (engine(), dpdk(), probing(), classes(), host());
     (engine, any::<(u16, u32)>(), links(), peers(), lans(), rules).prop_map(
-        |((engine, dpdk, probing, classes), (listen_port, fwmark), links, mut peers, lans, rules)| {
+        |((engine, dpdk, probing, classes, host), (listen_port, fwmark), links, mut peers, lans, rules)| {
             let (routes, mut policies) = rules;
             for (policy, at) in policies.iter_mut().zip(1..) {
                 policy.class = (classes.len() - 1).min(at) as u8;
@@ -453,6 +480,7 @@ pub fn site() -> impl Strategy<Value = Site> {
                 policies,
                 classes,
                 probing,
+                host,
             }
         },
     )

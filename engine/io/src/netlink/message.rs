@@ -41,8 +41,10 @@ pub(super) const NLM_F_ACK: u16 = 4;
 /// In an answer: what it tells of changed meanwhile.
 pub(super) const NLM_F_DUMP_INTR: u16 = 0x10;
 pub(super) const NLM_F_DUMP: u16 = 0x300;
+pub(super) const NLM_F_REPLACE: u16 = 0x100;
+pub(super) const NLM_F_EXCL: u16 = 0x200;
 pub(super) const NLM_F_CREATE: u16 = 0x400;
-const RTA_DST: u16 = 1;
+pub(super) const RTA_DST: u16 = 1;
 const RTA_SRC: u16 = 2;
 pub(super) const RTA_OIF: u16 = 4;
 const RTA_MARK: u16 = 16;
@@ -194,13 +196,14 @@ impl Request {
         request
     }
 
-    /// Adds an attribute, of whose value every length is a multiple of [`ALIGN`].
+    /// Adds an attribute.
     pub(super) fn attribute(&mut self, kind: u16, value: &[u8]) {
         let at = self.len;
         self.put(at, &((ATTRIBUTE_HEADER + value.len()) as u16).to_ne_bytes());
         self.put(at + 2, &kind.to_ne_bytes());
         self.put(at + ATTRIBUTE_HEADER, value);
-        self.len = at + ATTRIBUTE_HEADER + value.len();
+        // What is between this and the next one is zero.
+        self.len = (at + ATTRIBUTE_HEADER + value.len()).next_multiple_of(ALIGN);
         let len = self.len as u32;
         self.put(0, &len.to_ne_bytes());
     }

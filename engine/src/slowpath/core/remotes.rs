@@ -24,6 +24,8 @@ const PROBER: usize = 0;
 /// How often the opener of a lane sends something, and each side of a base session.
 const LANE_KEEPALIVE: Duration = Duration::from_secs(10);
 const BASE_KEEPALIVE: Duration = Duration::from_secs(25);
+/// When a base session is renewed by who has begun it, if nothing that was sent has done that: a little after what is sent would (REKEY_AFTER_TIME, 120 s).
+const BASE_RENEWAL: Duration = Duration::from_secs(125);
 
 /// What there is to know about remotes.
 pub(super) struct Remotes {
@@ -221,8 +223,8 @@ impl<S: Sockets> Core<S> {
         }
     }
 
-    /// A session was made, or one that the other side began was confirmed.
-    pub(super) fn remote_session(&mut self, id: PeerId) {
+    /// A session was made that we have called for, or one that the other side began was confirmed.
+    pub(super) fn remote_session(&mut self, id: PeerId, we_called: bool) {
         let now = self.clock.mono();
         match self.peer(id).and_then(|peer| peer.lane.as_ref()) {
             Some(lane) => {
@@ -233,7 +235,10 @@ impl<S: Sockets> Core<S> {
                         .set_persistent_keepalive(id, LANE_KEEPALIVE.as_secs() as u16);
                 }
             }
-            None => self.with_remote(id, |remote, _| remote.base_session(now)),
+            None => self.with_remote(id, |remote, _| {
+                remote.base_session(now);
+                remote.renew_base(we_called.then(|| now.after(BASE_RENEWAL)));
+            }),
         }
     }
 
@@ -331,6 +336,11 @@ impl<S: Sockets> Core<S> {
         let mut changed = false;
         for action in actions {
             match action {
+                Action::RenewBase => {
+                    let now = self.clock.now();
+                    self.device
+                        .want_handshake(base, &now, &mut *self.random, &mut self.outputs);
+                }
                 Action::Send(message) => {
                     let bytes = Box::new(message.encode());
                     self.workers.tell_owner(base, Command::Control(base, bytes));

@@ -9,9 +9,9 @@ use super::pair::{A, B, Kind, Pair, kind, secs};
 /// A lane is renewed at the first packet after REKEY_AFTER_TIME, 120 s (WireGuard, section 6.1), a keepalive after 10 s at the latest. A handshake takes
 /// 0.1 s, a call of both sides at once another 5. It would die at 180 s.
 const LANE_RENEWED: u64 = 120 + 10 + 5;
-/// The base beside lanes that carry everything has only keepalives, every 25 s, and one side's put off the other's. If they are always those of
-/// the side that did not call, its session may die at 180 s, unused, and the next keepalive makes a new one.
-const BASE_RENEWED: u64 = 180 + 25 + 5;
+/// The base beside lanes that carry everything has only keepalives, every 25 s, and one side's put off the other's: whoever has begun its session renews it
+/// after 125 s, whatever was sent.
+const BASE_RENEWED: u64 = 125 + 5;
 /// Packets a second and direction, one of each flow.
 const FLOWS: u16 = 32;
 
