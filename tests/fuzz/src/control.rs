@@ -101,6 +101,6 @@ fn act(lanes: &mut BTreeSet<Tag>, action: Action) {
         Action::Remove(tag) => assert!(lanes.remove(&tag), "{tag:?} is not there"),
         Action::Open(tag) => assert!(lanes.contains(&tag), "{tag:?} is not there"),
         Action::Send(message) => assert!(Control::decode(&message.encode()).is_ok()),
-        Action::EraseLanes | Action::Unanswered | Action::TooManyPaths(_) => {}
+        Action::EraseLanes | Action::RenewBase | Action::Unanswered | Action::TooManyPaths(_) => {}
     }
 }
