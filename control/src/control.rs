@@ -8,12 +8,12 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use patronus_config::plan::Process;
 use patronus_config::{Config, Plan, diff};
 use patronus_io::signal::{self, Asked};
-use patronus_link::{Attached, Event, content_of};
+use patronus_link::{Attached, Command, DRILL_MAX, Event, content_of};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use serde_json::{Value, json};
@@ -350,6 +350,7 @@ impl Control {
                     let confirm = confirm.map(|seconds| Duration::from_secs(seconds.into()));
                     self.apply(confirm, restart, Some(reply.clone())).err().map(Err)
                 }
+                Order::Drill { link, seconds } => Some(self.drill(link, seconds)),
                 Order::Confirm => Some(self.confirm()),
                 Order::Rollback => self.go_back(Some(reply.clone())).err().map(Err),
                 Order::Show { .. }
@@ -455,6 +456,31 @@ impl Control {
         };
         self.finish(flight);
         self.tell();
+    }
+
+    /// Has the engine treat a link as cut for a while.
+    fn drill(&mut self, link: u8, seconds: u32) -> Outcome {
+        let most = DRILL_MAX / 1000;
+        if seconds > most {
+            let said = format!("a drill of {seconds} s: {most} s at most");
+            return Err(Failure::new(Code::BadRequest, said));
+        }
+        let links = &self.wanted.site.links;
+        let Some(known) = links.iter().find(|known| known.id == link) else {
+            return Err(Failure::new(Code::BadRequest, format!("there is no link {link}")));
+        };
+        let length = seconds * 1000;
+        if self.attachment.is_none() || !self.engine.command(&Command::Drill { link, length }) {
+            return Err(Failure::new(Code::NoEngine, "the engine cannot be told"));
+        }
+        info!(link, seconds, "a drill");
+        let at = SystemTime::now().duration_since(UNIX_EPOCH);
+        Ok(json!({
+            "link": link,
+            "interface": known.interface,
+            "seconds": seconds,
+            "at": at.map_or(0.0, |at| at.as_secs_f64()),
+        }))
     }
 
     fn confirm(&mut self) -> Outcome {

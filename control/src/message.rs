@@ -82,6 +82,13 @@ pub enum Order {
         /// The request to the engine, as docs/trace.md has it.
         request: String,
     },
+    /// For a while nothing goes by a link, as if it were cut.
+    Drill {
+        /// Its number.
+        link: u8,
+        /// For how long, a minute at most; 0: a drill is over.
+        seconds: u32,
+    },
     /// Keep what was applied.
     Confirm,
     /// Go back to what was in force before what was applied and is not confirmed.
@@ -295,7 +302,7 @@ impl Order {
             | Order::Why { .. }
             | Order::WhyFlow(_)
             | Order::Decisions { .. } => false,
-            Order::Apply { .. } | Order::Confirm | Order::Rollback => true,
+            Order::Apply { .. } | Order::Drill { .. } | Order::Confirm | Order::Rollback => true,
         }
     }
 }

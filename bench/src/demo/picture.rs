@@ -159,14 +159,14 @@ fn groups(moves: &[Move]) -> Vec<&[Move]> {
         .collect()
 }
 
-/// The next 1, 2 or 5 with zeros above it.
+/// The next round number above it.
 fn nice(value: f64) -> f64 {
     let unit = 10f64.powf(value.max(1.0).log10().floor());
-    let steps = [1.0, 2.0, 3.0, 5.0, 10.0].map(|step| step * unit);
+    let steps = [1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0].map(|step| step * unit);
     steps
         .into_iter()
         .find(|step| *step >= value * 1.05)
-        .unwrap_or(20.0 * unit)
+        .unwrap_or(15.0 * unit)
 }
 
 /// Title, border and the scale at the left.
@@ -405,7 +405,7 @@ mod tests {
     fn scales_end_at_round_numbers_above_the_values() {
         assert_eq!(
             [0.0, 24.0, 47.0, 97.0, 184.0].map(nice),
-            [1.0, 30.0, 50.0, 200.0, 200.0]
+            [1.0, 30.0, 60.0, 150.0, 200.0]
         );
     }
 

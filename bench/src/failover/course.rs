@@ -12,6 +12,8 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// Before a fault, at least so long without one, and at most so much more: what the fault finds the probes at is chance.
 const CALM: Duration = Duration::from_millis(100);
 const PHASE: Duration = Duration::from_millis(250);
+/// Paths of a remote that nothing went to are probed once a second. That packets go to it now, both sides know within two of these.
+const IN_USE: Duration = Duration::from_secs(3);
 /// A datagram that has not come for so long since the fault was mended is lost.
 const LATE: Duration = Duration::from_millis(300);
 
@@ -108,6 +110,7 @@ impl Course {
             chance: seed,
         };
         course.until("the streams", Duration::from_secs(20), |course| course.flows())?;
+        course.pass(IN_USE)?;
         course.next_tally();
         Ok(course)
     }

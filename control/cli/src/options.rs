@@ -83,6 +83,8 @@ pub enum Command {
         #[arg(long)]
         once: bool,
     },
+    /// Cut a link for a while, and say what becomes of its paths and flows
+    FailoverTest(Drill),
     /// Show where packets pass in the engine, and why (docs/trace.md)
     Trace(Trace),
     /// Write packets of the engine to a pcapng file
@@ -263,6 +265,20 @@ pub struct Apply {
     pub restart: bool,
 }
 
+/// What to cut.
+#[derive(Args)]
+pub struct Drill {
+    /// The link's interface or number
+    #[arg(long, value_name = "LINK")]
+    pub link: String,
+    /// For how long, 1s to 60s
+    #[arg(long = "for", value_name = "TIME", value_parser = drill_seconds, default_value = "10s")]
+    pub seconds: u32,
+    /// End a drill before its time
+    #[arg(long)]
+    pub end: bool,
+}
+
 /// A topic as a word on the command line.
 #[derive(Clone, Copy)]
 pub struct What(pub Topic);
@@ -290,6 +306,12 @@ impl std::fmt::Display for What {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.0.name())
     }
+}
+
+/// How long a drill lasts.
+fn drill_seconds(text: &str) -> Result<u32, String> {
+    let short = seconds(text).ok().filter(|seconds| *seconds <= 60);
+    short.ok_or_else(|| "a time from 1s to 60s, in whole seconds".to_owned())
 }
 
 /// Whole seconds, from a time with its unit.

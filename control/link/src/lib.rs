@@ -42,7 +42,7 @@ use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use zerocopy::{FromBytes, IntoBytes};
 
-pub use patronus_abi::channel::{Command, Event, NextHop};
+pub use patronus_abi::channel::{Command, DRILL_MAX, Event, NextHop};
 pub use statistics::{Statistics, Value};
 
 /// Bytes of an answer of the query socket at most: twice what all peers and prefixes that there may be take.
