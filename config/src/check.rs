@@ -5,8 +5,10 @@ use std::hash::Hash;
 use std::ops::Range;
 use std::time::Duration;
 
+use patronus_abi::Prefix;
 use patronus_abi::site::{
-    ADDRESSES_MAX, CLASSES_MAX, Class, HOLD_MAX_MS, LIMIT_MAX_US, PROBE_IDLE_MAX_US, PROBE_INTERVAL_US,
+    ADDRESSES_MAX, CLASSES_MAX, Class, HOLD_MAX_MS, LIMIT_MAX_US, PING_MAX_MS, PING_MIN_MS, PROBE_IDLE_MAX_US,
+    PROBE_INTERVAL_US,
 };
 use toml::Spanned;
 
@@ -14,7 +16,7 @@ use crate::dpdk;
 use crate::error::{Error, nearest};
 use crate::matching::{Name, OneOrMore, Via};
 use crate::on_link::OnLink;
-use crate::schema::{Action, Config, Lan, Link, Policy};
+use crate::schema::{Action, Config, Lan, Link, Peer, Policy};
 use crate::steering::{BUILT_IN, class_names};
 
 /// Seconds between keepalives at most: 16 bits, as everywhere with WireGuard.
@@ -270,7 +272,36 @@ fn check_peers(text: &str, config: &Config) -> Result<(), Error> {
             return Err(Error::at(text, keepalive.span(), said).with_hint("25s suits most NATs"));
         }
     }
-    Ok(())
+    config.peers.iter().try_for_each(|peer| check_ping(text, peer))
+}
+
+fn check_ping(text: &str, peer: &Peer) -> Result<(), Error> {
+    if let Some(interval) = &peer.ping_interval {
+        let millis = interval.get_ref().0;
+        if !(PING_MIN_MS.into()..=PING_MAX_MS.into()).contains(&millis) {
+            let said = "expected a duration from \"100ms\" to \"60s\"";
+            return Err(
+                Error::at(text, interval.span(), said).with_hint("200ms finds a loss within a second")
+            );
+        }
+        if peer.ping.is_none() {
+            let said = "nobody is pinged";
+            return Err(Error::at(text, interval.span(), said).with_hint("say whom: `ping`"));
+        }
+    }
+    let Some(ping) = &peer.ping else { return Ok(()) };
+    if peer.is_remote {
+        let said = "whether a [[remote]] is reached is known by probes: nobody behind it is pinged";
+        return Err(Error::at(text, ping.span(), said).with_hint("take the line out"));
+    }
+    let networks = peer.allowed_ips.iter().map(Spanned::get_ref);
+    let mut networks = networks.filter_map(|network| Prefix::new(network.addr, network.len));
+    if networks.any(|network| network.contains(*ping.get_ref())) {
+        return Ok(());
+    }
+    let said = "this address is in none of the peer's `allowed_ips`: its answers would not be accepted";
+    Err(Error::at(text, ping.span(), said)
+        .with_hint("name an address behind the peer, or its own inside the tunnel"))
 }
 
 /// Refuses the first prefix and the first policy for which there is no room.

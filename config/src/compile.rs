@@ -237,6 +237,9 @@ fn probing(probe: &Probe) -> site::Probing {
     }
 }
 
+/// How often somebody is pinged, if nothing else is said.
+const PING_INTERVAL_MS: u16 = 1000;
+
 fn micros(millis: &Millis) -> u32 {
     (millis.0 * 1000) as u32
 }
@@ -250,6 +253,13 @@ fn peer(peer: &Peer) -> site::Peer {
         is_remote: peer.is_remote,
         endpoint: peer.endpoint.map(|endpoint| endpoint.0),
         keepalive: keepalive.map(|every| (every.get_ref().0 / 1000) as u16),
+        ping: peer.ping.as_ref().map(|address| site::Ping {
+            address: *address.get_ref(),
+            interval_ms: peer
+                .ping_interval
+                .as_ref()
+                .map_or(PING_INTERVAL_MS, |every| every.get_ref().0 as u16),
+        }),
         allowed_ips: networks(&peer.allowed_ips),
     }
 }

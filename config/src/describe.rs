@@ -170,6 +170,8 @@ pub(crate) fn peer(of: &Peer) -> Keys {
         endpoint,
         allowed_ips,
         keepalive,
+        ping,
+        ping_interval,
         is_remote,
     } = of;
     vec![
@@ -183,6 +185,8 @@ pub(crate) fn peer(of: &Peer) -> Keys {
         ("endpoint", maybe(endpoint.map(|at| at.0))),
         ("allowed_ips", set(allowed_ips)),
         ("keepalive", spanned(keepalive)),
+        ("ping", spanned(ping)),
+        ("ping_interval", spanned(ping_interval)),
     ]
 }
 

@@ -168,7 +168,12 @@ const PEER: &[Key] = &[
     key("endpoint", ENDPOINT, Nothing, r#""198.51.100.1:51820""#, "Where it is; none: it calls us."),
     key("allowed_ips", List(&NETWORK), Default("[]"), r#"["10.1.0.0/16", "fd00:1::/32"]"#, "The networks behind it: accepted from it, and routed to it."),
     key("keepalive", DURATION, Nothing, r#""25s""#, "How often to send something so that NATs keep their state: 1s to 65535s."),
+    key("ping", ADDRESS, Nothing, r#""10.1.0.1""#, "Somebody behind it who answers pings, so that its session leaves a link by which it is not reached."),
+    key("ping_interval", DURATION, Nothing, r#""200ms""#, "How often: 100ms to 60s, and well above a third of the round trip; without it 1s."),
 ];
+
+/// Whether a remote is reached is known by probes.
+const REMOTE: &[Key] = PEER.split_at(PEER.len() - 2).0;
 
 #[rustfmt::skip]
 const NEIGHBOUR: &[Key] = &[
@@ -282,7 +287,7 @@ pub const TABLES: [Table; 14] = [
     table(
         "remote",
         true,
-        PEER,
+        REMOTE,
         "A site of our own, which has this one among its remotes.",
     ),
     table("lan", true, LAN, "What is on the inside."),

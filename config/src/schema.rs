@@ -229,6 +229,10 @@ pub struct Peer {
     pub allowed_ips: Vec<Spanned<Network>>,
     /// How often to send something, so that firewalls and NAT on the way keep their state. None: never.
     pub keepalive: Option<Spanned<Millis>>,
+    /// Somebody behind it who answers pings, so that its session leaves a link by which it is not reached. None: nobody is pinged.
+    pub ping: Option<Spanned<std::net::IpAddr>>,
+    /// How often. None: every second.
+    pub ping_interval: Option<Spanned<Millis>>,
     /// It is a site of our own.
     #[serde(skip)]
     pub is_remote: bool,

@@ -278,6 +278,7 @@ prop_compose! {
             is_remote: false,
             endpoint,
             keepalive: keepalive.filter(|every| *every > 0),
+            ping: None,
             allowed_ips,
         };
         (text, peer)

@@ -217,6 +217,7 @@ impl Control {
                 | Event::Moved { .. }
                 | Event::Session { .. }
                 | Event::Endpoint { .. }
+                | Event::PeerMoved { .. }
                 | Event::Link { .. }) => {
                     self.paths.hear(&event, &self.wanted.config);
                     self.recorder.note(event, &self.wanted.config);

@@ -129,6 +129,13 @@ pub fn words(event: &Event, called: &dyn Fn(&[u8; 32]) -> String) -> Option<(&'s
         Event::Endpoint { peer, lane, to, .. } => {
             ("endpoint", called(peer), format!("is at {to} now{}", on(*lane)))
         }
+        Event::PeerMoved {
+            peer, from, to, why, ..
+        } => {
+            let instead = from.map_or_else(String::new, |from| format!(" instead of {from}"));
+            let text = format!("the session goes by link {to}{instead}: {}", why.word());
+            ("link of a peer", called(peer), text)
+        }
         Event::Link { up, name, .. } => {
             let what = if *up { "is there" } else { "is gone" };
             ("link", name.clone(), what.to_owned())

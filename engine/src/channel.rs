@@ -1,7 +1,7 @@
 //! What workers and the slow path say to each other, and how one wakes the other.
 //!
-//! Six bounded queues and nothing else is shared, but for what is known of paths ([`path`](crate::path)): commands to each worker; notices, handshake messages, control
-//! messages, changes of paths and questions for neighbours to the slow path. (What workers share with each other is in [`crew`](crate::crew).) A worker never waits on any of them. The slow path may: what finds a command queue full stays with the
+//! Seven bounded queues and nothing else is shared, but for what is known of paths ([`path`](crate::path)): commands to each worker; notices, handshake messages, control
+//! messages, changes of paths, answers to pings and questions for neighbours to the slow path. (What workers share with each other is in [`crew`](crate::crew).) A worker never waits on any of them. The slow path may: what finds a command queue full stays with the
 //! slow path, in order, until there is room.
 
 use std::net::SocketAddr;
@@ -24,6 +24,7 @@ use crate::observe::Observer;
 use crate::path::Paths;
 use crate::probe::{PathChange, ProbeSet, Probing};
 use crate::remote::message;
+use crate::standby::echo::{Answer, Ping};
 use crate::steer::{Manners, Order};
 use crate::wg::PeerSlot;
 use crate::worker::LanPort;
@@ -46,6 +47,9 @@ pub const CONTROL_QUEUE: usize = 1024;
 
 /// Changes of paths that may wait for the slow path, for people and control to be told of. What paths are stands on their boards.
 pub const PATH_QUEUE: usize = 4096;
+
+/// Answers to pings that may wait for the slow path. One that is lost is as good as one that the network has lost.
+pub const ANSWER_QUEUE: usize = 1024;
 
 /// Neighbours that may wait to be asked for. Who found it full is asked for by the next packet.
 pub const NEIGHBOUR_QUEUE: usize = 1024;
@@ -115,8 +119,14 @@ pub enum Command {
     ClearSource(Option<PeerId>),
     /// A link's interface is gone: what went to peers there goes another way.
     LeaveLink(u32),
+    /// What comes in on this interface says no more where the peer is, which has been moved away from there; none: everything does.
+    Shun(PeerId, Option<u32>),
     /// Send an empty packet if there is a session.
     Keepalive(PeerId),
+    /// Whether the slow path wants the peer's answers to pings.
+    Pinged(PeerId, bool),
+    /// Send the peer this ping if there is a session.
+    Ping(PeerId, Box<Ping>),
     /// The peer is a site of our own and may send control messages.
     Remote(PeerId),
     /// Send this control message if there is a session.
@@ -226,6 +236,15 @@ pub struct ControlMessage {
     pub bytes: message::Bytes,
 }
 
+/// A peer's answer to a ping of the slow path's.
+#[derive(Clone, Copy, Debug)]
+pub struct PingAnswer {
+    /// In whose session it came.
+    pub peer: PeerId,
+    /// What it says.
+    pub answer: Answer,
+}
+
 /// Wakes a thread that may be asleep in `poll`: a [`Bell`], which tells whether it has to be, and a descriptor.
 pub struct Waker {
     fd: OwnedFd,
@@ -292,6 +311,8 @@ pub struct ToSlowPath {
     pub handshakes: ArrayQueue<HandshakeMessage>,
     /// Control messages, dropped when full.
     pub controls: ArrayQueue<ControlMessage>,
+    /// Answers to pings, dropped when full.
+    pub answers: ArrayQueue<PingAnswer>,
     /// Neighbours that packets wait for, dropped when full.
     pub neighbours: ArrayQueue<Place>,
     /// Changes of paths, dropped when full.
@@ -308,6 +329,7 @@ impl ToSlowPath {
         Ok(ToSlowPath {
             handshakes: ArrayQueue::new(HANDSHAKE_QUEUE),
             controls: ArrayQueue::new(CONTROL_QUEUE),
+            answers: ArrayQueue::new(ANSWER_QUEUE),
             neighbours: ArrayQueue::new(NEIGHBOUR_QUEUE),
             paths: ArrayQueue::new(PATH_QUEUE),
             notices: ArrayQueue::new(NOTICE_QUEUE + workers * NOTICES_PER_STEP),
@@ -318,7 +340,7 @@ impl ToSlowPath {
     /// Whether there is nothing in it.
     pub fn is_empty(&self) -> bool {
         let asked = self.handshakes.is_empty() && self.controls.is_empty() && self.neighbours.is_empty();
-        asked && self.paths.is_empty() && self.notices.is_empty()
+        asked && self.paths.is_empty() && self.answers.is_empty() && self.notices.is_empty()
     }
 
     /// Whether the notices of a worker's next step are sure to fit, whatever the others do meanwhile: behind

@@ -14,6 +14,7 @@ use patronus_crypto::{Device, Duration, Limits, PeerId, Random, aead, x25519};
 use patronus_io::Port;
 use patronus_io::netlink::{Addresses, LinkWatch, RouteQuery};
 use patronus_io::nics::{self, NicConfig, Nics, NicsConfig};
+use patronus_io::solicit::Solicitor;
 use patronus_io::tun::{Tun, TunConfig, TunDevice, TunPort};
 use patronus_io::udp::UdpConfig;
 use patronus_mem::{Arena, ArenaConfig, FrameCache, lock_secrets_ahead, secrets_len};
@@ -356,6 +357,8 @@ struct Means {
     uapi: UapiServer,
     arena: &'static Arena,
     opening: Opening,
+    /// By link, where there are several.
+    solicitors: Vec<Option<Solicitor>>,
     null: OwnedFd,
 }
 
@@ -464,8 +467,12 @@ fn acquire(
     let arena = arena.map_err(system("reserve memory for packets"))?;
     lock_memory(config, arena);
     let routes = RouteQuery::new().map_err(system("ask for routes"))?;
-    let wanted =
-        config.router.is_some() || config.remotes || !config.af_xdp.is_empty() || !nics.nics.is_empty();
+    let has_several_links = config.links.len() > 1;
+    let wanted = config.router.is_some()
+        || config.remotes
+        || has_several_links
+        || !config.af_xdp.is_empty()
+        || !nics.nics.is_empty();
     let addresses = wanted.then(Addresses::new).transpose();
     let addresses = addresses.map_err(system("ask for addresses"))?;
     let mut opening = Opening {
@@ -476,9 +483,12 @@ fn acquire(
         uplinks: slowpath::uplinks(&config.links, &config.af_xdp),
     };
     opening.open_all(&config.log).map_err(StartError::Lan)?;
+    let solicitors = config.links.iter().filter(|_| has_several_links);
+    let solicitors = solicitors.map(|link| solicitor(link, &config.log)).collect();
     Ok(Means {
         signals,
         opening,
+        solicitors,
         mtu: tun.mtu().map_err(system("read the MTU"))? as usize,
         watch: LinkWatch::new(tun.ifindex()).map_err(system("watch interfaces"))?,
         routes,
@@ -489,6 +499,16 @@ fn acquire(
         arena,
         null: open_null().map_err(system("open /dev/null"))?,
     })
+}
+
+/// What asks for a link's gateway. Without the right to, the kernel's word is all there is, which comes later.
+fn solicitor(link: &str, log: &Log) -> Option<Solicitor> {
+    let said = |error| {
+        log.verbose(format_args!(
+            "link {link}: its gateway is not asked whether it is there (CAP_NET_RAW): {error}"
+        ));
+    };
+    Solicitor::new().map_err(said).ok()
 }
 
 /// Starts DPDK and opens its devices. The threads that it makes keep the rights of this one, so that has given up before what none of them needs.
@@ -584,6 +604,7 @@ fn launch(
         builder,
         addresses: means.addresses,
         neighbourhood,
+        solicitors: means.solicitors,
         opening: means.opening,
         reader,
         directory,

@@ -86,6 +86,7 @@ pub mod sandbox;
 pub mod site;
 pub mod slowpath;
 pub mod snapshot;
+pub mod standby;
 pub mod stats;
 pub mod steer;
 pub mod uapi;

@@ -13,6 +13,7 @@ mod answers;
 mod config;
 mod controlled;
 pub mod core;
+mod gateways;
 mod host;
 mod lans;
 mod ledger;
@@ -25,6 +26,7 @@ mod query;
 mod site;
 mod uplinks;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
@@ -33,6 +35,7 @@ use patronus_io::PortCounters;
 use patronus_io::netlink::{Addresses, LinkEvent, LinkWatch, RouteQuery};
 use patronus_io::nics::Nics;
 use patronus_io::signal::{self, Asked};
+use patronus_io::solicit::Solicitor;
 use patronus_io::tun::TunDevice;
 use patronus_io::udp::UdpConfig;
 use patronus_mem::{Arena, FrameCache};
@@ -41,6 +44,7 @@ use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::net::SendFlags;
 
 pub use self::core::{Core, CoreParts, Sockets, peer_numbers};
+use self::gateways::Gateways;
 use self::host::HostSide;
 pub use self::lans::EthernetLan;
 use self::ledger::Ledger;
@@ -143,6 +147,8 @@ pub struct Parts {
     pub addresses: Option<Addresses>,
     /// Who is on the Ethernet LANs, if there are any.
     pub neighbourhood: Option<Neighbourhood>,
+    /// Ask for the gateways of the links, by link, where there are several and that may be done.
+    pub solicitors: Vec<Option<Solicitor>>,
     /// Reads the site's file again, if there is one.
     pub reader: Option<Reader>,
     /// Shows counters to other processes, under control.
@@ -173,6 +179,8 @@ pub struct SlowPath {
     check_sources_left: usize,
     /// A peer has left a link. What was on its way there may have brought it back.
     check_sources_again: bool,
+    /// Interfaces that have got an address since the last round.
+    readdressed: BTreeSet<u32>,
     bind_again_at: Option<Time>,
     told_unbound: bool,
     told_unlocked: bool,
@@ -195,6 +203,9 @@ pub struct SlowPath {
     idle_frames: FrameCache,
     arena: &'static Arena,
     ways_again_at: Option<Time>,
+    /// Watches the links' gateways, if there are several links.
+    gateways: Option<Gateways>,
+    gateways_again_at: Option<Time>,
     reader: Option<Reader>,
     /// Where control attaches, if this engine is under control.
     control: Option<Control>,
@@ -222,6 +233,15 @@ pub struct SlowPath {
 impl SlowPath {
     /// A slow path that knows no peer.
     pub fn new(parts: Parts) -> Self {
+        let gateways = match parts.solicitors.is_empty() {
+            true => Ok(None),
+            false => Gateways::new(parts.solicitors).map(Some),
+        };
+        let gateways = gateways.unwrap_or_else(|error| {
+            let log = &parts.log;
+            log.error(format_args!("the links' gateways are not watched: {error}"));
+            None
+        });
         let mut core = Core::new(CoreParts {
             device: parts.device,
             inbox: parts.inbox,
@@ -256,6 +276,7 @@ impl SlowPath {
             check_sources_from: 0,
             check_sources_left: 0,
             check_sources_again: false,
+            readdressed: BTreeSet::new(),
             bind_again_at: None,
             told_unbound: false,
             told_unlocked: false,
@@ -274,6 +295,8 @@ impl SlowPath {
             idle_frames: FrameCache::new(parts.opening.arena),
             arena: parts.opening.arena,
             ways_again_at: None,
+            gateways,
+            gateways_again_at: None,
             reader: parts.reader,
             control: None,
             directory,
@@ -322,6 +345,8 @@ impl SlowPath {
             self.tend_routing();
             self.tell_of_neighbours();
             self.find_ways();
+            self.tend_gateways();
+            self.tell_moves();
             let backlog = !self.core.flush();
             if let Some(ended) = self.ended {
                 self.core.stop_workers();
@@ -393,6 +418,10 @@ impl SlowPath {
     /// What is due by the clock, beside the protocol's timers.
     fn run_chores(&mut self) {
         let now = self.core.mono();
+        if self.core.take_ways_wanted() {
+            self.check_sources_at = Some(now);
+            self.check_sources_left = self.core.numbers();
+        }
         if self.check_sources_at.is_some_and(|at| at <= now) {
             self.check_sources_at = self.check_sources().then(|| now.after(SOURCE_PAUSE));
             if self.check_sources_at.is_none() && std::mem::take(&mut self.check_sources_again) {
@@ -420,7 +449,8 @@ impl SlowPath {
     }
 
     /// Looks at some peers' source addresses and forgets those that are gone, or with which the way to the peer no longer is the
-    /// interface where the peer was heard (as Linux does before each send). True if there are more peers to look at.
+    /// interface where the peer was heard (as Linux does before each send). Such a peer hears at once from where we send now; so does one that was
+    /// told when there was no other address yet. True if there are more peers to look at.
     fn check_sources(&mut self) -> bool {
         let count = self.check_sources_left.min(SOURCES_PER_TURN);
         self.check_sources_left -= count;
@@ -431,16 +461,27 @@ impl SlowPath {
                 continue;
             };
             let Some(remote) = endpoint.remote() else { continue };
-            if self.has_links() && self.leave_dead_end(id, endpoint.ifindex(), remote.ip()) {
+            if self.core.stands_by(id) {
+                self.look_for_ways(id, remote.ip());
+            } else if self.has_links() && self.leave_dead_end(id, endpoint.ifindex(), remote.ip()) {
                 self.check_sources_again = true;
                 continue;
             }
-            let Some(local) = endpoint.local() else { continue };
+            let Some(local) = endpoint.local() else {
+                if self.readdressed.contains(&endpoint.ifindex()) {
+                    self.core.call(id);
+                }
+                continue;
+            };
             let bound = self.has_links().then_some(endpoint.ifindex());
             let egress = self.routes.egress(local, remote.ip(), self.udp.fwmark, bound);
             if !egress.is_ok_and(|interface| interface == Some(endpoint.ifindex())) {
                 self.core.forget_source(id);
+                self.core.call(id);
             }
+        }
+        if self.check_sources_left == 0 {
+            self.readdressed.clear();
         }
         self.check_sources_left > 0
     }
@@ -556,13 +597,26 @@ impl SlowPath {
         let ways = self
             .way_fds()
             .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+        let gateways = self
+            .gateway_fds()
+            .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
         let observation = self.observation_poll();
         let observation = observation.map(|(fd, wants)| PollFd::from_borrowed_fd(fd, wants));
-        let mut fds: Vec<PollFd<'_>> = fixed.into_iter().chain(ways).chain(observation).collect();
+        let from_gateways = fixed.len()..fixed.len() + self.gateway_fds().count();
+        let mut fds: Vec<PollFd<'_>> = fixed
+            .into_iter()
+            .chain(gateways)
+            .chain(ways)
+            .chain(observation)
+            .collect();
         // An interruption is as good as an event: the next turn looks at everything.
         let _ = poll(&mut fds, timeout.as_ref());
         let [signalled, called] = [0, 1].map(|i: usize| !fds[i].revents().is_empty());
+        let gateways = fds[from_gateways].iter().any(|fd| !fd.revents().is_empty());
         self.core.inbox().waker.awake(called);
+        if let Some(all) = &mut self.gateways {
+            all.called |= gateways;
+        }
         if signalled {
             self.take_signal();
         }
@@ -593,6 +647,7 @@ impl SlowPath {
             self.route_again_at,
             self.neighbours_deadline(),
             self.ways_again_at,
+            self.gateways_again_at,
             self.ask_again_at,
             self.nics_again_at,
             self.idle_again_at,

@@ -206,6 +206,10 @@ pub struct WorkerStats {
     pub probes_sent: Counter,
     /// Probes received and listened to.
     pub probes_received: Counter,
+    /// Inner pings sent to peers.
+    pub pings_sent: Counter,
+    /// Peers' answers to them, passed to the slow path.
+    pub ping_answers_received: Counter,
     /// ICMP errors about packets that went no further.
     pub icmp_sent: Counter,
     /// Packets that were cut up because they are longer than their tunnel takes.
@@ -326,6 +330,11 @@ impl WorkerStats {
             ),
             ("probes_sent_total", offset_of!(WorkerStats, probes_sent)),
             ("probes_received_total", offset_of!(WorkerStats, probes_received)),
+            ("pings_sent_total", offset_of!(WorkerStats, pings_sent)),
+            (
+                "ping_answers_received_total",
+                offset_of!(WorkerStats, ping_answers_received),
+            ),
             ("icmp_sent_total", offset_of!(WorkerStats, icmp_sent)),
             ("fragmented_packets_total", offset_of!(WorkerStats, fragmented)),
             ("fragments_total", offset_of!(WorkerStats, fragments)),
@@ -367,6 +376,12 @@ impl WorkerStats {
         let _ = writeln!(out, "{prefix}controls-received={}", self.controls_received.get());
         let _ = writeln!(out, "{prefix}probes-sent={}", self.probes_sent.get());
         let _ = writeln!(out, "{prefix}probes-received={}", self.probes_received.get());
+        let _ = writeln!(out, "{prefix}pings-sent={}", self.pings_sent.get());
+        let _ = writeln!(
+            out,
+            "{prefix}ping-answers-received={}",
+            self.ping_answers_received.get()
+        );
         let _ = writeln!(out, "{prefix}icmp-sent={}", self.icmp_sent.get());
         let _ = writeln!(out, "{prefix}fragmented={}", self.fragmented.get());
         let _ = writeln!(out, "{prefix}fragments={}", self.fragments.get());

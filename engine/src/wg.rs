@@ -340,6 +340,20 @@ impl Wg {
         }
     }
 
+    /// What arrives on this interface says no more where a peer is; none: everything does.
+    pub fn shun(&mut self, peer: PeerId, ifindex: Option<u32>) {
+        if let Some(slot) = self.slot_mut(peer) {
+            slot.shun(ifindex);
+        }
+    }
+
+    /// Whether the slow path waits for a peer's answers to pings.
+    pub fn set_pinged(&mut self, peer: PeerId, pinged: bool) {
+        if let Some(slot) = self.slot_mut(peer) {
+            slot.set_pinged(pinged);
+        }
+    }
+
     /// Nothing has been heard on a lane for a while.
     pub fn set_silent(&mut self, lane: PeerId) {
         if let Some(slot) = self.slot_mut(lane) {

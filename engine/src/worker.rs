@@ -730,6 +730,13 @@ impl Worker {
         self.send(&mut wire);
     }
 
+    /// Sends a ping; without a session it is lost, and so is its answer.
+    fn send_ping(&mut self, now: Time, peer: PeerId, ping: &[u8]) {
+        let mut wire = Burst::new();
+        self.with_context(now, |stages, cx| stages.wg.encap_ping(cx, peer, ping, &mut wire));
+        self.send(&mut wire);
+    }
+
     /// Commands of the slow path.
     fn obey(&mut self, now: Time, mut poller: Option<&mut Poller>) -> Result<(), Told> {
         if self.crew.inbox().commands.is_empty() {
@@ -757,6 +764,7 @@ impl Worker {
                 }
                 Command::Keepalive(peer) => self.send_staged(now, peer, true),
                 Command::Control(peer, bytes) => self.send_control(now, peer, &bytes),
+                Command::Ping(peer, ping) => self.send_ping(now, peer, &ping),
                 Command::Place(peer, worker) => self.crew.place(peer, worker),
                 Command::Neighbours => self.send_waiting(now),
                 Command::Ask(query) => self.explain(now, query),
@@ -962,6 +970,8 @@ fn apply(wg: &mut Wg, cx: &mut Context<'_>, command: Command) {
         Command::Endpoint(peer, endpoint) => wg.set_endpoint(cx, peer, endpoint),
         Command::ClearSource(peer) => wg.clear_source(peer),
         Command::LeaveLink(ifindex) => wg.leave_link(ifindex),
+        Command::Shun(peer, ifindex) => wg.shun(peer, ifindex),
+        Command::Pinged(peer, pinged) => wg.set_pinged(peer, pinged),
         Command::Remote(peer) => wg.set_remote(peer),
         Command::Paths(remote, paths) => wg.set_paths(cx, remote, paths),
         Command::Probe(remote, set) => wg.probe(cx, remote, set),
@@ -977,6 +987,7 @@ fn apply(wg: &mut Wg, cx: &mut Context<'_>, command: Command) {
         Command::Install(_)
         | Command::Keepalive(_)
         | Command::Control(..)
+        | Command::Ping(..)
         | Command::Place(..)
         | Command::Neighbours
         | Command::Wan(..)

@@ -20,7 +20,12 @@ impl Edge {
     /// Starts an engine in `namespace`; `text` is what its file has beside the key, the UDP port and the TUN's name: first what is missing in
     /// `[engine]`, then the other tables.
     pub fn start(namespace: &Namespace, keys: &Keys, text: &str) -> Result<Edge> {
-        let edge = Edge::begin(namespace, keys, text)?;
+        Edge::start_with(namespace, keys, &[], text)
+    }
+
+    /// The same with more arguments.
+    pub fn start_with(namespace: &Namespace, keys: &Keys, args: &[&str], text: &str) -> Result<Edge> {
+        let edge = Edge::begin(namespace, keys, args, text)?;
         let socket = Path::new(RUNTIME_DIR).join(format!("{}.sock", edge.interface));
         assert!(eventually(|| socket.exists()), "{}", edge.log());
         namespace.ip(&format!("link set {} up", edge.interface))?;
@@ -29,7 +34,7 @@ impl Edge {
 
     /// The same for one that does not start: what it says.
     pub fn refusal(namespace: &Namespace, keys: &Keys, text: &str) -> Result<String> {
-        let mut edge = Edge::begin(namespace, keys, text)?;
+        let mut edge = Edge::begin(namespace, keys, &[], text)?;
         let status = edge.process.wait(LIMIT);
         assert!(
             status.is_some_and(|status| !status.success()),
@@ -39,7 +44,7 @@ impl Edge {
         Ok(edge.log())
     }
 
-    fn begin(namespace: &Namespace, keys: &Keys, text: &str) -> Result<Edge> {
+    fn begin(namespace: &Namespace, keys: &Keys, args: &[&str], text: &str) -> Result<Edge> {
         let interface = unique_name("pn");
         let folder = Folder::new(&interface)?;
         let key = folder.0.join("site.key");
@@ -54,7 +59,7 @@ impl Edge {
         )?;
         prepare_runtime_dir()?;
         let mut command = Command::new(engine_program());
-        command.args(["--foreground", "--config"]).arg(file);
+        command.args(args).args(["--foreground", "--config"]).arg(file);
         Ok(Edge {
             process: namespace.spawn(command)?,
             interface,

@@ -32,5 +32,5 @@ pub use program::{cli_program, control_program, engine_program, hop_program};
 pub use raw::{Random, RawControl};
 pub use star::{Spoke, Star};
 pub use terminal::{Terminal, cable};
-pub use traffic::{Flow, Received, ping, tcp};
+pub use traffic::{Flow, Received, Stream, ping, tcp};
 pub use transcript::Transcript;

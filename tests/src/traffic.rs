@@ -130,6 +130,71 @@ impl Flow {
     }
 }
 
+/// Datagrams in both directions between two sites, each time `every` has passed, and when they arrive.
+pub struct Stream {
+    stop: Arc<AtomicBool>,
+    senders: Vec<JoinHandle<u64>>,
+    receivers: Vec<JoinHandle<Vec<Instant>>>,
+}
+
+impl Stream {
+    /// Begins.
+    pub fn start(sites: [&Site; 2], v6: bool, every: Duration) -> Result<Stream> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let bind = |site: &Site| {
+            site.namespace
+                .run(|| UdpSocket::bind((site.inner(v6), 0)))?
+                .map_err(Error::from)
+        };
+        let (mut senders, mut receivers) = (Vec::new(), Vec::new());
+        for (from, to) in [(sites[0], sites[1]), (sites[1], sites[0])] {
+            let (near, far) = (bind(from)?, bind(to)?);
+            far.set_read_timeout(Some(Duration::from_millis(50)))?;
+            let target = far.local_addr()?;
+            let until = Arc::clone(&stop);
+            senders.push(std::thread::spawn(move || send(&near, target, every, &until)));
+            let until = Arc::clone(&stop);
+            receivers.push(std::thread::spawn(move || arrivals(&far, &until)));
+        }
+        Ok(Stream {
+            stop,
+            senders,
+            receivers,
+        })
+    }
+
+    /// Ends it, and gives the longest silence after `since` in each direction; the end is one if nothing came after it.
+    pub fn silences(self, since: Instant) -> [Duration; 2] {
+        self.stop.store(true, Ordering::Relaxed);
+        let end = Instant::now();
+        for sender in self.senders {
+            sender.join().expect("a sender does not panic");
+        }
+        let mut silences = self.receivers.into_iter().map(|receiver| {
+            let arrived = receiver.join().expect("a receiver does not panic");
+            let before = arrived.iter().rev().find(|at| **at <= since).copied();
+            let after = arrived.into_iter().filter(|at| *at > since && *at <= end);
+            let times: Vec<Instant> = before.into_iter().chain(after).chain([end]).collect();
+            let pauses = times
+                .windows(2)
+                .map(|pair| pair[1].saturating_duration_since(pair[0]));
+            pauses.max().unwrap_or(Duration::MAX)
+        });
+        std::array::from_fn(|_| silences.next().expect("two directions"))
+    }
+}
+
+fn arrivals(socket: &UdpSocket, stop: &AtomicBool) -> Vec<Instant> {
+    let mut times = Vec::new();
+    let mut buffer = [0; 200];
+    while !stop.load(Ordering::Relaxed) {
+        if socket.recv_from(&mut buffer).is_ok() {
+            times.push(Instant::now());
+        }
+    }
+    times
+}
+
 fn send(socket: &UdpSocket, target: SocketAddr, every: Duration, stop: &AtomicBool) -> u64 {
     let mut next = Instant::now();
     let mut sent = 0u64;

@@ -237,6 +237,9 @@ impl Writer {
             keepalive: peer.keepalive.unwrap_or(0).into(),
             flags: u8::from(peer.is_remote) | u8::from(peer.has_psk) << 1,
             name: self.text_of(peer.name.as_ref()),
+            ping: AddrRecord::of(peer.ping.map(|ping| ping.address)),
+            zero: 0,
+            ping_interval: peer.ping.map_or(0, |ping| ping.interval_ms).into(),
         };
         self.peers.push(record);
         let networks = peer.allowed_ips.iter().map(PrefixRecord::of);
@@ -581,6 +584,7 @@ impl<'a> Sections<'a> {
 
     fn peer(&mut self, record: PeerRecord) -> Result<Peer, Wrong> {
         let [is_remote, has_psk] = bits(record.flags)?;
+        zero(&[record.zero])?;
         let allowed_ips = take(&mut self.allowed_ips, record.allowed_ips.get() as usize)?;
         Ok(Peer {
             name: self.text_if(record.name)?,
@@ -589,6 +593,11 @@ impl<'a> Sections<'a> {
             is_remote,
             endpoint: record.endpoint.read()?,
             keepalive: Some(record.keepalive.get()).filter(|seconds| *seconds != 0),
+            ping: match (record.ping.read()?, record.ping_interval.get()) {
+                (Some(address), interval_ms) => Some(Ping { address, interval_ms }),
+                (None, 0) => None,
+                (None, _) => return Err(UNKNOWN),
+            },
             allowed_ips: prefixes(allowed_ips)?,
         })
     }

@@ -23,7 +23,7 @@ use crate::ABI_VERSION;
 use crate::blob::{BLOB_MAX, UNKNOWN, Wrong, zero};
 use crate::path::ORDER;
 pub use crate::path::{
-    MoveWhy, PATH_WORDS, PATHS_MAX, PathName, PathReport, PathState, PathWhy, Ranked, SAMPLES,
+    LinkWhy, MoveWhy, PATH_WORDS, PATHS_MAX, PathName, PathReport, PathState, PathWhy, Ranked, SAMPLES,
 };
 use crate::prefix::Prefix;
 use crate::record::{AddrRecord, PrefixRecord, records};
@@ -248,13 +248,13 @@ records! { CHANNEL:
 
     /// An event. What its kind does not need is zero.
     EventRecord, 256 {
-        /// 1: applied; 2: refused; 3: commands refused; 4: a path is up or down; 5: flows move; 6: a session; 7: a link; 8: a peer is elsewhere.
+        /// 1: applied; 2: refused; 3: commands refused; 4: a path is up or down; 5: flows move; 6: a session; 7: a link; 8: a peer is elsewhere; 9: a stock peer's session goes by another link.
         kind: U16,
         /// Bytes of text.
         text_len: U16,
-        /// Of kinds 4 to 8: four numbers that their kind says.
+        /// Of kinds 4 to 9: four numbers that their kind says.
         detail: [u8; 4],
-        /// Of kinds 4 to 8: when, nanoseconds of CLOCK_BOOTTIME.
+        /// Of kinds 4 to 9: when, nanoseconds of CLOCK_BOOTTIME.
         generation: U64,
         /// How many: changes, commands, or flows' places.
         count: U64,
@@ -465,6 +465,19 @@ pub enum Event {
         lane: Option<(PathName, u8)>,
         /// Where it is now.
         to: SocketAddr,
+    },
+    /// The session with a stock peer goes by another link of ours than before.
+    PeerMoved {
+        /// When, nanoseconds of CLOCK_BOOTTIME.
+        at: u64,
+        /// The peer's public key.
+        peer: [u8; 32],
+        /// The number of the link before; none: it went by none.
+        from: Option<u8>,
+        /// The number of the link now.
+        to: u8,
+        /// Why.
+        why: LinkWhy,
     },
     /// A link is there or gone.
     Link {
@@ -680,6 +693,7 @@ impl Event {
             | Event::Moved { at, .. }
             | Event::Session { at, .. }
             | Event::Endpoint { at, .. }
+            | Event::PeerMoved { at, .. }
             | Event::Link { at, .. } => Some(*at),
             Event::Applied { .. }
             | Event::Refused { .. }
@@ -752,6 +766,16 @@ impl Event {
                 let [path, number] = lane_bytes(*lane);
                 record.detail = [path, number, 0, 0];
                 record.say(&to.to_string());
+            }
+            Event::PeerMoved {
+                at,
+                peer,
+                from,
+                to,
+                why,
+            } => {
+                record.note(9, *at, peer);
+                record.detail = [from.unwrap_or(0), *to, why.number(), 0];
             }
             Event::Link { at, link, up, name } => {
                 record.note(7, *at, &[0; 32]);
@@ -872,6 +896,13 @@ impl EventRecord {
                 peer: key,
                 lane: lane_of(detail),
                 to: text.parse().ok()?,
+            }),
+            9 => Some(Event::PeerMoved {
+                at,
+                peer: key,
+                from: Some(detail[0]).filter(|link| *link != 0),
+                to: detail[1],
+                why: LinkWhy::read(detail[2])?,
             }),
             _ => None,
         }

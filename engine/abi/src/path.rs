@@ -78,6 +78,27 @@ pub enum MoveWhy {
     Order,
 }
 
+/// Why the session with a stock peer goes by another link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinkWhy {
+    /// It went by none before.
+    First,
+    /// The link that it went by is gone, or has no carrier.
+    LinkGone,
+    /// There is no route to the peer by it.
+    NoRoute,
+    /// The gateway there does not answer.
+    GatewaySilent,
+    /// Pings through the tunnel are not answered.
+    PingLost,
+    /// Nothing was heard there.
+    NotHeard,
+    /// The other one is better and has worked for long enough.
+    Preferred,
+    /// The peer was heard there.
+    Heard,
+}
+
 /// A path, as the engine knows it. Times are nanoseconds of CLOCK_BOOTTIME, durations microseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the record's fields say it")]
@@ -192,6 +213,7 @@ numbered! {
     PathState: Up = 1 "up", Down = 2 "down", Unknown = 3 "unknown";
     PathWhy: New = 1 "new", Heard = 2 "heard", Silent = 3 "silent", NotHeard = 4 "not-heard", NoSession = 5 "no-session", LinkGone = 6 "link-gone";
     MoveWhy: Down = 1 "down", Up = 2 "up", Order = 3 "order";
+    LinkWhy: First = 1 "first", LinkGone = 2 "link-gone", NoRoute = 3 "no-route", GatewaySilent = 4 "gateway-silent", PingLost = 5 "ping-lost", NotHeard = 6 "not-heard", Preferred = 7 "preferred", Heard = 8 "heard";
 }
 
 impl PathReport {

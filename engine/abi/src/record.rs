@@ -166,7 +166,7 @@ records! { BLOB:
     }
 
     /// A peer.
-    PeerRecord, 64 {
+    PeerRecord, 84 {
         public_key: [u8; 32],
         endpoint: EndpointRecord,
         /// Of the section of allowed-ips.
@@ -177,6 +177,11 @@ records! { BLOB:
         flags: u8,
         /// Bytes of the text; 0: none.
         name: u8,
+        /// Whom to ping behind it.
+        ping: AddrRecord,
+        zero: u8,
+        /// How often, milliseconds; 0: not at all.
+        ping_interval: U16,
     }
 
     /// A LAN.

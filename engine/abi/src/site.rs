@@ -60,6 +60,10 @@ pub const WORKERS_MAX: usize = 64;
 pub const NAME_MAX: usize = 63;
 /// Bytes of an interface's name at most (`IFNAMSIZ` of if.h, less the zero).
 pub const INTERFACE_MAX: usize = 15;
+/// How often a peer can be pinged at most, milliseconds between two.
+pub const PING_MIN_MS: u16 = 100;
+/// And at least.
+pub const PING_MAX_MS: u16 = 60_000;
 /// The longest that a worker looks for work before it sleeps, milliseconds.
 pub const SPIN_MAX_MS: u32 = 1000;
 
@@ -194,8 +198,19 @@ pub struct Peer {
     pub endpoint: Option<SocketAddr>,
     /// How often to send something, seconds. None: what is usual for such a peer.
     pub keepalive: Option<u16>,
+    /// Whom to ping through the tunnel, so as to know by which link the peer is reached. None of a remote.
+    pub ping: Option<Ping>,
     /// The networks behind it.
     pub allowed_ips: Vec<Prefix>,
+}
+
+/// A ping through the tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ping {
+    /// Somebody behind the peer.
+    pub address: IpAddr,
+    /// How often, milliseconds: [`PING_MIN_MS`] to [`PING_MAX_MS`].
+    pub interval_ms: u16,
 }
 
 /// What stands behind a LAN.
@@ -605,6 +620,13 @@ impl Peer {
     fn check(&self) -> Result<(), &'static str> {
         if self.keepalive == Some(0) {
             return Err("a keepalive every 0 seconds");
+        }
+        match self.ping {
+            Some(_) if self.is_remote => return Err("pings to a remote, of which there are probes"),
+            Some(ping) if !(PING_MIN_MS..=PING_MAX_MS).contains(&ping.interval_ms) => {
+                return Err("how often it is pinged");
+            }
+            _ => {}
         }
         check_endpoint(self.endpoint)?;
         check_name(self.name.as_deref())

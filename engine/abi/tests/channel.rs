@@ -4,8 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use patronus_abi::Prefix;
 use patronus_abi::channel::{
-    COMMAND_WORDS, Command, DRILL_MAX, EVENT_TEXT_MAX, EVENT_WORDS, Event, MoveWhy, NextHop, PATH_WORDS,
-    PATHS_MAX, PathName, PathRecord, PathReport, PathState, PathWhy, Ranked,
+    COMMAND_WORDS, Command, DRILL_MAX, EVENT_TEXT_MAX, EVENT_WORDS, Event, LinkWhy, MoveWhy, NextHop,
+    PATH_WORDS, PATHS_MAX, PathName, PathRecord, PathReport, PathState, PathWhy, Ranked,
 };
 use proptest::prelude::*;
 
@@ -113,6 +113,19 @@ fn event() -> impl Strategy<Value = Event> {
                 peer,
                 lane,
                 to: SocketAddr::new(ip, port)
+            }),
+        (
+            any::<(u64, [u8; 32])>(),
+            prop::option::of(1u8..16),
+            1u8..16,
+            1u8..9
+        )
+            .prop_map(|((at, peer), from, to, why)| Event::PeerMoved {
+                at,
+                peer,
+                from,
+                to,
+                why: LinkWhy::read(why).unwrap()
             }),
         (any::<(u64, u8, bool)>(), ".{0,40}").prop_map(|((at, link, up), name)| Event::Link {
             at,

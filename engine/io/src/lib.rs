@@ -30,6 +30,7 @@ pub mod packet;
 pub mod schedule;
 mod scratch;
 pub mod signal;
+pub mod solicit;
 mod sys;
 pub mod tun;
 pub mod udp;

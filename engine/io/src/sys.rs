@@ -29,6 +29,30 @@ pub(crate) fn set_option(
     }
 }
 
+/// Sets a socket option that is eight words, as a filter of ICMPv6 types is.
+pub(crate) fn set_option_words(
+    fd: BorrowedFd<'_>,
+    level: libc::c_int,
+    name: libc::c_int,
+    value: &[u32; 8],
+) -> io::Result<()> {
+    // SAFETY: the pointer and the length describe `value`, which lives until the call returns.
+    let rc = unsafe {
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            level,
+            name,
+            std::ptr::from_ref(value).cast(),
+            size_of_val(value) as libc::socklen_t,
+        )
+    };
+    if rc == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
 /// An integer socket option.
 pub(crate) fn get_option(
     fd: BorrowedFd<'_>,

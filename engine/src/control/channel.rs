@@ -317,7 +317,7 @@ impl Pending {
 /// Places in the ring that an event leaves to those that matter more: answers find one however many peers come and go, and paths however many sessions.
 fn left_by(event: &Event) -> usize {
     match event {
-        Event::Session { .. } | Event::Endpoint { .. } => place::EVENT_COUNT / 2,
+        Event::Session { .. } | Event::Endpoint { .. } | Event::PeerMoved { .. } => place::EVENT_COUNT / 2,
         Event::PathState { .. } | Event::Moved { .. } | Event::Link { .. } => place::EVENT_COUNT / 4,
         Event::Applied { .. } | Event::Refused { .. } | Event::CommandsRefused { .. } | Event::Unknown(_) => {
             0

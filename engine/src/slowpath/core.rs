@@ -12,12 +12,14 @@
 //! * `remotes`: sites of our own, and the lanes towards them
 //! * `classes`: in which order packets to them use the paths
 //! * `ways`: the links, and by which of them a peer is reached
+//! * `standby`: when a stock peer's session goes over to another link
 
 mod classes;
 mod news;
 mod paths;
 mod peers;
 mod remotes;
+mod standby;
 mod ways;
 
 use std::collections::VecDeque;
@@ -33,6 +35,8 @@ use self::paths::Said;
 pub use self::peers::{ALLOWED_IPS_MAX, Peer, peer_numbers};
 pub use self::remotes::Lane;
 use self::remotes::Remotes;
+use self::standby::Standbys;
+pub use self::standby::{GatewayUse, PINGED_MAX, PeerMoved, PingPlan, Way};
 use self::ways::Link;
 pub use self::ways::Sockets;
 use super::Workers;
@@ -82,6 +86,7 @@ pub struct Core<S> {
     peers: Vec<Option<Peer>>,
     remotes: Remotes,
     classes: Classes,
+    standbys: Standbys,
     allowed_ips: AllowedIpsConfig,
     /// The workers' routing table is older than `allowed_ips`.
     routes_changed: bool,
@@ -114,6 +119,7 @@ impl<S: Sockets> Core<S> {
             peers: Vec::new(),
             remotes: Remotes::new(parts.links),
             classes: Classes::new(),
+            standbys: Standbys::new(parts.links),
             allowed_ips: AllowedIpsConfig::new(),
             routes_changed: false,
             routes_published: false,
@@ -154,7 +160,8 @@ impl<S: Sockets> Core<S> {
     /// When there is something to do by the protocol's timers.
     pub fn next_deadline(&self) -> Option<Time> {
         let protocol = self.device.next_deadline();
-        protocol.into_iter().chain(self.remotes_deadline()).min()
+        let others = self.remotes_deadline().into_iter().chain(self.standby_deadline());
+        protocol.into_iter().chain(others).min()
     }
 
     /// Every worker is told that.
@@ -199,9 +206,13 @@ impl<S: Sockets> Core<S> {
             }
             Notice::Watch(peer) => self.device.watch(peer),
             Notice::Endpoint(peer, endpoint) => {
-                self.note_endpoint(peer, endpoint.remote());
-                if let Some(peer) = self.peer_mut(peer) {
-                    peer.endpoint = endpoint;
+                // Without an address of ours it is what the worker was told.
+                let by_itself = endpoint.local().is_some();
+                if self.standby_heard(peer, endpoint.ifindex(), by_itself) {
+                    self.note_endpoint(peer, endpoint.remote());
+                    if let Some(peer) = self.peer_mut(peer) {
+                        peer.endpoint = endpoint;
+                    }
                 }
             }
             Notice::Retired(keypair) => {
@@ -289,6 +300,7 @@ impl<S: Sockets> Core<S> {
             self.carry_out(None);
         }
         self.poll_remotes(now.mono);
+        self.tend_standbys();
         self.carry_out(None);
     }
 

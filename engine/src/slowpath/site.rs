@@ -9,14 +9,16 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use patronus_abi::site::{Host, Link};
 use patronus_crypto::{Duration, LinkId, PeerId, PublicKey};
-use patronus_io::netlink::Addresses;
+use patronus_io::netlink::{AddressEvent, Addresses};
 
 use super::SlowPath;
+use super::core::{PINGED_MAX, PingPlan};
 use crate::allowedips::Prefix;
 use crate::plan::{Builder, Wanted};
 use crate::remote::message::LinkInfo;
 use crate::rib::Rib;
 use crate::site::{Own, Rules, Site, cannot_change};
+use crate::standby::Rank;
 use crate::uapi::parse::AllowedIpChange;
 use crate::uapi::{SetPeer, SetRequest};
 
@@ -172,10 +174,18 @@ impl SlowPath {
                 told.rate
             ));
         }
+        let links = site.told().links.iter();
+        let ranks = links.map(|link| Rank {
+            metered: link.metered,
+            cost: link.cost.into(),
+            id: link.id,
+        });
+        self.core.set_ranks(ranks.collect());
         self.site = Some(site);
         self.place_fixed();
         self.describe_links();
         self.want_host();
+        self.set_pings();
         Ok(changes)
     }
 
@@ -323,12 +333,43 @@ impl SlowPath {
             self.name_lans();
             self.describe_links();
             self.follow_lans(&events);
+            let added = events.iter().filter_map(|event| match event {
+                AddressEvent::Added(prefix) => Some(prefix.ifindex),
+                _ => None,
+            });
+            self.readdressed.extend(added);
+            self.set_pings();
         }
         let own = self.own();
         let Some(routing) = &mut self.routing else { return };
         if own != routing.own {
             routing.own = own;
             self.want_routes();
+        }
+    }
+
+    /// Tells the core whom to ping behind which peer: from our address on the TUN, or else on a LAN, if there is one.
+    fn set_pings(&mut self) {
+        let own = self.own().addresses;
+        let Some(site) = &self.site else { return };
+        for (at, peer) in site.told().peers.iter().enumerate() {
+            let Some(id) = self.core.device().peer(&site.public_key(at)) else {
+                continue;
+            };
+            let plan = peer.ping.and_then(|ping| {
+                let of_family = |ip: &&IpAddr| ip.is_ipv4() == ping.address.is_ipv4();
+                Some(PingPlan {
+                    from: *own.iter().find(of_family)?,
+                    to: ping.address,
+                    interval: Duration::from_millis(ping.interval_ms.into()),
+                })
+            });
+            if !self.core.set_ping(id, plan) {
+                self.core.log().error(format_args!(
+                    "peer {:?} is not pinged: {PINGED_MAX} others are, which is the limit",
+                    site.public_key(at)
+                ));
+            }
         }
     }
 

@@ -14,11 +14,12 @@ use patronus_mem::{BURST_MAX, Burst, PktBuf};
 use patronus_observe::Point;
 
 use super::{Context, PeerSlot, Role, Wg, ecn};
-use crate::channel::{ControlMessage, HandshakeMessage, Notice};
+use crate::channel::{ControlMessage, HandshakeMessage, Notice, PingAnswer};
 use crate::crew::Handing;
 use crate::mss;
 use crate::observe::{Seen, View};
 use crate::remote::message::{self, Probe, Sizing};
+use crate::standby::echo;
 use crate::stats::{DropReason, Lap, Stage};
 
 /// What a datagram says in the clear: which session it is of, and which of its packets.
@@ -298,7 +299,7 @@ impl Wg {
         Ok(())
     }
 
-    /// Cuts the inner packet out of the opened datagram, the how-manieth of its run. `Ok(false)`: there is none, it is a keepalive or a control message.
+    /// Cuts the inner packet out of the opened datagram, the how-manieth of its run. `Ok(false)`: there is none, it is a keepalive, a control message or an answer to a ping of ours.
     fn unwrap(
         &mut self,
         cx: &mut Context<'_>,
@@ -336,6 +337,17 @@ impl Wg {
         let tunnel = slot.tunnel();
         if self.routes.lookup(header.src()) != Some(tunnel) {
             return Err(DropReason::DecapSource);
+        }
+        if slot.role == Role::Pinged
+            && let Some(answer) = echo::answer(&header)
+        {
+            return pass_answer(
+                cx,
+                PingAnswer {
+                    peer: claim.peer,
+                    answer,
+                },
+            );
         }
         let (len, inner_tos) = (header.total_len(), header.tos());
         packet.truncate(len);
@@ -443,6 +455,15 @@ impl Wg {
             cx.tell(Notice::Watch(peer));
         }
     }
+}
+
+/// Copies a peer's answer to a ping into the slow path's queue.
+fn pass_answer(cx: &mut Context<'_>, answer: PingAnswer) -> Result<bool, DropReason> {
+    let pushed = cx.slow.answers.push(answer);
+    pushed.map_err(|_| DropReason::ControlQueueFull)?;
+    cx.stats.ping_answers_received.add(1);
+    cx.wake_slow = true;
+    Ok(false)
 }
 
 /// Copies a handshake message into the slow path's queue.

@@ -371,16 +371,30 @@ impl Wg {
 
     /// A control message for a remote, sealed in its base session. Without a session, nothing.
     pub fn encap_control(&mut self, cx: &mut Context<'_>, peer: PeerId, bytes: &[u8], wire: &mut Burst) {
+        if self.encap_own(cx, peer, bytes, wire) {
+            cx.stats.controls_sent.add(1);
+        }
+    }
+
+    /// A ping for a peer, sealed in its session. Without a session, nothing.
+    pub fn encap_ping(&mut self, cx: &mut Context<'_>, peer: PeerId, ping: &[u8], wire: &mut Burst) {
+        if self.encap_own(cx, peer, ping, wire) {
+            cx.stats.pings_sent.add(1);
+        }
+    }
+
+    /// What we have to say ourselves, sealed in a peer's own session; false if there is none.
+    fn encap_own(&mut self, cx: &mut Context<'_>, peer: PeerId, bytes: &[u8], wire: &mut Burst) -> bool {
         let Some(counter) = self
             .slot_mut(peer)
             .filter(|slot| !slot.endpoint.is_none())
             .and_then(|slot| slot.keypairs.current_mut()?.next_counter(cx.now))
         else {
-            return;
+            return false;
         };
         // Without a frame it is lost like a datagram.
         let Some(mut packet) = cx.frames.alloc_for(bytes.len()) else {
-            return;
+            return false;
         };
         packet.append(bytes.len()).copy_from_slice(bytes);
         let grants = [Grant { peer, counter }];
@@ -388,7 +402,7 @@ impl Wg {
         wire.push(packet);
         self.seal(wire, &grants);
         self.account_sent(cx, wire, &grants, false);
-        cx.stats.controls_sent.add(1);
+        true
     }
 
     /// Whether probes are due.

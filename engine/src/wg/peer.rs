@@ -23,11 +23,16 @@ pub const CONTROLS_PER_SECOND: u8 = 16;
 /// notice queue free.
 const ASK_INTERVAL: Duration = Duration::from_millis(500);
 
+/// The number of no interface (rtnetlink(7) has them as positive 32-bit numbers).
+const NOWHERE: u32 = u32::MAX;
+
 /// Whose session it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Role {
     /// Any WireGuard peer's.
     Peer,
+    /// Likewise, and the slow path waits for its answers to pings.
+    Pinged,
     /// The base session of a site of our own.
     Remote,
     /// A lane towards a site of our own.
@@ -48,7 +53,8 @@ pub struct PeerSlot {
     spoken: u8,
     /// Whose allowed-ips hold here: a lane's base, or the peer itself.
     tunnel: PeerId,
-    /// The interface of a lane's own link.
+    /// Of a lane: the interface of its own link, and only what arrives there says where the other end is. Of all others: the one that
+    /// the session has just been moved away from, where nothing says that any more; [`NOWHERE`]: none.
     ifindex: u32,
     /// Its sessions.
     pub keypairs: Keypairs,
@@ -73,7 +79,7 @@ impl PeerSlot {
             spoke_at: 0,
             spoken: 0,
             tunnel: id,
-            ifindex: 0,
+            ifindex: NOWHERE,
             keypairs: Keypairs::default(),
             endpoint,
             traffic,
@@ -116,17 +122,31 @@ impl PeerSlot {
     }
 
     /// An authentic packet arrived by `outer`. True if it moves the endpoint: a lane stays on its own link, and only what arrives there says
-    /// where the other end is.
+    /// where the other end is; a session that was moved to another link is not taken back by what was still under way.
     #[inline]
     pub fn heard(&mut self, outer: &Outer) -> bool {
         self.silent = false;
-        let on_own_link = self.role != Role::Lane || outer.ifindex() == self.ifindex;
-        if !on_own_link || self.endpoint.same_path(outer) {
+        let counts = (outer.ifindex() == self.ifindex) == (self.role == Role::Lane);
+        if !counts || self.endpoint.same_path(outer) {
             return false;
         }
         self.endpoint = *outer;
         self.endpoint.set_tos(0);
         true
+    }
+
+    /// What arrives on this interface says no more where the peer is; none: everything does.
+    pub fn shun(&mut self, ifindex: Option<u32>) {
+        if self.role != Role::Lane {
+            self.ifindex = ifindex.unwrap_or(NOWHERE);
+        }
+    }
+
+    /// Whether the slow path waits for answers to pings.
+    pub fn set_pinged(&mut self, pinged: bool) {
+        if matches!(self.role, Role::Peer | Role::Pinged) {
+            self.role = if pinged { Role::Pinged } else { Role::Peer };
+        }
     }
 
     /// Whether a control message of this remote may go to the slow path, which all remotes share.
@@ -240,6 +260,32 @@ impl PeerSlot {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn heard_on(ifindex: u32) -> Outer {
+        let mut outer = Outer::new("192.0.2.1:51820".parse().unwrap());
+        outer.set_local(Some("198.51.100.1".parse().unwrap()), ifindex);
+        outer
+    }
+
+    #[test]
+    fn a_session_that_was_moved_is_not_taken_back_by_late_packets() {
+        let mut slot = PeerSlot::new(PeerId(1), Arc::default(), Outer::NONE);
+        assert!(slot.heard(&heard_on(0)), "no interface in particular is one, too");
+        assert!(slot.heard(&heard_on(7)));
+        slot.shun(Some(7));
+        slot.endpoint = heard_on(8);
+        assert!(!slot.heard(&heard_on(7)));
+        assert_eq!(slot.endpoint, heard_on(8));
+        assert!(slot.heard(&heard_on(9)), "another one is");
+        slot.shun(None);
+        assert!(slot.heard(&heard_on(7)));
+        let mut lane = PeerSlot::lane(PeerId(2), PeerId(1), 7, Arc::default(), Outer::NONE);
+        lane.shun(None);
+        assert!(
+            !lane.heard(&heard_on(8)) && lane.heard(&heard_on(7)),
+            "a lane has its own link"
+        );
+    }
 
     #[test]
     fn a_remote_has_a_share_of_the_slow_path_in_each_second() {

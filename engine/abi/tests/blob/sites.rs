@@ -69,6 +69,10 @@ pub fn sample() -> Site {
         is_remote: n == 2,
         endpoint: (n == 2).then(|| "[2001:db8::2]:51820".parse().unwrap()),
         keepalive: (n == 1).then_some(25),
+        ping: (n == 1).then_some(Ping {
+            address: [10, 1, 0, 1].into(),
+            interval_ms: 200,
+        }),
         allowed_ips: vec![Prefix::new([10, n, 0, 0].into(), 16).unwrap()],
     };
     Site {
@@ -286,18 +290,22 @@ fn peers() -> impl Strategy<Value = Vec<Peer>> {
         option::of(endpoint()),
         option::of(1u16..),
         vec(prefix(), 0..4),
+        option::of((any::<IpAddr>(), PING_MIN_MS..=PING_MAX_MS)),
     );
     vec(peer, 1..6).prop_map(|peers| {
         let peers = peers.into_iter().zip(0..);
         peers
             .map(
-                |((name, [has_psk, is_remote], endpoint, keepalive, allowed_ips), n)| Peer {
+                |((name, [has_psk, is_remote], endpoint, keepalive, allowed_ips, ping), n)| Peer {
                     name,
                     public_key: [n; 32],
                     has_psk,
                     is_remote,
                     endpoint,
                     keepalive,
+                    ping: ping
+                        .filter(|_| !is_remote)
+                        .map(|(address, interval_ms)| Ping { address, interval_ms }),
                     allowed_ips,
                 },
             )

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use patronus_crypto::{PeerId, PublicKey};
 use patronus_mem::Outer;
 
+use super::standby::Standing;
 use super::{Core, Lane, Sockets};
 use crate::allowedips::{AllowedIpsConfig, Prefix};
 use crate::channel::Command;
@@ -34,6 +35,10 @@ pub struct Peer {
     pub(super) has_session: bool,
     /// What it is, if it is a lane towards a remote and no peer.
     pub lane: Option<Box<Lane>>,
+    /// Where it is was said by who configured it: it can be called.
+    pub(super) is_called: bool,
+    /// By which links it is reached, if it is a stock peer and there are several.
+    pub(super) standing: Option<Box<Standing>>,
 }
 
 impl<S: Sockets> Core<S> {
@@ -152,6 +157,10 @@ impl<S: Sockets> Core<S> {
                 endpoint.set_local(None, known.endpoint.ifindex());
             }
             self.move_endpoint(id, endpoint);
+            if let Some(peer) = self.peer_mut(id) {
+                peer.is_called = true;
+            }
+            self.ways_changed(id);
         }
         if change.replace_allowed_ips {
             self.routes_changed |= self.allowed_ips.remove_peer(id) > 0;
@@ -193,6 +202,8 @@ impl<S: Sockets> Core<S> {
                 tries: 0,
                 has_session: false,
                 lane: None,
+                is_called: false,
+                standing: None,
             },
         );
         Some(id)
@@ -211,6 +222,7 @@ impl<S: Sockets> Core<S> {
         let Some(peer) = self.peer(id) else { return };
         let slot = PeerSlot::new(id, Arc::clone(self.device.traffic(id)), peer.endpoint);
         self.workers.tell_owner(id, Command::AddPeer(Box::new(slot)));
+        self.stand_by(id);
     }
 
     /// Removes a peer altogether, if it is there.
@@ -226,6 +238,7 @@ impl<S: Sockets> Core<S> {
     /// Forgets what the slow path and the worker know of a peer that the protocol has removed.
     pub(super) fn forget_peer(&mut self, id: PeerId) {
         self.note_session(id, false);
+        self.stand_down(id);
         if let Some(gone) = self.peers.get_mut(id.0 as usize).and_then(Option::take) {
             self.routes_changed |= self.allowed_ips.remove_peer(id) > 0;
             self.leaving += 1;

@@ -112,6 +112,7 @@ impl<S: Sockets> Core<S> {
             return;
         }
         self.device.set_remote(id, true);
+        self.stand_down(id);
         if self.device.persistent_keepalive(id) == 0 {
             self.device
                 .set_persistent_keepalive(id, BASE_KEEPALIVE.as_secs() as u16);
@@ -243,7 +244,10 @@ impl<S: Sockets> Core<S> {
     }
 
     /// Whether a message that came in on this interface says where a peer is: for a lane, only on its own link.
-    pub(super) fn is_on_own_link(&self, id: PeerId, ifindex: u32) -> bool {
+    pub(super) fn is_on_own_link(&mut self, id: PeerId, ifindex: u32) -> bool {
+        if !self.standby_heard(id, ifindex, true) {
+            return false;
+        }
         let lane = self.peer(id).and_then(|peer| peer.lane.as_ref());
         lane.is_none_or(|lane| self.ifindex(lane.link) == Some(ifindex))
     }
@@ -423,6 +427,8 @@ impl<S: Sockets> Core<S> {
                 tries: 0,
                 has_session: false,
                 lane: Some(Box::new(lane)),
+                is_called: false,
+                standing: None,
             },
         );
         self.workers.place(id, Some(worker as u8));

@@ -64,6 +64,7 @@ impl<S: Sockets> Core<S> {
             Command::Wan(at, Some(WanPort { ifindex, port }))
         });
         self.links[at] = Some(Link { ifindex, sockets });
+        self.link_opened();
         self.link_changed(at);
     }
 
@@ -87,6 +88,7 @@ impl<S: Sockets> Core<S> {
     pub fn set_sends(&mut self, at: usize, families: Families) {
         if std::mem::replace(&mut self.sends[at], families) != families {
             self.workers.tell_all(|| Command::Sends(at, families));
+            self.mark_all();
         }
     }
 
@@ -108,12 +110,17 @@ impl<S: Sockets> Core<S> {
     }
 
     /// Has a peer hear at once where we are now, and not only when we have something to say.
-    fn call(&mut self, id: PeerId) {
-        let now = self.clock.now().wall.secs;
-        let last = self.device.last_handshake(id).map_or(0, |at| at.secs);
-        if now.saturating_sub(last) < self.device.timeouts().reject_after_time.as_secs() {
+    pub fn call(&mut self, id: PeerId) {
+        if self.has_session(id) {
             self.workers.tell_owner(id, Command::Keepalive(id));
         }
+    }
+
+    /// Whether there is a session with a peer that packets may be sent in, as far as the last handshake tells.
+    pub(super) fn has_session(&self, id: PeerId) -> bool {
+        let now = self.clock.now().wall.secs;
+        let last = self.device.last_handshake(id).map_or(0, |at| at.secs);
+        now.saturating_sub(last) < self.device.timeouts().reject_after_time.as_secs()
     }
 
     /// Closes the sockets of a link, if it has any. Peers that were heard there are sent to by another one from now on.
@@ -125,6 +132,7 @@ impl<S: Sockets> Core<S> {
         if ifindex == 0 {
             return;
         }
+        self.mark_all();
         self.link_changed(at);
         self.workers.tell_all(|| Command::LeaveLink(ifindex));
         for at in 0..self.peers.len() {
@@ -133,7 +141,10 @@ impl<S: Sockets> Core<S> {
                 continue;
             };
             peer.endpoint.leave_link();
-            self.call(id);
+            // A stock peer is called when it has another link.
+            if !self.stands_by(id) {
+                self.call(id);
+            }
         }
     }
 

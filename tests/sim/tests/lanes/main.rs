@@ -4,6 +4,7 @@ mod hour;
 mod pair;
 mod paths;
 mod steering;
+mod stock;
 mod withheld;
 
 use patronus_crypto::{Duration, PublicKey};
