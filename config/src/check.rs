@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use patronus_abi::Prefix;
 use patronus_abi::site::{
-    ADDRESSES_MAX, CLASSES_MAX, Class, HOLD_MAX_MS, LIMIT_MAX_US, PING_MAX_MS, PING_MIN_MS, PROBE_IDLE_MAX_US,
-    PROBE_INTERVAL_US,
+    ADDRESSES_MAX, CLASSES_MAX, Class, HOLD_MAX_MS, LIMIT_MAX_US, PING_MAX_MS, PING_MIN_MS,
+    PROBE_IDLE_MAX_US, PROBE_INTERVAL_US,
 };
 use toml::Spanned;
 
