@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 
 use patronus_crypto::{Duration, PublicKey, Tag, Time};
-use patronus_engine::remote::message::{BootId, CONTROL_MAX, Control, Hello, Probe};
+use patronus_engine::remote::message::{
+    BootId, CONTROL_MAX, Control, DOUBLED, Hello, Probe, doubled, is_doubled, read_doubled,
+};
 use patronus_engine::remote::{Action, Own, Remote, hello};
 
 use super::input::Input;
@@ -68,6 +70,10 @@ fn understood(content: &[u8]) -> Option<Control> {
         let again = probe.encode();
         assert!(again.len() <= content.len() && again[..4] == content[..4]);
         assert_eq!(Probe::decode(&again), Ok(probe));
+    }
+    if let Some((sequence, len)) = read_doubled(content).filter(|_| is_doubled(content)) {
+        let inner = &content[DOUBLED..len];
+        assert_eq!(doubled(inner.len(), sequence), content[..DOUBLED]);
     }
     let message = Control::decode(content).ok()?;
     let again = message.encode();
