@@ -8,13 +8,16 @@ use std::cell::Cell;
 use std::sync::Arc;
 
 use arrayvec::ArrayVec;
+use patronus_abi::site::{Class, Mode};
 use patronus_crypto::{PeerId, Random, Time};
 use patronus_engine::channel::{Command, Notice};
+use patronus_engine::flow::HashKeys;
 use patronus_engine::observe::{Limits, Task, Told, observer};
-use patronus_engine::path::{PathBoard, PathName};
+use patronus_engine::path::{PathBoard, PathLanes, PathName};
 use patronus_engine::probe::{ProbeSet, ProbedPath, Prober};
 use patronus_engine::remote::message::Probe;
 use patronus_engine::stats::Stage;
+use patronus_engine::steer::{Manners, Order, Plan, Standing, Steering};
 use patronus_mem::{Burst, FrameCache};
 use patronus_observe::{Filter, Kind, Sides};
 
@@ -309,8 +312,68 @@ fn the_counter_works() {
     net.finish();
 }
 
+/// Whatever becomes of paths and orders: what steers has its memory from the beginning.
+fn steering_allocates_nothing() {
+    let name = |at: usize| PathName {
+        local: at as u8 + 1,
+        remote: 1,
+    };
+    let standing = |at: usize| Standing {
+        metered: false,
+        cost: at as u16 % 2,
+        tag: at as u8,
+    };
+    let paths: Vec<(PathName, Standing)> = (0..9).map(|at| (name(at), standing(at))).collect();
+    let lanes: Vec<PathLanes> = (0..9)
+        .map(|at| PathLanes {
+            name: name(at),
+            lanes: Box::new([PeerId(at as u32)]),
+            numbers: Box::new([0]),
+        })
+        .collect();
+    let modes = [Mode::Pinned, Mode::Weighted, Mode::ActiveBackup, Mode::Duplicate];
+    let classes = modes.map(|mode| Class {
+        mode,
+        ..Class::default()
+    });
+    let fresh = || {
+        Steering::new(Plan {
+            paths: &paths,
+            lanes: &lanes,
+            orders: modes.map(|_| Order::new(&[], &paths)).into(),
+            manners: &Manners::of(&classes),
+            classes: 1,
+            keys: Arc::new(HashKeys::new([3; 7])),
+        })
+    };
+    let (mut steering, mut other) = (fresh(), fresh());
+    let board = PathBoard::new(paths.iter().map(|(name, _)| *name), None);
+    let mut rng = Seeded(5);
+    let before = calls();
+    for n in 0..20_000u64 {
+        let now = Time(n << 20);
+        if rng.chance(2) {
+            board.set_up(rng.pick(0..9), rng.chance(60));
+        }
+        let class = rng.pick(0..4) as u8;
+        let gone = PeerId(rng.u32() % 12);
+        let chosen = steering.choose((class, rng.u32() as u8), now, &board, &lanes, |lane| lane != gone);
+        let lane = chosen.expect("eight others").lane;
+        if class == 3 {
+            let doubled = steering.double(3, lane, board.up(), &lanes, |_| true);
+            steering.accept(lane, doubled.expect("a lane of ours").0);
+        }
+        if n % 1000 == 0 {
+            other.take_over(&mut steering, &lanes, &lanes);
+            std::mem::swap(&mut steering, &mut other);
+        }
+    }
+    assert_eq!(calls(), before);
+}
+
 #[test]
 fn a_worker_allocates_nothing_per_packet() {
+    steering_allocates_nothing();
     the_counter_works();
     packets_allocate_nothing(1, false);
     packets_allocate_nothing(2, false);

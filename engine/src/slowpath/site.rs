@@ -7,7 +7,8 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use patronus_abi::site::{Host, Link};
+use patronus_abi::Site as Told;
+use patronus_abi::site::{Class, Host, Link};
 use patronus_crypto::{Duration, LinkId, PeerId, PublicKey};
 use patronus_io::netlink::{AddressEvent, Addresses};
 
@@ -181,6 +182,9 @@ impl SlowPath {
             id: link.id,
         });
         self.core.set_ranks(ranks.collect());
+        if let Some(before) = &self.site {
+            note_steering(before.told(), site.told(), &mut changes);
+        }
         self.site = Some(site);
         self.place_fixed();
         self.describe_links();
@@ -492,6 +496,27 @@ fn refuse_fixed(before: &Site, now: &Site) -> Result<(), String> {
             now.path().display()
         )),
         None => Ok(()),
+    }
+}
+
+/// Says how packets are steered in another way.
+fn note_steering(was: &Told, is: &Told, changes: &mut Vec<String>) {
+    for class in &is.classes {
+        match was.classes.iter().find(|before| before.name == class.name) {
+            None => changes.push(format!("class {}: added", class.name)),
+            Some(before) if before != class => changes.push(format!("class {}: changed", class.name)),
+            Some(_) => {}
+        }
+    }
+    let stays = |class: &Class| is.classes.iter().any(|now| now.name == class.name);
+    let gone = was.classes.iter().filter(|class| !stays(class));
+    changes.extend(gone.map(|class| format!("class {}: removed", class.name)));
+    for link in &is.links {
+        let before = was.links.iter().find(|before| before.id == link.id);
+        let told = |link: &Link| (link.cost, link.rate_up, link.rate_down);
+        if before.is_some_and(|before| told(before) != told(link)) {
+            changes.push(format!("link {}: another cost, or other rates", link.id));
+        }
     }
 }
 

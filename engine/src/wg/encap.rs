@@ -85,17 +85,21 @@ impl Wg {
     pub fn encap(&mut self, cx: &mut Context<'_>, inner: &mut Burst, wire: &mut Burst) {
         let mut ours = Outgoing::default();
         for packet in inner.drain(..) {
-            let aim = match self.route(&packet) {
-                Ok(peer) => Aim {
-                    peer,
-                    class: 0,
-                    bucket: self.bucket(peer, &packet),
-                },
+            let peer = match self.route(&packet) {
+                Ok(peer) => peer,
                 Err(reason) => {
                     self.refuse(cx, reason, packet);
                     continue;
                 }
             };
+            let mut aim = Aim {
+                peer,
+                class: 0,
+                bucket: 0,
+            };
+            if self.has_paths(peer) {
+                aim.bucket = self.bucket(peer, &packet);
+            }
             match self.bind(cx, &packet, aim) {
                 Ok(session) => self.take_in(cx, packet, aim, session, &mut ours),
                 Err(worker) => cx.hand_over(worker, packet, Handing::Encap),
@@ -130,7 +134,7 @@ impl Wg {
     }
 
     /// A packet, and by which of our sessions it leaves.
-    #[inline]
+    #[inline(always)]
     fn take_in(
         &mut self,
         cx: &mut Context<'_>,
@@ -523,10 +527,12 @@ impl Wg {
 
     /// By which session of ours a packet goes to a peer: a lane if there are any to send by, or the base session. An error is the worker whose
     /// the base session is.
-    #[inline]
+    #[inline(always)]
     fn bind(&mut self, cx: &Context<'_>, packet: &PktBuf, aim: Aim) -> Result<PeerId, usize> {
         let peer = aim.peer;
-        if let Some(lane) = self.choose(cx, self.steered(packet, aim)) {
+        if self.has_paths(peer)
+            && let Some(lane) = self.choose(cx, self.steered(packet, aim))
+        {
             if self.slot(peer).is_none_or(|base| base.staged() == 0) {
                 return Ok(lane);
             }
@@ -586,7 +592,14 @@ impl Wg {
         Some(chosen.lane)
     }
 
+    /// Whether there are paths to a peer, which then is a remote.
+    #[inline(always)]
+    fn has_paths(&self, peer: PeerId) -> bool {
+        matches!(self.paths.get(peer.0 as usize), Some(Some(_)))
+    }
+
     /// Whether an inner packet can be sent by this session, or wait for that, and the outer traffic class.
+    #[inline(always)]
     fn admit(&self, packet: &PktBuf, dress: &Dress) -> Result<u8, DropReason> {
         let header = Packet::parse(dress.inner(packet)).map_err(|_| DropReason::EncapNotIp)?;
         let slot = self.slot(dress.session).ok_or(DropReason::EncapNoPeer)?;

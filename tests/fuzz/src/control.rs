@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 
 use patronus_crypto::{Duration, PublicKey, Tag, Time};
-use patronus_engine::remote::message::{BootId, CONTROL_MAX, Control, Hello, Probe, Sizing};
+use patronus_engine::remote::message::{
+    BootId, CONTROL_MAX, Control, DOUBLED, Hello, Probe, Sizing, doubled, is_doubled, read_doubled,
+};
 use patronus_engine::remote::{Action, Own, Remote, hello};
 
 use super::input::Input;
@@ -74,6 +76,10 @@ fn understood(content: &[u8]) -> Option<Control> {
         assert_eq!(again, content[..again.len()]);
         again.resize(content.len(), 0);
         assert_eq!(Sizing::decode(&again), Ok(sizing));
+    }
+    if let Some((sequence, len)) = read_doubled(content).filter(|_| is_doubled(content)) {
+        let inner = &content[DOUBLED..len];
+        assert_eq!(doubled(inner.len(), sequence), content[..DOUBLED]);
     }
     let message = Control::decode(content).ok()?;
     let again = message.encode();

@@ -84,6 +84,7 @@ impl<S: Sockets> Core<S> {
             state: change.state,
             why: change.why,
         });
+        self.note_paths(change.remote);
         let is_up = self.board(change.remote).is_some_and(|board| board.up() != 0);
         if change.why == PathWhy::Silent && !is_up {
             self.ask_remote(change.remote);

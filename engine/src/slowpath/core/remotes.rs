@@ -533,6 +533,7 @@ impl<S: Sockets> Core<S> {
         if !paths.is_empty() {
             self.remotes.boards.insert(base, board);
         }
+        self.note_paths(base);
     }
 
     /// The same paths, for who probes them.
