@@ -638,8 +638,11 @@ impl Site {
         let stats = self.workers.iter().map(Worker::stats);
         let (controls_out, controls_in) = stats.fold((0, 0), |(sent, received), stats| {
             (
-                sent + stats.controls_sent.get() + stats.probes_sent.get(),
-                received + stats.controls_received.get() + stats.probes_received.get(),
+                sent + stats.controls_sent.get() + stats.probes_sent.get() + stats.sizes_sent.get(),
+                received
+                    + stats.controls_received.get()
+                    + stats.probes_received.get()
+                    + stats.sizes_received.get(),
             )
         });
         let stats = self.workers.iter().map(Worker::stats);
