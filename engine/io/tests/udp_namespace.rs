@@ -93,7 +93,7 @@ fn c43_c72_segments_longer_than_the_mtu_are_fragmented_not_lost() {
 }
 
 #[test]
-fn what_is_to_stay_whole_is_not_fragmented_and_the_rest_is_as_before() {
+fn c43_what_is_to_stay_whole_is_not_fragmented_and_the_rest_is_as_before() {
     in_namespace(|| {
         ip("link set lo mtu 1400");
         for address in ["127.0.0.1:0", "[::1]:0"] {

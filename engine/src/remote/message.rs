@@ -549,7 +549,7 @@ mod tests {
         );
     }
 
-    /// The vectors of docs/wire.md, section 3.
+    /// The vectors of docs/wire.md, section 7.
     #[test]
     fn sizes_are_these_bytes() {
         let size = Size {

@@ -135,7 +135,7 @@ fn a_burst_of_the_longest_packets_there_are() {
 }
 
 #[test]
-fn what_must_not_be_cut_up_is_told_the_length_that_passes() {
+fn c43_what_must_not_be_cut_up_is_told_the_length_that_passes() {
     let (mut net, board) = pair(&Setup::default());
     board.set_mtu(Some(1296));
     let v6 = |len| packet::between_v6(A, B, 1, len);

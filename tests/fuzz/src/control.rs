@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use patronus_crypto::{Duration, PublicKey, Tag, Time};
-use patronus_engine::remote::message::{BootId, CONTROL_MAX, Control, Hello, Probe};
+use patronus_engine::remote::message::{BootId, CONTROL_MAX, Control, Hello, Probe, Sizing};
 use patronus_engine::remote::{Action, Own, Remote, hello};
 
 use super::input::Input;
@@ -68,6 +68,12 @@ fn understood(content: &[u8]) -> Option<Control> {
         let again = probe.encode();
         assert!(again.len() <= content.len() && again[..4] == content[..4]);
         assert_eq!(Probe::decode(&again), Ok(probe));
+    }
+    if let Ok(sizing) = Sizing::decode(content) {
+        let mut again = sizing.encode().to_vec();
+        assert_eq!(again, content[..again.len()]);
+        again.resize(content.len(), 0);
+        assert_eq!(Sizing::decode(&again), Ok(sizing));
     }
     let message = Control::decode(content).ok()?;
     let again = message.encode();

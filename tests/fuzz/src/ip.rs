@@ -1,5 +1,6 @@
 //! Any bytes as an IP packet: what is found lies inside it, and setting its DSCP and ECN changes nothing else.
 
+use patronus_engine::mss;
 use patronus_io::ip::{self, Packet, Sum, Version};
 
 /// The first byte is a type of service, the rest a packet.
@@ -23,6 +24,17 @@ pub fn run(data: &[u8]) {
         );
     }
     let _ = packet.pseudo_sum(flow.protocol(), packet.total_len());
+
+    let mut clamped = bytes.to_vec();
+    if mss::clamp(&mut clamped, 1280) {
+        assert!(mss::may_be_syn(bytes), "what is changed is looked at");
+        let changed = bytes
+            .iter()
+            .zip(&clamped)
+            .filter(|(before, after)| before != after);
+        assert!(changed.count() <= 4, "the segment size and the checksum");
+        assert_eq!(Packet::parse(&clamped).map(|after| after.flow()), Ok(flow));
+    }
 
     for ecn_only in [false, true] {
         let mut changed = bytes.to_vec();

@@ -205,7 +205,7 @@ pub const SECTIONS: &[Section] = &[
             part(
                 43,
                 "outer DF is clear; what is too big inside is answered by ICMP",
-                "the path-MTU mode, which comes with links; the kernel answers what exceeds the TUN's MTU",
+                "DF on data; the kernel answers what exceeds the TUN's MTU",
             ),
             part(
                 44,
