@@ -344,23 +344,27 @@ fn mtu(root: &Path, config: &Config) -> Vec<Finding> {
             .mtu
             .or_else(|| interface_mtu(root, hop.ifindex))
             .unwrap_or(1500);
-        let fits = path.saturating_sub(OVERHEAD[usize::from(to.is_ipv6())]) / 16 * 16;
-        findings.push(
-            match tunnel <= path.saturating_sub(OVERHEAD[usize::from(to.is_ipv6())]) {
-                true => Finding::good(
-                    WHAT,
-                    format!("{tunnel} fits the path to {to}, which takes {path}"),
+        let passes = path.saturating_sub(OVERHEAD[usize::from(to.is_ipv6())]);
+        let fits = passes / 16 * 16;
+        findings.push(match (tunnel <= passes, peer.is_remote) {
+            (true, _) => Finding::good(
+                WHAT,
+                format!("{tunnel} fits the path to {to}, which takes {path}"),
+            ),
+            // Its paths are tried out, and packets are made to fit.
+            (false, true) => Finding::good(
+                WHAT,
+                format!("the path to {to} takes {path}: packets are made to fit {fits} in place of {tunnel}"),
+            ),
+            (false, false) => Finding::wrong(
+                WHAT,
+                Grade::Bad,
+                format!(
+                    "{tunnel} does not fit the path to {to}, which takes {path}: large packets disappear"
                 ),
-                false => Finding::wrong(
-                    WHAT,
-                    Grade::Bad,
-                    format!(
-                        "{tunnel} does not fit the path to {to}, which takes {path}: large packets disappear"
-                    ),
-                    format!("`ip link set {interface} mtu {fits}`"),
-                ),
-            },
-        );
+                format!("`ip link set {interface} mtu {fits}`"),
+            ),
+        });
     }
     findings
 }

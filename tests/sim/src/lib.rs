@@ -42,6 +42,8 @@ pub struct Summary {
     pub sent: u64,
     /// Packets that hosts received.
     pub received: u64,
+    /// Packets among them that came in fragments.
+    pub put_together: u64,
     /// ICMP errors that hosts received.
     pub errors: u64,
     /// Data messages on the network.
@@ -63,6 +65,7 @@ impl Summary {
     pub fn add(&mut self, other: &Summary) {
         self.sent += other.sent;
         self.received += other.received;
+        self.put_together += other.put_together;
         self.errors += other.errors;
         self.datagrams += other.datagrams;
         self.in_lanes += other.in_lanes;

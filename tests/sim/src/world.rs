@@ -857,6 +857,7 @@ impl World {
         let summary = Summary {
             sent: self.book.sent,
             received: self.book.received,
+            put_together: self.book.put_together,
             errors: self.book.errors,
             datagrams: self.nonces.len() as u64,
             in_lanes: self.in_lanes,

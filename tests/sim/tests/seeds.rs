@@ -18,6 +18,11 @@ fn check(sum: &Summary) {
     // The weather was as bad as meant, and the tunnels worked.
     assert!(sum.received * 2 > sum.sent && sum.received < sum.sent, "{sum}");
     assert!(sum.in_lanes > 100, "{sum}");
+    assert!(
+        sum.put_together > 100,
+        "{} packets in fragments",
+        sum.put_together
+    );
     assert!(sum.harmed > 1000 && sum.restarts > 10, "{sum}");
 }
 
