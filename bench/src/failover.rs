@@ -142,7 +142,7 @@ const RETURN: Duration = Duration::from_secs(40);
 const KNOWN_BY: [(&str, &str, &str); 3] = [
     ("carrier", "carrier", ""),
     ("gateway", "gateway", ""),
-    ("ping", "path", "ping = '10.88.0.2'\n"),
+    ("ping", "path", "ping = '10.88.0.2'\nping_interval = '200ms'\n"),
 ];
 
 impl Happening {
