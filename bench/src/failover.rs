@@ -5,6 +5,7 @@ pub mod course;
 pub mod rig;
 mod stock;
 pub mod stream;
+mod unseen;
 
 use crate::machine;
 use course::{Course, Fault, Ground, Trial};
@@ -19,13 +20,18 @@ use stock::Stock;
 
 /// The time between probes if a site's file says nothing.
 const DEFAULT_PROBE_MS: u64 = 50;
+/// The class of the stream.
+const CLASS: &str = "stream";
 /// The class's limits where the fault is to break them: a round trip, and a part of a hundred.
 const LIMITS: &str = "latency = '60ms'\nloss = '1%'\nhold = '2s'\n";
+
+/// How long a path that was left has to be good, where the stream is to go back.
+const HOLD: &str = "hold = '5s'\n";
 
 /// What can be told to `failover`.
 #[derive(clap::Args)]
 pub struct Options {
-    /// Scenarios, with commas: blackout, one-way, brownout-loss, brownout-delay, fault-free, stock-peer.
+    /// Scenarios, with commas: blackout, one-way, brownout-loss, brownout-delay, brownout-probes, return, fault-free, stock-peer.
     #[arg(long, value_delimiter = ',', default_value = "blackout,one-way")]
     scenario: Vec<String>,
     /// Modes of the stream's class, with commas: pinned, duplicate, and the others of docs/config.md. Of stock-peer: carrier, gateway,
@@ -81,12 +87,16 @@ enum Happening {
     /// It gets worse by so much loss, or so much delay from a to b, than the class bears.
     Loss(&'static str),
     Delay(u64),
+    /// It gets worse by so much loss, and only probes and a packet now and then show it.
+    Unseen(&'static str),
+    /// It fails, and the stream goes back to it.
+    Return,
     Nothing,
     /// The way to a stock peer by one of the links is dead: what is dead is the mode's name.
     Stock,
 }
 
-const SCENARIOS: [Scenario; 6] = [
+const SCENARIOS: [Scenario; 8] = [
     Scenario {
         name: "blackout",
         fault: Happening::Cut("cut"),
@@ -104,6 +114,14 @@ const SCENARIOS: [Scenario; 6] = [
         fault: Happening::Delay(80),
     },
     Scenario {
+        name: "brownout-probes",
+        fault: Happening::Unseen("2%"),
+    },
+    Scenario {
+        name: "return",
+        fault: Happening::Return,
+    },
+    Scenario {
         name: "fault-free",
         fault: Happening::Nothing,
     },
@@ -117,12 +135,14 @@ const SCENARIOS: [Scenario; 6] = [
 const BACK: Duration = Duration::from_secs(45);
 /// How long they may take to leave a link that got worse.
 const LEFT: Duration = Duration::from_secs(20);
+/// How long they may take to come back to a link that has been mended.
+const RETURN: Duration = Duration::from_secs(40);
 
 /// By what a dead link to a stock peer is known: the mode, what dies, and the peer's keys in the site's file.
 const KNOWN_BY: [(&str, &str, &str); 3] = [
     ("carrier", "carrier", ""),
     ("gateway", "gateway", ""),
-    ("ping", "path", "ping = '10.88.0.2'\n"),
+    ("ping", "path", "ping = '10.88.0.2'\nping_interval = '200ms'\n"),
 ];
 
 impl Happening {
@@ -134,7 +154,10 @@ impl Happening {
             .map_or(mode, |known| known.1);
         let (begin, end) = match self {
             Happening::Cut(cut) => (cut.to_owned(), "mend".to_owned()),
-            Happening::Loss(share) => (format!("loss {share}"), "loss off".to_owned()),
+            Happening::Return => ("cut".to_owned(), "mend".to_owned()),
+            Happening::Loss(share) | Happening::Unseen(share) => {
+                (format!("loss {share}"), "loss off".to_owned())
+            }
             Happening::Delay(more) => (
                 format!("a->b delay {}ms", delay_ms + more),
                 format!("a->b delay {delay_ms}ms"),
@@ -147,12 +170,16 @@ impl Happening {
             end,
             silences: !self.browns(),
             limit: if self.browns() { LEFT } else { BACK },
+            returns: (self == Happening::Return).then_some(RETURN),
         })
     }
 
     /// Whether packets still go through.
     fn browns(self) -> bool {
-        matches!(self, Happening::Loss(_) | Happening::Delay(_))
+        matches!(
+            self,
+            Happening::Loss(_) | Happening::Delay(_) | Happening::Unseen(_)
+        )
     }
 
     /// Of the times between probes those that make a difference: a stock peer is not probed.
@@ -184,14 +211,19 @@ struct Row {
     delay_ms: u64,
     runs: usize,
     /// The longest silence at a receiver around a fault.
-    gap_ms_p50: f64,
-    gap_ms_p99: f64,
-    gap_ms_max: f64,
+    gap_ms_p50: Option<f64>,
+    gap_ms_p99: Option<f64>,
+    gap_ms_max: Option<f64>,
     /// From a brown-out until the stream had left the link.
     moved_ms_p50: Option<f64>,
     moved_ms_p95: Option<f64>,
     /// Brown-outs that it has not left.
     stayed: usize,
+    /// From the end of a fault until the stream was back on the link.
+    #[serde(default)]
+    returned_ms_p50: Option<f64>,
+    #[serde(default)]
+    returned_ms_max: Option<f64>,
     /// Datagrams of all runs together, both ways.
     lost: u64,
     duplicated: u64,
@@ -200,6 +232,8 @@ struct Row {
     minutes: Option<f64>,
     gaps_ms: Vec<f64>,
     moves_ms: Vec<f64>,
+    #[serde(default)]
+    returns_ms: Vec<f64>,
 }
 
 /// Runs it, prints the table and writes the rows.
@@ -249,81 +283,97 @@ fn measure(
 ) -> Result<(Row, Option<Error>)> {
     let fault = scenario.fault.fault(mode, options.delay_ms);
     // A machine that is busy breaks no limit of a class that has none.
-    let limits = if scenario.fault.browns() { LIMITS } else { "" };
+    let limits = match scenario.fault {
+        Happening::Return => HOLD,
+        fault if fault.browns() => LIMITS,
+        _ => "",
+    };
     let setup = Setup {
         wires: (1..=options.links)
-            .map(|number| wire(number, options.delay_ms))
+            .map(|number| wire(number, options.delay_ms, scenario.fault))
             .collect(),
         control: !options.no_control,
         probe: (probe_ms != DEFAULT_PROBE_MS).then(|| Duration::from_millis(probe_ms)),
-        class: ("stream", format!("mode = '{mode}'\n{limits}")),
+        class: (CLASS, format!("mode = '{mode}'\n{limits}")),
         more: String::new(),
     };
     let place = format!("{} {mode} {probe_ms} ms", scenario.name);
     eprintln!("{place}: {} links, control {}", options.links, setup.control);
-    let ground: Box<dyn Ground> = match scenario.fault {
-        Happening::Stock => {
+    let engine = options.engine.clone();
+    let ground: Box<dyn Ground> = match (scenario.fault, &fault) {
+        (Happening::Unseen(_), Some(fault)) => {
+            let (trials, failed) = unseen::trials(&mut Rig::up(&setup, engine)?, fault, CLASS, options.runs);
+            return Ok((row(options, scenario, mode, probe_ms, &trials), failed));
+        }
+        (Happening::Stock, _) => {
             let known = KNOWN_BY.iter().find(|known| known.0 == mode);
             let (.., ping) =
                 known.ok_or_else(|| Error::new(format!("stock-peer by {mode}: carrier, gateway, ping")))?;
-            Box::new(Stock::up(options.links, ping, options.engine.clone())?)
+            Box::new(Stock::up(options.links, ping, engine)?)
         }
-        _ => Box::new(Rig::up(&setup, options.engine.clone())?),
+        _ => Box::new(Rig::up(&setup, engine)?),
     };
     let mut course = Course::start(ground, options.seed)?;
+    let Some(fault) = fault else {
+        let _hogs = Hogs::start()?;
+        let quiet = course.quiet(Duration::from_secs_f64(options.minutes * 60.0))?;
+        return Ok((row(options, scenario, mode, probe_ms, &[quiet]), None));
+    };
     let (mut trials, mut failed) = (Vec::new(), None);
-    let minutes = fault.is_none().then_some(options.minutes);
-    match &fault {
-        Some(fault) => {
-            for number in 1..=options.runs {
-                match course.trial(fault) {
-                    Ok(trial) => trials.push(trial),
-                    Err(error) => {
-                        failed = Some(error);
-                        break;
-                    }
-                }
-                eprintln!("{place}: {number} of {}: {:?}", options.runs, trials.last());
+    for number in 1..=options.runs {
+        match course.trial(&fault) {
+            Ok(trial) => trials.push(trial),
+            Err(error) => {
+                failed = Some(error);
+                break;
             }
         }
-        None => {
-            let _hogs = Hogs::start()?;
-            trials.push(course.quiet(Duration::from_secs_f64(options.minutes * 60.0))?);
-        }
+        eprintln!("{place}: {number} of {}: {:?}", options.runs, trials.last());
     }
+    Ok((row(options, scenario, mode, probe_ms, &trials), failed))
+}
+
+fn row(options: &Options, scenario: &Scenario, mode: &str, probe_ms: u64, trials: &[Trial]) -> Row {
     let mut row = Row {
         scenario: scenario.name.to_owned(),
         mode: mode.to_owned(),
         probe_ms,
-        control: setup.control && scenario.fault != Happening::Stock,
+        control: !options.no_control && scenario.fault != Happening::Stock,
         links: options.links,
         delay_ms: options.delay_ms,
-        minutes,
+        minutes: (scenario.fault == Happening::Nothing).then_some(options.minutes),
         ..Row::default()
     };
     trials
         .iter()
         .for_each(|trial| row.add(trial, scenario.fault.browns()));
     row.sum_up();
-    Ok((row, failed))
+    row
 }
 
-fn wire(number: u8, delay_ms: u64) -> Wire {
+fn wire(number: u8, delay_ms: u64, fault: Happening) -> Wire {
+    // Where the stream is to go back, it has to prefer one.
+    let keys = match fault {
+        Happening::Return => format!("cost = {number}\n"),
+        _ => String::new(),
+    };
     Wire {
         name: format!("link{number}"),
         impaired: vec![format!("delay {delay_ms}ms")],
-        keys: String::new(),
+        keys,
     }
 }
 
 impl Row {
     fn add(&mut self, trial: &Trial, browns: bool) {
         let ms = |time: Duration| time.as_secs_f64() * 1e3;
-        self.gaps_ms.push(ms(trial.gap));
+        self.runs += 1;
+        self.gaps_ms.extend(trial.gap.map(ms));
         if browns {
             self.moves_ms.extend(trial.moved.map(ms));
             self.stayed += usize::from(trial.moved.is_none());
         }
+        self.returns_ms.extend(trial.returned.map(ms));
         self.lost += trial.lost;
         self.duplicated += trial.duplicated;
         self.false_moves += trial.false_moves;
@@ -331,11 +381,12 @@ impl Row {
 
     /// The figures of the samples that there are.
     fn sum_up(&mut self) {
-        self.runs = self.gaps_ms.len();
-        let gaps = |part| quantile(&self.gaps_ms, part).unwrap_or(0.0);
+        let gaps = |part| quantile(&self.gaps_ms, part);
         (self.gap_ms_p50, self.gap_ms_p99, self.gap_ms_max) = (gaps(0.5), gaps(0.99), gaps(1.0));
         self.moved_ms_p50 = quantile(&self.moves_ms, 0.5);
         self.moved_ms_p95 = quantile(&self.moves_ms, 0.95);
+        self.returned_ms_p50 = quantile(&self.returns_ms, 0.5);
+        self.returned_ms_max = quantile(&self.returns_ms, 1.0);
     }
 
     /// Whether the other one is of the same setting.
@@ -359,8 +410,10 @@ fn merge(rows: &mut Vec<Row>, row: Row) {
         rows.push(row);
         return;
     };
+    old.runs += row.runs;
     old.gaps_ms.extend(&row.gaps_ms);
     old.moves_ms.extend(&row.moves_ms);
+    old.returns_ms.extend(&row.returns_ms);
     old.stayed += row.stayed;
     old.lost += row.lost;
     old.duplicated += row.duplicated;
@@ -384,32 +437,49 @@ fn write(path: &Path, rows: &[Row]) -> Result<()> {
 
 /// The table, as Markdown.
 fn table(rows: &[Row]) -> String {
+    let mut remarks = String::new();
     let mut text = "| scenario | mode | probes every, ms | control | faults | gap p50, ms | p99 | longest | moved p50, ms | p95 | \
          lost | twice | false moves |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|\n"
         .to_owned();
     for row in rows {
-        let moved = |value: Option<f64>| value.map_or("-".to_owned(), |ms| format!("{ms:.0}"));
+        let known = |value: Option<f64>| value.map_or("-".to_owned(), |ms| format!("{ms:.0}"));
         let runs = match row.minutes {
             Some(minutes) => format!("{minutes:.1} min"),
             None => row.runs.to_string(),
         };
         text += &format!(
-            "| {} | {} | {} | {} | {runs} | {:.0} | {:.0} | {:.0} | {} | {} | {} | {} | {} |\n",
+            "| {} | {} | {} | {} | {runs} | {} | {} | {} | {} | {} | {} | {} | {} |\n",
             row.scenario,
             row.mode,
             Some(row.probe_ms)
                 .filter(|ms| *ms > 0)
                 .map_or("-".to_owned(), |ms| ms.to_string()),
             if row.control { "yes" } else { "no" },
-            row.gap_ms_p50,
-            row.gap_ms_p99,
-            row.gap_ms_max,
-            moved(row.moved_ms_p50),
-            moved(row.moved_ms_p95),
+            known(row.gap_ms_p50),
+            known(row.gap_ms_p99),
+            known(row.gap_ms_max),
+            known(row.moved_ms_p50),
+            known(row.moved_ms_p95),
             row.lost,
             row.duplicated,
             row.false_moves
         );
+        if row.stayed > 0 {
+            remarks += &format!(
+                "\n{} ({} ms): {} were not left in time\n",
+                row.scenario, row.probe_ms, row.stayed
+            );
+        }
+        if let (Some(half), Some(longest)) = (row.returned_ms_p50, row.returned_ms_max) {
+            remarks += &format!(
+                "\n{}: back {:.1} s after the end at p50, {:.1} s at the longest ({} of {})\n",
+                row.scenario,
+                half / 1e3,
+                longest / 1e3,
+                row.returns_ms.len(),
+                row.runs
+            );
+        }
         if row.stayed > 0 {
             text += &format!(
                 "\n{} of the brown-outs above were not left in time\n\n",
@@ -417,7 +487,7 @@ fn table(rows: &[Row]) -> String {
             );
         }
     }
-    text
+    text + &remarks
 }
 
 /// A busy thread for every core, at the priority of any other.
@@ -462,6 +532,7 @@ mod tests {
             scenario: "blackout".to_owned(),
             mode: "pinned".to_owned(),
             probe_ms: 50,
+            runs: gaps.len(),
             gaps_ms: gaps.to_vec(),
             moves_ms: moves.to_vec(),
             lost: 3,
@@ -493,7 +564,10 @@ mod tests {
             },
         );
         assert_eq!(rows.len(), 2);
-        assert_eq!((rows[0].runs, rows[0].lost, rows[0].gap_ms_max), (3, 6, 3.0));
+        assert_eq!(
+            (rows[0].runs, rows[0].lost, rows[0].gap_ms_max),
+            (3, 6, Some(3.0))
+        );
         let text = table(&rows);
         assert!(
             text.contains("| blackout | pinned | 50 | no | 3 | 2 | 3 | 3 | - | - | 6 | 0 | 0 |"),

@@ -333,12 +333,10 @@ impl Router {
         }
     }
 
-    /// The flow in a place of the table; an error behind the last one.
-    pub fn flow_at(&self, place: u32) -> Result<Option<FlowKey>, ()> {
-        match (place as usize) < self.flows.limit() {
-            true => Ok(self.flows.at(place).map(|flow| *flow.key())),
-            false => Err(()),
-        }
+    /// The flow in a place of the table, if there is one; `None` behind the last place.
+    pub fn flow_at(&self, place: u32) -> Option<Option<FlowKey>> {
+        let is_place = (place as usize) < self.flows.limit();
+        is_place.then(|| self.flows.at(place).map(|flow| *flow.key()))
     }
 
     /// Sorts the packets that waited for a neighbour of whom more is known now into `exits`, which is empty.

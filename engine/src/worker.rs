@@ -801,7 +801,7 @@ impl Worker {
             if told.len() == told.capacity() {
                 return Some(place);
             }
-            let key = router.flow_at(place).ok()?;
+            let key = router.flow_at(place)?;
             told.extend(key.map(|key| self.explain_flow(now, key)));
         }
         Some(from.saturating_add(PLACES_PER_QUERY))

@@ -74,7 +74,7 @@ pub fn svg(record: &Record, subtitle: &str) -> String {
     let links = lost.below(ROW * record.links.len() as f64, 1.0);
     let groups = groups(&record.moves);
     let list = links.bottom() + 62.0;
-    let height = list + LINE * record.moves.len().max(1) as f64 + 14.0;
+    let height = list + LINE * (record.moves.len().max(1) + 1) as f64 + 14.0;
     let mut out = String::new();
     let _ = writeln!(
         out,
@@ -124,6 +124,7 @@ pub fn svg(record: &Record, subtitle: &str) -> String {
             "font-size=\"12\" fill=\"#1a1a1a\"",
             "nothing moved",
         );
+        at += LINE;
     }
     for (number, group) in groups.iter().enumerate() {
         for each in *group {
@@ -144,6 +145,14 @@ pub fn svg(record: &Record, subtitle: &str) -> String {
             at += LINE;
         }
     }
+    let note =
+        "flows leave a path that is down or poor at once; to a better one they go in a pause, or within 4 s";
+    text(
+        &mut out,
+        (24.0, at + 4.0),
+        "font-size=\"12\" font-style=\"italic\" fill=\"#555555\"",
+        note,
+    );
     out += "</svg>\n";
     out
 }

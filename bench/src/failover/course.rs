@@ -44,29 +44,37 @@ pub struct Fault {
     pub silences: bool,
     /// How long that may take.
     pub limit: Duration,
+    /// How long the streams may take to be back on the wire once it is mended, where that is waited for.
+    pub returns: Option<Duration>,
 }
 
 /// What one fault did.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Trial {
-    /// The longest silence, of both streams.
-    pub gap: Duration,
+    /// The longest silence, of both streams, where that was measured.
+    pub gap: Option<Duration>,
     /// From the fault until the last of the streams had left the wire; `None`: one has not.
     pub moved: Option<Duration>,
+    /// From its end until both streams were back on the wire, if that was waited for and has happened.
+    pub returned: Option<Duration>,
     pub lost: u64,
     pub duplicated: u64,
     /// Moves away from wires that had nothing.
     pub false_moves: u64,
 }
 
-/// A stream that goes by another wire than before.
+/// Wires, a bit each.
+type Wires = u16;
+
+/// A stream has left a wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Move {
-    pub at: Duration,
+struct Move {
+    at: Duration,
     /// 0: from a to b.
-    pub direction: usize,
-    pub from: usize,
-    pub to: usize,
+    direction: usize,
+    from: usize,
+    /// By which it goes now.
+    to: Wires,
 }
 
 /// The ground under its streams.
@@ -81,8 +89,8 @@ pub struct Course {
     counted: Vec<[u64; 2]>,
     /// Packets by wire and direction from then to the reading before.
     recent: Vec<[u64; 2]>,
-    /// The wire that carries each stream.
-    carriers: [Option<usize>; 2],
+    /// The wires that carry each stream; none: nothing is known yet.
+    carriers: [Wires; 2],
     moves: Vec<Move>,
     chance: u64,
 }
@@ -105,7 +113,7 @@ impl Course {
             arrivals: Default::default(),
             clock,
             counted,
-            carriers: [None; 2],
+            carriers: [0; 2],
             moves: Vec::new(),
             chance: seed,
         };
@@ -130,7 +138,7 @@ impl Course {
         // One that does not get over it is counted with all the time that it had.
         let _ = self.until("the streams", fault.limit, over);
         let moved = self.left(victim).map(|at| at.saturating_sub(begun));
-        let gap = self.gap(begun);
+        let gap = Some(self.gap(begun));
         self.ground.command(victim, &fault.end)?;
         let mended = self.clock.elapsed();
         self.pass(LATE)?;
@@ -140,11 +148,16 @@ impl Course {
             |course| course.flows(),
         )?;
         self.recover()?;
+        let returned = match fault.returns {
+            Some(limit) => self.returned(victim, mended, limit)?,
+            None => None,
+        };
         let (lost, duplicated) = self.next_tally();
         let false_moves = unfounded(&self.moves, victim, mended);
         Ok(Trial {
             gap,
             moved,
+            returned,
             lost,
             duplicated,
             false_moves,
@@ -156,27 +169,25 @@ impl Course {
         self.moves.clear();
         let begun = self.clock.elapsed();
         self.pass(length)?;
-        let gap = self.gap(begun);
+        let gap = Some(self.gap(begun));
         self.pass(LATE)?;
         let (lost, duplicated) = self.next_tally();
         let false_moves = self.moves.len() as u64;
         Ok(Trial {
             gap,
             moved: None,
+            returned: None,
             lost,
             duplicated,
             false_moves,
         })
     }
 
-    /// The wire of the stream from a to b; where both streams go by two each, one of them.
+    /// The wire of the stream from a to b; where it goes by several, one of them.
     fn victim(&mut self) -> Result<usize> {
-        let busiest = self.recent.iter().map(|packets| packets[0]).max().unwrap_or(0);
-        let carry: Vec<usize> = (0..self.recent.len())
-            .filter(|at| self.recent[*at][0] * 2 > busiest)
-            .collect();
+        let carry: Vec<usize> = members(self.carriers[0]).collect();
         let chosen = (self.random() * carry.len() as f64) as usize;
-        let victim = self.carriers[0].or(carry.get(chosen).copied());
+        let victim = carry.get(chosen).copied();
         victim.ok_or_else(|| Error::new("no wire carries the stream"))
     }
 
@@ -185,9 +196,21 @@ impl Course {
         let away = self
             .carriers
             .iter()
-            .all(|carrier| carrier.is_some_and(|carrier| carrier != wire));
+            .all(|carriers| *carriers != 0 && carriers & 1 << wire == 0);
         let last = self.moves.iter().rfind(|change| change.from == wire);
         last.filter(|_| away).map(|change| change.at)
+    }
+
+    /// Waits until the streams are back on a wire, and on no other, and gives how long that took.
+    fn returned(&mut self, wire: usize, mended: Duration, limit: Duration) -> Result<Option<Duration>> {
+        let only: Wires = 1 << wire;
+        let back = |course: &Course| course.carriers.iter().all(|carriers| *carriers == only);
+        if self.until("the streams, back", limit, back).is_err() {
+            return Ok(None);
+        }
+        let returned = self.clock.elapsed().saturating_sub(mended);
+        self.pass(SETTLED)?;
+        Ok(Some(returned))
     }
 
     /// The longest silence of both streams from a moment on, one that still lasts included.
@@ -262,10 +285,12 @@ impl Course {
         self.counted = counted;
         let at = self.clock.elapsed();
         for direction in 0..2 {
-            let Some(to) = carrier(self.recent.iter().map(|packets| packets[direction])) else {
+            let to = carriers(self.recent.iter().map(|packets| packets[direction]));
+            if to == 0 {
                 continue;
-            };
-            if let Some(from) = self.carriers[direction].replace(to).filter(|from| *from != to) {
+            }
+            let before = std::mem::replace(&mut self.carriers[direction], to);
+            for from in members(before & !to) {
                 self.moves.push(Move {
                     at,
                     direction,
@@ -304,28 +329,33 @@ impl Course {
     }
 }
 
-/// The wire that carries more than half of all packets. `None`: there are too few to say, or they go by several.
-fn carrier(packets: impl Iterator<Item = u64> + Clone) -> Option<usize> {
-    let all: u64 = packets.clone().sum();
+/// The wires that carry a stream: each more than half as many packets as the busiest. None: there are too few to say.
+fn carriers(packets: impl Iterator<Item = u64> + Clone) -> Wires {
+    let most = packets.clone().max().unwrap_or(0);
     // Of a stream that pauses nothing is seen, and probes alone say nothing.
     let enough = LOOK.as_millis() as u64 / INTERVAL.as_millis() as u64 / 2;
-    packets
-        .enumerate()
-        .find(|(_, count)| *count >= enough && count * 2 > all)
-        .map(|(at, _)| at)
+    if most < enough {
+        return 0;
+    }
+    let carry = packets.enumerate().filter(|(_, count)| count * 2 > most);
+    carry.fold(0, |wires, (at, _)| wires | 1 << at)
+}
+
+fn members(wires: Wires) -> impl Iterator<Item = usize> {
+    (0..Wires::BITS as usize).filter(move |at| wires & 1 << at != 0)
 }
 
 /// Moves that nothing has brought about: neither away from the wire with the fault, nor, once and after it was mended, back to it.
 fn unfounded(moves: &[Move], victim: usize, mended: Duration) -> u64 {
     let mut back = [false; 2];
-    let founded = |change: &&Move| {
-        if change.from == victim && change.at < mended + LOOK && !back[change.direction] {
-            return true;
+    let mut is_founded = |change: &Move| {
+        if change.from == victim {
+            return change.at < mended + LOOK && !back[change.direction];
         }
-        change.to == victim && change.at >= mended && !std::mem::replace(&mut back[change.direction], true)
+        let returns = change.to & 1 << victim != 0 && change.at >= mended;
+        returns && !std::mem::replace(&mut back[change.direction], true)
     };
-    let mut founded = founded;
-    moves.iter().filter(|change| !founded(change)).count() as u64
+    moves.iter().filter(|change| !is_founded(change)).count() as u64
 }
 
 #[cfg(test)]
@@ -333,11 +363,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_carrier_has_most_of_the_packets() {
-        assert_eq!(carrier([25, 2, 1].into_iter()), Some(0));
-        assert_eq!(carrier([1, 2, 25].into_iter()), Some(2));
-        assert_eq!(carrier([13, 13, 1].into_iter()), None, "two carry it");
-        assert_eq!(carrier([3, 0, 0].into_iter()), None, "probes");
+    fn carriers_have_most_of_the_packets() {
+        assert_eq!(carriers([25, 2, 1].into_iter()), 0b001);
+        assert_eq!(carriers([1, 2, 25].into_iter()), 0b100);
+        assert_eq!(carriers([24, 26, 1].into_iter()), 0b011, "two carry it");
+        assert_eq!(carriers([3, 0, 0].into_iter()), 0, "probes");
     }
 
     #[test]
@@ -346,7 +376,7 @@ mod tests {
             at: Duration::from_millis(at),
             direction,
             from,
-            to,
+            to: 1 << to,
         };
         let mended = Duration::from_millis(500);
         let away = [change(100, 0, 0, 1), change(110, 1, 0, 1)];

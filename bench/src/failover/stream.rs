@@ -3,6 +3,7 @@
 //! are the silences of the tunnel and not those of a busy machine's scheduler.
 
 use patronus_netns::{Result, Site};
+use std::collections::HashSet;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -134,6 +135,8 @@ pub struct Tally {
     first: u64,
     /// How often each from there on came.
     times: Vec<u32>,
+    /// Those that were judged and had not come.
+    missing: HashSet<u64>,
     /// Datagrams that were judged, that did not come, and that came once more than they should.
     pub judged: u64,
     pub lost: u64,
@@ -141,11 +144,14 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// Counts these. One that comes after it was given up as lost is found.
+    /// Counts these. One that comes after it was given up as lost is not lost any more.
     pub fn add(&mut self, arrivals: &[Arrival]) {
         for arrival in arrivals {
             let Some(at) = arrival.sequence.checked_sub(self.first) else {
-                self.duplicated += 1;
+                match self.missing.remove(&arrival.sequence) {
+                    true => self.lost = self.lost.saturating_sub(1),
+                    false => self.duplicated += 1,
+                }
                 continue;
             };
             let at = at as usize;
@@ -160,8 +166,11 @@ impl Tally {
     pub fn judge(&mut self, before: u64) {
         let count = before.saturating_sub(self.first) as usize;
         self.times.resize(self.times.len().max(count), 0);
-        for times in self.times.drain(..count) {
-            self.lost += u64::from(times == 0);
+        for (times, sequence) in self.times.drain(..count).zip(self.first..) {
+            if times == 0 {
+                self.lost += 1;
+                self.missing.insert(sequence);
+            }
             self.duplicated += u64::from(times.saturating_sub(1));
         }
         self.first += count as u64;
@@ -200,9 +209,9 @@ mod tests {
         tally.add(&arrivals(&[(2, 9), (5, 10)]));
         tally.judge(7);
         assert_eq!((tally.judged, tally.lost, tally.duplicated), (7, 2, 1));
-        // 4 was given up; 5 is there twice.
-        tally.add(&arrivals(&[(5, 11)]));
-        assert_eq!(tally.duplicated, 2);
+        // 5 is there twice; 4 was given up, and comes after all.
+        tally.add(&arrivals(&[(5, 11), (4, 12)]));
+        assert_eq!((tally.lost, tally.duplicated), (1, 2));
     }
 
     #[test]

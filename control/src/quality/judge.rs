@@ -1,6 +1,6 @@
 //! The order of paths to one remote for one class, and why it is so.
 //!
-//! A path is *good* or *poor*. It becomes poor at once when it is down or a limit of the class is broken ([`verdict`](super::verdict)); it becomes good again when it has been neither for
+//! A path is *good* or *poor*. It becomes poor at once when it is down or a limit of the class is broken ([`verdict`]); it becomes good again when it has been neither for
 //! the whole hold, and has been left for as long. An order is made from the one before: a path passes the one in front of it only if it is clearly better, so that nothing moves for
 //! nothing. Good ones stand before poor ones; the engine takes the first that is good and up, or else the first that is up, so a poor path is left only if there is a better one.
 //!

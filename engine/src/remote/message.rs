@@ -274,7 +274,7 @@ impl Probe {
         for count in [self.sent, self.echo_sent, self.echo_received] {
             bytes.extend(count.to_le_bytes());
         }
-        let flags = u8::from(self.heard) * HEARD | u8::from(self.used) * USED;
+        let flags = (u8::from(self.heard) * HEARD) | (u8::from(self.used) * USED);
         bytes.extend([flags, self.unheard.len() as u8, 0, 0]);
         bytes.extend(self.unheard.iter().copied());
         bytes

@@ -2,7 +2,7 @@
 //!
 //! The kernel asks a gateway that it has known for a while only when packets go there and nothing comes back that it understands, and takes many seconds to
 //! give up. So each gateway is asked beside it ([`Solicitor`]), often while a session goes there, now and then while one could. One that has answered before
-//! and misses [`MISSES`](crate::standby::asking::MISSES) answers is silent; so is one that the kernel has given up. Who never answers and is not asked for by the kernel
+//! and misses [`MISSES`] answers is silent; so is one that the kernel has given up. Who never answers and is not asked for by the kernel
 //! either, as on a point-to-point link, is taken to be there; and so is one through which packets come.
 
 use std::collections::BTreeMap;
