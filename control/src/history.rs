@@ -192,6 +192,8 @@ pub fn called(config: &Config, key: &[u8; 32]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use patronus_abi::channel::LinkWhy;
+
     use super::*;
 
     fn link(at: u64) -> Event {
@@ -236,5 +238,14 @@ mod tests {
         let said = words(&moved, &|key| format!("site {}", key[0])).expect("no answer");
         let text = "is at 192.0.2.1:51820 now (path 1-2, lane 3)";
         assert_eq!(said, ("endpoint", "site 7".to_owned(), text.to_owned()));
+        let moved = Event::PeerMoved {
+            at: 1,
+            peer,
+            from: Some(1),
+            to: 2,
+            why: LinkWhy::GatewaySilent,
+        };
+        let (_, _, text) = words(&moved, &|key| format!("site {}", key[0])).expect("no answer");
+        assert_eq!(text, "the session goes by link 2 instead of 1: gateway-silent");
     }
 }

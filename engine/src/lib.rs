@@ -41,6 +41,7 @@
 //!   who finds that out; [`steer`]: which path a packet takes.
 //! * [`slowpath`]: the one other thread; [`slowpath::core`]: the part of it that needs no system, which the simulator runs too.
 //! * [`channel`]: what workers and the slow path say to each other; [`crew`]: what workers hand to each other.
+//! * [`standby`]: by which of our links the session with a stock peer goes.
 //! * [`observe`]: traces and captures; [`explain`]: why a flow goes where it goes.
 //! * [`stats`]: a name for each packet that goes no further, cycles for each stage.
 //! * [`site`], [`reader`]: the configuration file, at the start and again; [`plan`]: keeps what routers look at in step with it.

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use common::{OURS, ifindex, ip, readable, run};
 use patronus_io::netlink::{AddressEvent, Addresses, Neighbour, NeighbourEvent, Neighbours, Prefix};
+use patronus_io::solicit::{Solicitation, Solicitor};
 
 /// How long anything may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -123,6 +124,58 @@ fn neighbours_are_resolved_followed_and_kept() {
             .output();
         let kept = String::from_utf8(kept.expect("run ip").stdout).expect("text");
         assert!(!kept.contains("managed"), "{kept}");
+    });
+}
+
+/// Asks once, and says who has answered soon.
+fn solicit(solicitor: &Solicitor, question: &Solicitation) -> Vec<IpAddr> {
+    let mut answers = Vec::new();
+    solicitor.ask(question).expect("ask");
+    let end = Instant::now() + Duration::from_millis(300);
+    while answers.is_empty() && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(2));
+        solicitor.read(&mut answers);
+    }
+    answers
+}
+
+#[test]
+fn who_is_there_answers_and_nobody_else() {
+    with_neighbour(|there| {
+        let mut solicitor = Solicitor::new().expect("rights");
+        let question = |target: &str, known| Solicitation {
+            target: address(target),
+            source: Some(address("192.0.2.1")),
+            mac: common::OURS,
+            known,
+        };
+        for round in 0..2 {
+            solicitor.set_interface(ifindex("va")).expect("an interface");
+            for target in ["192.0.2.9", "2001:db8::9"] {
+                for known in [None, Some(THEIRS)] {
+                    let answers = solicit(&solicitor, &question(target, known));
+                    assert!(
+                        answers.contains(&address(target)),
+                        "{target} {known:?} {round}: {answers:?}"
+                    );
+                }
+            }
+            for target in ["192.0.2.8", "2001:db8::8"] {
+                assert_eq!(
+                    solicit(&solicitor, &question(target, None)),
+                    [] as [IpAddr; 0],
+                    "{target}"
+                );
+            }
+            // The neighbour stays; its addresses do not.
+            there("addr flush dev vb");
+            for target in ["192.0.2.9", "2001:db8::9"] {
+                let answers = solicit(&solicitor, &question(target, Some(THEIRS)));
+                assert!(!answers.contains(&address(target)), "{target}: {answers:?}");
+            }
+            there("addr add 192.0.2.9/24 dev vb");
+            there("addr add 2001:db8::9/64 dev vb nodad");
+        }
     });
 }
 
