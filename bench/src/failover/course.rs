@@ -376,7 +376,7 @@ mod tests {
             at: Duration::from_millis(at),
             direction,
             from,
-            to: 1 << to,
+            to: 1u16 << to,
         };
         let mended = Duration::from_millis(500);
         let away = [change(100, 0, 0, 1), change(110, 1, 0, 1)];

@@ -146,14 +146,11 @@ mod tests {
         let (one, two, three) = (report(1, 1), report(1, 2), report(2, 1));
         [&one, &two].into_iter().for_each(|report| table.set(report));
         table.end_round();
-        assert_eq!(shown(&table), [one.clone(), two.clone()]);
-        let newer = PathReport {
-            since: 8,
-            ..one.clone()
-        };
+        assert_eq!(shown(&table), [one, two]);
+        let newer = PathReport { since: 8, ..one };
         table.set(&newer);
         table.end_round();
-        assert_eq!(shown(&table), [newer.clone()], "the other one is gone");
+        assert_eq!(shown(&table), [newer], "the other one is gone");
         table.set(&newer);
         table.set(&three);
         assert_eq!(shown(&table), [newer, three], "in its place");
