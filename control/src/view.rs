@@ -455,14 +455,18 @@ impl<'a> Viewer<'a> {
 
     fn links(&self) -> Result<Vec<Link>, Failure> {
         let (_, links) = groups(&self.ask("links")?, "link");
+        // The engine has them in the order of their numbers, however they stand in the file.
+        let mut ids: Vec<u64> = self
+            .config
+            .links
+            .iter()
+            .map(|link| link.id.get_ref().get())
+            .collect();
+        ids.sort_unstable();
         let link = |group: &Group| {
             let place: usize = group.parsed("link")?;
             Some(Link {
-                id: self
-                    .config
-                    .links
-                    .get(place)
-                    .map_or(0, |link| link.id.get_ref().get()),
+                id: ids.get(place).copied().unwrap_or(0),
                 interface: group.text("interface").unwrap_or_default().to_owned(),
                 port: group.text("port").unwrap_or_default().to_owned(),
                 running: group.is("running"),
