@@ -8,8 +8,8 @@ use patronus_netns::{
     unique_name,
 };
 use patronus_tests::{
-    Flow, LIMIT, Memory, cli_program, control_program, engine_options, engine_program, eventually, may_run,
-    ping, uapi_value,
+    Edge, Flow, LIMIT, Memory, cli_program, control_program, engine_options, engine_program, eventually,
+    may_run, ping, uapi_value,
 };
 use rustix::process::Signal;
 use std::fs;
@@ -829,5 +829,75 @@ fn another_key_is_noticed_by_the_next_control() {
         "{}{}",
         managed.said("show"),
         managed.control.log()
+    );
+}
+
+/// Two links to a site of our own. One of them is in a drill: its path is noticed to be down and packets go by the other one, what was dropped is counted, and it is back afterwards.
+#[test]
+fn a_drill_cuts_a_link_and_tells_what_became_of_it() {
+    if !may_run(&[]) {
+        return;
+    }
+    let other = Keys::generate().unwrap();
+    let tables = |key: &str, net: &str| {
+        let link = |id: u8| format!("[[link]]\nid = {id}\ninterface = 'up{id}'\ngroup = {id}\n");
+        format!(
+            "[probe]\ninterval = '100ms'\nidle = '100ms'\n{}{}[[remote]]\nname = 'other'\npublic_key = '{}'\nallowed_ips = ['{net}']\n",
+            link(1),
+            link(2),
+            key.trim()
+        )
+    };
+    let managed = Managed::start(&tables(&other.public, "10.88.0.2/32"));
+    let far = Namespace::new("far").unwrap();
+    for link in [1, 2] {
+        let name = format!("up{link}");
+        managed.site.namespace.veth(&name, &far, &name, 1500).unwrap();
+        managed
+            .site
+            .namespace
+            .address(&name, &format!("198.18.{link}.1/24"))
+            .unwrap();
+        far.address(&name, &format!("198.18.{link}.2/24")).unwrap();
+    }
+    let own = managed.site.keys.as_ref().unwrap();
+    let file = tables(&own.public, "10.88.0.1/32") + "endpoint = '198.18.1.1:51820'\n";
+    let edge = Edge::start(&far, &other, &file).unwrap();
+    far.address(edge.interface(), "10.88.0.2/24").unwrap();
+    managed.raise();
+    let paths_up = || {
+        managed
+            .said("--json show paths")
+            .matches("\"state\": \"up\"")
+            .count()
+    };
+    assert!(eventually(|| paths_up() == 2), "{}", managed.said("show paths"));
+
+    let said = managed.said("--json failover-test --link up1 --for 1s");
+    let told: serde_json::Value = serde_json::from_str(&said).unwrap();
+    let path = &told["paths"][0];
+    assert_eq!(told["paths"].as_array().map(Vec::len), Some(1), "{said}");
+    assert_eq!(
+        (&path["path"], &path["why"]),
+        (&"1-1".into(), &"silent".into()),
+        "{said}"
+    );
+    assert!(path["down_after"].as_f64() < path["up_after"].as_f64(), "{said}");
+    assert!(path["down_after"].as_f64() > Some(0.0), "{said}");
+    assert!(told["dropped_sent"].as_u64() > Some(0), "{said}");
+    assert_eq!(paths_up(), 2);
+
+    let refused = managed.patronus("failover-test --link up9");
+    let wrong = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(
+        !refused.status.success() && wrong.contains("there are: up1, up2"),
+        "{wrong}"
+    );
+    assert_eq!(
+        managed
+            .patronus("failover-test --link up1 --for 61s")
+            .status
+            .code(),
+        Some(2)
     );
 }

@@ -2,9 +2,10 @@
 
 use super::stream::{Arrival, INTERVAL, Stream, Tally, longest_silence};
 use patronus_netns::{Error, Result, Site};
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
-/// How often the wires' counters are read and what came is taken: times at which flows move are this exact.
+/// How often the wires' counters are read and what came is taken: times at which flows move are this exact. A move is one that two looks in a row have seen.
 pub const LOOK: Duration = Duration::from_millis(25);
 /// After a fault, streams count as back when they had no silence longer than `PAUSE` for so long.
 const SETTLED: Duration = Duration::from_millis(250);
@@ -91,7 +92,12 @@ pub struct Course {
     recent: Vec<[u64; 2]>,
     /// The wires that carry each stream; none: nothing is known yet.
     carriers: [Wires; 2],
+    /// Other ones than those, as the last look had it, and when: one look alone may be wrong.
+    seen: [Option<(Wires, Duration)>; 2],
+    /// Those that have not been judged yet.
     moves: Vec<Move>,
+    /// Wires that each stream has left for a fault and not come back to.
+    owed: [Wires; 2],
     chance: u64,
 }
 
@@ -114,6 +120,8 @@ impl Course {
             clock,
             counted,
             carriers: [0; 2],
+            seen: [None; 2],
+            owed: [0; 2],
             moves: Vec::new(),
             chance: seed,
         };
@@ -128,7 +136,6 @@ impl Course {
         let phase = PHASE.mul_f64(self.random());
         self.pass(CALM + phase)?;
         let victim = self.victim()?;
-        self.moves.clear();
         let begun = self.clock.elapsed();
         self.ground.command(victim, &fault.begin)?;
         let over = |course: &Course| match fault.silences {
@@ -153,7 +160,8 @@ impl Course {
             None => None,
         };
         let (lost, duplicated) = self.next_tally();
-        let false_moves = unfounded(&self.moves, victim, mended);
+        let moves = std::mem::take(&mut self.moves);
+        let false_moves = unfounded(&moves, victim, begun..mended, &mut self.owed);
         Ok(Trial {
             gap,
             moved,
@@ -286,9 +294,14 @@ impl Course {
         let at = self.clock.elapsed();
         for direction in 0..2 {
             let to = carriers(self.recent.iter().map(|packets| packets[direction]));
-            if to == 0 {
+            if to == 0 || to == self.carriers[direction] {
+                self.seen[direction] = None;
                 continue;
             }
+            let Some((_, at)) = self.seen[direction].filter(|(seen, _)| *seen == to) else {
+                self.seen[direction] = Some((to, at));
+                continue;
+            };
             let before = std::mem::replace(&mut self.carriers[direction], to);
             for from in members(before & !to) {
                 self.moves.push(Move {
@@ -345,15 +358,19 @@ fn members(wires: Wires) -> impl Iterator<Item = usize> {
     (0..Wires::BITS as usize).filter(move |at| wires & 1 << at != 0)
 }
 
-/// Moves that nothing has brought about: neither away from the wire with the fault, nor, once and after it was mended, back to it.
-fn unfounded(moves: &[Move], victim: usize, mended: Duration) -> u64 {
-    let mut back = [false; 2];
+/// Moves that nothing has brought about: neither away from the wire with the fault, nor, once and not before it was mended, back to one that had been left for one.
+fn unfounded(moves: &[Move], victim: usize, fault: Range<Duration>, owed: &mut [Wires; 2]) -> u64 {
+    let bit: Wires = 1 << victim;
     let mut is_founded = |change: &Move| {
-        if change.from == victim {
-            return change.at < mended + LOOK && !back[change.direction];
+        let owed = &mut owed[change.direction];
+        if change.from == victim && (fault.start..fault.end + LOOK * 2).contains(&change.at) {
+            *owed |= bit;
+            return true;
         }
-        let returns = change.to & 1 << victim != 0 && change.at >= mended;
-        returns && !std::mem::replace(&mut back[change.direction], true)
+        let is_bad = change.at >= fault.start && change.at < fault.end;
+        let back = change.to & *owed & if is_bad { !bit } else { Wires::MAX };
+        *owed &= !back;
+        back != 0
     };
     moves.iter().filter(|change| !is_founded(change)).count() as u64
 }
@@ -378,15 +395,24 @@ mod tests {
             from,
             to: 1u16 << to,
         };
-        let mended = Duration::from_millis(500);
+        let at = Duration::from_millis;
+        let count = |moves: &[Move]| unfounded(moves, 0, at(50)..at(500), &mut [0; 2]);
         let away = [change(100, 0, 0, 1), change(110, 1, 0, 1)];
-        assert_eq!(unfounded(&away, 0, mended), 0);
+        assert_eq!(count(&away), 0);
         let back = [change(100, 0, 0, 1), change(900, 0, 1, 0)];
-        assert_eq!(unfounded(&back, 0, mended), 0);
+        assert_eq!(count(&back), 0);
         let flaps = [change(100, 0, 0, 1), change(900, 0, 1, 0), change(950, 0, 0, 1)];
-        assert_eq!(unfounded(&flaps, 0, mended), 1);
+        assert_eq!(count(&flaps), 1);
         let early = [change(100, 0, 0, 1), change(200, 0, 1, 0)];
-        assert_eq!(unfounded(&early, 0, mended), 1, "it is still bad");
-        assert_eq!(unfounded(&[change(100, 1, 1, 2)], 0, mended), 1, "it has nothing");
+        assert_eq!(count(&early), 1, "it is still bad");
+        assert_eq!(count(&[change(100, 1, 1, 2)]), 1, "it has nothing");
+        assert_eq!(count(&[change(20, 0, 0, 1)]), 1, "it has nothing yet");
+        // Back to one that was left for an earlier fault.
+        let mut owed = [1 << 3, 0];
+        assert_eq!(
+            unfounded(&[change(700, 0, 1, 3)], 0, at(50)..at(500), &mut owed),
+            0
+        );
+        assert_eq!(owed, [0; 2]);
     }
 }
