@@ -156,6 +156,18 @@ impl Gateways {
 }
 
 impl Watched {
+    /// Whether a question is due, and whether the one before had no answer. It counts even where nobody can ask it, so that the next one is due later and the kernel's word
+    /// is believed after as many.
+    fn ask(&mut self, now: Time) -> Option<bool> {
+        let missed = self.asking.is_waiting();
+        self.asking.poll(now).map(|_| missed)
+    }
+
+    /// Packets have come through it: what was not answered until now does not count. Whether it answers nobody knows any better.
+    fn heard_through(&mut self) {
+        self.asking.forget();
+    }
+
     fn is_silent(&mut self, now: Time) -> bool {
         let given_up = self.failed && self.asking.open() >= MISSES;
         self.asking.is_lost(now) && self.asking.is_known() || given_up
@@ -186,7 +198,7 @@ impl SlowPath {
             let since = Time(now.0.saturating_sub(HEARD_LATELY.as_nanos() as u64));
             let silent = watched.is_silent(now);
             if silent && !watched.silent && self.core.was_heard_through(at, gateway, since) {
-                watched.asking.answered_any(now);
+                watched.heard_through();
             } else if std::mem::replace(&mut watched.silent, silent) != silent {
                 self.core.set_gateway_silent(at, gateway, silent);
                 self.tell_gateway(at, gateway, silent);
@@ -201,20 +213,22 @@ impl SlowPath {
     }
 
     fn ask_gateway(&self, gateways: &mut Gateways, at: usize, gateway: IpAddr, now: Time) {
-        let Some(ifindex) = self.core.ifindex(at) else {
-            return;
-        };
-        gateways.follow(at, ifindex, self.core.log());
-        let (Some(watched), Some(solicitor)) = (
-            gateways.watched.get_mut(&(at, gateway)),
-            gateways.solicitors[at].as_ref(),
-        ) else {
-            return;
-        };
-        let missed = watched.asking.is_waiting();
-        if watched.asking.poll(now).is_none() {
-            return;
+        let ifindex = self.core.ifindex(at);
+        if let Some(ifindex) = ifindex {
+            gateways.follow(at, ifindex, self.core.log());
         }
+        let Some(watched) = gateways.watched.get_mut(&(at, gateway)) else {
+            return;
+        };
+        let Some(missed) = watched.ask(now) else {
+            return;
+        };
+        let Some(ifindex) = ifindex else {
+            return watched.asking.forget();
+        };
+        let Some(solicitor) = &gateways.solicitors[at] else {
+            return;
+        };
         let interface = self.addresses.as_ref().and_then(|all| all.interface(ifindex));
         // Without a link address nobody there has one.
         let Some(mac) = interface.and_then(|interface| interface.mac) else {
@@ -293,5 +307,42 @@ impl SlowPath {
                 )),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_cannot_be_asked_is_silent_by_the_kernels_word_alone() {
+        let start = Time::from_secs(1);
+        let mut watched = Watched {
+            used: GatewayUse {
+                source: None,
+                in_use: true,
+            },
+            ifindex: 1,
+            asking: Asking::new(IN_USE, start),
+            failed: false,
+            silent: false,
+        };
+        let mut silent = |failed: bool, heard: bool, from: u32| {
+            watched.failed = failed;
+            for n in from..from + 10 {
+                let now = start.after(IN_USE * n);
+                assert!(watched.ask(now).is_some());
+                let next = watched.asking.deadline(now);
+                assert!(next.is_some_and(|next| next > now), "nothing is due all the time");
+                if heard && watched.is_silent(now) {
+                    watched.heard_through();
+                }
+            }
+            watched.is_silent(start.after(IN_USE * (from + 9)))
+        };
+        assert!(!silent(false, false, 0));
+        assert!(silent(true, false, 10));
+        assert!(!silent(true, true, 20), "packets come");
+        assert!(!silent(false, false, 30), "it has never answered");
     }
 }

@@ -198,14 +198,27 @@ impl Wg {
 
     /// Puts fragments in the place of the one packet, or nothing.
     fn make_fit(&mut self, cx: &mut Context<'_>, ours: &mut Outgoing) {
-        let (Some(packet), Some(dress)) = (ours.packets.pop(), ours.dresses.pop()) else {
+        let (Some(mut packet), Some(dress)) = (ours.packets.pop(), ours.dresses.pop()) else {
             return;
         };
         if let Err(reason) = self.admit(&packet, &dress) {
             return self.refuse(cx, reason, packet);
         }
+        if dress.doubled {
+            // It did fit when it was made, and its other half is on its way.
+            return ours.push(packet, dress);
+        }
+        let Ok(inner) = Packet::parse(packet.data()) else {
+            return cx.discard(DropReason::EncapNotIp, packet);
+        };
+        let (len, must_not_be_cut) = (inner.total_len(), inner.must_not_be_cut());
+        // What stands behind it is nobody's. And another worker may have found out by now that more passes.
+        packet.truncate(len);
         let longest = self.longest_in(dress.session);
-        if Packet::parse(packet.data()).is_ok_and(|inner| inner.must_not_be_cut()) {
+        if len <= longest {
+            return ours.push(packet, dress);
+        }
+        if must_not_be_cut {
             let mtu = longest.min(u16::MAX.into()) as u16;
             self.icmp.answer(cx, packet.data(), IcmpError::TooBig(mtu));
             return cx.discard(DropReason::EncapTooBig, packet);

@@ -180,6 +180,21 @@ fn a_damaged_header_is_not_made_good() {
     net.finish();
 }
 
+#[test]
+fn what_fits_but_for_what_stands_behind_it_goes_as_it_is() {
+    let (mut net, board) = pair(&Setup::default());
+    board.set_mtu(Some(1296));
+    for packet in [packet::between(A, B, 1, 1296), uncuttable(1296), uncuttable(200)] {
+        let mut longer = packet.clone();
+        longer.resize(1400, 0xee);
+        net.send(A, &longer);
+        net.run(ms(40));
+        assert_eq!(net.delivered(B), [packet]);
+    }
+    assert_eq!(net.sites[A].drops(), []);
+    net.finish();
+}
+
 /// A SYN that asks for segments of so many bytes, and its checksum right.
 fn syn(from: usize, to: usize, size: u16) -> Vec<u8> {
     let mut packet = Builder {
