@@ -624,19 +624,31 @@ impl Onward<'_> {
         from: Ingress,
     ) -> Option<PktBuf> {
         let is_router = matches!(from, Ingress::Ethernet | Ingress::Tunnel);
-        let fits = packet.len() <= usize::from(hop.mtu) || may_be_cut(hop, &packet);
-        // An error quotes the packet as it came.
-        let goes_on = !is_router
-            || match fits {
-                true => ip::take_hop(packet.data_mut()),
-                false => ip::may_go_further(packet.data()),
-            };
-        if goes_on && fits {
+        if packet.len() <= usize::from(hop.mtu) && (!is_router || ip::take_hop(packet.data_mut())) {
             return Some(packet);
         }
-        let refusal = match goes_on {
-            true => too_big(hop),
-            false => (DropReason::RouteTtl, Some(IcmpError::TimeExceeded)),
+        self.take_hop_otherwise(cx, hop, packet, is_router)
+    }
+
+    /// The same for one that does not fit, or has no hop left.
+    #[cold]
+    fn take_hop_otherwise(
+        &mut self,
+        cx: &mut Context<'_>,
+        hop: &Hop,
+        mut packet: PktBuf,
+        is_router: bool,
+    ) -> Option<PktBuf> {
+        let refusal = if is_router && !ip::may_go_further(packet.data()) {
+            (DropReason::RouteTtl, Some(IcmpError::TimeExceeded))
+        } else if may_be_cut(hop, &packet) {
+            if is_router {
+                ip::take_hop(packet.data_mut());
+            }
+            return Some(packet);
+        } else {
+            // It is quoted as it came.
+            too_big(hop)
         };
         self.refuse(cx, packet, refusal);
         None
@@ -670,7 +682,6 @@ impl Onward<'_> {
 }
 
 /// Whether a packet that is longer than its hop takes is cut up later, in front of the tunnel.
-#[cold]
 fn may_be_cut(hop: &Hop, packet: &PktBuf) -> bool {
     let inner = Packet::parse(packet.data());
     matches!(hop.exit, Exit::Tunnel(_)) && inner.is_ok_and(|inner| !inner.must_not_be_cut())

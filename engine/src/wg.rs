@@ -125,6 +125,8 @@ pub struct Wg {
     mtu: usize,
     /// Packets are held to the MTU here: they come from a router, not out of a TUN that has seen to it.
     routed: bool,
+    /// What follows from that for the length of packets, bytes.
+    most: usize,
     /// What comes behind a packet that is too long for its tunnel, and that packet: with their sessions, in order. Empty between bursts.
     later: Outgoing,
     staged_total: usize,
@@ -152,6 +154,7 @@ impl Wg {
             unblocked: ArrayVec::new(),
             mtu,
             routed: false,
+            most: usize::MAX,
             later: Outgoing::default(),
             staged_total: 0,
             staged_jumbos: 0,
@@ -175,20 +178,26 @@ impl Wg {
     /// Packets come from a router: those that are longer than the MTU are cut up, or refused.
     pub fn hold_to_mtu(&mut self) {
         self.routed = true;
+        self.bound_by_mtu();
+    }
+
+    fn bound_by_mtu(&mut self) {
+        if self.routed {
+            self.most = self.mtu.max(MTU_MIN.into());
+        }
     }
 
     /// Packets that go to a peer may be so long, bytes: what the paths to a remote let pass, and what a router may ask of a tunnel.
     #[inline]
     fn longest(&self, peer: PeerId) -> usize {
-        let most = match self.routed {
-            true => self.mtu,
-            false => usize::MAX,
-        };
-        let paths = self.paths.get(peer.0 as usize).and_then(Option::as_ref);
-        let pass = paths.and_then(|paths| paths.board.mtu());
-        // Not less than a link of IPv6 takes, whatever anybody says.
-        pass.map_or(most, |pass| most.min(pass.into()))
-            .max(MTU_MIN.into())
+        match self.paths.get(peer.0 as usize) {
+            Some(Some(paths)) => match paths.board.mtu() {
+                // Not less than a link of IPv6 takes, whatever anybody says.
+                Some(pass) => self.most.min(pass.max(MTU_MIN).into()),
+                None => self.most,
+            },
+            _ => self.most,
+        }
     }
 
     /// The MTU of the tunnel to a peer, bytes.
@@ -471,6 +480,7 @@ impl Wg {
     /// The TUN's MTU changed.
     pub fn set_mtu(&mut self, now: Time, mtu: usize) {
         self.mtu = mtu;
+        self.bound_by_mtu();
         self.prober.set_mtu_max(now, mtu.min(SIZE_MAX) as u16);
     }
 }

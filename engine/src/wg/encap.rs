@@ -138,12 +138,39 @@ impl Wg {
     fn take_in(
         &mut self,
         cx: &mut Context<'_>,
-        mut packet: PktBuf,
+        packet: PktBuf,
         aim: Aim,
         session: PeerId,
         ours: &mut Outgoing,
     ) {
         self.prefetch_slot(session);
+        let is_plain = packet.len() <= self.longest(aim.peer)
+            && !mss::may_be_syn(packet.data())
+            && self.later.is_empty()
+            && self.manners.get(aim.class).mode != Mode::Duplicate;
+        match is_plain {
+            true => {
+                let dress = Dress {
+                    session,
+                    class: aim.class,
+                    doubled: false,
+                };
+                ours.push(packet, dress);
+            }
+            false => self.take_in_with_care(cx, packet, aim, session, ours),
+        }
+    }
+
+    /// The same for one that may be changed, cut up or sent twice, or comes behind such a one.
+    #[inline(never)]
+    fn take_in_with_care(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut packet: PktBuf,
+        aim: Aim,
+        session: PeerId,
+        ours: &mut Outgoing,
+    ) {
         if mss::may_be_syn(packet.data()) {
             self.clamp(cx, &mut packet, aim.peer);
         }
