@@ -19,6 +19,9 @@ pub enum Wake {
     Due,
 }
 
+/// A lane that carries no packet of a host for this long is not in use.
+pub const LULL: Duration = Duration::from_secs(10);
+
 /// What the data path tells the timers. One per peer, shared by its worker and the slow path.
 ///
 /// Only the worker calls [`sent`](Self::sent), [`received`](Self::received) and the tallies, and only for authenticated data messages; the slow path
@@ -98,24 +101,25 @@ impl Traffic {
         }
     }
 
-    /// So many messages were sent in a lane. `carried`: packets of hosts were among them.
+    /// So many messages were sent in a lane. `carried`: packets of hosts were among them. True if they are the first for [`LULL`].
     #[inline]
-    pub fn tally_sent(&self, now: Time, messages: u64, carried: bool) {
+    pub fn tally_sent(&self, now: Time, messages: u64, carried: bool) -> bool {
         add(&self.sent_messages, messages);
-        self.carried(now, carried);
+        carried && self.carry(now)
     }
 
-    /// So many authenticated messages were received in a lane. `carried`: packets of hosts were among them.
+    /// So many authenticated messages were received in a lane. `carried`: packets of hosts were among them. True if they are the first for [`LULL`].
     #[inline]
-    pub fn tally_received(&self, now: Time, messages: u64, carried: bool) {
+    pub fn tally_received(&self, now: Time, messages: u64, carried: bool) -> bool {
         add(&self.received_messages, messages);
-        self.carried(now, carried);
+        carried && self.carry(now)
     }
 
-    fn carried(&self, now: Time, carried: bool) {
-        if carried {
-            self.last_carried.store(now.0, Ordering::Relaxed);
-        }
+    #[inline]
+    fn carry(&self, now: Time) -> bool {
+        let last = Time(self.last_carried.load(Ordering::Relaxed));
+        self.last_carried.store(now.0.max(1), Ordering::Relaxed);
+        last.0 == 0 || now.since(last) > LULL
     }
 
     /// Data messages sent in a lane.

@@ -139,6 +139,8 @@ pub enum Command {
     Probe(PeerId, Box<ProbeSet>),
     /// How often paths are probed.
     Probing(Probing),
+    /// Packets of hosts go to or come from a remote, the first ones for a while. From another worker to the one that probes; lost if there is no room.
+    Used(PeerId),
     /// How packets of each class are steered.
     Classes(Manners),
     /// In which order a class uses the paths towards a remote.

@@ -30,6 +30,8 @@ use crate::pmtu::{Conditions, PathMtu};
 use crate::remote::message::{Probe, Size};
 use crate::stats::DropReason;
 
+/// The worker that probes: the one that owns lane 0 of every path.
+pub const PROBER: usize = 0;
 /// The shortest interval between probes on a path.
 pub const FLOOR: Duration = Duration::from_millis(5);
 /// Remotes that are looked after in a turn.
@@ -503,6 +505,20 @@ impl Prober {
     /// A session was made in this lane of a remote.
     pub fn opened(&mut self, now: Time, remote: PeerId, lane: PeerId) {
         self.change(remote, lane, |path| path.live.opened(now));
+    }
+
+    /// Packets of hosts go to or come from a remote, the first ones for a while: both sides are to probe more often from now on, not after the next probe.
+    pub fn used(&mut self, now: Time, remote: PeerId) {
+        let Some(Some(set)) = self.remotes.get_mut(remote.0 as usize) else {
+            return;
+        };
+        for path in &mut set.paths {
+            path.live.refresh(&Lanes(&path.traffic));
+            if path.live.is_slower_than(self.probing.interval) && (!path.metered || path.live.is_used(now)) {
+                path.live.announce(now);
+            }
+        }
+        self.deadlines.set(remote.0, set.deadline());
     }
 
     /// The sessions of this lane of a remote are gone.

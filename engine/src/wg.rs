@@ -33,14 +33,14 @@ use self::encap::Outgoing;
 use self::index::IndexTable;
 pub use self::peer::{PeerSlot, Role, STAGED_MAX};
 use crate::allowedips::AllowedIps;
-use crate::channel::{Notice, ToSlowPath};
+use crate::channel::{Command, Notice, ToSlowPath};
 use crate::clock::Clock;
 use crate::crew::{Crew, Handing};
 use crate::explain::{Explained, Steered, Whither};
 use crate::icmp::Icmp;
 use crate::observe::{Observing, View};
 use crate::path::Paths;
-use crate::probe::{PathChange, ProbeSet, Prober};
+use crate::probe::{PROBER, PathChange, ProbeSet, Prober};
 use crate::remote::message::Size;
 use crate::snapshot::Exit;
 use crate::snapshot::MTU_MIN;
@@ -360,6 +360,18 @@ impl Wg {
     pub fn set_pinged(&mut self, peer: PeerId, pinged: bool) {
         if let Some(slot) = self.slot_mut(peer) {
             slot.set_pinged(pinged);
+        }
+    }
+
+    /// Packets of hosts go to or come from a remote, the first ones for a while.
+    #[cold]
+    fn begin_use(&mut self, cx: &Context<'_>, remote: PeerId) {
+        if cx.crew.me() == PROBER {
+            return self.prober.used(cx.now, remote);
+        }
+        let inbox = &cx.crew.inboxes()[PROBER];
+        if inbox.commands.push(Command::Used(remote)).is_ok() {
+            inbox.waker.wake();
         }
     }
 

@@ -104,8 +104,11 @@ impl Side {
     }
 
     /// Packets of hosts go by this path; they are not counted here.
-    fn carry(&self, now: Time, path: usize) {
-        self.traffic[path].tally_sent(self.clock(now), 0, true);
+    fn carry(&mut self, now: Time, path: usize) {
+        let clock = self.clock(now);
+        if self.traffic[path].tally_sent(clock, 0, true) {
+            self.prober.used(clock, REMOTE);
+        }
     }
 
     fn report(&self, path: usize) -> PathReport {
@@ -194,7 +197,8 @@ impl Net {
             self.now = next;
             if carry_at <= self.now {
                 if used {
-                    self.sides.iter().for_each(|side| side.carry(self.now, 0));
+                    let now = self.now;
+                    self.sides.iter_mut().for_each(|side| side.carry(now, 0));
                 }
                 carry_at = self.now.after(ms(20));
             }
@@ -339,6 +343,24 @@ fn probes_become_rare_without_traffic_and_frequent_with_it() {
         net.sides.iter().all(|side| side.downs(Time(0)).is_empty()),
         "slower by agreement"
     );
+}
+
+/// Traffic begins on one side, where nothing went for a while: both probe often from then on, and notice what happens right afterwards.
+#[test]
+fn what_has_just_begun_is_watched_closely() {
+    let mut net = settled(1, 2, &[], ms(50), fair(ms(20)));
+    net.pass(ms(30_000), false);
+    let now = net.now;
+    net.sides[0].carry(now, 0);
+    net.pass(ms(200), false);
+    let from = net.now;
+    net.cut(0, &[0, 1], true);
+    net.pass(ms(1_000), false);
+    let most = bound(ms(50), net.weather[0][0]);
+    for side in &net.sides {
+        let (after, _) = side.down_at(0, from).expect("down");
+        assert!(after <= most, "{after:?}");
+    }
 }
 
 #[test]

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use patronus_abi::channel::SAMPLES;
-use patronus_crypto::timers::Traffic;
+use patronus_crypto::timers::{LULL, Traffic};
 use patronus_crypto::{Duration, Time};
 
 use super::stalls::Stalls;
@@ -25,8 +25,6 @@ const EAGER: u8 = 20;
 /// How often a path that is not up is probed otherwise: first, and at last.
 const BACKOFF: Duration = Duration::from_secs(1);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
-/// A path is in use for this long after the last packet of a host.
-const IN_USE: Duration = Duration::from_secs(10);
 /// The other side has said for this long that it hears nothing on a new path that we hear.
 const DEAF_AFTER: Duration = Duration::from_secs(3);
 /// No two probes on a path follow each other sooner.
@@ -177,7 +175,7 @@ impl Live {
 
     /// Whether packets of hosts went by it lately.
     pub fn is_used(&self, now: Time) -> bool {
-        self.carried_at.is_some_and(|at| now.since(at) < IN_USE)
+        self.carried_at.is_some_and(|at| now.since(at) < LULL)
     }
 
     /// Whether another probe, or another question about a size, may be listened to.
@@ -208,6 +206,11 @@ impl Live {
         self.theirs = None;
         self.streak = 0;
         self.look_at = Time(u64::MAX);
+    }
+
+    /// Whether it is heard and probed less often than that.
+    pub fn is_slower_than(&self, interval: Duration) -> bool {
+        self.hears && self.pace > interval
     }
 
     /// The next probe goes out at once.

@@ -461,11 +461,12 @@ impl Wg {
             return;
         }
         let Some(slot) = self.slot_mut(peer) else { return };
-        if slot.role == Role::Lane {
-            slot.traffic.tally_received(cx.now, run.messages, run.carried);
-        }
         if slot.traffic.received(cx.now, run.bytes, run.data) == Wake::Due {
             cx.tell(Notice::Watch(peer));
+        }
+        if slot.role == Role::Lane && slot.traffic.tally_received(cx.now, run.messages, run.carried) {
+            let remote = slot.tunnel();
+            self.begin_use(cx, remote);
         }
     }
 }

@@ -721,7 +721,7 @@ impl Wg {
 
     /// Tells each peer's timers what was sent, once per run of packets to the same peer. `of_hosts`: what was not empty came from hosts.
     fn account_sent(&mut self, cx: &mut Context<'_>, wire: &Burst, grants: &[Grant], of_hosts: bool) {
-        let (mut messages, mut bytes, mut data) = (0, 0, false);
+        let (mut messages, mut bytes, mut data, mut begun) = (0, 0, false, None);
         for (at, (packet, grant)) in wire.iter().zip(grants).enumerate() {
             messages += 1;
             bytes += packet.len() as u64;
@@ -732,7 +732,8 @@ impl Wg {
             }
             let slot = self.slot_mut(peer).expect("a grant names a peer that is there");
             if slot.role == Role::Lane {
-                slot.traffic.tally_sent(cx.now, messages, data && of_hosts);
+                let begins = slot.traffic.tally_sent(cx.now, messages, data && of_hosts);
+                begun = begun.or(begins.then_some(slot.tunnel()));
             }
             messages = 0;
             let wake = slot.traffic.sent(cx.now, take(&mut bytes), take(&mut data));
@@ -747,6 +748,10 @@ impl Wg {
             if rekey {
                 cx.tell(Notice::WantHandshake(peer));
             }
+        }
+        // Of several remotes in one burst one is told: those of the others find it with their next probe.
+        if let Some(remote) = begun {
+            self.begin_use(cx, remote);
         }
     }
 

@@ -10,7 +10,7 @@ use patronus_mem::Outer;
 use super::{Core, Peer, Sockets};
 use crate::channel::{Command, ControlMessage};
 use crate::path::{PATHS_MAX, PathBoard, PathLanes, PathName, Paths};
-use crate::probe::{ProbeSet, ProbedPath};
+use crate::probe::{PROBER, ProbeSet, ProbedPath};
 use crate::remote::known::KnownRemotes;
 use crate::remote::message::{BootId, Control, LinkInfo};
 use crate::remote::{Action, LanePlan, Own, Remote, hello};
@@ -19,8 +19,6 @@ use crate::wg::PeerSlot;
 
 /// Control messages worked off in a turn.
 const CONTROLS_PER_TURN: usize = 64;
-/// The worker that probes: the one that owns lane 0 of every path.
-const PROBER: usize = 0;
 /// How often the opener of a lane sends something, and each side of a base session.
 const LANE_KEEPALIVE: Duration = Duration::from_secs(10);
 const BASE_KEEPALIVE: Duration = Duration::from_secs(25);
