@@ -90,5 +90,10 @@ mod tests {
             "packets are clear text"
         );
         assert_eq!(nobody.may(&Order::Plan { text: None }), Ok(()));
+        let (remote, class) = (None, None);
+        assert_eq!(nobody.may(&Order::Why { remote, class }), Ok(()));
+        let decisions: Order = serde_json::from_str(r#"{"do":"decisions"}"#).expect("an order");
+        let refused = nobody.may(&decisions).expect_err("not his business");
+        assert!(refused.message.contains("may not see that"));
     }
 }

@@ -9,7 +9,13 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// Commands that change nothing begin like this.
-const LOOKS: [&str; 3] = ["patronus show", "patronus --json show", "ping"];
+const LOOKS: [&str; 5] = [
+    "patronus show",
+    "patronus why",
+    "patronus top",
+    "patronus --json show",
+    "ping",
+];
 /// How long everything takes that has to come up, where nothing says what it should look like then.
 const SETTLE: Duration = Duration::from_secs(3);
 

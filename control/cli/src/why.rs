@@ -147,7 +147,11 @@ fn now_text(now: &InEngine) -> String {
         let _ = write!(text, " and by {}", escaped(second));
     }
     if let Some(home) = &now.home {
-        let _ = write!(text, ", and will go back to {}", escaped(home));
+        let home = escaped(home);
+        let _ = match &now.path {
+            Some(_) => write!(text, ", and will go back to {home}"),
+            None => write!(text, "; its first packet takes path {home}"),
+        };
     }
     let _ = match now.idle {
         Some(idle) => writeln!(text, "; its last packet came {} ago", age(idle)),
