@@ -474,6 +474,19 @@ impl Prober {
         Ok(())
     }
 
+    /// Whether what was asked in this lane of a remote about a size may be answered. Questions and probes of a path have one share: acknowledgements leave by a queue that all
+    /// remotes share, and whoever asks all the time is not to fill it.
+    pub fn may_ask(&mut self, now: Time, remote: PeerId, lane: PeerId) -> Result<(), DropReason> {
+        let set = self.remotes.get_mut(remote.0 as usize).and_then(Option::as_mut);
+        let mut paths = set.into_iter().flat_map(|set| set.paths.iter_mut());
+        let path = paths.find(|path| path.lane == Some(lane));
+        let path = path.ok_or(DropReason::ProbeUnknownPath)?;
+        path.live
+            .may_speak(now)
+            .then_some(())
+            .ok_or(DropReason::ProbeFlood)
+    }
+
     /// A size to ask for now, and in which lane.
     pub fn next_size(&mut self) -> Option<(PeerId, Size)> {
         self.sizes.pop()

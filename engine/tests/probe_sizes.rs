@@ -210,3 +210,22 @@ fn another_mtu_of_the_tunnel_counts_at_once_where_it_is_less() {
     net.pass(secs(1));
     assert_eq!(net.mtus(), [Some(8000), Some(1420)]);
 }
+
+#[test]
+fn who_asks_all_the_time_is_not_answered_all_the_time() {
+    let mut net = Net::new([1500, 1500]);
+    net.pass(secs(1));
+    // A second whose probes are over.
+    let (now, prober) = (Time(net.now.0 - 1), &mut net.sides[0].prober);
+    let mut answered = |path: usize| {
+        (0..5000)
+            .filter(|_| prober.may_ask(now, REMOTE, lane(path)).is_ok())
+            .count()
+    };
+    assert!((100..=400).contains(&answered(0)));
+    assert_eq!(answered(0), 0);
+    assert!(answered(1) >= 100, "each path has its share");
+    assert_eq!(answered(PATHS), 0, "no path");
+    net.pass(secs(3));
+    assert_eq!(net.mtus(), [Some(1420); 2]);
+}

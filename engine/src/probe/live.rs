@@ -31,7 +31,7 @@ const IN_USE: Duration = Duration::from_secs(10);
 const DEAF_AFTER: Duration = Duration::from_secs(3);
 /// No two probes on a path follow each other sooner.
 const SPACING: Duration = Duration::from_millis(1);
-/// Probes on a path in a second that are listened to: twice what comes at the shortest interval.
+/// Probes on a path in a second that are listened to, and questions about sizes: twice what comes at the shortest interval.
 const PROBES_PER_SECOND: u16 = 2 * (1000 / FLOOR.as_millis()) as u16;
 
 /// What was said in the newest probe that was heard.
@@ -180,7 +180,7 @@ impl Live {
         self.carried_at.is_some_and(|at| now.since(at) < IN_USE)
     }
 
-    /// Whether another probe may be listened to.
+    /// Whether another probe, or another question about a size, may be listened to.
     pub fn may_speak(&mut self, now: Time) -> bool {
         let second = now.0 / 1_000_000_000;
         if self.second != second {

@@ -434,6 +434,7 @@ impl Wg {
     ) -> Result<bool, DropReason> {
         match Sizing::decode(packet.data()).map_err(|_| DropReason::ProbeMalformed)? {
             Sizing::Ask(size) => {
+                self.prober.may_ask(cx.now, remote, lane)?;
                 let owed = self.size_acks.try_push((lane, size));
                 owed.map_err(|_| DropReason::ProbeFlood)?;
             }
