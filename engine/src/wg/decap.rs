@@ -19,7 +19,7 @@ use crate::crew::Handing;
 use crate::mss;
 use crate::observe::{Seen, View};
 use crate::remote::message::{self, Probe, Sizing};
-use crate::standby::echo;
+use crate::standby::echo::{self, Answer};
 use crate::stats::{DropReason, Lap, Stage};
 
 /// What a datagram says in the clear: which session it is of, and which of its packets.
@@ -341,13 +341,7 @@ impl Wg {
         if slot.role == Role::Pinged
             && let Some(answer) = echo::answer(&header)
         {
-            return pass_answer(
-                cx,
-                PingAnswer {
-                    peer: claim.peer,
-                    answer,
-                },
-            );
+            return self.pass_answer(cx, claim.peer, answer);
         }
         let (len, inner_tos) = (header.total_len(), header.tos());
         packet.truncate(len);
@@ -408,6 +402,24 @@ impl Wg {
         Ok(false)
     }
 
+    /// Copies a peer's answer to a ping into the slow path's queue, which all peers share: who answers more often than he is asked takes nobody's place.
+    fn pass_answer(
+        &mut self,
+        cx: &mut Context<'_>,
+        peer: PeerId,
+        answer: Answer,
+    ) -> Result<bool, DropReason> {
+        let slot = self.slot_mut(peer).ok_or(DropReason::DecapUnknownIndex)?;
+        if !slot.may_speak(cx.now) {
+            return Err(DropReason::ControlFlood);
+        }
+        let pushed = cx.slow.answers.push(PingAnswer { peer, answer });
+        pushed.map_err(|_| DropReason::ControlQueueFull)?;
+        cx.stats.ping_answers_received.add(1);
+        cx.wake_slow = true;
+        Ok(false)
+    }
+
     /// Listens to a probe.
     fn take_probe(
         &mut self,
@@ -456,15 +468,6 @@ impl Wg {
             cx.tell(Notice::Watch(peer));
         }
     }
-}
-
-/// Copies a peer's answer to a ping into the slow path's queue.
-fn pass_answer(cx: &mut Context<'_>, answer: PingAnswer) -> Result<bool, DropReason> {
-    let pushed = cx.slow.answers.push(answer);
-    pushed.map_err(|_| DropReason::ControlQueueFull)?;
-    cx.stats.ping_answers_received.add(1);
-    cx.wake_slow = true;
-    Ok(false)
 }
 
 /// Copies a handshake message into the slow path's queue.

@@ -16,7 +16,8 @@ use patronus_mem::{Outer, PktBuf, prefetch};
 /// Packets of one peer that may wait for a session; when another comes, the oldest goes (as in Linux).
 pub const STAGED_MAX: usize = 128;
 
-/// Control messages of one remote that go to the slow path within a second: several times what a link that comes and goes takes.
+/// Control messages of one remote, or answers of one peer to pings, that go to the slow path within a second: several times what a link that comes and goes takes, and more
+/// than a peer is pinged.
 pub const CONTROLS_PER_SECOND: u8 = 16;
 
 /// How often a worker repeats its request for a handshake. The slow path has a limit of its own; this one keeps the
@@ -149,7 +150,7 @@ impl PeerSlot {
         }
     }
 
-    /// Whether a control message of this remote may go to the slow path, which all remotes share.
+    /// Whether a control message of this remote, or an answer to a ping, may go to the slow path, which all share.
     pub fn may_speak(&mut self, now: Time) -> bool {
         // Of the seconds only the low bits: who is silent for just 256 of them may find his share used up.
         let second = (now.0 / 1_000_000_000) as u8;

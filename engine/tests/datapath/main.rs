@@ -12,6 +12,7 @@ mod icmp;
 mod mtu;
 mod removal;
 mod session;
+mod shares;
 mod simulation;
 mod staging;
 mod workers;
