@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use arrayvec::ArrayVec;
-use patronus_crypto::{AddLaneError, Duration, LinkId, Path, PeerId, Tag, Time};
+use patronus_crypto::{AddLaneError, Duration, LinkId, Path, PeerId, PublicKey, Tag, Time};
 use patronus_mem::Outer;
 
 use super::{Core, Peer, Sockets};
@@ -117,9 +117,15 @@ impl<S: Sockets> Core<S> {
             self.device
                 .set_persistent_keepalive(id, BASE_KEEPALIVE.as_secs() as u16);
         }
+        self.begin_remote(id, key);
+        self.workers.tell_owner(id, Command::Remote(id));
+    }
+
+    /// Nothing is known of a remote: its number may have been another one's, or it may have been started anew since we heard of it last.
+    fn begin_remote(&mut self, id: PeerId, key: PublicKey) {
         let boot = self.boot_id();
         self.remotes.known.insert(id, Remote::new(key, boot));
-        self.workers.tell_owner(id, Command::Remote(id));
+        self.workers.each(|_| Command::Restarted(id));
     }
 
     /// Which peers are remotes.
@@ -300,10 +306,7 @@ impl<S: Sockets> Core<S> {
             return;
         }
         match self.peer(base).map(|peer| peer.key).filter(|_| stays) {
-            Some(key) => {
-                let boot = self.boot_id();
-                self.remotes.known.insert(base, Remote::new(key, boot));
-            }
+            Some(key) => self.begin_remote(base, key),
             None => {
                 // Nobody wants to know that a remote's paths are gone that is itself.
                 self.remotes.boards.remove(&base);
