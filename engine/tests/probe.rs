@@ -682,3 +682,37 @@ fn a_remote_that_probes_too_often_is_not_listened_to() {
         .hear(clock, (REMOTE, lane(9)), &probe, 1, |_| ());
     assert_eq!(unknown, Err(DropReason::ProbeUnknownPath));
 }
+
+/// Who asks for many probes and sends few, perhaps from an address that is not its own, gets few.
+#[test]
+fn nobody_is_sent_more_probes_than_it_sends() {
+    let mut side = Side::new(1, &[], Probing::default(), 0);
+    let mut sent = 0;
+    let probe = Probe {
+        sequence: 1,
+        time: Time(1),
+        echo: Time(0),
+        hold: Duration::ZERO,
+        interval: Duration::from_secs(60),
+        wanted: FLOOR,
+        jitter: Duration::ZERO,
+        sent: 1,
+        echo_sent: 0,
+        echo_received: 0,
+        heard: true,
+        used: false,
+        unheard: ArrayVec::new(),
+    };
+    let heard = side
+        .prober
+        .hear(Time(0).after(ms(1)), (REMOTE, lane(0)), &probe, 0, |_| ());
+    assert_eq!((heard, side.board.up()), (Ok(()), 1));
+    for now in (1..=10_000).map(|n| Time(0).after(ms(n))) {
+        let mut due = ArrayVec::new();
+        side.prober.begin_turn(now);
+        side.prober.due(now, |_| true, |_| (), &mut due);
+        sent += due.len();
+        due.into_iter().for_each(|due| drop(side.prober.next(due, now)));
+    }
+    assert!((8..=40).contains(&sent), "{sent} in 10 s");
+}

@@ -373,7 +373,10 @@ impl Live {
     /// How soon the probe behind the next one has to follow that, if nothing stretches it. Asked once for each.
     pub fn plan(&mut self, pace: &Pace) -> Duration {
         if self.state == PathState::Up {
-            let theirs = self.theirs.map_or(pace.wanted, |theirs| theirs.wanted);
+            // Who asks for more than it sends itself could have us send to anybody whose address it forges.
+            let theirs = self
+                .theirs
+                .map_or(pace.wanted, |theirs| theirs.wanted.max(theirs.interval));
             return pace.wanted.min(theirs).max(FLOOR);
         }
         if self.eager > 0 {
