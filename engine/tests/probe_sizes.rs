@@ -215,7 +215,8 @@ fn another_mtu_of_the_tunnel_counts_at_once_where_it_is_less() {
 fn who_asks_all_the_time_is_not_answered_all_the_time() {
     let mut net = Net::new([1500, 1500]);
     net.pass(secs(1));
-    let (now, prober) = (net.now, &mut net.sides[0].prober);
+    // A second whose probes are over.
+    let (now, prober) = (Time(net.now.0 - 1), &mut net.sides[0].prober);
     let mut answered = |path: usize| {
         (0..5000)
             .filter(|_| prober.may_ask(now, REMOTE, lane(path)).is_ok())

@@ -416,6 +416,11 @@ impl Site {
         let appeared =
             counts.tun_in + counts.wan_in + counts.keepalives_out + self.icmp_sent() + self.cut_off();
         let left = counts.tun_out + counts.wan_out + counts.handshakes + self.keepalives_received();
+        let answers = self
+            .workers
+            .iter()
+            .map(|worker| worker.stats().ping_answers_received.get());
+        let left = left + answers.sum::<u64>();
         let stayed = self.staged() as u64 + counts.closed + lost_in_ports;
         assert_eq!(
             appeared,

@@ -21,7 +21,7 @@ fn answers_to_pings_take_a_share_of_the_slow_path() {
     net.command(A, peer, Command::Pinged(peer, true));
     net.settle();
     let secret = [7; echo::SECRET];
-    let (from, to) = (packet::v4(B).into(), packet::v4(A).into());
+    let (from, to) = (packet::v4(B), packet::v4(A));
     for sequence in 0..100 {
         let mut answer = echo::request(from, to, sequence, &secret).expect("of one family");
         answer[20] = 0;
