@@ -11,7 +11,7 @@
 //! * A link that does not work is left at once, if there is one that does. Without a better one, nothing moves.
 //! * A link on which the peer does not answer is left for one on which it has not failed to. Which ones failed is remembered for the hold, twice as
 //!   long after each time in a row.
-//! * For a peer that calls us, the link by which it did so last counts as the best.
+//! * For a peer that calls us, the link by which it was heard last counts as the best: without need it is never called from elsewhere.
 //! * Back to a better rank only when that link has worked for the hold without a break, and the session has been away from it for as long.
 
 pub mod asking;
@@ -120,7 +120,7 @@ pub struct Standby {
     /// Since when it is that one.
     since: Time,
     unheard: Option<Unheard>,
-    /// The peer calls us, and did so here last: for such a peer the best of all, since nobody knows whether it can be called from elsewhere.
+    /// Here the peer was heard last: for one that calls us the best of all, since nobody knows whether it can be called from elsewhere. (A NAT lets in who was called lately.)
     home: Option<usize>,
     calls_us: bool,
     hold: Duration,
@@ -185,11 +185,11 @@ impl Standby {
     /// The peer was heard by this link: that is where it thinks we are.
     pub fn heard(&mut self, at: usize, now: Time) -> Option<Move> {
         self.unheard = None;
+        self.home = Some(at);
         if self.current == Some(at) {
             return None;
         }
         self.places[at].failed = None;
-        self.home = Some(at);
         Some(self.go(at, Why::Heard, now))
     }
 

@@ -210,8 +210,9 @@ impl<S: Sockets> Core<S> {
                 let by_itself = endpoint.local().is_some();
                 if self.standby_heard(peer, endpoint.ifindex(), by_itself) {
                     self.note_endpoint(peer, endpoint.remote());
-                    if let Some(peer) = self.peer_mut(peer) {
-                        peer.endpoint = endpoint;
+                    if let Some(state) = self.peer_mut(peer) {
+                        let before = std::mem::replace(&mut state.endpoint, endpoint);
+                        self.siblings_follow(peer, before, endpoint);
                     }
                 }
             }

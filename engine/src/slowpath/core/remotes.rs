@@ -256,6 +256,30 @@ impl<S: Sockets> Core<S> {
         lane.is_none_or(|lane| self.ifindex(lane.link) == Some(ifindex))
     }
 
+    /// The far end of a lane is seen elsewhere than before, as when a NAT has forgotten it. So are those of the other lanes of its path that were seen in the same place: the
+    /// remote sends all of them from one UDP port, and may have nothing to say in them for seconds. If not, their next packets say so.
+    pub(super) fn siblings_follow(&mut self, id: PeerId, before: Outer, now: Outer) {
+        let lane = self.peer(id).and_then(|peer| peer.lane.as_ref());
+        let (Some(lane), Some(from), Some(to)) = (lane, before.remote(), now.remote()) else {
+            return;
+        };
+        let (base, path) = (lane.base, lane.plan.path);
+        // Without an address of ours it is what the worker was told.
+        if from == to || now.local().is_none() {
+            return;
+        }
+        let others: Vec<PeerId> = self.device.lanes(base).map(|(_, lane)| lane).collect();
+        for other in others.into_iter().filter(|other| *other != id) {
+            let is_sibling = self.peer(other).is_some_and(|peer| {
+                let lane = peer.lane.as_ref();
+                peer.endpoint.remote() == Some(from) && lane.is_some_and(|lane| lane.plan.path == path)
+            });
+            if is_sibling {
+                self.move_endpoint(other, now);
+            }
+        }
+    }
+
     /// A handshake was given up, or keys were erased.
     pub(super) fn remote_lost(&mut self, id: PeerId) {
         let now = self.clock.mono();

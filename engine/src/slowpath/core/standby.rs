@@ -491,7 +491,11 @@ impl<S: Sockets> Core<S> {
         }
         if self.has_session(id) {
             self.workers.tell_owner(id, Command::Keepalive(id));
-            standing.standby.expect(now);
+            // Who has said nothing for a while is left in peace: a session that nobody uses ends by itself.
+            let heard = self.device.traffic(id).last_received();
+            if heard.is_some_and(|at| now.since(at) < self.device.timeouts().keepalive_timeout) {
+                standing.standby.expect(now);
+            }
             // The first one tells the peer where we are, too.
             self.ping(id, standing, now);
         }

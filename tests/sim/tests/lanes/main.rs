@@ -172,6 +172,40 @@ fn who_is_behind_a_nat_calls() {
     pair.exchange();
 }
 
+/// The NAT in front of a site forgets everything. Who is behind it has nothing to say, and the other one does: it is through again as soon as a probe comes from the new port,
+/// whichever of the path's lanes that is in.
+#[test]
+fn a_nat_that_rebinds_costs_a_probe() {
+    let natted = Kind {
+        links: vec![(0, true), (1, true)],
+        ..kind(2, 2)
+    };
+    let mut pair = Pair::new(natted, kind(2, 2));
+    pair.run(secs(20));
+    pair.exchange();
+    for port in 0..10 {
+        // At another moment between two probes each time.
+        pair.run(ms(1000 + 37 * port));
+        pair.delivered = [Vec::new(), Vec::new()];
+        pair.rebind();
+        let every = ms(10);
+        for sequence in 0..200 {
+            (0..16).for_each(|flow| pair.send(B, flow, sequence));
+            pair.run(every);
+        }
+        pair.run(secs(1));
+        for flow in 0..16 {
+            let of_flow = pair.delivered[A].iter().filter(|tag| tag.flow == flow);
+            let numbers: Vec<u32> = of_flow.map(|tag| tag.sequence).collect();
+            let gap = every * *numbers.first().expect("it is through again");
+            // A probe's interval of 500 ms, an eighth of it more, and the way.
+            assert!(gap <= ms(600), "{gap:?}");
+            assert_eq!(numbers.last(), Some(&199));
+        }
+        pair.exchange();
+    }
+}
+
 /// Configured as a remote on one side only, it is a peer like any other.
 #[test]
 fn a_stock_peer_has_a_base_session_and_no_lane() {

@@ -23,7 +23,7 @@ use patronus_sim::site::{PeerPlan, Site, SitePlan, UDP_PORT, own_address, owner_
 
 pub const A: usize = 0;
 pub const B: usize = 1;
-/// UDP port that a NAT gives out.
+/// UDP port that a NAT gives out first.
 const NAT_PORT: u16 = 40_000;
 
 pub fn secs(n: u64) -> Duration {
@@ -78,6 +78,8 @@ pub struct Pair {
     pub dead: BTreeSet<usize>,
     /// Whom a link behind a NAT has sent to.
     mapped: BTreeSet<(usize, usize, SocketAddr)>,
+    /// The port that NATs give out.
+    nat_port: u16,
     /// Data messages sent, by site and link.
     pub carried: HashMap<(usize, usize), u64>,
     pub delivered: [Vec<Tag>; 2],
@@ -116,6 +118,7 @@ impl Pair {
             delay: Box::new(|_, _| ms(20)),
             dead: BTreeSet::new(),
             mapped: BTreeSet::new(),
+            nat_port: NAT_PORT,
             carried: HashMap::new(),
             delivered: [Vec::new(), Vec::new()],
             starts: 0,
@@ -270,7 +273,7 @@ impl Pair {
             let mut from = SocketAddr::new(own_address(number, sent.link, false), UDP_PORT);
             if self.kinds[number].links[sent.link].1 {
                 self.mapped.insert((number, sent.link, to));
-                from.set_port(NAT_PORT);
+                from.set_port(self.nat_port);
             }
             if sent.bytes[0] == 4 {
                 *self.carried.entry((number, sent.link)).or_default() += 1;
@@ -278,7 +281,7 @@ impl Pair {
             let (other, link) = owner_of(to.ip()).expect("an address of a site");
             let behind_nat = self.kinds[other].links[link].1;
             let passes_nat =
-                !behind_nat || to.port() == NAT_PORT && self.mapped.contains(&(other, link, from));
+                !behind_nat || to.port() == self.nat_port && self.mapped.contains(&(other, link, from));
             let link_of_a = if number == A { sent.link } else { link };
             if !passes_nat || self.dead.contains(&link_of_a) {
                 continue;
@@ -300,6 +303,12 @@ impl Pair {
             self.flying.push((at, other, link, datagram));
         }
         some
+    }
+
+    /// NATs forget whom they let in, and give out another port.
+    pub fn rebind(&mut self) {
+        self.mapped.clear();
+        self.nat_port += 1;
     }
 
     /// Delivers what somebody has heard.
