@@ -27,7 +27,7 @@ const LINKS: [(&str, u64, u64, &str); 3] = [
 ];
 /// The limits are those of the classes that are built in; flows go back sooner, so that it is to be seen.
 const VOICE: &str = "latency = '150ms'\njitter = '30ms'\nloss = '1%'\nhold = '5s'\n";
-const FILES: &str = "[[class]]\nname = 'files'\nlatency = '200ms'\nloss = '1%'\nhold = '5s'\n\
+const FILES: &str = "[[class]]\nname = 'files'\nlatency = '150ms'\nloss = '1%'\nhold = '5s'\n\
      [[policy]]\nname = 'files'\nprotocol = 'tcp'\ndst_ports = 7001\naction = 'route'\nclass = 'files'\n\
      [[policy]]\nname = 'files-back'\nprotocol = 'tcp'\nsrc_ports = 7001\naction = 'route'\nclass = 'files'\n";
 
