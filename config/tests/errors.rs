@@ -60,7 +60,7 @@ fn a_key_that_is_like_no_other_is_told_what_there_is() {
 3:1: unknown key `colour`
   |
 3 | colour = 'green'
-  | ^^^^^^ known here: private_key_file, listen_port, fwmark
+  | ^^^^^^ known here: private_key_file, listen_port, fwmark, addresses, mtu, routes
 ",
     );
 }
