@@ -35,7 +35,8 @@ const RECOVERY: Duration = Duration::from_secs(15 + 5 * 6);
 const FORGOTTEN: Duration = Duration::from_secs(3 * 180 + 120);
 /// After so long without traffic no session is used that was made in bad weather. Its two ends may be of different age, by as much as a stall, and
 /// what is sent by the younger one in its last moments is lost: REJECT_AFTER_TIME, the longest stall, and a little.
-const OUTDATED: Duration = Duration::from_secs(180 + 20 + 10);
+/// A stock peer makes one when its session goes back to the link that it had left, which is held for 30 s.
+const OUTDATED: Duration = Duration::from_secs(180 + 30 + 20 + 10);
 /// How often paths are probed: a run has so much time in it that more would be most of what happens.
 const PROBING: Probing = Probing {
     interval: Duration::from_secs(1),
