@@ -73,8 +73,10 @@ pub fn build(way: &Way, tag: Tag, len: usize) -> Vec<u8> {
             packet[0] = 0x45;
             packet[1] = way.ecn;
             packet[2..4].copy_from_slice(&(len as u16).to_be_bytes());
-            // Fragments of what may be under way at the same time are told apart.
-            packet[4..6].copy_from_slice(&[tag.flow as u8, tag.sequence as u8]);
+            // Fragments are told apart by it. Between two hosts there are few flows, and no flow has so many packets: with fewer bits for them, what is
+            // left of a packet would be put together with a much later one (RFC 4963).
+            let id = tag.flow & 0x8000 | (tag.flow & 7) << 12 | tag.sequence as u16 & 0xfff;
+            packet[4..6].copy_from_slice(&id.to_be_bytes());
             packet[8] = way.ttl;
             packet[9] = UDP;
             packet[12..16].copy_from_slice(&src.octets());
