@@ -877,11 +877,9 @@ fn a_drill_cuts_a_link_and_tells_what_became_of_it() {
     let told: serde_json::Value = serde_json::from_str(&said).unwrap();
     let path = &told["paths"][0];
     assert_eq!(told["paths"].as_array().map(Vec::len), Some(1), "{said}");
-    assert_eq!(
-        (&path["path"], &path["why"]),
-        (&"1-1".into(), &"silent".into()),
-        "{said}"
-    );
+    assert_eq!(path["path"], "1-1", "{said}");
+    // Either end may be the first to notice.
+    assert!(path["why"] == "silent" || path["why"] == "not-heard", "{said}");
     assert!(path["down_after"].as_f64() < path["up_after"].as_f64(), "{said}");
     assert!(path["down_after"].as_f64() > Some(0.0), "{said}");
     assert!(told["dropped_sent"].as_u64() > Some(0), "{said}");
