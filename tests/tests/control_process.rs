@@ -899,3 +899,24 @@ fn a_drill_cuts_a_link_and_tells_what_became_of_it() {
         Some(2)
     );
 }
+
+/// The flows that workers remember, and those of them that somebody wants to see.
+#[test]
+fn flows_are_shown() {
+    if !may_run(&[]) {
+        return;
+    }
+    let (managed, _other) = with_peer();
+    let shown = |words: &str| {
+        let _ = ping(&managed.site.namespace, "-c 1 -W 1 10.88.0.2");
+        managed.said(&format!("show flows {words}"))
+    };
+    assert!(eventually(|| shown("").contains("10.88.0.2")), "{}", shown(""));
+    let line = shown("--address 10.88.0.2/32");
+    assert!(line.contains("icmp") && line.contains("other"), "{line}");
+    for nobody in ["--address 10.77.0.0/16", "--port 443", "--class voice"] {
+        assert!(!shown(nobody).contains("10.88"), "{nobody}");
+    }
+    let wrong = managed.patronus("show peers --port 443");
+    assert_eq!(wrong.status.code(), Some(1));
+}
