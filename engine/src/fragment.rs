@@ -156,8 +156,8 @@ mod tests {
 
     use super::*;
 
-    /// An arena lives for ever, so all tests share one, in turn.
-    fn frames() -> (FrameCache, MutexGuard<'static, ()>) {
+    /// An arena lives for ever, so all tests share one, in turn. The turn comes first: it is dropped last, when all frames are back.
+    fn frames() -> (MutexGuard<'static, ()>, FrameCache) {
         static ARENA: OnceLock<&Arena> = OnceLock::new();
         static TURN: Mutex<()> = Mutex::new(());
         let turn = TURN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -168,7 +168,7 @@ mod tests {
             };
             Arena::new(&config).unwrap()
         });
-        (FrameCache::new(arena), turn)
+        (turn, FrameCache::new(arena))
     }
 
     /// A packet with these options, flags and offset.
@@ -224,7 +224,7 @@ mod tests {
 
     #[test]
     fn fragments_are_these() {
-        let (mut frames, _turn) = frames();
+        let (_turn, mut frames) = frames();
         let whole = packet(&[], 0, 1401);
         let fragments = cut_up(&mut frames, &whole, 1280).unwrap();
         let lens: Vec<_> = fragments.iter().map(Vec::len).collect();
@@ -242,7 +242,7 @@ mod tests {
 
     #[test]
     fn options_are_copied_that_say_so() {
-        let (mut frames, _turn) = frames();
+        let (_turn, mut frames) = frames();
         // Record route (7), not copied; no operation; stream identifier (136), copied; end.
         let options = [7, 3, 4, 1, 136, 4, 0x12, 0x34, 0, 0, 0, 0];
         let fragments = cut_up(&mut frames, &packet(&options, 0, 3000), 1280).unwrap();
@@ -261,7 +261,7 @@ mod tests {
 
     #[test]
     fn a_damaged_header_stays_damaged() {
-        let (mut frames, _turn) = frames();
+        let (_turn, mut frames) = frames();
         let mut damaged = packet(&[], 0, 3000);
         damaged[13] ^= 1;
         assert_eq!(cut_up(&mut frames, &damaged, 1280), Err(Uncut::Damaged));
@@ -269,7 +269,7 @@ mod tests {
 
     #[test]
     fn without_frames_nothing_is_lost_but_the_packet() {
-        let (mut frames, turn) = frames();
+        let (turn, mut frames) = frames();
         let mut held = Burst::new();
         for _ in 0..60 {
             held.push(frames.alloc().unwrap());
@@ -294,7 +294,7 @@ mod tests {
         fn put_together_they_are_the_packet(
             payload in 1300..65_000usize, mtu in 1280..9000usize, words in 0..=10usize, offset in 0..50u16, more: bool, behind in 0..16usize,
         ) {
-            let (mut frames, _turn) = frames();
+            let (_turn, mut frames) = frames();
             // Options that fill: copied, of two bytes each.
             let options = [130, 2].repeat(words * 2);
             let payload = payload.min(65_535 - 20 - options.len());
