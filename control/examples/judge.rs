@@ -81,32 +81,17 @@ fn report(number: u64, remotes: u64) -> PathReport {
     remote[..8].copy_from_slice(&(number % remotes).to_le_bytes());
     let link = (number / remotes % 15) as u8 + 1;
     PathReport {
-        remote,
-        path: PathName {
-            local: link,
-            remote: (number / remotes / 15 % 15) as u8 + 1,
-        },
         state: PathState::Up,
         why: PathWhy::Heard,
         since: 1,
-        mtu: None,
         in_use: true,
-        interval: None,
-        remote_interval: None,
-        rtt: None,
-        rtt_min: None,
-        jitter_in: 0,
-        jitter_out: 0,
-        in_sent: 0,
-        in_received: 0,
-        out_sent: 0,
-        out_received: 0,
-        sent_bytes: 0,
-        received_bytes: 0,
-        probes_sent: 0,
-        probes_received: 0,
-        samples: 0,
-        recent: [0; SAMPLES],
+        ..PathReport::new(
+            remote,
+            PathName {
+                local: link,
+                remote: (number / remotes / 15 % 15) as u8 + 1,
+            },
+        )
     }
 }
 

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
-use patronus_abi::channel::{PathName, PathReport, PathState, PathWhy, Ranked, SAMPLES};
+use patronus_abi::channel::{PathName, PathReport, PathState, PathWhy, Ranked};
 use patronus_abi::site::{Class, Mode, OuterDscp, Sticky};
 use patronus_crypto::{Duration, PeerId, Time};
 use patronus_engine::flow::HashKeys;
@@ -341,29 +341,11 @@ proptest! {
 
 fn report(path: PathName, rtt: Option<u32>) -> PathReport {
     PathReport {
-        remote: [0; 32],
-        path,
         state: PathState::Up,
         why: PathWhy::Heard,
-        since: 0,
-        mtu: None,
         in_use: true,
-        interval: None,
-        remote_interval: None,
         rtt,
-        rtt_min: None,
-        jitter_in: 0,
-        jitter_out: 0,
-        in_sent: 0,
-        in_received: 0,
-        out_sent: 0,
-        out_received: 0,
-        sent_bytes: 0,
-        received_bytes: 0,
-        probes_sent: 0,
-        probes_received: 0,
-        samples: 0,
-        recent: [0; SAMPLES],
+        ..PathReport::new([0; 32], path)
     }
 }
 

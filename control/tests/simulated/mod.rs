@@ -474,28 +474,11 @@ impl Site {
 
 fn fresh(path: PathName) -> PathReport {
     PathReport {
-        remote: REMOTE,
-        path,
         state: PathState::Up,
         why: PathWhy::Heard,
-        since: 0,
-        mtu: None,
         in_use: true,
         interval: Some(50_000),
         remote_interval: Some(50_000),
-        rtt: None,
-        rtt_min: None,
-        jitter_in: 0,
-        jitter_out: 0,
-        in_sent: 0,
-        in_received: 0,
-        out_sent: 0,
-        out_received: 0,
-        sent_bytes: 0,
-        received_bytes: 0,
-        probes_sent: 0,
-        probes_received: 0,
-        samples: 0,
-        recent: [0; SAMPLES],
+        ..PathReport::new(REMOTE, path)
     }
 }

@@ -129,6 +129,37 @@ pub struct PathReport {
     pub recent: [u32; SAMPLES],
 }
 
+impl PathReport {
+    /// Of a path of which nothing is known yet.
+    pub const fn new(remote: [u8; 32], path: PathName) -> PathReport {
+        PathReport {
+            remote,
+            path,
+            state: PathState::Unknown,
+            why: PathWhy::New,
+            since: 0,
+            mtu: None,
+            in_use: false,
+            interval: None,
+            remote_interval: None,
+            rtt: None,
+            rtt_min: None,
+            jitter_in: 0,
+            jitter_out: 0,
+            in_sent: 0,
+            in_received: 0,
+            out_sent: 0,
+            out_received: 0,
+            sent_bytes: 0,
+            received_bytes: 0,
+            probes_sent: 0,
+            probes_received: 0,
+            samples: 0,
+            recent: [0; SAMPLES],
+        }
+    }
+}
+
 /// The kind of an order among commands.
 pub(crate) const ORDER: u8 = 4;
 

@@ -9,29 +9,9 @@ const SECOND_NS: u64 = 10 * TENTH;
 
 pub fn report() -> PathReport {
     PathReport {
-        remote: [1; 32],
-        path: PathName { local: 1, remote: 1 },
         state: PathState::Up,
         why: PathWhy::Heard,
-        since: 0,
-        mtu: None,
-        in_use: false,
-        interval: None,
-        remote_interval: None,
-        rtt: None,
-        rtt_min: None,
-        jitter_in: 0,
-        jitter_out: 0,
-        in_sent: 0,
-        in_received: 0,
-        out_sent: 0,
-        out_received: 0,
-        sent_bytes: 0,
-        received_bytes: 0,
-        probes_sent: 0,
-        probes_received: 0,
-        samples: 0,
-        recent: [0; SAMPLES],
+        ..PathReport::new([1; 32], PathName { local: 1, remote: 1 })
     }
 }
 
