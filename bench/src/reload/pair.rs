@@ -126,6 +126,8 @@ impl Managed {
         folder.write("site.toml", &base)?;
         let engine = spawn_engine(&site.namespace, &folder, programs)?;
         let mut control = Command::new(&programs.control);
+        // As its unit has it.
+        control.env("MALLOC_ARENA_MAX", "1");
         for (option, file) in [
             ("--site", "site.toml"),
             ("--engine", "engine.sock"),

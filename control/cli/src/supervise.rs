@@ -87,6 +87,8 @@ impl Kept {
     fn new(name: &'static str, arguments: &[&dyn AsRef<std::ffi::OsStr>]) -> Result<Kept, Wrong> {
         let mut command = Command::new(beside(name)?);
         command.args(arguments.iter().map(|argument| argument.as_ref()));
+        // As the unit of the control process has it: one heap for all threads.
+        command.env("MALLOC_ARENA_MAX", "1");
         Ok(Kept {
             command,
             name,

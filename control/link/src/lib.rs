@@ -202,6 +202,7 @@ impl Link {
     fn over(socket: OwnedFd, slots: OwnedFd, events: &OwnedFd, statistics: OwnedFd) -> io::Result<Link> {
         let mine = Region::map(&slots, place::CONTROL_MAPPED)?;
         let theirs = RegionReader::map(events, place::EVENT_LEN)?;
+        theirs.fault_in();
         let commands = Layout {
             tail: place::COMMAND_TAIL,
             head: place::COMMAND_HEAD,

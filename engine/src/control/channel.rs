@@ -128,6 +128,7 @@ impl Channel {
         // So that who looks at it knows what it is. Nobody relies on it.
         rustix::io::pwrite(&slots, RegionRecord::new(CONTROL_MAGIC).as_bytes(), 0)?;
         let (mine, event_fd) = Region::create("patronus-events", place::EVENT_LEN)?;
+        mine.fault_in();
         for (at, word) in RegionRecord::new(EVENT_MAGIC).words().into_iter().enumerate() {
             mine.store(8 * at, word, Ordering::Relaxed);
         }

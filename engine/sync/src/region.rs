@@ -61,6 +61,13 @@ impl Mapping {
         (end <= self.len).then(|| unsafe { self.start.cast::<u8>().add(at) })
     }
 
+    /// Asks for every page now, and not when it is met.
+    fn fault_in(&self) {
+        for at in (0..self.len).step_by(rustix::param::page_size()) {
+            self.word(at).load(Ordering::Relaxed);
+        }
+    }
+
     fn word(&self, at: usize) -> &AtomicU64 {
         assert!(at.is_multiple_of(8), "words are aligned");
         let place = self.place(at, 8).expect("inside of the region");
@@ -97,6 +104,12 @@ impl Region {
         let mapping = Mapping::new(fd.as_fd(), len, ProtFlags::READ | ProtFlags::WRITE)?;
         Ok(Region(Arc::new(mapping)))
     }
+
+    /// Takes the memory of the whole region now: for one that will be used up and down, so that nobody waits for a page of it later, and the process has its
+    /// size from the beginning.
+    pub fn fault_in(&self) {
+        self.0.fault_in();
+    }
 }
 
 /// Memory that nobody else can write.
@@ -119,6 +132,12 @@ impl RegionReader {
     pub fn map(fd: impl AsFd, len: usize) -> io::Result<RegionReader> {
         let mapping = Mapping::new(fd.as_fd(), len, ProtFlags::READ)?;
         Ok(RegionReader(Arc::new(mapping)))
+    }
+
+    /// Takes the memory of the whole region now: for one that will be used up and down, so that nobody waits for a page of it later, and the process has its
+    /// size from the beginning.
+    pub fn fault_in(&self) {
+        self.0.fault_in();
     }
 }
 

@@ -10,6 +10,7 @@ use patronus_sync::{
     Layout, Region, RegionReader, RingReceiver, RingSender, Segment, Words, WordsMut, create,
 };
 use proptest::prelude::*;
+use rustix::fd::OwnedFd;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags};
@@ -61,6 +62,19 @@ fn what_is_ours_cannot_be_written_by_others() {
         rustix::mm::mmap(std::ptr::null_mut(), LEN, both, MapFlags::SHARED, &file, 0)
     };
     assert_eq!(shared.err(), Some(Errno::PERM));
+}
+
+#[test]
+fn memory_is_taken_when_asked_for() {
+    const PAGES: usize = 16 * 4096;
+    let taken = |fd: &OwnedFd| rustix::fs::fstat(fd).unwrap().st_blocks as usize * 512;
+    let (region, fd) = Region::create("test", PAGES).unwrap();
+    assert_eq!(taken(&fd), 0);
+    region.fault_in();
+    assert_eq!(taken(&fd), PAGES);
+    let fd = create("test", PAGES).unwrap();
+    RegionReader::map(&fd, PAGES).unwrap().fault_in();
+    assert_eq!(taken(&fd), PAGES);
 }
 
 #[test]
