@@ -3,44 +3,12 @@
 
 mod common;
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
-
+use allocation_counter::measure;
 use common::{Seeded, private_key};
 use patronus_crypto::keypair::Keypairs;
 use patronus_crypto::messages::INITIATION_LEN;
 use patronus_crypto::timers::Wake;
 use patronus_crypto::{Device, Limits, Now, Output, Outputs, PeerId, Refusal, Time, WallClock, x25519};
-
-/// The system's allocator, with a count for each thread.
-struct Counting;
-
-thread_local! {
-    static CALLS: Cell<u64> = const { Cell::new(0) };
-}
-
-fn count() {
-    // At the end of a thread there is nothing left to count in.
-    let _ = CALLS.try_with(|calls| calls.set(calls.get() + 1));
-}
-
-// SAFETY: passes everything on to the system's allocator.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
-        // SAFETY: as the caller promises.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        count();
-        // SAFETY: as the caller promises.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-}
-
-#[global_allocator]
-static COUNTING: Counting = Counting;
 
 /// One side, with what its worker holds, in fixed memory.
 struct End {
@@ -174,15 +142,14 @@ fn a_device_in_its_stride_allocates_nothing() {
     for n in 0..4 {
         round(&mut hub, &mut branches, 4000 * n);
     }
-    let before = CALLS.get();
-    for n in 4..20 {
-        round(&mut hub, &mut branches, 4000 * n);
-    }
-    assert_eq!(CALLS.get() - before, 0);
+    let calls = measure(|| {
+        for n in 4..20 {
+            round(&mut hub, &mut branches, 4000 * n);
+        }
+    });
+    assert_eq!((calls.count_total, calls.count_current), (0, 0));
     assert!(
         hub.device.counters().get(Refusal::CookieRequired) >= 20 * 3,
         "cookies were asked for"
     );
-    drop(Box::new(0));
-    assert_eq!(CALLS.get() - before, 2, "the count counts");
 }

@@ -3,10 +3,9 @@
 
 mod common;
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::sync::Arc;
 
+use allocation_counter::measure;
 use arrayvec::ArrayVec;
 use patronus_abi::site::{Class, Mode};
 use patronus_crypto::{PeerId, Random, Time};
@@ -23,58 +22,24 @@ use patronus_observe::{Filter, Kind, Sides};
 
 use crate::common::{A, Datagram, Net, Seeded, Setup, ms, packet, secs};
 
-/// The system's allocator, with a count for each thread.
-struct Counting;
-
-thread_local! {
-    static CALLS: Cell<u64> = const { Cell::new(0) };
-}
-
-fn count() {
-    // At the end of a thread there is nothing left to count in.
-    let _ = CALLS.try_with(|calls| calls.set(calls.get() + 1));
-}
-
-fn calls() -> u64 {
-    CALLS.with(Cell::get)
-}
-
-// SAFETY: passes everything on to the system's allocator.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
-        // SAFETY: as the caller promises.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        count();
-        // SAFETY: as the caller promises.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-
-    unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count();
-        // SAFETY: as the caller promises.
-        unsafe { System.realloc(ptr, layout, size) }
-    }
-}
-
-#[global_allocator]
-static COUNTING: Counting = Counting;
-
 const PEERS: usize = 5;
+
+/// How often `run` calls the allocator, on this thread.
+fn calls(run: impl FnOnce()) -> u64 {
+    let counted = measure(run);
+    counted.count_total + counted.count_current.unsigned_abs()
+}
 
 /// Steps every worker of the middle site and returns how often the allocator was called meanwhile.
 fn step(net: &mut Net) -> u64 {
     let now = net.now;
-    let before = calls();
-    for _ in 0..4 {
-        for worker in &mut net.sites[A].workers {
-            worker.step(now);
+    calls(|| {
+        for _ in 0..4 {
+            for worker in &mut net.sites[A].workers {
+                worker.step(now);
+            }
         }
-    }
-    calls() - before
+    })
 }
 
 fn connected(workers: usize) -> Net {
@@ -265,48 +230,45 @@ fn prober(now: Time) -> Prober {
 fn probes_allocate_nothing() {
     let mut now = Time::from_secs(1000);
     let mut sides = [prober(now), prober(now)];
-    let (before, mut heard, mut changed) = (calls(), 0, 0);
-    for tick in 0..60_000 {
-        now = Time(now.0 + 1_000_000);
-        for side in [0, 1] {
-            sides[side].begin_turn(now);
-            let mut due = ArrayVec::new();
-            sides[side].due(now, |_| true, |_| changed += 1, &mut due);
-            for due in due {
-                let (lane, probe) = sides[side].next(due, now).expect("a path that is there");
-                let bytes = probe.encode();
-                if lane == PeerId(2) && (20_000..40_000).contains(&tick) {
-                    continue;
+    let (mut heard, mut changed) = (0, 0);
+    let counted = calls(|| {
+        for tick in 0..60_000 {
+            now = Time(now.0 + 1_000_000);
+            for side in [0, 1] {
+                sides[side].begin_turn(now);
+                let mut due = ArrayVec::new();
+                sides[side].due(now, |_| true, |_| changed += 1, &mut due);
+                for due in due {
+                    let (lane, probe) = sides[side].next(due, now).expect("a path that is there");
+                    let bytes = probe.encode();
+                    if lane == PeerId(2) && (20_000..40_000).contains(&tick) {
+                        continue;
+                    }
+                    let probe = Probe::decode(&bytes).expect("a probe");
+                    let of = (PeerId(3), lane);
+                    heard += u64::from(sides[1 - side].hear(now, of, &probe, 1, |_| changed += 1).is_ok());
                 }
-                let probe = Probe::decode(&bytes).expect("a probe");
-                let of = (PeerId(3), lane);
-                heard += u64::from(sides[1 - side].hear(now, of, &probe, 1, |_| changed += 1).is_ok());
             }
         }
-    }
-    assert_eq!(calls(), before, "allocator calls");
+    });
+    assert_eq!(counted, 0, "allocator calls");
     assert!(
         heard > 400 && changed >= 8 + 4,
         "{heard} probes, {changed} changes"
     );
 }
 
-/// The counter counts, and the stages that were measured are those of the worker alone.
-fn the_counter_works() {
-    let before = calls();
-    let boxed = std::hint::black_box(Box::new(1));
-    assert_eq!(calls(), before + 1);
-    drop(boxed);
-    assert_eq!(calls(), before + 2);
+/// What the tests around the worker do is not counted as the worker's.
+fn the_tests_hands_allocate_nothing() {
     let net = Net::pair();
     let mut frames = FrameCache::new(net.arena);
-    let before = calls();
-    let mut burst = Burst::new();
-    burst.push(frames.alloc().unwrap());
-    burst.clear_into(&mut frames);
-    assert_eq!(calls(), before);
-    assert!(net.sites[A].inbox.notices.push(Notice::LanGone(0, None)).is_ok());
-    assert_eq!(calls(), before);
+    let counted = calls(|| {
+        let mut burst = Burst::new();
+        burst.push(frames.alloc().unwrap());
+        burst.clear_into(&mut frames);
+        assert!(net.sites[A].inbox.notices.push(Notice::LanGone(0, None)).is_ok());
+    });
+    assert_eq!(counted, 0);
     let _ = net.sites[A].inbox.notices.pop();
     drop(frames);
     net.finish();
@@ -349,32 +311,33 @@ fn steering_allocates_nothing() {
     let (mut steering, mut other) = (fresh(), fresh());
     let board = PathBoard::new(paths.iter().map(|(name, _)| *name), None);
     let mut rng = Seeded(5);
-    let before = calls();
-    for n in 0..20_000u64 {
-        let now = Time(n << 20);
-        if rng.chance(2) {
-            board.set_up(rng.pick(0..9), rng.chance(60));
+    let counted = calls(|| {
+        for n in 0..20_000u64 {
+            let now = Time(n << 20);
+            if rng.chance(2) {
+                board.set_up(rng.pick(0..9), rng.chance(60));
+            }
+            let class = rng.pick(0..4) as u8;
+            let gone = PeerId(rng.u32() % 12);
+            let chosen = steering.choose((class, rng.u32() as u8), now, &board, &lanes, |lane| lane != gone);
+            let lane = chosen.expect("eight others").lane;
+            if class == 3 {
+                let doubled = steering.double(3, lane, board.up(), &lanes, |_| true);
+                steering.accept(lane, doubled.expect("a lane of ours").0);
+            }
+            if n % 1000 == 0 {
+                other.take_over(&mut steering, &lanes, &lanes);
+                std::mem::swap(&mut steering, &mut other);
+            }
         }
-        let class = rng.pick(0..4) as u8;
-        let gone = PeerId(rng.u32() % 12);
-        let chosen = steering.choose((class, rng.u32() as u8), now, &board, &lanes, |lane| lane != gone);
-        let lane = chosen.expect("eight others").lane;
-        if class == 3 {
-            let doubled = steering.double(3, lane, board.up(), &lanes, |_| true);
-            steering.accept(lane, doubled.expect("a lane of ours").0);
-        }
-        if n % 1000 == 0 {
-            other.take_over(&mut steering, &lanes, &lanes);
-            std::mem::swap(&mut steering, &mut other);
-        }
-    }
-    assert_eq!(calls(), before);
+    });
+    assert_eq!(counted, 0);
 }
 
 #[test]
 fn a_worker_allocates_nothing_per_packet() {
     steering_allocates_nothing();
-    the_counter_works();
+    the_tests_hands_allocate_nothing();
     packets_allocate_nothing(1, false);
     packets_allocate_nothing(2, false);
     packets_allocate_nothing(4, false);

@@ -3,12 +3,11 @@
 
 mod common;
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use allocation_counter::measure;
 use common::{OURS, Steady, ip};
 use patronus_io::Port;
 use patronus_io::dpdk::{DeviceConfig, Dpdk, Options};
@@ -16,30 +15,6 @@ use patronus_io::exception::{ExceptionPath, Rule, SplitPort, Take};
 use patronus_io::udp::{UdpConfig, UdpSockets};
 use patronus_io::wan::{Link, LinkPort, QueuePlace, ways};
 use patronus_mem::{Arena, ArenaConfig, Burst, FrameCache, Outer, PktBuf};
-
-struct Counting;
-
-thread_local! {
-    /// Of this thread: the test harness has others, which allocate when they like.
-    static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
-}
-
-// SAFETY: passes everything on to the system's allocator.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        // SAFETY: as the caller promises.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        // SAFETY: as the caller promises.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-}
-
-#[global_allocator]
-static COUNTING: Counting = Counting;
 
 fn started() -> (&'static Dpdk, &'static Arena) {
     static STARTED: OnceLock<(&'static Dpdk, &'static Arena)> = OnceLock::new();
@@ -68,26 +43,26 @@ fn a_burst_each_way_allocates_nothing() {
     let port = &mut ports[0];
     let mut frames = FrameCache::new(arena);
     let mut burst = Burst::new();
-    let before = ALLOCATIONS.get();
-    assert!(before > 0, "the counter works");
-    for _ in 0..300 {
-        // One in four comes and goes in several frames, one in ten is too long for the device.
-        for n in 0..40usize {
-            let len = if n.is_multiple_of(10) {
-                5100
-            } else {
-                [60, 1400, 5000, 64][n % 4]
-            };
-            let mut pkt = frames.alloc_for(len).expect("a frame");
-            pkt.append(len).fill(2);
-            burst.push(pkt);
+    let allocations = measure(|| {
+        for _ in 0..300 {
+            // One in four comes and goes in several frames, one in ten is too long for the device.
+            for n in 0..40usize {
+                let len = if n.is_multiple_of(10) {
+                    5100
+                } else {
+                    [60, 1400, 5000, 64][n % 4]
+                };
+                let mut pkt = frames.alloc_for(len).expect("a frame");
+                pkt.append(len).fill(2);
+                burst.push(pkt);
+            }
+            port.tx_burst(&mut frames, &mut burst).expect("tx");
+            while port.rx_burst(&mut frames, &mut burst).expect("rx") > 0 {
+                burst.clear_into(&mut frames);
+            }
         }
-        port.tx_burst(&mut frames, &mut burst).expect("tx");
-        while port.rx_burst(&mut frames, &mut burst).expect("rx") > 0 {
-            burst.clear_into(&mut frames);
-        }
-    }
-    assert_eq!(ALLOCATIONS.get(), before);
+    });
+    assert_eq!(allocations.count_total, 0);
     let counters = port.counters();
     assert_eq!(counters.rx_packets.get(), 300 * 36);
     assert_eq!(
@@ -167,10 +142,9 @@ fn a_link_beside_the_host_allocates_nothing() {
             assert!(start.elapsed() < Duration::from_secs(30), "a way");
             finder.serve(start);
         }
-        let (before, punted) = (ALLOCATIONS.get(), path.counters().tx_packets.get());
-        assert!(before > 0, "the counter works");
-        let received: usize = (0..500).map(|_| round(40, 2)).sum();
-        assert_eq!(ALLOCATIONS.get(), before);
+        let (mut received, punted) = (0, path.counters().tx_packets.get());
+        let allocations = measure(|| received = (0..500).map(|_| round(40, 2)).sum());
+        assert_eq!(allocations.count_total, 0);
         assert_eq!(received, 500 * 40, "past the kernel");
         while path.counters().tx_packets.get() == punted {
             assert!(start.elapsed() < Duration::from_secs(30), "nothing was punted");

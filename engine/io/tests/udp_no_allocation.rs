@@ -1,35 +1,9 @@
 //! Moving packets through a UDP port asks the allocator for nothing.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
-
+use allocation_counter::measure;
 use patronus_io::Port;
 use patronus_io::udp::{UdpConfig, UdpSockets};
 use patronus_mem::{Arena, ArenaConfig, Burst, FrameCache, Outer};
-
-struct Counting;
-
-thread_local! {
-    /// Of this thread: the test harness has others, which allocate when they like.
-    static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
-}
-
-// SAFETY: passes everything on to the system's allocator.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        // SAFETY: as the caller promises.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        // SAFETY: as the caller promises.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-}
-
-#[global_allocator]
-static COUNTING: Counting = Counting;
 
 #[test]
 fn a_burst_each_way_allocates_nothing() {
@@ -56,25 +30,25 @@ fn a_burst_each_way_allocates_nothing() {
         outers[0].set_local("192.0.2.77".parse().ok(), 0);
         outers[1].set_local("::1".parse().ok(), 0);
         let mut burst = Burst::new();
-        let before = ALLOCATIONS.get();
-        assert!(before > 0, "the counter works");
-        for round in 0..300 {
-            for n in 0..40 {
-                let len = [1452, 96, 1452, 0, 3000][(n / 7 + round) % 5];
-                let mut pkt = frames.alloc_for(len).expect("a frame");
-                pkt.append(len);
-                // At last all to one, which gets the path socket.
-                *pkt.outer_mut() = outers[if round < 250 { (n / 3 + round) % 3 } else { 1 }];
-                burst.push(pkt);
+        let allocations = measure(|| {
+            for round in 0..300 {
+                for n in 0..40 {
+                    let len = [1452, 96, 1452, 0, 3000][(n / 7 + round) % 5];
+                    let mut pkt = frames.alloc_for(len).expect("a frame");
+                    pkt.append(len);
+                    // At last all to one, which gets the path socket.
+                    *pkt.outer_mut() = outers[if round < 250 { (n / 3 + round) % 3 } else { 1 }];
+                    burst.push(pkt);
+                }
+                port.tx_burst(&mut frames, &mut burst).expect("tx");
+                port.take_stale_source();
+                sender.send(&outers[1], &[0; 148]).expect("send");
+                while port.rx_burst(&mut frames, &mut burst).expect("rx") > 0 {
+                    burst.clear_into(&mut frames);
+                }
             }
-            port.tx_burst(&mut frames, &mut burst).expect("tx");
-            port.take_stale_source();
-            sender.send(&outers[1], &[0; 148]).expect("send");
-            while port.rx_burst(&mut frames, &mut burst).expect("rx") > 0 {
-                burst.clear_into(&mut frames);
-            }
-        }
-        assert_eq!(ALLOCATIONS.get(), before);
+        });
+        assert_eq!(allocations.count_total, 0);
         assert!(port.counters().rx_packets.get() > 300 * 20);
     }
 }
