@@ -87,15 +87,17 @@ impl Broken {
     }
 }
 
-/// The limit of a class that a path keeps least, if there is one that it does not keep.
+/// The limit of a class that a path keeps least, if there is one that it does not keep; seen last is when any of them was.
 pub fn broken(class: &Class, measured: &Measured, now: u64) -> Option<Broken> {
     let latency = over(What::Latency, measured.rtt, class.latency_us, now);
     let jitter = measured.jitter;
     let jitter_in = over(What::JitterIn, jitter.inward, class.jitter_us, now);
     let jitter_out = over(What::JitterOut, jitter.outward, class.jitter_us, now);
     let all = [latency, jitter_in, jitter_out].into_iter();
-    let all = all.chain(losses(class.loss_ppm, measured, now));
-    all.flatten().max_by_key(Broken::badness)
+    let all = all.chain(losses(class.loss_ppm, measured, now)).flatten();
+    let seen = all.clone().map(|broken| broken.seen).max()?;
+    let worst = all.max_by_key(Broken::badness)?;
+    Some(Broken { seen, ..worst })
 }
 
 fn over(what: What, measured: Option<u32>, limit: Option<u32>, now: u64) -> Option<Broken> {

@@ -58,6 +58,8 @@ pub enum Trouble {
     Delay(u64),
     /// Of a million packets, so many are lost: towards us, towards the remote.
     Loss(u32, u32),
+    /// Both, as a brown-out has it: more delay towards the remote, loss both ways.
+    DelayAndLoss(u64, u32),
     /// Delays vary by so much, nanoseconds.
     Jitter(u64),
     /// Nothing passes.
@@ -184,7 +186,7 @@ impl Path {
                 varied += rng.below(2 * by);
             }
             let more = match (self.trouble, at) {
-                (Trouble::Delay(more), 1) => more,
+                (Trouble::Delay(more) | Trouble::DelayAndLoss(more, _), 1) => more,
                 _ => 0,
             };
             transits[at] = way.delay + more + varied;
@@ -332,10 +334,17 @@ impl Site {
         found.trouble = trouble;
         let (inward, outward) = match trouble {
             Trouble::Loss(inward, outward) => (inward, outward),
+            Trouble::DelayAndLoss(_, ppm) => (ppm, ppm),
             _ => (0, 0),
         };
         found.ways[0].lose(Path::RARE + inward, &mut self.rng);
         found.ways[1].lose(Path::RARE + outward, &mut self.rng);
+    }
+
+    /// How many packets a second there are on a path beside probes from now on.
+    pub fn rate(&mut self, path: PathName, rate: u32) {
+        let found = self.paths.iter_mut().find(|known| known.report.path == path);
+        found.expect("a path").rate = rate;
     }
 
     pub fn run(&mut self, time: u64) {
@@ -435,6 +444,16 @@ impl Site {
             );
             self.forced += 1;
         }
+        // What is used as good keeps every limit at that moment, the loss of ten seconds among them.
+        if was_up && to.grade > 0 {
+            let judge = self.judge(class).expect("a judge");
+            let fault = judge
+                .order()
+                .find(|entry| entry.path == to.path)
+                .map(|entry| entry.fault);
+            assert_eq!(fault, Some(None), "{}", self.last_move);
+        }
+        let steered = &self.steered[class];
         // No move without a better path.
         if was_up {
             let is_better = to.grade > 0 || self.is_less_bad(class, to.path, from);

@@ -95,6 +95,32 @@ fn a_path_is_left_at_once_and_comes_back_after_the_hold() {
     );
 }
 
+/// The loss of the last ten seconds is the limit that is kept least, and is of seconds ago; the round trip is too long to the end.
+#[test]
+fn a_hold_begins_when_the_last_limit_is_kept_again() {
+    let class = class(Mode::Pinned);
+    let mut bad = rtt(160_000);
+    let lost = Counted {
+        sent: 20,
+        received: 16,
+    };
+    bad.ten.inward = Counted {
+        sent: 200,
+        received: 196,
+    };
+    bad.seconds.inward[6] = lost;
+    let good = [rtt(10_000), rtt(20_000)];
+    let mut judge = Judge::default();
+    judge.turn(&class, SECOND, &paths(&good, &[1, 2]));
+    for second in 20..=40 {
+        let measured = [bad, rtt(20_000)];
+        judge.turn(&class, second * SECOND, &paths(&measured, &[1, 2]));
+    }
+    let mut at = |seconds: u64| judge.turn(&class, seconds * SECOND, &paths(&good, &[1, 2])).moved;
+    assert_eq!(at(69), None);
+    assert_eq!(at(70).map(|moved| moved.to), Some(path(1)));
+}
+
 #[test]
 fn there_is_no_move_without_a_better_path() {
     let class = class(Mode::Pinned);
