@@ -170,6 +170,8 @@ pub struct Counts {
     lost: u64,
     /// Notices that the slow path has worked off.
     notices: u64,
+    /// Commands that workers have taken.
+    commands: u64,
 }
 
 struct Routes {
@@ -426,6 +428,15 @@ impl Site {
         }
     }
 
+    /// A turn of a worker. False if it has ended.
+    pub fn worker_turn(&mut self, worker: usize, now: Time) -> bool {
+        let worker = &mut self.workers[worker];
+        let waited = worker.inbox().commands.len();
+        let goes_on = worker.step(now);
+        self.counts.commands += waited.saturating_sub(worker.inbox().commands.len()) as u64;
+        goes_on
+    }
+
     /// A turn of the slow path, in the order in which the engine's thread does it.
     pub fn slow_turn(&mut self, frames: &mut FrameCache) -> Result<(), String> {
         while let Some(notice) = self.inbox.notices.pop() {
@@ -552,7 +563,9 @@ impl Site {
             .map(|worker| worker.inbox().commands.len())
             .sum();
         let queued = self.inbox.notices.len() + self.inbox.handshakes.len() + commands;
-        moved + self.counts.notices + self.counts.handshakes + 1_000_003 * queued as u64
+        // Behind a queue that is full there may be more, which takes the place of what a worker has taken.
+        let taken = self.counts.notices + self.counts.handshakes + self.counts.commands;
+        moved + taken + 1_000_003 * queued as u64
     }
 
     /// Probes sent so far, and paths that there are.

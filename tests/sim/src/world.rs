@@ -658,13 +658,10 @@ impl World {
     fn turn(&mut self, number: usize, actor: usize) -> Result<(), String> {
         let now = self.now;
         let site = &mut self.sites[number];
-        match site.workers.get_mut(actor) {
-            Some(worker) => {
-                if !worker.step(now) {
-                    return Err("a worker ended by itself".to_owned());
-                }
-            }
-            None => site.slow_turn(&mut self.frames)?,
+        match actor < site.workers.len() {
+            true if !site.worker_turn(actor, now) => return Err("a worker ended by itself".to_owned()),
+            true => {}
+            false => site.slow_turn(&mut self.frames)?,
         }
         for packet in site.delivered(&mut self.frames)? {
             self.book.receive(&self.sites[number], &packet)?;

@@ -223,8 +223,8 @@ impl Fleet {
         let site = &mut self.sites[number];
         loop {
             let before = site.pulse();
-            for worker in &mut site.workers {
-                assert!(worker.step(self.now));
+            for worker in 0..site.workers.len() {
+                assert!(site.worker_turn(worker, self.now));
             }
             if site.pulse() == before {
                 return;

@@ -242,8 +242,8 @@ impl Pair {
             let mut busy = self.land();
             for number in [A, B] {
                 let before = self.sites[number].pulse();
-                for worker in &mut self.sites[number].workers {
-                    assert!(worker.step(self.now));
+                for worker in 0..self.sites[number].workers.len() {
+                    assert!(self.sites[number].worker_turn(worker, self.now));
                 }
                 self.sites[number].slow_turn(&mut self.frames).unwrap();
                 busy |= self.collect(number) || self.sites[number].pulse() != before;
