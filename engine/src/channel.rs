@@ -115,6 +115,8 @@ pub enum Command {
     IndexRemoved(u32),
     /// Where the peer is now; `Outer::NONE` if unknown.
     Endpoint(PeerId, Outer),
+    /// A lane of the same path was heard at the latter place, and no more at the former: this one too is there now, unless it was heard elsewhere itself.
+    Follow(PeerId, SocketAddr, Outer),
     /// Forget the address that the peer was last answered from, or every peer's.
     ClearSource(Option<PeerId>),
     /// A link's interface is gone: what went to peers there goes another way.

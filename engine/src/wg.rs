@@ -17,7 +17,7 @@ mod order;
 mod peer;
 
 use arrayvec::ArrayVec;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use patronus_abi::site::Sticky;
@@ -424,6 +424,17 @@ impl Wg {
         if let Some(slot) = self.slot_mut(peer) {
             slot.endpoint = endpoint;
             cx.tell(Notice::Endpoint(peer, endpoint));
+        }
+    }
+
+    /// A lane goes where another one of its path was heard, if it is where that was before. Nothing is told back: if it is elsewhere, that was told already, and what is told
+    /// would make the others follow again, and so on for ever.
+    pub fn follow(&mut self, lane: PeerId, from: SocketAddr, to: Outer) {
+        if let Some(slot) = self
+            .slot_mut(lane)
+            .filter(|slot| slot.endpoint.remote() == Some(from))
+        {
+            slot.endpoint = to;
         }
     }
 

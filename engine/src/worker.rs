@@ -968,6 +968,7 @@ fn apply(wg: &mut Wg, cx: &mut Context<'_>, command: Command) {
         Command::IndexAdded(index, peer) => wg.add_foreign_index(index, peer),
         Command::IndexRemoved(index) => wg.remove_foreign_index(index),
         Command::Endpoint(peer, endpoint) => wg.set_endpoint(cx, peer, endpoint),
+        Command::Follow(lane, from, to) => wg.follow(lane, from, to),
         Command::ClearSource(peer) => wg.clear_source(peer),
         Command::LeaveLink(ifindex) => wg.leave_link(ifindex),
         Command::Shun(peer, ifindex) => wg.shun(peer, ifindex),

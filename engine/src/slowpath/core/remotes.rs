@@ -270,12 +270,13 @@ impl<S: Sockets> Core<S> {
         }
         let others: Vec<PeerId> = self.device.lanes(base).map(|(_, lane)| lane).collect();
         for other in others.into_iter().filter(|other| *other != id) {
-            let is_sibling = self.peer(other).is_some_and(|peer| {
+            let sibling = self.peer_mut(other).filter(|peer| {
                 let lane = peer.lane.as_ref();
                 peer.endpoint.remote() == Some(from) && lane.is_some_and(|lane| lane.plan.path == path)
             });
-            if is_sibling {
-                self.move_endpoint(other, now);
+            if let Some(sibling) = sibling {
+                sibling.endpoint = now;
+                self.workers.tell_owner(other, Command::Follow(other, from, now));
             }
         }
     }

@@ -206,6 +206,27 @@ fn a_nat_that_rebinds_costs_a_probe() {
     }
 }
 
+/// The NAT gives out another port while packets of several lanes are under way, so that some are seen at one port and some at the next, all at once. Lanes follow each other, but
+/// not in circles.
+#[test]
+fn lanes_that_are_seen_at_two_ports_at_once_settle() {
+    let natted = Kind {
+        links: vec![(0, true)],
+        ..kind(3, 1)
+    };
+    let mut pair = Pair::new(natted, kind(3, 1));
+    pair.run(secs(20));
+    pair.exchange();
+    for way in [ms(20), ms(19)] {
+        pair.rebind();
+        pair.delay = Box::new(move |_, _| way);
+        (0..32).for_each(|flow| pair.send(A, flow, 0));
+        pair.run(ms(1));
+    }
+    pair.run(secs(15));
+    pair.exchange();
+}
+
 /// Configured as a remote on one side only, it is a peer like any other.
 #[test]
 fn a_stock_peer_has_a_base_session_and_no_lane() {
