@@ -453,7 +453,6 @@ impl Site {
                 .map(|entry| entry.fault);
             assert_eq!(fault, Some(None), "{}", self.last_move);
         }
-        let steered = &self.steered[class];
         // No move without a better path.
         if was_up {
             let is_better = to.grade > 0 || self.is_less_bad(class, to.path, from);
