@@ -91,6 +91,8 @@ pub struct PathPulse {
     /// Odd while it is being changed; 0: nothing has been written yet.
     sequence: AtomicU64,
     words: [AtomicU64; PATH_WORDS],
+    /// The smoothed round trip by itself, microseconds; 0: none was measured. Workers ask for it with packets, and for nothing else.
+    rtt: AtomicU32,
 }
 
 impl PathPulse {
@@ -99,6 +101,7 @@ impl PathPulse {
             name,
             sequence: AtomicU64::new(0),
             words: [const { AtomicU64::new(0) }; PATH_WORDS],
+            rtt: AtomicU32::new(0),
         }
     }
 
@@ -118,6 +121,14 @@ impl PathPulse {
         }
         // Release: whoever sees the even number sees the rest.
         self.sequence.store(before + 2, Ordering::Release);
+        self.rtt.store(report.rtt.unwrap_or(0), Ordering::Relaxed);
+    }
+
+    /// The smoothed round trip that was written last, microseconds, if one was measured. One word, whatever is being written.
+    #[inline]
+    pub fn rtt(&self) -> Option<u32> {
+        let rtt = self.rtt.load(Ordering::Relaxed);
+        (rtt != 0).then_some(rtt)
     }
 
     /// What was written last; `None`: nothing yet, or it was being changed all the time.
@@ -268,6 +279,23 @@ mod tests {
         assert_eq!(board.mtu(), Some(1420));
         board.set_mtu(None);
         assert_eq!(board.mtu(), None);
+    }
+
+    #[test]
+    fn the_round_trip_is_there_while_the_rest_is_being_changed() {
+        let board = PathBoard::new([name(1, 2)], None);
+        let [pulse] = board.pulses() else { panic!() };
+        assert_eq!(pulse.rtt(), None);
+        pulse.write(&PathReport {
+            rtt: Some(1234),
+            ..report(1)
+        });
+        // As its writer leaves it when he is interrupted.
+        pulse.sequence.fetch_add(1, Ordering::Relaxed);
+        assert_eq!((pulse.read(), pulse.rtt()), (None, Some(1234)));
+        pulse.sequence.fetch_add(1, Ordering::Relaxed);
+        pulse.write(&report(2));
+        assert_eq!(pulse.rtt(), None, "measured anew");
     }
 
     #[test]

@@ -669,7 +669,7 @@ fn nth_lane(lanes: &[PathLanes], path: u8, bucket: u8) -> Option<PeerId> {
 /// For how long a bucket has had no packet before it may go from one path to the other, in its own units: twice as long as their round trips differ, so that what is under
 /// way on the slower one arrives before what comes next.
 fn pause(board: &PathBoard, from: u8, to: u8) -> u32 {
-    let rtt = |path: u8| board.pulses().get(usize::from(path))?.read()?.rtt;
+    let rtt = |path: u8| board.pulses().get(usize::from(path))?.rtt();
     let differ = match (rtt(from), rtt(to)) {
         (Some(from), Some(to)) => u64::from(from.saturating_sub(to)) * 2,
         _ => 0,
