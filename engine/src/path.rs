@@ -28,15 +28,24 @@ pub struct PathBoard {
 }
 
 impl PathBoard {
-    /// A board of these paths, [`PATHS_MAX`] at most; further ones are left out. Those that `before` knows as up are so.
+    /// A board of these paths, [`PATHS_MAX`] at most; further ones are left out. What `before` knows of them is known: packets are steered by it until the worker
+    /// that probes has followed.
     pub fn new(names: impl IntoIterator<Item = PathName>, before: Option<&PathBoard>) -> PathBoard {
         let paths: Box<[PathPulse]> = names.into_iter().take(PATHS_MAX).map(PathPulse::new).collect();
-        let was_up = |name| before.is_some_and(|before| before.is_up(name));
-        let up = paths.iter().enumerate().filter(|(_, path)| was_up(path.name));
-        let up = up.fold(0, |up, (at, _)| up | 1 << at);
+        let mut up = 0;
+        for (at, path) in paths.iter().enumerate() {
+            let known = before.and_then(|before| Some((before, before.place(path.name)?)));
+            let Some((before, place)) = known else { continue };
+            up |= (before.up() >> place & 1) << at;
+            if let Some(report) = before.paths[place].read() {
+                path.write(&report);
+            }
+        }
+        // Of all paths that were up, and perhaps of more than are up now: no packet is too long.
+        let mtu = before.and_then(PathBoard::mtu).filter(|_| up != 0);
         PathBoard {
             up: AtomicU64::new(up),
-            mtu: AtomicU32::new(0),
+            mtu: AtomicU32::new(mtu.map_or(0, u32::from)),
             paths,
         }
     }
@@ -260,6 +269,26 @@ mod tests {
         let after = PathBoard::new([name(3, 1), name(1, 1), name(4, 1)], Some(&before));
         assert_eq!(after.up(), 0b001);
         assert!(after.is_up(name(3, 1)) && !after.is_up(name(2, 1)));
+    }
+
+    /// Packets that are too long for a path are not sent because its board is new, nor is the path unknown to who copies boards.
+    #[test]
+    fn a_new_board_knows_what_passed_and_what_was_measured() {
+        let before = PathBoard::new([name(1, 1), name(2, 1)], None);
+        before.set_up(0, true);
+        before.set_mtu(Some(1300));
+        let measured = PathReport {
+            rtt: Some(700),
+            ..report(5)
+        };
+        before.pulses()[0].write(&measured);
+        let after = PathBoard::new([name(3, 1), name(1, 1)], Some(&before));
+        assert_eq!(after.mtu(), Some(1300));
+        assert_eq!(after.pulses()[0].read(), None);
+        let pulse = &after.pulses()[1];
+        assert_eq!((pulse.read(), pulse.rtt()), (Some(measured), Some(700)));
+        // Of others nothing is known.
+        assert_eq!(PathBoard::new([name(2, 1)], Some(&before)).mtu(), None);
     }
 
     #[test]
