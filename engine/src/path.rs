@@ -31,10 +31,20 @@ impl PathBoard {
     /// A board of these paths, [`PATHS_MAX`] at most; further ones are left out. What `before` knows of them is known: packets are steered by it until the worker
     /// that probes has followed.
     pub fn new(names: impl IntoIterator<Item = PathName>, before: Option<&PathBoard>) -> PathBoard {
+        PathBoard::following(names, before, |_| true)
+    }
+
+    /// The same, but for paths that are the same by name only: of those nothing is known.
+    pub fn following(
+        names: impl IntoIterator<Item = PathName>,
+        before: Option<&PathBoard>,
+        is_same: impl Fn(PathName) -> bool,
+    ) -> PathBoard {
         let paths: Box<[PathPulse]> = names.into_iter().take(PATHS_MAX).map(PathPulse::new).collect();
         let mut up = 0;
         for (at, path) in paths.iter().enumerate() {
             let known = before.and_then(|before| Some((before, before.place(path.name)?)));
+            let known = known.filter(|_| is_same(path.name));
             let Some((before, place)) = known else { continue };
             up |= (before.up() >> place & 1) << at;
             if let Some(report) = before.paths[place].read() {
@@ -59,6 +69,13 @@ impl PathBoard {
     /// Whether this path is there and up.
     pub fn is_up(&self, name: PathName) -> bool {
         self.place(name).is_some_and(|at| self.up() & 1 << at != 0)
+    }
+
+    /// The paths that are up.
+    pub fn names_up(&self) -> impl Iterator<Item = PathName> {
+        let up = self.up();
+        let paths = self.paths.iter().enumerate();
+        paths.filter(move |(at, _)| up >> at & 1 != 0).map(|(_, path)| path.name)
     }
 
     /// Says whether the path in this place is up.
@@ -289,6 +306,11 @@ mod tests {
         assert_eq!((pulse.read(), pulse.rtt()), (Some(measured), Some(700)));
         // Of others nothing is known.
         assert_eq!(PathBoard::new([name(2, 1)], Some(&before)).mtu(), None);
+        let other = PathBoard::following([name(1, 1)], Some(&before), |_| false);
+        assert_eq!(
+            (other.up(), other.mtu(), other.pulses()[0].read()),
+            (0, None, None)
+        );
     }
 
     #[test]

@@ -7,7 +7,7 @@ use patronus_crypto::{Duration, PeerId, Time};
 
 use super::{Core, Sockets};
 use crate::channel::Command;
-use crate::path::{PathBoard, PathName, PathPulse, PathReport, PathState, PathWhy};
+use crate::path::{PathName, PathPulse, PathReport, PathState, PathWhy};
 use crate::probe::{PathChange, Probing};
 
 /// Changes of paths told in a turn.
@@ -54,23 +54,17 @@ impl<S: Sockets> Core<S> {
         }
     }
 
-    /// Paths that were up and are no more on the board: their links are gone, or agree on no path.
-    pub(super) fn note_gone_paths(&mut self, remote: PeerId, before: &PathBoard, after: &PathBoard) {
-        let at = self.clock.mono();
-        for pulse in before.pulses() {
-            let path = pulse.name();
-            if before.is_up(path) && after.place(path).is_none() {
-                self.note_path(&PathChange {
-                    remote,
-                    path,
-                    before: PathState::Up,
-                    state: PathState::Down,
-                    why: PathWhy::LinkGone,
-                    at,
-                    silence: Duration::ZERO,
-                });
-            }
-        }
+    /// A path that was up is no more on the board: a link of it is gone, or they agree on no path.
+    pub(super) fn note_gone_path(&mut self, remote: PeerId, path: PathName) {
+        self.note_path(&PathChange {
+            remote,
+            path,
+            before: PathState::Up,
+            state: PathState::Down,
+            why: PathWhy::LinkGone,
+            at: self.clock.mono(),
+            silence: Duration::ZERO,
+        });
     }
 
     fn note_path(&mut self, change: &PathChange) {

@@ -34,7 +34,7 @@ pub(super) struct Remotes {
     links: Vec<Option<LinkInfo>>,
     known: KnownRemotes,
     /// What workers know of the paths towards a remote.
-    boards: BTreeMap<PeerId, Arc<PathBoard>>,
+    boards: BTreeMap<PeerId, Board>,
     /// Messages that could not be understood.
     unknown: u64,
     /// Those whose base session has to ask whether they are there.
@@ -45,6 +45,13 @@ pub(super) struct Remotes {
     is_short: bool,
     /// A number has become free since then.
     has_room: bool,
+}
+
+/// What workers know of the paths towards a remote, and the lane by which each path is probed: with another one, a path of the same name is another path.
+struct Board {
+    shared: Arc<PathBoard>,
+    /// By place.
+    probed: Vec<Option<PeerId>>,
 }
 
 /// What a lane is, beside a peer.
@@ -510,7 +517,7 @@ impl<S: Sockets> Core<S> {
 
     /// What workers know of the paths towards a remote, if there are any.
     pub fn board(&self, base: PeerId) -> Option<&Arc<PathBoard>> {
-        self.remotes.boards.get(&base)
+        self.remotes.boards.get(&base).map(|board| &board.shared)
     }
 
     /// Tells every worker which paths there are towards a remote, and by which lanes it sends on them.
@@ -524,8 +531,21 @@ impl<S: Sockets> Core<S> {
         }
         paths.values_mut().for_each(|lanes| lanes.sort_unstable());
         let before = self.remotes.boards.remove(&base);
-        let names = paths.keys().map(name);
-        let board = Arc::new(PathBoard::new(names, before.as_deref()));
+        let probed = paths.iter().map(|(path, lanes)| (name(path), lane_0(lanes)));
+        let probed: Vec<(PathName, Option<PeerId>)> = probed.take(PATHS_MAX).collect();
+        let is_same = |path: PathName| {
+            let now = probed.iter().find(|(name, _)| *name == path);
+            let place = before.as_ref().and_then(|before| before.shared.place(path));
+            let was = before.as_ref().zip(place).map(|(before, at)| before.probed[at]);
+            now.is_some_and(|(_, lane)| Some(*lane) == was)
+        };
+        // That one is there by name only is told by the worker whose session of it is gone.
+        let was_up = before.iter().flat_map(|before| before.shared.names_up());
+        let gone = was_up.filter(|path| probed.iter().all(|(name, _)| name != path));
+        let gone: Vec<PathName> = gone.collect();
+        let names = probed.iter().map(|(name, _)| *name);
+        let known = before.as_ref().map(|before| &*before.shared);
+        let board = Arc::new(PathBoard::following(names, known, is_same));
         let standings = paths.iter().filter_map(|(path, lanes)| {
             let (.., id) = lanes.first()?;
             Some((name(path), self.standing(*id)?))
@@ -551,13 +571,15 @@ impl<S: Sockets> Core<S> {
             let paths = Paths::new(Arc::clone(&board), each, steering);
             Command::Paths(base, Box::new(paths))
         });
-        if let Some(before) = before {
-            self.note_gone_paths(base, &before, &board);
-        }
         let set = self.probe_set(Arc::clone(&board), &paths);
         self.workers.tell(PROBER, Command::Probe(base, Box::new(set)));
         if !paths.is_empty() {
-            self.remotes.boards.insert(base, board);
+            let probed = probed.iter().map(|(_, lane)| *lane).collect();
+            let shared = board;
+            self.remotes.boards.insert(base, Board { shared, probed });
+        }
+        for path in gone {
+            self.note_gone_path(base, path);
         }
         self.note_paths(base);
     }
@@ -571,8 +593,7 @@ impl<S: Sockets> Core<S> {
         let mut probed = Vec::new();
         for (path, lanes) in paths.iter().take(board.pulses().len()) {
             let traffic = lanes.iter().map(|(.., id)| Arc::clone(self.device.traffic(*id)));
-            let first = lanes.iter().find(|(number, ..)| *number == 0);
-            let first = first.map(|(.., id)| *id);
+            let first = lane_0(lanes);
             let of = lanes.first().and_then(|(.., id)| self.peer(*id)?.lane.as_ref());
             let Some(of) = of else { continue };
             let wire = (of.tag.bits() >> 8) as u8;
@@ -632,6 +653,12 @@ impl<S: Sockets> Core<S> {
         }
         Some((endpoint, link.sockets()))
     }
+}
+
+/// The lane by which a path is probed, of its lanes: their numbers, workers and ids.
+fn lane_0(lanes: &[(u8, usize, PeerId)]) -> Option<PeerId> {
+    let lane = lanes.iter().find(|(number, ..)| *number == 0);
+    lane.map(|(.., id)| *id)
 }
 
 /// A path's name as it is shared with control.

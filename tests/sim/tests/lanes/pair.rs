@@ -154,24 +154,20 @@ impl Pair {
         let key = private_key(7, number);
         let mut site = Site::start_with_log(&plan, key, arena(), &self.clock, rng, self.log.clone());
         for (at, (group, behind_nat)) in kind.links.iter().enumerate() {
-            let IpAddr::V4(v4) = own_address(number, at, false) else {
-                unreachable!("asked for IPv4");
-            };
-            let info = LinkInfo {
-                id: LinkId::new(at as u8 + 1).unwrap(),
-                group: *group,
-                metered: false,
-                behind_nat: *behind_nat,
-                incarnation: 0,
-                has_v4: true,
-                has_v6: false,
-                port: UDP_PORT,
-                v4: Some(v4).filter(|_| !behind_nat),
-                v6: None,
-            };
+            let info = link_info(number, at, *group, *behind_nat);
             site.core.describe_link(at, Some(info));
         }
         site
+    }
+
+    /// A link of a site is another one from now on: its traffic costs money.
+    pub fn replace_link(&mut self, number: usize, at: usize) {
+        let (group, behind_nat) = self.kinds[number].links[at];
+        let info = LinkInfo {
+            metered: true,
+            ..link_info(number, at, group, behind_nat)
+        };
+        self.sites[number].core.describe_link(at, Some(info));
     }
 
     pub fn introduce(&mut self, number: usize) {
@@ -379,6 +375,24 @@ impl Pair {
         let mut links: Vec<usize> = of_site.map(|((_, link), _)| link).collect();
         links.sort_unstable();
         links
+    }
+}
+
+fn link_info(number: usize, at: usize, group: u8, behind_nat: bool) -> LinkInfo {
+    let IpAddr::V4(v4) = own_address(number, at, false) else {
+        unreachable!("asked for IPv4");
+    };
+    LinkInfo {
+        id: LinkId::new(at as u8 + 1).unwrap(),
+        group,
+        metered: false,
+        behind_nat,
+        incarnation: 0,
+        has_v4: true,
+        has_v6: false,
+        port: UDP_PORT,
+        v4: Some(v4).filter(|_| !behind_nat),
+        v6: None,
     }
 }
 

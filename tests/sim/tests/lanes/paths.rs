@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use patronus_abi::channel::Event;
 use patronus_crypto::Duration;
 use patronus_engine::path::{PathState, PathWhy};
 
@@ -95,4 +96,37 @@ fn without_a_path_that_is_up_packets_go_on() {
     keep_sending(&mut pair, secs(9));
     assert!([A, B].iter().all(|site| up(&pair, *site).len() == 2));
     pair.exchange();
+}
+
+/// Nothing is known of what was the path before: both sites say that it is down, use the other one meanwhile, and say when it is up.
+#[test]
+fn a_path_whose_link_is_another_one_than_before_is_told_of() {
+    let mut pair = Pair::new(kind(2, 2), kind(1, 2));
+    pair.run(secs(5));
+    keep_sending(&mut pair, secs(12));
+    let told = |pair: &mut Pair, site: usize| -> Vec<(u8, PathState, PathWhy)> {
+        let news = pair.sites[site].core.take_news().events;
+        let of_paths = news.into_iter().filter_map(|event| match event {
+            Event::PathState {
+                path, state, why, ..
+            } => Some((path.local, state, why)),
+            _ => None,
+        });
+        of_paths.collect()
+    };
+    [A, B].iter().for_each(|site| drop(told(&mut pair, *site)));
+    pair.replace_link(A, 0);
+    pair.run(ms(30));
+    for site in [A, B] {
+        let gone = (1, PathState::Down, PathWhy::NoSession);
+        assert_eq!(told(&mut pair, site), [gone], "site {site}");
+        assert_eq!(up(&pair, site), BTreeSet::from([1]));
+    }
+    pair.exchange();
+    keep_sending(&mut pair, secs(5));
+    for site in [A, B] {
+        let back = (1, PathState::Up, PathWhy::Heard);
+        assert_eq!(told(&mut pair, site), [back], "site {site}");
+        assert_eq!(up(&pair, site), BTreeSet::from([0, 1]));
+    }
 }
