@@ -705,12 +705,9 @@ fn a_remote_that_probes_too_often_is_not_listened_to() {
     assert_eq!(unknown, Err(DropReason::ProbeUnknownPath));
 }
 
-/// Who asks for many probes and sends few, perhaps from an address that is not its own, gets few.
-#[test]
-fn nobody_is_sent_more_probes_than_it_sends() {
-    let mut side = Side::new(1, &[], Probing::default(), 0);
-    let mut sent = 0;
-    let probe = Probe {
+/// What a remote says first that wants many probes and sends few.
+fn first_probe() -> Probe {
+    Probe {
         sequence: 1,
         time: Time(1),
         echo: Time(0),
@@ -724,7 +721,40 @@ fn nobody_is_sent_more_probes_than_it_sends() {
         heard: true,
         used: false,
         unheard: ArrayVec::new(),
+    }
+}
+
+/// A remote that says now that it hears a path and now that it does not: what follows from that, on all workers and in the slow path, follows a few times in a second.
+#[test]
+fn a_path_comes_up_a_few_times_in_a_second_at_most() {
+    let mut side = Side::new(1, &[], Probing::default(), 0);
+    let (mut probe, mut changes) = (first_probe(), Vec::new());
+    let mut hear = |ms_now: u64, heard: bool| {
+        let now = Time(0).after(ms(ms_now));
+        (probe.sequence, probe.time, probe.heard) = (probe.sequence + 1, now, heard);
+        let told = |change| changes.push(change);
+        let result = side.prober.hear(now, (REMOTE, lane(0)), &probe, 1, told);
+        assert_eq!(result, Ok(()));
+        side.board.up() != 0
     };
+    for n in 0..600 {
+        hear(1000 + 5 * n, n % 2 == 0);
+    }
+    // And is up when it says so for good.
+    assert!(hear(4000, true) && hear(4005, true));
+    let ups = changes.iter().filter(|change| change.state == PathState::Up);
+    let mut by_second = std::collections::BTreeMap::<u64, u32>::new();
+    ups.for_each(|up| *by_second.entry(up.at.0 / 1_000_000_000).or_default() += 1);
+    assert_eq!(by_second.into_values().collect::<Vec<_>>(), [4, 4, 4, 1]);
+    assert_eq!(changes.len(), 3 * 8 + 1);
+}
+
+/// Who asks for many probes and sends few, perhaps from an address that is not its own, gets few.
+#[test]
+fn nobody_is_sent_more_probes_than_it_sends() {
+    let mut side = Side::new(1, &[], Probing::default(), 0);
+    let mut sent = 0;
+    let probe = first_probe();
     let heard = side
         .prober
         .hear(Time(0).after(ms(1)), (REMOTE, lane(0)), &probe, 0, |_| ());

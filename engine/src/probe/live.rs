@@ -32,6 +32,10 @@ const SPACING: Duration = Duration::from_millis(1);
 /// Probes on a path in a second that are listened to, and questions about sizes: twice what comes at the shortest interval.
 const PROBES_PER_SECOND: u16 = 2 * (1000 / FLOOR.as_millis()) as u16;
 
+/// A path comes up so many times in a second, and is down for the rest of it: each time all workers think about where packets go, the slow path about classes, and control
+/// is told. Whether a path is up is the other side's to say, and may change with each of its probes.
+const RETURNS_PER_SECOND: u8 = 4;
+
 /// What was said in the newest probe that was heard.
 #[derive(Clone, Copy)]
 struct Theirs {
@@ -86,6 +90,9 @@ pub(super) struct Live {
     /// In which second probes were counted last, and how many.
     second: u64,
     probes: u16,
+    /// The same for when it came up.
+    up_second: u64,
+    ups: u8,
     jitter: Duration,
     lateness: Duration,
     rtt: Option<u32>,
@@ -152,6 +159,8 @@ impl Live {
             carried_at: None,
             second: 0,
             probes: 0,
+            up_second: 0,
+            ups: 0,
             jitter: Duration::ZERO,
             lateness: Duration::ZERO,
             rtt: None,
@@ -361,6 +370,7 @@ impl Live {
         let is_up = self.hears && self.they_hear && self.has_session;
         let (state, why) = match (self.state, is_up) {
             (PathState::Up, true) => return false,
+            (_, true) if !self.may_return(now) => return false,
             (_, true) => (PathState::Up, PathWhy::Heard),
             (PathState::Up, false) if !self.has_session => (PathState::Down, PathWhy::NoSession),
             (PathState::Up, false) if !self.hears => (PathState::Down, PathWhy::Silent),
@@ -371,6 +381,17 @@ impl Live {
         (self.state, self.why, self.since) = (state, why, now);
         self.backoff = BACKOFF;
         true
+    }
+
+    /// Whether it has not come up too often in this second.
+    fn may_return(&mut self, now: Time) -> bool {
+        let second = now.0 / 1_000_000_000;
+        if self.up_second != second {
+            (self.up_second, self.ups) = (second, 0);
+        }
+        let may = self.ups < RETURNS_PER_SECOND;
+        self.ups += u8::from(may);
+        may
     }
 
     /// How soon the probe behind the next one has to follow that, if nothing stretches it. Asked once for each.

@@ -35,7 +35,9 @@ struct Steered {
     /// The paths of its board, by place.
     paths: Vec<(PathName, Standing)>,
     /// By class, as control has said.
-    orders: BTreeMap<u8, Vec<Ranked>>,
+    ranked: BTreeMap<u8, Vec<Ranked>>,
+    /// By class, what follows from that for these paths. Worked out when one of them is something else, not when a path goes up or down: a remote may have that happen often.
+    orders: Vec<Order>,
     /// By class: the path that it goes by first.
     firsts: [Option<PathName>; CLASSES_MAX],
     /// The paths that were up when that was found out.
@@ -43,9 +45,21 @@ struct Steered {
 }
 
 impl Steered {
-    fn order(&self, class: u8) -> Order {
-        let ranked = self.orders.get(&class).map_or(&[][..], Vec::as_slice);
+    /// Works the orders of all classes out.
+    fn work_out(&mut self, classes: usize) {
+        let orders = (0..classes as u8).map(|class| self.order_anew(class));
+        self.orders = orders.collect();
+    }
+
+    fn order_anew(&self, class: u8) -> Order {
+        let ranked = self.ranked.get(&class).map_or(&[][..], Vec::as_slice);
         Order::new(ranked, &self.paths)
+    }
+
+    /// The path that a class goes by first while these are up.
+    fn first(&self, class: u8, up: u64) -> Option<PathName> {
+        let place = self.orders.get(usize::from(class))?.first(up)?;
+        Some(self.paths[usize::from(place)].0)
     }
 }
 
@@ -73,7 +87,9 @@ impl Classes {
 
     /// The paths of a remote are these from now on.
     pub(super) fn set_paths(&mut self, remote: PeerId, paths: Vec<(PathName, Standing)>) {
-        self.by_remote.entry(remote).or_default().paths = paths;
+        let steered = self.by_remote.entry(remote).or_default();
+        steered.paths = paths;
+        steered.work_out(self.known.len());
     }
 
     /// How a worker with these lanes steers packets to a remote.
@@ -88,11 +104,10 @@ impl Classes {
             Arc::new(HashKeys::new(std::array::from_fn(|_| word())))
         });
         let steered = self.by_remote.entry(remote).or_default();
-        let classes = 0..self.known.len() as u8;
         Steering::new(Plan {
             paths: &steered.paths,
             lanes,
-            orders: classes.map(|class| steered.order(class)).collect(),
+            orders: steered.orders.clone(),
             manners: &self.manners,
             classes: self.epoch,
             keys: Arc::clone(keys),
@@ -117,8 +132,10 @@ impl<S: Sockets> Core<S> {
             self.classes.known = classes.to_vec();
             self.classes.epoch += 1;
             self.classes.manners = manners;
-            let steered = self.classes.by_remote.values_mut();
-            steered.for_each(|steered| steered.orders.clear());
+            for steered in self.classes.by_remote.values_mut() {
+                steered.ranked.clear();
+                steered.work_out(classes.len());
+            }
             self.workers.each(|_| Command::Classes(manners));
         }
         self.publish_all_paths();
@@ -149,8 +166,9 @@ impl<S: Sockets> Core<S> {
             return Err("an order for what is no remote");
         }
         let steered = self.classes.by_remote.entry(remote).or_default();
-        steered.orders.insert(class, ranked);
-        let order = steered.order(class);
+        steered.ranked.insert(class, ranked);
+        steered.work_out(self.classes.known.len());
+        let order = &steered.orders[usize::from(class)];
         self.workers
             .each(|_| Command::Order(remote, class, Box::new(order.clone())));
         self.find_first(remote, class, MoveWhy::Order);
@@ -158,15 +176,15 @@ impl<S: Sockets> Core<S> {
     }
 
     /// The order in which a class uses the paths to a remote, and the places of the paths on its board.
-    pub fn order_of(&self, remote: PeerId, class: u8) -> Option<(Order, &[(PathName, Standing)])> {
+    pub fn order_of(&self, remote: PeerId, class: u8) -> Option<(&Order, &[(PathName, Standing)])> {
         let steered = self.classes.by_remote.get(&remote)?;
-        Some((steered.order(class), &steered.paths))
+        Some((steered.orders.get(usize::from(class))?, &steered.paths))
     }
 
     /// Whether control has said in which order.
     pub fn is_ordered(&self, remote: PeerId, class: u8) -> bool {
         let steered = self.classes.by_remote.get(&remote);
-        steered.is_some_and(|steered| steered.orders.contains_key(&class))
+        steered.is_some_and(|steered| steered.ranked.contains_key(&class))
     }
 
     /// Finds out by which paths the classes go to a remote, of whose paths another one is up or down.
@@ -191,8 +209,7 @@ impl<S: Sockets> Core<S> {
         let Some(steered) = self.classes.by_remote.get_mut(&remote) else {
             return;
         };
-        let first = steered.order(class).first(up);
-        let first = first.map(|place| steered.paths[usize::from(place)].0);
+        let first = steered.first(class, up);
         let known = &mut steered.firsts[usize::from(class)];
         if first.is_some() && first != *known {
             let from = std::mem::replace(known, first);
