@@ -220,6 +220,11 @@ impl Paths {
         self.steering.choose(aim, now, &self.board, &self.each, may_carry)
     }
 
+    /// A lane on a path that is up, if there is one, for a packet of this class to wait for its session.
+    pub fn lane_to_come(&self, class: u8) -> Option<PeerId> {
+        self.steering.lane_to_come(class, self.board.up(), &self.each)
+    }
+
     /// The second lane of a packet that goes twice, if there is one, and its sequence number.
     pub fn double(
         &mut self,

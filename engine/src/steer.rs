@@ -256,6 +256,32 @@ struct Table {
     buckets: [Bucket; BUCKETS],
 }
 
+/// Where buckets of a class belong.
+struct Homes {
+    /// The first path.
+    first: u8,
+    /// Those over which buckets are spread.
+    spread: u64,
+    /// By their weights.
+    is_weighted: bool,
+    /// Who is on a path stays there.
+    stay: bool,
+}
+
+impl Homes {
+    /// Where a bucket belongs that is on this path.
+    fn of(&self, bucket: u8, path: u8, order: &Order, tags: &[u8]) -> u8 {
+        match path {
+            stays if self.stay && stays != NOWHERE => stays,
+            _ if self.spread.is_power_of_two() => self.first,
+            _ => rendezvous(bucket, self.spread, tags, |path| match self.is_weighted {
+                true => order.weights[path],
+                false => 1,
+            }),
+        }
+    }
+}
+
 /// What a bucket is doing, for whoever asks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Told {
@@ -397,7 +423,8 @@ impl Steering {
         &self.keys
     }
 
-    /// The lane of a packet of this class and bucket; `None`: none can be sent by.
+    /// The lane of a packet of this class and bucket; `None`: none can be sent by. While paths are up, no lane of another path is one: packets would be lost there
+    /// that another worker's lane carries.
     #[inline]
     pub fn choose(
         &mut self,
@@ -433,10 +460,13 @@ impl Steering {
         may_carry: &dyn Fn(PeerId) -> bool,
     ) -> Option<Chosen> {
         let up = board.up();
+        let Some(usable) = self.usable(up) else {
+            self.tables[class].known = None;
+            return None;
+        };
         if self.tables[class].known != Some(up) {
             self.settle(class, now, up);
         }
-        let usable = self.usable(up);
         let table = &mut self.tables[class];
         let bucket = &mut table.buckets[usize::from(at)];
         let due = table.since.after(Duration::from_nanos(
@@ -477,7 +507,7 @@ impl Steering {
         self.any_lane(class, usable, lanes, may_carry)
     }
 
-    /// A lane of another path, the first in the order that has one; those that are not up come last.
+    /// A lane of another path, the first in the order that has one.
     fn any_lane(
         &self,
         class: usize,
@@ -485,11 +515,9 @@ impl Steering {
         lanes: &[PathLanes],
         may_carry: &dyn Fn(PeerId) -> bool,
     ) -> Option<Chosen> {
-        let rank = &self.tables[class].order.rank;
-        let (first, last): (ArrayVec<u8, PATHS_MAX>, ArrayVec<u8, PATHS_MAX>) =
-            rank.iter().copied().partition(|at| usable & 1 << at != 0);
-        let all = first.iter().chain(&last);
-        let mut lanes = all
+        let rank = self.tables[class].order.rank.iter();
+        let paths = rank.filter(|at| usable & 1 << **at != 0);
+        let mut lanes = paths
             .filter_map(|at| lanes.get(usize::from(*at)))
             .flat_map(|path| &path.lanes);
         lanes.find(|lane| may_carry(**lane)).map(|lane| Chosen {
@@ -498,46 +526,62 @@ impl Steering {
         })
     }
 
-    /// The paths that packets can take while these are up: with none up, all.
-    fn usable(&self, up: u64) -> u64 {
-        match up & self.with_lanes {
-            0 => self.with_lanes,
-            usable => usable,
+    /// A lane on the first path of the order that is up, if there is one, whether it can be sent by at the moment or not.
+    pub fn lane_to_come(&self, class: u8, up: u64, lanes: &[PathLanes]) -> Option<PeerId> {
+        let table = self.tables.get(usize::from(class)).or(self.tables.first())?;
+        let first = table.order.first(up & self.with_lanes)?;
+        lanes.get(usize::from(first))?.lanes.first().copied()
+    }
+
+    /// The paths that packets can take from this worker while these are up: with none up, all. `None`: all of those that are up are other workers'.
+    fn usable(&self, up: u64) -> Option<u64> {
+        match (up, up & self.with_lanes) {
+            (0, _) => Some(self.with_lanes),
+            (_, 0) => None,
+            (_, usable) => Some(usable),
         }
     }
 
     /// Gives all buckets of a class their homes. With no path up they stay where they are.
     fn settle(&mut self, class: usize, now: Time, up: u64) {
-        let usable = self.usable(up);
-        let table = &mut self.tables[class];
-        table.known = Some(up);
+        self.tables[class].known = Some(up);
+        let Some(homes) = self.homes(class, up) else { return };
+        let Steering { tables, tags, .. } = self;
+        let Table {
+            order,
+            since,
+            buckets,
+            ..
+        } = &mut tables[class];
+        let mut changed = false;
+        for (at, bucket) in (0..=u8::MAX).zip(buckets) {
+            let home = homes.of(at, bucket.path, order, tags);
+            changed |= bucket.home != home;
+            bucket.home = home;
+        }
+        if changed {
+            *since = now;
+        }
+    }
+
+    /// Where buckets of a class belong while these paths are up; `None`: there is no path for them.
+    fn homes(&self, class: usize, up: u64) -> Option<Homes> {
+        let usable = self.usable(up)?;
+        let table = &self.tables[class];
         let good = table.order.good & usable;
         let among = if good != 0 { good } else { usable };
-        let Some(first) = table.order.first(among) else {
-            return;
-        };
+        let first = table.order.first(among)?;
         let spread = match table.mode {
             Mode::Pinned if good != 0 => among & self.equals[usize::from(first)],
             Mode::Weighted if good != 0 => among,
             _ => 1 << first,
         };
-        let weighted = table.mode == Mode::Weighted;
-        let mut changed = false;
-        for (at, bucket) in table.buckets.iter_mut().enumerate() {
-            let home = match bucket.path {
-                stays if up == 0 && stays != NOWHERE => stays,
-                _ if spread.is_power_of_two() => first,
-                _ => rendezvous(at as u8, spread, &self.tags, |path| match weighted {
-                    true => table.order.weights[path],
-                    false => 1,
-                }),
-            };
-            changed |= bucket.home != home;
-            bucket.home = home;
-        }
-        if changed {
-            table.since = now;
-        }
+        Some(Homes {
+            first,
+            spread,
+            is_weighted: table.mode == Mode::Weighted,
+            stay: up == 0,
+        })
     }
 
     /// Takes another order for a class; the one of before comes back.

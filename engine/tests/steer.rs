@@ -411,19 +411,61 @@ fn a_lane_without_a_session_is_passed_over() {
     let mut rig = Rig::new(Mode::Pinned, &[0, 1, 2]);
     rig.set_up(0b011);
     let now = Time::from_secs(1);
+    let up = |rig: &Rig| rig.board.up();
     let without = |gone: &'static [usize]| move |id: PeerId| !gone.contains(&(id.0 as usize - 100));
     assert_eq!(rig.choose_among(3, now, without(&[])), Some((0, None)));
     assert_eq!(
         rig.choose_among(3, now, without(&[0])),
         Some((1, Some(Moved::Lane)))
     );
-    // One that is not up is better than none.
+    // One that is not up would lose what another worker can send.
+    assert_eq!(rig.choose_among(3, now, without(&[0, 1])), None);
     assert_eq!(
-        rig.choose_among(3, now, without(&[0, 1])),
-        Some((2, Some(Moved::Lane)))
+        rig.steering.lane_to_come(0, up(&rig), &rig.lanes),
+        Some(lane(0))
+    );
+    rig.set_up(0b100);
+    assert_eq!(rig.choose_among(3, now, without(&[2])), None);
+    // With none up, any is better than none.
+    rig.set_up(0);
+    assert_eq!(
+        rig.choose_among(3, now, without(&[0, 2])),
+        Some((1, Some(Moved::Lane)))
     );
     assert_eq!(rig.choose_among(3, now, without(&[0, 1, 2])), None);
-    assert_eq!(rig.choose_among(3, now, without(&[])), Some((0, None)));
+    rig.set_up(0b011);
+    assert_eq!(
+        rig.choose_among(3, now, without(&[])),
+        Some((0, Some(Moved::Down)))
+    );
+}
+
+/// The worker has lanes on some paths only: what is up elsewhere is another worker's, and what is down here is nobody's.
+#[test]
+fn a_path_that_is_down_is_not_used_while_one_is_up_without_lanes_here() {
+    for mode in [Mode::Pinned, Mode::ActiveBackup, Mode::Weighted, Mode::Duplicate] {
+        let mut rig = Rig::new(mode, &[0, 0]);
+        rig.lanes[1].lanes = Box::default();
+        rig.lanes[1].numbers = Box::default();
+        rig.steering = Steering::new(Plan {
+            paths: &rig.paths,
+            lanes: &rig.lanes,
+            orders: vec![Order::new(&[], &rig.paths)],
+            manners: &manners(mode),
+            classes: 1,
+            keys: keys(),
+        });
+        let now = Time::from_secs(1);
+        let mut ask = |up: u64| {
+            rig.set_up(up);
+            (0..=255).map(|bucket| rig.choose_among(bucket, now, |_| true)).collect::<Vec<_>>()
+        };
+        assert!(ask(0b11).iter().all(|chosen| *chosen == Some((0, None))));
+        assert!(ask(0b10).iter().all(Option::is_none), "{mode:?}");
+        assert!(ask(0b10).iter().all(Option::is_none), "nor the second time");
+        assert!(ask(0).iter().all(|chosen| *chosen == Some((0, None))), "none is up");
+        assert!(ask(0b01).iter().all(|chosen| *chosen == Some((0, None))));
+    }
 }
 
 /// Paths come and go; who is on one that stays notices nothing.

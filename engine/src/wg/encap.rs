@@ -23,10 +23,11 @@ use crate::fragment::{self, Uncut};
 use crate::icmp::IcmpError;
 use crate::mss;
 use crate::observe::{Seen, View};
+use crate::probe::PROBER;
 use crate::remote::message::{self, DOUBLED, Sizing};
 use crate::route::{Aim, Bound};
 use crate::stats::{DropReason, Lap, Stage};
-use crate::steer::{bucket_of, bucket_of_source, outer_tos};
+use crate::steer::{Moved, bucket_of, bucket_of_source, outer_tos};
 
 /// By which session a packet leaves, and as what.
 #[derive(Clone, Copy)]
@@ -565,23 +566,39 @@ impl Wg {
         self.routes.lookup(header.dst()).ok_or(DropReason::EncapNoPeer)
     }
 
-    /// By which session of ours a packet goes to a peer: a lane if there are any to send by, or the base session. An error is the worker whose
-    /// the base session is.
+    /// By which session of ours a packet goes to a peer: a lane if there are any to send by, or the base session. An error is the worker that has such a session.
     #[inline(always)]
     fn bind(&mut self, cx: &Context<'_>, packet: &PktBuf, aim: Aim) -> Result<PeerId, usize> {
         let peer = aim.peer;
-        if self.has_paths(peer)
-            && let Some(lane) = self.choose(cx, self.steered(packet, aim))
-        {
-            if self.slot(peer).is_none_or(|base| base.staged() == 0) {
-                return Ok(lane);
-            }
-            // Packets have waited for the base session since there was no lane: this one goes behind them, and then all go.
-            if !self.unblocked.contains(&peer) {
-                let _ = self.unblocked.try_push(peer);
+        if self.has_paths(peer) {
+            match self.choose(cx, self.steered(packet, aim)) {
+                Some(lane) if self.slot(peer).is_none_or(|base| base.staged() == 0) => return Ok(lane),
+                // Packets have waited for the base session since there was no lane: this one goes behind them, and then all go.
+                Some(_) if !self.unblocked.contains(&peer) => {
+                    let _ = self.unblocked.try_push(peer);
+                }
+                Some(_) => {}
+                None => return self.bind_elsewhere(cx, aim),
             }
         }
         cx.crew.other_owner(peer).map_or(Ok(peer), Err)
+    }
+
+    /// The same when none of this worker's lanes can be sent by on a path that is up. The worker that probes has a lane on each: it sends the packet, and where the session of
+    /// that lane has just run out, the packet waits there for the next one. With no path up it goes by the base session.
+    #[cold]
+    fn bind_elsewhere(&self, cx: &Context<'_>, aim: Aim) -> Result<PeerId, usize> {
+        let paths = self.paths.get(aim.peer.0 as usize).and_then(Option::as_deref);
+        if let Some(paths) = paths.filter(|paths| paths.board.up() != 0) {
+            if cx.crew.me() != PROBER {
+                cx.stats.moved(Moved::Lane);
+                return Err(PROBER);
+            }
+            if let Some(lane) = paths.lane_to_come(aim.class) {
+                return Ok(lane);
+            }
+        }
+        cx.crew.other_owner(aim.peer).map_or(Ok(aim.peer), Err)
     }
 
     /// The bucket of a packet's flow, where that says by which path it goes.

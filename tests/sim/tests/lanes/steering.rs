@@ -7,7 +7,7 @@ use patronus_abi::site::{Class, Mode};
 use patronus_engine::stats::DropReason;
 use patronus_engine::steer::RETURN;
 
-use crate::pair::{A, B, Pair, kind, ms, secs};
+use crate::pair::{A, B, Kind, Pair, kind, ms, secs};
 
 /// Both sites have this class, and their second links cost more.
 fn pair(mode: Mode, workers: (usize, usize)) -> Pair {
@@ -95,6 +95,26 @@ fn flows_go_where_control_says_and_stay_in_order() {
         core.order_paths(patronus_crypto::PeerId(63), 0, Vec::new())
             .is_err()
     );
+}
+
+/// There are more lanes than numbers: the second worker has one on the first link only. While that link is down its flows go by the first worker's lane on the other one.
+#[test]
+fn a_worker_without_a_lane_on_what_is_up_hands_over() {
+    let few = Kind {
+        peers: 3,
+        ..kind(2, 2)
+    };
+    let mut pair = Pair::new(few.clone(), few);
+    pair.run(secs(6));
+    let lanes = pair.sites[A].core.lanes(pair.base(A)).count();
+    assert_eq!(lanes, 3);
+    pair.exchange();
+    pair.dead.insert(0);
+    pair.run(secs(5));
+    assert_eq!(used(&mut pair), [1]);
+    pair.dead.clear();
+    pair.run(secs(60));
+    pair.exchange();
 }
 
 /// A link dies between two packets, and is back between two others: nothing is missing, and nothing comes twice.
