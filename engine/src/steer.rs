@@ -287,8 +287,8 @@ impl Homes {
 pub struct Told {
     /// The place of its path; none: it has had no packet.
     pub path: Option<u8>,
-    /// The place of the path that it belongs to.
-    pub home: u8,
+    /// The place of the path that it belongs to, which its next packet takes if it has had none; none: this worker has no lane on those that are up.
+    pub home: Option<u8>,
     /// Whether a packet takes two.
     pub second: Option<u8>,
     /// How long it has been on its path, to a millisecond.
@@ -680,22 +680,26 @@ impl Steering {
         Some(self.numbers[at].1)
     }
 
-    /// What a bucket is doing. Changes nothing.
+    /// What a bucket is doing. Changes nothing, and is right for a bucket that no packet has come for since paths or orders were others.
     pub fn tell(&self, class: u8, at: u8, now: Time, up: u64) -> Option<Told> {
         let table = self.tables.get(usize::from(class))?;
         let bucket = &table.buckets[usize::from(at)];
+        let path = Some(bucket.path).filter(|path| *path != NOWHERE);
+        let homes = self.homes(class.into(), up);
+        let home = homes.map(|homes| homes.of(at, bucket.path, &table.order, &self.tags));
         let passed = |since: u32| {
             let units = coarse(now).wrapping_sub(since);
             Duration::from_nanos(u64::from(units) << COARSE_BITS)
         };
+        // Copies go by the first paths that are up, whatever was before.
         let second = || {
             let others = table.order.rank.iter().copied();
-            let mut others = others.filter(|at| up & 1 << at != 0 && *at != bucket.path);
+            let mut others = others.filter(|at| up & 1 << at != 0 && Some(*at) != home);
             others.next()
         };
         Some(Told {
-            path: Some(bucket.path).filter(|path| *path != NOWHERE),
-            home: bucket.home,
+            path,
+            home,
             second: (table.mode == Mode::Duplicate).then(second).flatten(),
             since: passed(bucket.since),
             seen: passed(bucket.seen),

@@ -328,7 +328,7 @@ impl Wg {
         let found = paths.steering.tell(told.class, bucket, now, paths.board.up());
         told.steered = found.map(|found| Steered {
             path: found.path.and_then(name),
-            home: name(found.home),
+            home: found.home.and_then(name),
             second: found.second.and_then(name),
             since: found.since,
             seen: found.seen,

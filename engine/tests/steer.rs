@@ -468,6 +468,28 @@ fn a_path_that_is_down_is_not_used_while_one_is_up_without_lanes_here() {
     }
 }
 
+/// Paths of the same cost: of each flow is told by which of them it goes, before its first packet as well as after it.
+#[test]
+fn what_is_told_of_a_bucket_is_where_its_next_packet_goes() {
+    for mode in [Mode::Pinned, Mode::Weighted, Mode::ActiveBackup, Mode::Duplicate] {
+        let mut rig = Rig::new(mode, &[0, 0, 0]);
+        for (up, at) in [(0b111, 1), (0b101, 2), (0b010, 3), (0b011, 4)] {
+            rig.set_up(up);
+            let now = Time::from_secs(at);
+            for bucket in (0..=255u8).step_by(3) {
+                // Of a bucket with a packet behind it: a pause later it is at home.
+                let told = rig.steering.tell(0, bucket, now, up).unwrap();
+                let (path, _) = rig.choose(bucket, now);
+                assert_eq!(told.home, Some(path as u8), "{mode:?}, up {up:b}");
+                assert_ne!(told.second, Some(path as u8));
+                assert_eq!(told.second.is_some(), mode == Mode::Duplicate && up.count_ones() > 1);
+                let told = rig.steering.tell(0, bucket, now, up).unwrap();
+                assert_eq!((told.path, told.home), (Some(path as u8), Some(path as u8)));
+            }
+        }
+    }
+}
+
 /// Paths come and go; who is on one that stays notices nothing.
 #[test]
 fn other_paths_take_over_from_those_of_before() {
