@@ -7,8 +7,11 @@ use arrayvec::ArrayVec;
 use patronus_io::ip::{IPV4_HEADER, Packet, Sum};
 use patronus_mem::{BURST_MAX, Burst, FrameCache, PktBuf};
 
+use crate::remote::message::DOUBLED;
 use crate::snapshot::MTU_MIN;
 
+/// The least that fragments may be long: with what stands in front of those that go twice, what every link of IPv6 takes.
+pub const LEAST: usize = MTU_MIN as usize - DOUBLED;
 /// The longest IPv4 header, bytes.
 const HEADER_MAX: usize = 60;
 /// Payload of a fragment, and where it belongs, are counted in eights.
@@ -20,7 +23,7 @@ const COPIED: u8 = 1 << 7;
 
 // The longest packet there is fits a burst.
 const _: () =
-    assert!((u16::MAX as usize).div_ceil((MTU_MIN as usize - HEADER_MAX) / UNIT * UNIT) <= BURST_MAX);
+    assert!((u16::MAX as usize).div_ceil((LEAST - HEADER_MAX) / UNIT * UNIT) <= BURST_MAX);
 
 /// Why a packet was not cut up.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -36,7 +39,7 @@ pub enum Uncut {
 ///
 /// # Panics
 ///
-/// If the MTU is below [`MTU_MIN`], or the packet fits it.
+/// If the MTU is below [`LEAST`], or the packet fits it.
 #[cold]
 pub fn cut(
     frames: &mut FrameCache,
@@ -44,7 +47,7 @@ pub fn cut(
     mtu: usize,
     fragments: &mut Burst,
 ) -> Result<(), (Uncut, PktBuf)> {
-    assert!(mtu >= usize::from(MTU_MIN) && fragments.is_empty());
+    assert!(mtu >= LEAST && fragments.is_empty());
     let Some((header, total)) = measure(packet.data()) else {
         return Err((Uncut::Damaged, packet));
     };

@@ -228,6 +228,8 @@ pub struct WorkerStats {
     pub sleeps: Counter,
     /// Packets that went twice.
     pub doubled: Counter,
+    /// Packets that went once for want of room, though their class says twice.
+    pub undoubled: Counter,
     /// Buckets that went to another path, by why.
     moves: Moves,
 }
@@ -347,6 +349,7 @@ impl WorkerStats {
             ),
             ("worker_sleeps_total", offset_of!(WorkerStats, sleeps)),
             ("doubled_packets_total", offset_of!(WorkerStats, doubled)),
+            ("undoubled_packets_total", offset_of!(WorkerStats, undoubled)),
         ];
         let others = others.map(|(name, place)| (name, None, place));
         let moves = Moved::ALL.iter().enumerate().map(|(at, why)| {
@@ -395,6 +398,7 @@ impl WorkerStats {
         );
         let _ = writeln!(out, "{prefix}sleeps={}", self.sleeps.get());
         let _ = writeln!(out, "{prefix}doubled={}", self.doubled.get());
+        let _ = writeln!(out, "{prefix}undoubled={}", self.undoubled.get());
         for why in Moved::ALL {
             let _ = writeln!(out, "{prefix}moves.{}={}", why.word(), self.moves(why));
         }

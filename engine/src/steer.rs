@@ -64,6 +64,11 @@ impl Manners {
         all
     }
 
+    /// Whether packets of any class go twice.
+    pub fn double(&self) -> bool {
+        self.0.iter().any(|manner| manner.mode == Mode::Duplicate)
+    }
+
     /// That of a class; of a class that is not there, the plain one.
     #[inline]
     pub fn get(&self, class: u8) -> Manner {

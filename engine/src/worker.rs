@@ -381,6 +381,7 @@ impl Worker {
         while self.wg.has_later() {
             self.with_context(now, |stages, cx| stages.wg.encap_later(cx, &mut wire));
             self.send(&mut wire);
+            self.send_copies(now);
         }
         self.send_unblocked(now);
     }

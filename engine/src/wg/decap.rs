@@ -346,7 +346,8 @@ impl Wg {
         let (len, inner_tos) = (header.total_len(), header.tos());
         packet.truncate(len);
         if mss::may_be_syn(packet.data()) {
-            self.clamp(cx, packet, tunnel);
+            // What class the answers are of is not known here.
+            self.clamp(cx, packet, tunnel, self.manners.double());
         }
         let ecn = ecn::decapsulated(packet.outer().tos() & ECN_MASK, inner_tos & ECN_MASK);
         match ecn {

@@ -26,6 +26,7 @@ use crate::observe::{Seen, View};
 use crate::probe::PROBER;
 use crate::remote::message::{self, DOUBLED, Sizing};
 use crate::route::{Aim, Bound};
+use crate::snapshot::MTU_MIN;
 use crate::stats::{DropReason, Lap, Stage};
 use crate::steer::{Moved, bucket_of, bucket_of_source, outer_tos};
 
@@ -34,15 +35,28 @@ use crate::steer::{Moved, bucket_of, bucket_of_source, outer_tos};
 struct Dress {
     session: PeerId,
     class: u8,
+    form: Form,
+}
+
+/// What a packet is on its way to being sealed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Form {
+    /// As it came.
+    Plain,
     /// In front of it stands what tells it from other packets that go twice.
-    doubled: bool,
+    Doubled,
+    /// It goes twice in pieces, because whole there is no room for what stands in front: it is to be cut up.
+    InPieces,
 }
 
 impl Dress {
     /// The inner packet.
     fn inner<'a>(&self, packet: &'a PktBuf) -> &'a [u8] {
         let data = packet.data();
-        if self.doubled { &data[DOUBLED..] } else { data }
+        match self.form {
+            Form::Doubled => &data[DOUBLED..],
+            Form::Plain | Form::InPieces => data,
+        }
     }
 }
 
@@ -154,7 +168,7 @@ impl Wg {
                 let dress = Dress {
                     session,
                     class: aim.class,
-                    doubled: false,
+                    form: Form::Plain,
                 };
                 ours.push(packet, dress);
             }
@@ -172,16 +186,19 @@ impl Wg {
         session: PeerId,
         ours: &mut Outgoing,
     ) {
+        let twice = self.manners.get(aim.class).mode == Mode::Duplicate;
         if mss::may_be_syn(packet.data()) {
-            self.clamp(cx, &mut packet, aim.peer);
+            self.clamp(cx, &mut packet, aim.peer, twice);
         }
-        let fits = packet.len() <= self.longest(aim.peer);
-        let twice = self.manners.get(aim.class).mode == Mode::Duplicate && session != aim.peer;
-        let dress = Dress {
+        let mut dress = Dress {
             session,
             class: aim.class,
-            doubled: twice && fits && self.double(cx, &mut packet, aim, session),
+            form: Form::Plain,
         };
+        if twice && session != aim.peer {
+            dress.form = self.double(cx, &mut packet, &dress);
+        }
+        let fits = dress.form != Form::InPieces && packet.len() <= self.longest(aim.peer);
         if fits && self.later.is_empty() {
             ours.push(packet, dress);
         } else {
@@ -189,10 +206,12 @@ impl Wg {
         }
     }
 
-    /// Makes the beginning of a TCP connection ask for segments that fit the tunnel.
+    /// Makes the beginning of a TCP connection ask for segments that fit the tunnel, `twice`: with what stands in front of packets that go twice.
     #[cold]
-    pub(super) fn clamp(&self, cx: &Context<'_>, packet: &mut PktBuf, peer: PeerId) {
-        let clamped = mss::clamp(packet.data_mut(), self.tunnel_mtu(peer));
+    pub(super) fn clamp(&self, cx: &Context<'_>, packet: &mut PktBuf, peer: PeerId, twice: bool) {
+        let mtu = self.tunnel_mtu(peer);
+        let room = if twice && self.has_paths(peer) { mtu - DOUBLED } else { mtu };
+        let clamped = mss::clamp(packet.data_mut(), room);
         cx.stats.mss_clamped.add(u64::from(clamped));
     }
 
@@ -206,7 +225,9 @@ impl Wg {
     /// be cut up is refused.
     #[cold]
     pub fn encap_later(&mut self, cx: &mut Context<'_>, wire: &mut Burst) {
-        let fits = |(packet, dress): &(&PktBuf, &Dress)| packet.len() <= self.longest_in(dress.session);
+        let fits = |(packet, dress): &(&PktBuf, &Dress)| {
+            dress.form != Form::InPieces && packet.len() <= self.longest_in(dress.session)
+        };
         let later = self.later.packets.iter().zip(&self.later.dresses);
         let fitting = later.take_while(fits).count();
         let mut ours = Outgoing::default();
@@ -226,13 +247,13 @@ impl Wg {
 
     /// Puts fragments in the place of the one packet, or nothing.
     fn make_fit(&mut self, cx: &mut Context<'_>, ours: &mut Outgoing) {
-        let (Some(mut packet), Some(dress)) = (ours.packets.pop(), ours.dresses.pop()) else {
+        let (Some(mut packet), Some(mut dress)) = (ours.packets.pop(), ours.dresses.pop()) else {
             return;
         };
         if let Err(reason) = self.admit(&packet, &dress) {
             return self.refuse(cx, reason, packet);
         }
-        if dress.doubled {
+        if dress.form == Form::Doubled {
             // It did fit when it was made, and its other half is on its way.
             return ours.push(packet, dress);
         }
@@ -242,8 +263,14 @@ impl Wg {
         let (len, must_not_be_cut) = (inner.total_len(), inner.must_not_be_cut());
         // What stands behind it is nobody's. And another worker may have found out by now that more passes.
         packet.truncate(len);
-        let longest = self.longest_in(dress.session);
+        let longest = match self.room_for_two(&dress) {
+            Some(room) => room,
+            None => self.longest_in(dress.session),
+        };
         if len <= longest {
+            if dress.form == Form::InPieces {
+                dress.form = self.double(cx, &mut packet, &dress);
+            }
             return ours.push(packet, dress);
         }
         if must_not_be_cut {
@@ -255,32 +282,58 @@ impl Wg {
             Ok(()) => {
                 cx.stats.fragmented.add(1);
                 cx.stats.fragments.add(ours.packets.len() as u64);
-                ours.dresses.extend(ours.packets.iter().map(|_| dress));
+                for fragment in ours.packets.iter_mut() {
+                    let form = match dress.form {
+                        Form::InPieces => self.double(cx, fragment, &dress),
+                        other => other,
+                    };
+                    ours.dresses.push(Dress { form, ..dress });
+                }
             }
             Err((Uncut::Damaged, packet)) => cx.discard(DropReason::EncapNotIp, packet),
             Err((Uncut::NoFrame, packet)) => cx.discard(DropReason::FragmentNoFrame, packet),
         }
     }
 
-    /// Makes of a packet that leaves by a lane one that goes twice, and keeps the other one for later. False: it goes once, as it is. It has no room for what it takes; or
-    /// no path is up, as with a remote that knows of none of this.
+    /// How long a packet may be that is to go twice by a lane; `None`: it goes once. Its class says so, or no path is up, as with a remote that knows of none of this.
+    fn room_for_two(&self, dress: &Dress) -> Option<usize> {
+        let peer = self.slot(dress.session)?.tunnel();
+        let paths = self.paths.get(peer.0 as usize)?.as_deref()?;
+        let twice = self.manners.get(dress.class).mode == Mode::Duplicate && dress.session != peer;
+        let room = self.tunnel_mtu(peer).checked_sub(DOUBLED)?;
+        // A TUN may be shorter than anything that has to be cut up for a path.
+        let is_enough = room >= usize::from(MTU_MIN) - DOUBLED;
+        (twice && is_enough && paths.board.up() != 0).then_some(room)
+    }
+
+    /// Makes of a packet that leaves by a lane one that goes twice, and keeps the other one for later; or says that it is to be cut up before that. One that has no room for
+    /// what that takes, and must not be cut up, goes once.
     #[cold]
-    fn double(&mut self, cx: &mut Context<'_>, packet: &mut PktBuf, aim: Aim, lane: PeerId) -> bool {
-        let longest = self.tunnel_mtu(aim.peer);
+    fn double(&mut self, cx: &mut Context<'_>, packet: &mut PktBuf, dress: &Dress) -> Form {
+        let Some(room) = self.room_for_two(dress) else {
+            return Form::Plain;
+        };
+        if packet.len() > room {
+            let may_be_cut = Packet::parse(packet.data()).is_ok_and(|inner| !inner.must_not_be_cut());
+            cx.stats.undoubled.add(u64::from(!may_be_cut));
+            return if may_be_cut { Form::InPieces } else { Form::Plain };
+        }
+        match self.copy(cx, packet, dress) {
+            Some(()) => Form::Doubled,
+            None => Form::Plain,
+        }
+    }
+
+    /// Puts what tells it from others in front of a packet, and keeps a copy of it. `None`: it has no lane.
+    fn copy(&mut self, cx: &mut Context<'_>, packet: &mut PktBuf, dress: &Dress) -> Option<()> {
+        let peer = self.slot(dress.session)?.tunnel();
         let Wg {
             paths, peers, copies, ..
         } = self;
-        let Some(Some(paths)) = paths.get_mut(aim.peer.0 as usize) else {
-            return false;
-        };
-        if paths.board.up() == 0 || packet.len() + DOUBLED > longest {
-            return false;
-        }
+        let paths = paths.get_mut(peer.0 as usize)?.as_deref_mut()?;
         let now = cx.now;
         let may_carry = |lane: PeerId| carries(peers, lane, now);
-        let Some((sequence, second)) = paths.double(aim.class, lane, may_carry) else {
-            return false;
-        };
+        let (sequence, second) = paths.double(dress.class, dress.session, may_carry)?;
         let header = message::doubled(packet.len(), sequence);
         packet.prepend(DOUBLED).copy_from_slice(&header);
         cx.stats.doubled.add(1);
@@ -290,18 +343,17 @@ impl Wg {
         {
             copy.append(packet.len()).copy_from_slice(packet.data());
             copy.set_mark(packet.mark());
-            let class = aim.class;
-            let doubled = true;
+            let (class, form) = (dress.class, Form::Doubled);
             copies.push(
                 copy,
                 Dress {
                     session,
                     class,
-                    doubled,
+                    form,
                 },
             );
         }
-        true
+        Some(())
     }
 
     /// The same for packets whose sessions, which are ours, are known.

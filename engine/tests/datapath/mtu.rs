@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use patronus_abi::channel::PathName;
+use patronus_abi::site::{Class, Mode};
 use patronus_engine::channel::Command;
 use patronus_engine::flow::HashKeys;
 use patronus_engine::path::{PathBoard, PathLanes, Paths};
@@ -228,6 +229,28 @@ fn connections_ask_for_what_fits_in_both_directions() {
     assert_eq!(net.delivered(B), [syn(A, B, 1380)]);
     let clamped = |net: &Net, site: usize| net.sites[site].workers[0].stats().mss_clamped.get();
     assert_eq!((clamped(&net, A), clamped(&net, B)), (4, 3));
+    net.finish();
+}
+
+/// Segments are to go twice whole: whichever of the two ends asks, and whichever site has the class.
+#[test]
+fn connections_of_a_class_that_goes_twice_ask_for_eight_bytes_less() {
+    let (mut net, board) = pair(&Setup::default());
+    let peer = net.peer(A, B);
+    let class = Class {
+        mode: Mode::Duplicate,
+        ..Class::default()
+    };
+    net.command(A, peer, Command::Classes(Manners::of(&[class])));
+    net.settle();
+    for (mtu, size) in [(None, 1372), (Some(1296), 1248), (Some(1280), 1232)] {
+        board.set_mtu(mtu);
+        for (from, to) in [(A, B), (B, A)] {
+            net.send(from, &syn(from, to, 8960));
+            net.run(ms(40));
+            assert_eq!(net.delivered(to), [syn(from, to, size)], "{mtu:?} from {from}");
+        }
+    }
     net.finish();
 }
 

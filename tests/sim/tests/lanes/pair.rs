@@ -83,6 +83,8 @@ pub struct Pair {
     /// Data messages sent, by site and link.
     pub carried: HashMap<(usize, usize), u64>,
     pub delivered: [Vec<Tag>; 2],
+    /// The first halves of packets that were cut in two, by site and what their pieces have in common.
+    halves: BTreeMap<(usize, [u8; 11]), Vec<u8>>,
     starts: u64,
     log: Log,
     /// What somebody on the way withholds: what a site sends.
@@ -121,6 +123,7 @@ impl Pair {
             nat_port: NAT_PORT,
             carried: HashMap::new(),
             delivered: [Vec::new(), Vec::new()],
+            halves: BTreeMap::new(),
             starts: 0,
             log,
             withheld: Box::new(|_, _, _| false),
@@ -257,6 +260,9 @@ impl Pair {
                 assert!(self.sites[number].offer(0, &answer, &mut self.frames));
                 continue;
             }
+            let Some(packet) = self.whole(number, packet) else {
+                continue;
+            };
             match packet::recognize(&packet) {
                 Known::Tagged(tag) => self.delivered[number].push(tag),
                 other => panic!("{other:?}"),
@@ -301,6 +307,22 @@ impl Pair {
         some
     }
 
+    /// A packet, or of one that was cut in two what both make together, once there are both.
+    fn whole(&mut self, site: usize, packet: Vec<u8>) -> Option<Vec<u8>> {
+        let Some(half) = packet::fragment(&packet) else {
+            return Some(packet);
+        };
+        let of = (site, half.whole);
+        if half.offset == 0 {
+            assert!(!half.last && self.halves.insert(of, half.payload.to_vec()).is_none());
+            return None;
+        }
+        let mut payload = self.halves.remove(&of).expect("the first half comes first");
+        assert!(half.last && half.offset == payload.len());
+        payload.extend(half.payload);
+        Some(packet::put_together(half.header, &payload))
+    }
+
     /// NATs forget whom they let in, and give out another port.
     pub fn rebind(&mut self) {
         self.mapped.clear();
@@ -325,6 +347,11 @@ impl Pair {
 
     /// A packet of a flow, from a host of `from` to one of the other site.
     pub fn send(&mut self, from: usize, flow: u16, sequence: u32) {
+        self.send_long(from, flow, sequence, 100);
+    }
+
+    /// The same of so many bytes.
+    pub fn send_long(&mut self, from: usize, flow: u16, sequence: u32, len: usize) {
         let host = |site: usize| IpAddr::from([10, site as u8, 0, 9]);
         let way = Way {
             src: host(from),
@@ -338,9 +365,13 @@ impl Pair {
             flow,
             sequence,
         };
-        let packet = packet::build(&way, tag, 100);
+        self.offer(from, flow, &packet::build(&way, tag, len));
+    }
+
+    /// A packet of a flow as it is.
+    pub fn offer(&mut self, from: usize, flow: u16, packet: &[u8]) {
         let queue = usize::from(flow) % self.kinds[from].workers;
-        assert!(self.sites[from].offer(queue, &packet, &mut self.frames));
+        assert!(self.sites[from].offer(queue, packet, &mut self.frames));
     }
 
     /// Some packets of many flows in both directions; every one arrives, and each flow in order.

@@ -1,11 +1,12 @@
 //! Classes between two engines: which links their packets take, and that of two copies one arrives.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use patronus_abi::channel::{PathName, Ranked};
 use patronus_abi::site::{Class, Mode};
 use patronus_engine::stats::DropReason;
 use patronus_engine::steer::RETURN;
+use patronus_sim::packet::{self, Tag, Way};
 
 use crate::pair::{A, B, Kind, Pair, kind, ms, secs};
 
@@ -146,6 +147,69 @@ fn of_two_copies_one_arrives() {
         let second = pair.sites[site].dropped(DropReason::DecapDoubled);
         assert!(second > 16 * 100, "{second}");
     }
+}
+
+/// Each length that needs care, with a link that dies and comes back: what a TCP sends that was asked for what fits is as long as goes twice whole; what is longer goes twice
+/// in pieces.
+#[test]
+fn of_two_copies_one_arrives_however_long_they_are() {
+    for (len, pieces) in [(1412, 1), (1413, 2), (1420, 2)] {
+        let mut pair = pair(Mode::Duplicate, (2, 1));
+        pair.delivered = [Vec::new(), Vec::new()];
+        let (rounds, flows) = (300, 8);
+        for sequence in 0..rounds {
+            match sequence {
+                100 => drop(pair.dead.insert(0)),
+                200 => pair.dead.clear(),
+                _ => {}
+            }
+            for (flow, site) in (0..flows).flat_map(|flow| [(flow, A), (flow, B)]) {
+                pair.send_long(site, flow, sequence, len);
+            }
+            pair.run(ms(10));
+        }
+        pair.run(secs(1));
+        for site in [A, B] {
+            let seen: BTreeSet<(u16, u32)> = pair.delivered[site]
+                .iter()
+                .map(|tag| (tag.flow, tag.sequence))
+                .collect();
+            let sent = usize::from(flows) * rounds as usize;
+            assert_eq!((seen.len(), pair.delivered[site].len()), (sent, sent), "{len} bytes");
+            let stats = pair.sites[site].workers.iter().map(|worker| worker.stats());
+            let twice: u64 = stats.clone().map(|stats| stats.doubled.get()).sum();
+            let once: u64 = stats.map(|stats| stats.undoubled.get()).sum();
+            assert_eq!((twice, once), (pieces * sent as u64, 0), "{len} bytes");
+        }
+    }
+}
+
+/// What must not be cut up, like all of IPv6, goes once if there is no room to tell it from others, and is counted.
+#[test]
+fn what_has_no_room_and_must_stay_whole_goes_once() {
+    let mut pair = pair(Mode::Duplicate, (1, 1));
+    pair.delivered = [Vec::new(), Vec::new()];
+    let host = |site: usize| [0xfd00, site as u16, 0, 0, 0, 0, 0, 9].into();
+    let way = Way {
+        src: host(A),
+        dst: host(B),
+        port: 1000,
+        ttl: 64,
+        ecn: 0,
+    };
+    for (sequence, len) in [(0, 1412), (1, 1413), (2, 1420)] {
+        let tag = Tag {
+            origin: A as u8,
+            flow: 0,
+            sequence,
+        };
+        pair.offer(A, 0, &packet::build(&way, tag, len));
+    }
+    pair.run(secs(1));
+    let seen: Vec<u32> = pair.delivered[B].iter().map(|tag| tag.sequence).collect();
+    assert_eq!(seen, [0, 1, 2]);
+    let stats = pair.sites[A].workers[0].stats();
+    assert_eq!((stats.doubled.get(), stats.undoubled.get()), (1, 2));
 }
 
 /// Who is started anew begins to count anew, and so does who has lost count.
