@@ -22,8 +22,7 @@ const OFFSET: u16 = MORE - 1;
 const COPIED: u8 = 1 << 7;
 
 // The longest packet there is fits a burst.
-const _: () =
-    assert!((u16::MAX as usize).div_ceil((LEAST - HEADER_MAX) / UNIT * UNIT) <= BURST_MAX);
+const _: () = assert!((u16::MAX as usize).div_ceil((LEAST - HEADER_MAX) / UNIT * UNIT) <= BURST_MAX);
 
 /// Why a packet was not cut up.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -75,7 +75,9 @@ impl PathBoard {
     pub fn names_up(&self) -> impl Iterator<Item = PathName> {
         let up = self.up();
         let paths = self.paths.iter().enumerate();
-        paths.filter(move |(at, _)| up >> at & 1 != 0).map(|(_, path)| path.name)
+        paths
+            .filter(move |(at, _)| up >> at & 1 != 0)
+            .map(|(_, path)| path.name)
     }
 
     /// Says whether the path in this place is up.

@@ -556,14 +556,15 @@ fn too_big(hop: &Hop) -> Refusal {
 
 impl Onward<'_> {
     fn dispatch(&mut self, cx: &mut Context<'_>, parsed: &mut Parsed, judged: &Judged, from: Ingress) {
-        let flows = parsed.flows.drain(..).zip(&judged.groups).zip(&judged.classes);
+        let flows = parsed.flows.iter().zip(&judged.groups).zip(&judged.classes);
         for (packet, ((flow, group), class)) in parsed.packets.drain(..).zip(flows) {
             let hop = group.and_then(|group| self.snapshot.hop(group, flow.hash));
             match hop {
-                Some(hop) => self.leave_by(cx, hop, packet, from, (&flow, *class)),
+                Some(hop) => self.leave_by(cx, hop, packet, from, (flow, *class)),
                 None => self.refuse(cx, packet, NO_ROUTE),
             }
         }
+        parsed.flows.clear();
     }
 
     #[inline]

@@ -550,7 +550,9 @@ impl Steering {
     /// Gives all buckets of a class their homes. With no path up they stay where they are.
     fn settle(&mut self, class: usize, now: Time, up: u64) {
         self.tables[class].known = Some(up);
-        let Some(homes) = self.homes(class, up) else { return };
+        let Some(homes) = self.homes(class, up) else {
+            return;
+        };
         let Steering { tables, tags, .. } = self;
         let Table {
             order,

@@ -420,10 +420,7 @@ fn a_lane_without_a_session_is_passed_over() {
     );
     // One that is not up would lose what another worker can send.
     assert_eq!(rig.choose_among(3, now, without(&[0, 1])), None);
-    assert_eq!(
-        rig.steering.lane_to_come(0, up(&rig), &rig.lanes),
-        Some(lane(0))
-    );
+    assert_eq!(rig.steering.lane_to_come(0, up(&rig), &rig.lanes), Some(lane(0)));
     rig.set_up(0b100);
     assert_eq!(rig.choose_among(3, now, without(&[2])), None);
     // With none up, any is better than none.
@@ -458,12 +455,17 @@ fn a_path_that_is_down_is_not_used_while_one_is_up_without_lanes_here() {
         let now = Time::from_secs(1);
         let mut ask = |up: u64| {
             rig.set_up(up);
-            (0..=255).map(|bucket| rig.choose_among(bucket, now, |_| true)).collect::<Vec<_>>()
+            (0..=255)
+                .map(|bucket| rig.choose_among(bucket, now, |_| true))
+                .collect::<Vec<_>>()
         };
         assert!(ask(0b11).iter().all(|chosen| *chosen == Some((0, None))));
         assert!(ask(0b10).iter().all(Option::is_none), "{mode:?}");
         assert!(ask(0b10).iter().all(Option::is_none), "nor the second time");
-        assert!(ask(0).iter().all(|chosen| *chosen == Some((0, None))), "none is up");
+        assert!(
+            ask(0).iter().all(|chosen| *chosen == Some((0, None))),
+            "none is up"
+        );
         assert!(ask(0b01).iter().all(|chosen| *chosen == Some((0, None))));
     }
 }
@@ -482,7 +484,10 @@ fn what_is_told_of_a_bucket_is_where_its_next_packet_goes() {
                 let (path, _) = rig.choose(bucket, now);
                 assert_eq!(told.home, Some(path as u8), "{mode:?}, up {up:b}");
                 assert_ne!(told.second, Some(path as u8));
-                assert_eq!(told.second.is_some(), mode == Mode::Duplicate && up.count_ones() > 1);
+                assert_eq!(
+                    told.second.is_some(),
+                    mode == Mode::Duplicate && up.count_ones() > 1
+                );
                 let told = rig.steering.tell(0, bucket, now, up).unwrap();
                 assert_eq!((told.path, told.home), (Some(path as u8), Some(path as u8)));
             }

@@ -66,6 +66,16 @@ impl Outer {
         }
     }
 
+    /// Whether the other side has this address.
+    #[inline]
+    pub fn is_to(&self, ip: IpAddr) -> bool {
+        match (self.family, ip) {
+            (FAMILY_V4, IpAddr::V4(ip)) => self.remote[..4] == ip.octets(),
+            (FAMILY_V6, IpAddr::V6(ip)) => self.remote == ip.octets(),
+            _ => false,
+        }
+    }
+
     /// Our own address: where the packet arrived, or the source to send from. `None` if it is not known.
     pub fn local(&self) -> Option<IpAddr> {
         self.ip(&self.local).filter(|ip| !ip.is_unspecified())
@@ -129,6 +139,7 @@ impl Outer {
     }
 
     /// True if there is no remote address.
+    #[inline]
     pub fn is_none(&self) -> bool {
         self.family == FAMILY_NONE
     }

@@ -134,10 +134,11 @@ impl Wg {
         if cx.observing.is_some() {
             self.observe_claims(cx, ours);
         }
+        self.check(cx, ours);
         let Claimed {
             packets: mut claimed,
             claims,
-        } = self.check(cx, ours);
+        } = std::mem::take(ours);
         let good = self.open(&mut claimed, &claims);
         self.accept(cx, claimed, &claims, &good, inner, confirmed);
         if let Some(observing) = &mut cx.observing {
@@ -182,15 +183,29 @@ impl Wg {
     }
 
     /// Leaves those whose sessions are there and may receive these counters; changes nothing else.
-    fn check(&self, cx: &mut Context<'_>, all: &mut Claimed) -> Claimed {
-        let mut good = Claimed::default();
-        for (packet, claim) in all.packets.drain(..).zip(all.claims.drain(..)) {
+    fn check(&self, cx: &mut Context<'_>, all: &mut Claimed) {
+        let mut refused = 0;
+        for (at, claim) in all.claims.iter().enumerate() {
+            refused |= u64::from(self.may_receive(cx.now, claim).is_err()) << at;
+        }
+        if refused != 0 {
+            self.refuse_claims(cx, all, refused);
+        }
+    }
+
+    /// Drops those whose bits are set.
+    #[cold]
+    fn refuse_claims(&self, cx: &mut Context<'_>, all: &mut Claimed, refused: u64) {
+        let Claimed {
+            packets: mut claimed,
+            claims,
+        } = std::mem::take(all);
+        for (at, (packet, claim)) in claimed.drain(..).zip(claims).enumerate() {
             match self.may_receive(cx.now, &claim) {
-                Ok(()) => good.push(packet, claim),
-                Err(reason) => cx.discard(reason, packet),
+                Err(reason) if refused & 1 << at != 0 => cx.discard(reason, packet),
+                _ => all.push(packet, claim),
             }
         }
-        good
     }
 
     fn may_receive(&self, now: Time, claim: &Claim) -> Result<(), DropReason> {

@@ -23,6 +23,7 @@ use crate::fragment::{self, Uncut};
 use crate::icmp::IcmpError;
 use crate::mss;
 use crate::observe::{Seen, View};
+use crate::path::Paths;
 use crate::probe::PROBER;
 use crate::remote::message::{self, DOUBLED, Sizing};
 use crate::route::{Aim, Bound};
@@ -36,6 +37,8 @@ struct Dress {
     session: PeerId,
     class: u8,
     form: Form,
+    /// The outer traffic class, once the packet is admitted.
+    tos: u8,
 }
 
 /// What a packet is on its way to being sealed.
@@ -80,6 +83,31 @@ impl Outgoing {
         self.packets.is_empty()
     }
 
+    /// Puts them into another order: first the one that is in the place `order[0]` now, and so on.
+    fn put_in(&mut self, order: &Order) {
+        let mut packets: ArrayVec<_, BURST_MAX> = self.packets.drain(..).map(Some).collect();
+        let dresses = take(&mut self.dresses);
+        for at in order.iter().map(|at| usize::from(*at)) {
+            if let Some(packet) = packets[at].take() {
+                self.push(packet, dresses[at]);
+            }
+        }
+    }
+
+    /// Takes those out whose bits are set.
+    #[cold]
+    fn take_out(&mut self, bits: u64) -> Outgoing {
+        let (all, mut out) = (take(self), Outgoing::default());
+        let Outgoing { mut packets, dresses } = all;
+        for (at, (packet, dress)) in packets.drain(..).zip(dresses).enumerate() {
+            match bits & 1 << at {
+                0 => self.push(packet, dress),
+                _ => out.push(packet, dress),
+            }
+        }
+        out
+    }
+
     /// Takes the first `n` out.
     fn drain(&mut self, n: usize) -> impl Iterator<Item = (PktBuf, Dress)> {
         self.packets.drain(..n).zip(self.dresses.drain(..n))
@@ -107,16 +135,13 @@ impl Wg {
                     continue;
                 }
             };
-            let mut aim = Aim {
+            let aim = Aim {
                 peer,
                 class: 0,
-                bucket: 0,
+                bucket: self.bucket(peer, &packet),
             };
-            if self.has_paths(peer) {
-                aim.bucket = self.bucket(peer, &packet);
-            }
             match self.bind(cx, &packet, aim) {
-                Ok(session) => self.take_in(cx, packet, aim, session, &mut ours),
+                Ok(place) => self.take_in(cx, packet, aim, place, &mut ours),
                 Err(worker) => cx.hand_over(worker, packet, Handing::Encap),
             }
         }
@@ -126,12 +151,13 @@ impl Wg {
     /// The same for packets of which the router has said to which peers they go.
     pub fn encap_bound(&mut self, cx: &mut Context<'_>, bound: &mut Bound, wire: &mut Burst) {
         let mut ours = Outgoing::default();
-        for (packet, aim) in bound.packets.drain(..).zip(bound.aims.drain(..)) {
-            match self.bind(cx, &packet, aim) {
-                Ok(session) => self.take_in(cx, packet, aim, session, &mut ours),
-                Err(worker) => cx.hand_over(worker, packet, Handing::Seal(aim)),
+        for (packet, aim) in bound.packets.drain(..).zip(&bound.aims) {
+            match self.bind(cx, &packet, *aim) {
+                Ok(place) => self.take_in(cx, packet, *aim, place, &mut ours),
+                Err(worker) => cx.hand_over(worker, packet, Handing::Seal(*aim)),
             }
         }
+        bound.aims.clear();
         self.encap_sessions(cx, &mut ours, wire);
     }
 
@@ -148,18 +174,18 @@ impl Wg {
         self.encap_sessions(cx, &mut copies, wire);
     }
 
-    /// A packet, and by which of our sessions it leaves.
+    /// A packet, by which of our sessions it leaves, and how long it may be for that.
     #[inline(always)]
     fn take_in(
         &mut self,
         cx: &mut Context<'_>,
         packet: PktBuf,
         aim: Aim,
-        session: PeerId,
+        (session, longest): (PeerId, usize),
         ours: &mut Outgoing,
     ) {
         self.prefetch_slot(session);
-        let is_plain = packet.len() <= self.longest(aim.peer)
+        let is_plain = packet.len() <= longest
             && !mss::may_be_syn(packet.data())
             && self.later.is_empty()
             && self.manners.get(aim.class).mode != Mode::Duplicate;
@@ -169,10 +195,11 @@ impl Wg {
                     session,
                     class: aim.class,
                     form: Form::Plain,
+                    tos: 0,
                 };
                 ours.push(packet, dress);
             }
-            false => self.take_in_with_care(cx, packet, aim, session, ours),
+            false => self.take_in_with_care(cx, packet, aim, (session, longest), ours),
         }
     }
 
@@ -183,7 +210,7 @@ impl Wg {
         cx: &mut Context<'_>,
         mut packet: PktBuf,
         aim: Aim,
-        session: PeerId,
+        (session, longest): (PeerId, usize),
         ours: &mut Outgoing,
     ) {
         let twice = self.manners.get(aim.class).mode == Mode::Duplicate;
@@ -194,11 +221,12 @@ impl Wg {
             session,
             class: aim.class,
             form: Form::Plain,
+            tos: 0,
         };
         if twice && session != aim.peer {
             dress.form = self.double(cx, &mut packet, &dress);
         }
-        let fits = dress.form != Form::InPieces && packet.len() <= self.longest(aim.peer);
+        let fits = dress.form != Form::InPieces && packet.len() <= longest;
         if fits && self.later.is_empty() {
             ours.push(packet, dress);
         } else {
@@ -210,7 +238,11 @@ impl Wg {
     #[cold]
     pub(super) fn clamp(&self, cx: &Context<'_>, packet: &mut PktBuf, peer: PeerId, twice: bool) {
         let mtu = self.tunnel_mtu(peer);
-        let room = if twice && self.has_paths(peer) { mtu - DOUBLED } else { mtu };
+        let room = if twice && self.has_paths(peer) {
+            mtu.saturating_sub(DOUBLED)
+        } else {
+            mtu
+        };
         let clamped = mss::clamp(packet.data_mut(), room);
         cx.stats.mss_clamped.add(u64::from(clamped));
     }
@@ -343,13 +375,13 @@ impl Wg {
         {
             copy.append(packet.len()).copy_from_slice(packet.data());
             copy.set_mark(packet.mark());
-            let (class, form) = (dress.class, Form::Doubled);
+            let form = Form::Doubled;
             copies.push(
                 copy,
                 Dress {
                     session,
-                    class,
                     form,
+                    ..*dress
                 },
             );
         }
@@ -360,32 +392,20 @@ impl Wg {
     fn encap_sessions(&mut self, cx: &mut Context<'_>, ours: &mut Outgoing, wire: &mut Burst) {
         debug_assert!(wire.is_empty());
         let (lap, packets) = (Lap::start(), ours.packets.len());
-        let mut routed = ArrayVec::<Option<PktBuf>, BURST_MAX>::new();
-        let mut dresses = ArrayVec::<(Dress, u8), BURST_MAX>::new();
-        for (packet, dress) in ours.packets.drain(..).zip(ours.dresses.drain(..)) {
-            match self.admit(&packet, &dress) {
-                Ok(tos) => {
-                    routed.push(Some(packet));
-                    dresses.push((dress, tos));
-                }
-                Err(reason) => self.refuse(cx, reason, packet),
-            }
-        }
+        self.admit_all(cx, ours);
+        self.arrange(ours);
         let mut grants = ArrayVec::<Grant, BURST_MAX>::new();
-        for at in self.order(&routed, &dresses) {
-            let (dress, tos) = dresses[usize::from(at)];
-            let Some(mut packet) = routed[usize::from(at)].take() else {
-                continue;
-            };
+        for (mut packet, dress) in ours.packets.drain(..).zip(&ours.dresses) {
             match self.grant(cx.now, dress.session) {
                 Some(grant) => {
-                    self.dress(&mut packet, &grant, tos);
+                    self.dress(&mut packet, &grant, dress.tos);
                     wire.push(packet);
                     grants.push(grant);
                 }
                 None => self.stage(cx, dress.session, packet),
             }
         }
+        ours.dresses.clear();
         if cx.observing.is_some() {
             self.observe_sealing(cx, wire, &grants);
         }
@@ -394,15 +414,40 @@ impl Wg {
         cx.stats.burst(Stage::Encap, packets, lap);
     }
 
-    fn order(&self, routed: &[Option<PktBuf>], dresses: &[(Dress, u8)]) -> Order {
-        let len = |i: usize| routed[i].as_ref().map_or(0, PktBuf::len);
-        let likeness: ArrayVec<Likeness, BURST_MAX> = (0..routed.len())
-            .map(|i| Likeness::new(dresses[i].0.session, padded_len(len(i), self.mtu), dresses[i].1))
+    /// Finds out the outer traffic class of each packet, and refuses those that cannot be sent.
+    fn admit_all(&mut self, cx: &mut Context<'_>, ours: &mut Outgoing) {
+        let mut refused = 0;
+        for (at, (packet, dress)) in ours.packets.iter().zip(&mut ours.dresses).enumerate() {
+            match self.admit(packet, dress) {
+                Ok(tos) => dress.tos = tos,
+                Err(_) => refused |= 1 << at,
+            }
+        }
+        if refused != 0 {
+            let mut refused = ours.take_out(refused);
+            for (packet, dress) in refused.packets.drain(..).zip(refused.dresses) {
+                if let Err(reason) = self.admit(&packet, &dress) {
+                    self.refuse(cx, reason, packet);
+                }
+            }
+        }
+    }
+
+    /// Puts like packets next to each other.
+    fn arrange(&self, ours: &mut Outgoing) {
+        let all = ours.packets.iter().zip(&ours.dresses);
+        let likeness: ArrayVec<Likeness, BURST_MAX> = all
+            .map(|(packet, dress)| {
+                Likeness::new(dress.session, padded_len(packet.len(), self.mtu), dress.tos)
+            })
             .collect();
-        order::arrange(&likeness, |i| {
-            let inner = dresses[i].0.inner(routed[i].as_ref()?);
+        let order = order::arrange(&likeness, |i| {
+            let inner = ours.dresses[i].inner(&ours.packets[i]);
             Flow::of(&Packet::parse(inner).ok()?)
-        })
+        });
+        if let Some(order) = order {
+            ours.put_in(&order);
+        }
     }
 
     /// Sends what waits for a session with `peer`, or, if nothing does and `keepalive` is wanted, an empty packet.
@@ -618,22 +663,38 @@ impl Wg {
         self.routes.lookup(header.dst()).ok_or(DropReason::EncapNoPeer)
     }
 
-    /// By which session of ours a packet goes to a peer: a lane if there are any to send by, or the base session. An error is the worker that has such a session.
+    /// By which session of ours a packet goes to a peer, and how long it may be for that: a lane if there are any to send by, or the base session. An error is the worker
+    /// that has such a session.
     #[inline(always)]
-    fn bind(&mut self, cx: &Context<'_>, packet: &PktBuf, aim: Aim) -> Result<PeerId, usize> {
-        let peer = aim.peer;
-        if self.has_paths(peer) {
-            match self.choose(cx, self.steered(packet, aim)) {
-                Some(lane) if self.slot(peer).is_none_or(|base| base.staged() == 0) => return Ok(lane),
-                // Packets have waited for the base session since there was no lane: this one goes behind them, and then all go.
-                Some(_) if !self.unblocked.contains(&peer) => {
-                    let _ = self.unblocked.try_push(peer);
-                }
-                Some(_) => {}
-                None => return self.bind_elsewhere(cx, aim),
-            }
+    fn bind(&mut self, cx: &Context<'_>, packet: &PktBuf, aim: Aim) -> Result<(PeerId, usize), usize> {
+        if self.has_paths(aim.peer) {
+            return self.bind_to_remote(cx, packet, aim);
         }
-        cx.crew.other_owner(peer).map_or(Ok(peer), Err)
+        let owner = cx.crew.other_owner(aim.peer);
+        owner.map_or(Ok((aim.peer, self.most)), Err)
+    }
+
+    /// The same for a remote to which there are paths.
+    fn bind_to_remote(
+        &mut self,
+        cx: &Context<'_>,
+        packet: &PktBuf,
+        aim: Aim,
+    ) -> Result<(PeerId, usize), usize> {
+        let peer = aim.peer;
+        let longest = self.longest(peer);
+        match self.choose(cx, self.steered(packet, aim)) {
+            Some(lane) if self.slot(peer).is_none_or(|base| base.staged() == 0) => {
+                return Ok((lane, longest));
+            }
+            // Packets have waited for the base session since there was no lane: this one goes behind them, and then all go.
+            Some(_) if !self.unblocked.contains(&peer) => {
+                let _ = self.unblocked.try_push(peer);
+            }
+            Some(_) => {}
+            None => return self.bind_elsewhere(cx, aim).map(|session| (session, longest)),
+        }
+        cx.crew.other_owner(peer).map_or(Ok((peer, longest)), Err)
     }
 
     /// The same when none of this worker's lanes can be sent by on a path that is up. The worker that probes has a lane on each: it sends the packet, and where the session of
@@ -654,16 +715,10 @@ impl Wg {
     }
 
     /// The bucket of a packet's flow, where that says by which path it goes.
-    #[inline]
+    #[inline(always)]
     fn bucket(&self, peer: PeerId, packet: &PktBuf) -> u8 {
         match self.paths.get(peer.0 as usize) {
-            Some(Some(paths)) => {
-                let flow = FlowKey::of_plain(packet.data()).map(|(flow, _)| flow);
-                let flow = flow.or_else(|| Some(Packet::parse(packet.data()).ok()?.flow()));
-                flow.map_or(0, |flow| {
-                    bucket_of(paths.steering.keys().hash(&flow.without_dscp()))
-                })
-            }
+            Some(Some(paths)) => bucket_among(paths, packet),
             _ => 0,
         }
     }
@@ -712,8 +767,10 @@ impl Wg {
     fn admit(&self, packet: &PktBuf, dress: &Dress) -> Result<u8, DropReason> {
         let header = Packet::parse(dress.inner(packet)).map_err(|_| DropReason::EncapNotIp)?;
         let slot = self.slot(dress.session).ok_or(DropReason::EncapNoPeer)?;
-        let endpoint = slot.endpoint.remote().ok_or(DropReason::EncapNoEndpoint)?;
-        if header.dst() == endpoint.ip() && slot.is_own_datagram(&header, endpoint.port()) {
+        if slot.endpoint.is_none() {
+            return Err(DropReason::EncapNoEndpoint);
+        }
+        if slot.endpoint.is_to(header.dst()) && slot.is_own_datagram(&header) {
             return Err(DropReason::EncapLoop);
         }
         slot.prefetch_session();
@@ -739,7 +796,11 @@ impl Wg {
             .expect("a grant names a session that is there");
         let len = packet.len();
         let padding = padded_len(len, self.mtu) - len;
-        packet.append(padding + TAG).fill(0);
+        // What seals writes the tag.
+        let behind = packet.append(padding + TAG);
+        if padding > 0 {
+            behind[..padding].fill(0);
+        }
         let header = DataHeader {
             receiver: keypair.remote_index,
             counter: grant.counter,
@@ -871,6 +932,14 @@ impl Wg {
         }
         cx.discard(reason, packet);
     }
+}
+
+fn bucket_among(paths: &Paths, packet: &PktBuf) -> u8 {
+    let flow = FlowKey::of_plain(packet.data()).map(|(flow, _)| flow);
+    let flow = flow.or_else(|| Some(Packet::parse(packet.data()).ok()?.flow()));
+    flow.map_or(0, |flow| {
+        bucket_of(paths.steering.keys().hash(&flow.without_dscp()))
+    })
 }
 
 /// Whether packets can be sent by a lane.

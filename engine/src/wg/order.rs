@@ -36,11 +36,10 @@ impl Likeness {
 pub(super) type Order = ArrayVec<u8, BURST_MAX>;
 
 /// Rows of like packets, as few as the order within each flow allows; all packets of a flow go to one peer. `flow(i)` is asked only if packets differ; `None`: packet
-/// `i` keeps its place.
-pub(super) fn arrange(packets: &[Likeness], mut flow: impl FnMut(usize) -> Option<Flow>) -> Order {
-    let as_they_came = || (0..packets.len() as u8).collect();
+/// `i` keeps its place. `None`: they stay as they came.
+pub(super) fn arrange(packets: &[Likeness], mut flow: impl FnMut(usize) -> Option<Flow>) -> Option<Order> {
     if packets.windows(2).all(|pair| pair[0] == pair[1]) {
-        return as_they_came();
+        return None;
     }
     let lone = Lone::among(packets);
     let mut rows = ArrayVec::<Likeness, BURST_MAX>::new();
@@ -68,9 +67,9 @@ pub(super) fn arrange(packets: &[Likeness], mut flow: impl FnMut(usize) -> Optio
         row_of.push(row as u8);
     }
     if rows.len() == packets.len() {
-        return as_they_came();
+        return None;
     }
-    by_row(&row_of, rows.len())
+    Some(by_row(&row_of, rows.len()))
 }
 
 /// Which peers have one packet in a burst, as far as eight bits of their numbers tell.
@@ -140,7 +139,8 @@ mod tests {
     fn arranged(packets: &[(u64, Option<u8>)]) -> (Vec<Likeness>, Order) {
         let likeness: Vec<_> = packets.iter().map(|(size, _)| Likeness(*size)).collect();
         let order = arrange(&likeness, |i| packets[i].1.map(Flow));
-        (likeness, order)
+        let as_they_came = || (0..packets.len() as u8).collect();
+        (likeness, order.unwrap_or_else(as_they_came))
     }
 
     proptest! {

@@ -215,8 +215,9 @@ impl PeerSlot {
 
     /// Whether an inner packet to the peer's own address is one of our datagrams to its UDP port, come back because the
     /// route to the peer leads into the tunnel. Sealed again it would come back again, ever longer and for ever.
-    pub fn is_own_datagram(&self, packet: &Packet<'_>, port: u16) -> bool {
-        let Some(session) = self.keypairs.current() else {
+    #[cold]
+    pub fn is_own_datagram(&self, packet: &Packet<'_>) -> bool {
+        let (Some(session), Some(to)) = (self.keypairs.current(), self.endpoint.remote()) else {
             return false;
         };
         let Ok(transport) = packet.transport() else {
@@ -231,7 +232,7 @@ impl PeerSlot {
         };
         transport.protocol == PROTO_UDP
             && transport.first
-            && ports[2..4] == port.to_be_bytes()
+            && ports[2..4] == to.port().to_be_bytes()
             && messages::kind(message) == Ok(Kind::Data)
             && DataHeader::read(header).receiver == session.remote_index
     }

@@ -107,9 +107,7 @@ fn a_path_whose_link_is_another_one_than_before_is_told_of() {
     let told = |pair: &mut Pair, site: usize| -> Vec<(u8, PathState, PathWhy)> {
         let news = pair.sites[site].core.take_news().events;
         let of_paths = news.into_iter().filter_map(|event| match event {
-            Event::PathState {
-                path, state, why, ..
-            } => Some((path.local, state, why)),
+            Event::PathState { path, state, why, .. } => Some((path.local, state, why)),
             _ => None,
         });
         of_paths.collect()

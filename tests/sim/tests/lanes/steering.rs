@@ -175,7 +175,11 @@ fn of_two_copies_one_arrives_however_long_they_are() {
                 .map(|tag| (tag.flow, tag.sequence))
                 .collect();
             let sent = usize::from(flows) * rounds as usize;
-            assert_eq!((seen.len(), pair.delivered[site].len()), (sent, sent), "{len} bytes");
+            assert_eq!(
+                (seen.len(), pair.delivered[site].len()),
+                (sent, sent),
+                "{len} bytes"
+            );
             let stats = pair.sites[site].workers.iter().map(|worker| worker.stats());
             let twice: u64 = stats.clone().map(|stats| stats.doubled.get()).sum();
             let once: u64 = stats.map(|stats| stats.undoubled.get()).sum();
