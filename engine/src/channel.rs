@@ -22,7 +22,7 @@ use crate::explain::Query;
 use crate::neighbour::Place;
 use crate::observe::Observer;
 use crate::path::Paths;
-use crate::probe::{PathChange, ProbeSet, Probing};
+use crate::probe::{PathChange, ProbeSet, Probing, Suspects};
 use crate::remote::message;
 use crate::standby::echo::{Answer, Ping};
 use crate::steer::{Manners, Order};
@@ -141,6 +141,8 @@ pub enum Command {
     Probe(PeerId, Box<ProbeSet>),
     /// How often paths are probed.
     Probing(Probing),
+    /// Paths to a remote that are probed faster for a while, for the worker that probes.
+    Suspect(PeerId, Suspects),
     /// Packets of hosts go to or come from a remote, the first ones for a while. From another worker to the one that probes; lost if there is no room.
     Used(PeerId),
     /// How packets of each class are steered.

@@ -7,23 +7,27 @@
 //! * [`live`]: one path
 //! * [`stalls`]: when this worker was away, which is no silence
 //! * [`deadlines`]: which remote is due first
+//! * [`shares`]: how many probes each remote gets when there are not enough for all
 //!
 //! How large a packet a path lets pass is found out beside that ([`pmtu`](crate::pmtu)), while the path is up.
 
 mod deadlines;
 mod live;
+mod shares;
 mod stalls;
 
 use std::sync::Arc;
 
 use arrayvec::ArrayVec;
+use patronus_abi::channel::SUSPECTS_MAX;
 use patronus_abi::site;
 use patronus_crypto::timers::Traffic;
 use patronus_crypto::{Duration, PeerId, Time};
 use patronus_mem::BURST_MAX;
 
 use self::deadlines::Deadlines;
-use self::live::{Lanes, Live, Pace};
+use self::live::{Lanes, Live, Pace, Said};
+use self::shares::{Need, Shares};
 use self::stalls::Stalls;
 use crate::path::{PathBoard, PathName, PathReport, PathState, PathWhy};
 use crate::pmtu::{Conditions, PathMtu};
@@ -36,6 +40,10 @@ pub const PROBER: usize = 0;
 pub const FLOOR: Duration = Duration::from_millis(5);
 /// Remotes that are looked after in a turn.
 const REMOTES_PER_TURN: usize = BURST_MAX;
+/// How many times sooner probes follow each other on a path that is suspect, if that is no sooner than [`FLOOR`].
+const SUSPECT_FACTOR: u32 = 10;
+/// What a remote that packets of hosts go to or come from counts beside one without when there are not enough probes for all: as much as it is probed more often by default.
+const IN_USE: u64 = 20;
 /// How soon a path is looked at again that may be silent because the whole remote is.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
@@ -46,7 +54,7 @@ pub struct Probing {
     pub interval: Duration,
     /// On the others.
     pub idle: Duration,
-    /// Probes that are sent in a second on all paths together: all intervals grow by the same factor when it would be more.
+    /// Probes that are sent in a second on all paths together: when it would be more, each remote has its share, and the intervals of those that need more grow.
     pub rate: u32,
 }
 
@@ -64,6 +72,15 @@ impl From<site::Probing> for Probing {
             rate: told.rate,
         }
     }
+}
+
+/// Paths to a remote that are to be probed faster for a while, and no others.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Suspects {
+    /// Which ones.
+    pub paths: ArrayVec<PathName, SUSPECTS_MAX>,
+    /// Until then.
+    pub until: Time,
 }
 
 /// A path is in another state than before.
@@ -92,6 +109,9 @@ pub struct ProbeSet {
     paths: Box<[ProbedPath]>,
     /// For phases of probes.
     random: u64,
+    /// What its paths need, in probes in a thousand seconds: as long as nothing is wrong, and how much more those do that are suspect.
+    need: Need,
+    extra: Need,
 }
 
 /// One path of them.
@@ -108,8 +128,9 @@ pub struct ProbedPath {
     pub traffic: Box<[Arc<Traffic>]>,
     live: Live,
     mtu: PathMtu,
-    /// What it adds to the rate of probes: in a thousand seconds.
+    /// What it adds to the rate of probes, in a thousand seconds, and how much more while it is suspect.
     share: u64,
+    extra: u64,
 }
 
 impl ProbedPath {
@@ -130,6 +151,7 @@ impl ProbedPath {
             live: Live::new(Time(0), Duration::ZERO),
             mtu: PathMtu::new(0),
             share: 0,
+            extra: 0,
         }
     }
 
@@ -162,7 +184,23 @@ impl ProbeSet {
             board,
             paths,
             random: random | 1,
+            need: Need::default(),
+            extra: Need::default(),
         }
+    }
+
+    /// What its paths need: always, and for suspicion.
+    fn needs(&self, now: Time) -> (Need, Need) {
+        let sum = |of: fn(&ProbedPath) -> u64| self.paths.iter().map(of).sum();
+        let (rate, extra) = (sum(|path| path.share), sum(|path| path.extra));
+        let weight = if self.is_used(now) { IN_USE } else { 1 };
+        (
+            Need { rate, weight },
+            Need {
+                rate: extra,
+                weight: u64::from(extra > 0),
+            },
+        )
     }
 
     fn deadline(&self) -> Option<Time> {
@@ -275,8 +313,9 @@ pub struct Prober {
     stalls: Stalls,
     /// When the worker looked last.
     looked_at: Time,
-    /// What all paths need, in probes in a thousand seconds.
-    demand: u64,
+    /// What the remotes' paths need, and what more for suspicion, in probes in a thousand seconds.
+    needs: Shares,
+    extras: Shares,
     /// The longest packets that there are.
     mtu_max: u16,
     /// Sizes that are to be asked for.
@@ -331,7 +370,7 @@ impl Prober {
                 Some(same) => {
                     std::mem::swap(&mut path.live, &mut same.live);
                     std::mem::swap(&mut path.mtu, &mut same.mtu);
-                    path.share = std::mem::take(&mut same.share);
+                    (path.share, path.extra) = (same.share, same.extra);
                 }
                 None => {
                     path.live = Live::new(now, self.probing.idle / 256 * u32::from(early));
@@ -342,8 +381,11 @@ impl Prober {
             set.board.pulses()[place].write(&path.report(now));
         }
         set.share_mtu();
-        let gone = old.iter().flat_map(|old| old.paths.iter());
-        self.demand -= gone.map(|path| path.share).sum::<u64>();
+        if let Some(old) = &mut old {
+            self.needs.change(&mut old.need, Need::default());
+            self.extras.change(&mut old.extra, Need::default());
+        }
+        self.count(now, &mut set);
         self.deadlines.set(remote.0, set.deadline());
         self.remotes[at] = Some(set);
         old
@@ -387,6 +429,7 @@ impl Prober {
                 let is_due = path.live.send_at <= now;
                 if is_due && !path.lane.is_some_and(&may_send) {
                     path.live.put_off(now);
+                    path.extra = 0;
                 } else if is_due && out.try_push((remote, place as u8)).is_err() {
                     is_full = true;
                 } else if is_due {
@@ -397,6 +440,8 @@ impl Prober {
                 next = next.min(path.live.deadline());
             }
             set.settle(remote, now, &mut tell);
+            let (_, extra) = set.needs(now);
+            self.extras.change(&mut set.extra, extra);
             self.deadlines.set(number, Some(next));
             if is_full {
                 return;
@@ -408,24 +453,34 @@ impl Prober {
     pub fn next(&mut self, (remote, place): Due, now: Time) -> Option<(PeerId, Probe)> {
         let set = self.remotes.get_mut(remote.0 as usize)?.as_mut()?;
         let (in_use, early) = (set.is_used(now), set.draw());
-        let ProbedPath {
-            live,
-            traffic,
-            metered,
-            share,
-            ..
-        } = set.paths.get_mut(usize::from(place))?;
+        let path = set.paths.get_mut(usize::from(place))?;
         let pace = Pace {
-            wanted: live.wanted(now, &self.probing, *metered, in_use),
+            wanted: path.live.wanted(now, &self.probing, path.metered, in_use),
             quick: self.probing.interval,
         };
-        let interval = live.plan(&pace);
-        let needs = Duration::from_secs(1000).as_nanos() / interval.as_nanos().max(1);
-        self.demand -= std::mem::replace(share, needs as u64);
-        self.demand += *share;
-        let [interval, wanted] =
-            [interval, pace.wanted].map(|pace| stretched(pace, self.demand, self.probing.rate));
-        let mut probe = live.next(now, interval, wanted, &Lanes(traffic), early);
+        let interval = path.live.plan(&pace);
+        let (wish, quick) = path.live.quicker(now, self.probing.suspect(path.metered));
+        path.share = per_thousand_seconds(interval);
+        let extra = |pace| per_thousand_seconds(pace).saturating_sub(per_thousand_seconds(interval));
+        path.extra = quick.map_or(0, extra);
+        let (need, more) = set.needs(now);
+        self.needs.change(&mut set.need, need);
+        self.extras.change(&mut set.extra, more);
+        let may = u64::from(self.probing.rate.max(1)) * 1000;
+        let granted = self.needs.grant(need, may);
+        let may = may.saturating_sub(self.needs.needed());
+        let granted_more = self.extras.grant(more, may);
+        let path = &mut set.paths[usize::from(place)];
+        let stretched = |pace| stretched(pace, need.rate, granted);
+        let quicker =
+            |pace| hastened(interval, pace, more.rate, granted_more).filter(|pace| *pace < interval);
+        let wish = wish.and_then(quicker);
+        let said = Said {
+            interval: stretched(interval),
+            wanted: wish.unwrap_or_else(|| stretched(pace.wanted)),
+        };
+        let quick = quick.and_then(quicker);
+        let mut probe = path.live.next(now, &said, quick, &Lanes(&path.traffic), early);
         let unheard = set.paths.iter();
         let unheard = unheard.filter(|path| path.live.state == PathState::Down && !path.live.hears);
         probe.unheard = unheard.map(|path| path.wire).collect();
@@ -433,6 +488,26 @@ impl Prober {
         set.board.pulses()[usize::from(place)].write(&path.report(now));
         self.deadlines.set(remote.0, set.deadline());
         Some((path.lane?, probe))
+    }
+
+    /// Counts what the paths of a remote need.
+    fn count(&mut self, now: Time, set: &mut ProbeSet) {
+        let (need, extra) = set.needs(now);
+        self.needs.change(&mut set.need, need);
+        self.extras.change(&mut set.extra, extra);
+    }
+
+    /// Some paths to a remote are suspect: both sides probe them faster for a while. Those that were before are no more.
+    pub fn suspect(&mut self, now: Time, remote: PeerId, suspects: &Suspects) {
+        let Some(Some(set)) = self.remotes.get_mut(remote.0 as usize) else {
+            return;
+        };
+        for path in &mut set.paths {
+            let is_suspect = suspects.paths.contains(&path.name);
+            let until = if is_suspect { suspects.until } else { Time(0) };
+            path.live.suspect(now, until);
+        }
+        self.deadlines.set(remote.0, set.deadline());
     }
 
     /// A probe was heard in this lane of a remote, behind so many datagrams of its burst that its lane has not counted yet.
@@ -540,12 +615,41 @@ impl Prober {
     }
 }
 
-/// An interval when all paths together need so many probes in a thousand seconds, and may have so many in one.
-fn stretched(interval: Duration, demand: u64, rate: u32) -> Duration {
-    let may = u64::from(rate.max(1)) * 1000;
-    if demand <= may {
+impl Probing {
+    /// How soon probes may follow each other on a path that is suspect. Where each is paid for, no sooner than where packets go.
+    fn suspect(&self, metered: bool) -> Duration {
+        match metered {
+            true => self.interval,
+            false => (self.interval / SUSPECT_FACTOR).max(FLOOR),
+        }
+    }
+}
+
+/// What an interval means in probes.
+fn per_thousand_seconds(interval: Duration) -> u64 {
+    let probes = Duration::from_secs(1000).as_nanos() / interval.as_nanos().max(1);
+    probes as u64
+}
+
+/// An interval of a remote whose paths need so many probes, and get so many.
+fn stretched(interval: Duration, need: u64, granted: u64) -> Duration {
+    if need <= granted {
         return interval;
     }
-    let nanos = interval.as_nanos() * u128::from(demand) / u128::from(may);
+    let nanos = interval.as_nanos() * u128::from(need) / u128::from(granted.max(1));
     Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+}
+
+/// An interval with so much of what is to come to it as the remote gets for suspicion, where all of that would make it `quick`.
+fn hastened(interval: Duration, quick: Duration, need: u64, granted: u64) -> Option<Duration> {
+    if need <= granted {
+        return Some(quick);
+    }
+    let usual = per_thousand_seconds(interval);
+    let more = per_thousand_seconds(quick).saturating_sub(usual);
+    let gets = u128::from(more) * u128::from(granted) / u128::from(need);
+    let nanos = Duration::from_secs(1000)
+        .as_nanos()
+        .checked_div(u128::from(usual) + gets)?;
+    Some(Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX)))
 }

@@ -978,6 +978,7 @@ fn apply(wg: &mut Wg, cx: &mut Context<'_>, command: Command) {
         Command::Paths(remote, paths) => wg.set_paths(cx, remote, paths),
         Command::Probe(remote, set) => wg.probe(cx, remote, set),
         Command::Probing(probing) => wg.prober.set_probing(probing),
+        Command::Suspect(remote, suspects) => wg.prober.suspect(cx.now, remote, &suspects),
         Command::Used(remote) => wg.prober.used(cx.now, remote),
         Command::Classes(manners) => wg.set_classes(manners),
         Command::Order(remote, class, order) => wg.set_order(cx, remote, class, order),

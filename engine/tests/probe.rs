@@ -7,7 +7,7 @@ use arrayvec::ArrayVec;
 use patronus_crypto::timers::Traffic;
 use patronus_crypto::{Duration, PeerId, Time};
 use patronus_engine::path::{PathBoard, PathName, PathReport, PathState, PathWhy};
-use patronus_engine::probe::{FLOOR, PathChange, ProbeSet, ProbedPath, Prober, Probing};
+use patronus_engine::probe::{FLOOR, PathChange, ProbeSet, ProbedPath, Prober, Probing, Suspects};
 use patronus_engine::remote::message::Probe;
 use patronus_engine::stats::DropReason;
 
@@ -109,6 +109,20 @@ impl Side {
         if self.traffic[path].tally_sent(clock, 0, true) {
             self.prober.used(clock, REMOTE);
         }
+    }
+
+    /// Its control says that these paths are suspect.
+    fn suspect(&mut self, now: Time, paths: &[usize], length: Duration) {
+        let suspects = Suspects {
+            paths: paths.iter().map(|path| name(*path)).collect(),
+            until: self.clock(now).after(length),
+        };
+        self.prober.suspect(self.clock(now), REMOTE, &suspects);
+    }
+
+    fn sent_within(&self, path: usize, from: Time, time: Duration) -> usize {
+        let times = from..from.after(time);
+        self.sent[path].iter().filter(|at| times.contains(at)).count()
     }
 
     fn report(&self, path: usize) -> PathReport {
@@ -617,6 +631,233 @@ fn all_intervals_grow_when_there_are_too_many_paths() {
     }
 }
 
+/// One side's control suspects a path: both probe it ten times as often for as long as was said, and the other paths as before.
+#[test]
+fn a_suspect_path_is_probed_faster_by_both_for_a_while() {
+    for delay in [ms(5), ms(200)] {
+        let mut net = settled(3, 2, &[], ms(50), fair(delay));
+        let from = net.now;
+        net.sides[0].suspect(from, &[1], ms(4_000));
+        net.pass(ms(10_000), true);
+        for side in &net.sides {
+            // What is asked for is on its way once; and half a second later all is over.
+            let during = side.sent_within(1, from.after(ms(1_000)), ms(2_000));
+            assert!((400..470).contains(&during), "{during} of 400");
+            let after = side.sent_within(1, from.after(ms(5_000)), ms(5_000));
+            assert!((98..120).contains(&after), "{after} of 100");
+            let other = side.sent_within(0, from, ms(10_000));
+            assert!((198..235).contains(&other), "{other} of 200");
+            assert_eq!(side.downs(Time(0)), []);
+            let report = side.report(1);
+            assert_eq!(
+                (report.interval, report.remote_interval),
+                (Some(50_000), Some(50_000)),
+                "silence is judged as ever"
+            );
+        }
+    }
+}
+
+/// What is suspect loses something: with probes that often, silence that was three of the short intervals would be found where there is none.
+#[test]
+fn a_suspect_path_that_loses_is_not_taken_for_silent() {
+    for seed in 0..SEEDS {
+        let mut net = settled(seed, 2, &[], ms(50), fair(ms(20)));
+        net.weather[1][0].loss = 20;
+        let from = net.now;
+        for _ in 0..10 {
+            let now = net.now;
+            net.sides[0].suspect(now, &[1], ms(2_000));
+            net.pass(ms(1_000), true);
+        }
+        for (which, side) in net.sides.iter().enumerate() {
+            assert_eq!(side.downs(from), [], "seed {seed}");
+            let sent = side.sent_within(1, from.after(ms(1_000)), ms(9_000));
+            assert!(sent > 1_400, "seed {seed}: {sent} by side {which}");
+        }
+    }
+}
+
+#[test]
+fn who_is_suspect_no_more_is_probed_as_ever() {
+    let mut net = settled(5, 3, &[], ms(50), fair(ms(20)));
+    let now = net.now;
+    net.sides[0].suspect(now, &[0, 1], ms(10_000));
+    net.pass(ms(1_000), true);
+    let now = net.now;
+    net.sides[0].suspect(now, &[1, 2], ms(10_000));
+    net.pass(ms(500), true);
+    let from = net.now;
+    net.pass(ms(2_000), true);
+    for side in &net.sides {
+        let sent = [0, 1, 2].map(|path| side.sent_within(path, from, ms(2_000)));
+        assert!((38..50).contains(&sent[0]), "{sent:?}");
+        assert!(sent[1] > 390 && sent[2] > 390, "{sent:?}");
+    }
+}
+
+/// Where packets are paid for, suspicion makes of a path that is not used one that is probed as if it were, and no more.
+#[test]
+fn suspicion_costs_little_on_metered_paths() {
+    let mut net = settled(6, 2, &[0, 1], ms(50), fair(ms(20)));
+    let from = net.now;
+    net.sides[0].suspect(from, &[0, 1], ms(10_000));
+    net.pass(ms(10_000), true);
+    for side in &net.sides {
+        let sent = [0, 1].map(|path| side.sent_within(path, from, ms(10_000)));
+        assert!(sent.iter().all(|sent| (190..240).contains(sent)), "{sent:?}");
+    }
+}
+
+/// A remote with so many paths, all up, that wants so much and says so every 10 ms; nothing is sent to it.
+struct Extra {
+    remote: PeerId,
+    paths: usize,
+    probe: Probe,
+    board: Arc<PathBoard>,
+    traffic: Arc<Traffic>,
+    /// When each path was sent the last probe.
+    sent_at: Vec<Time>,
+    sent: usize,
+}
+
+impl Extra {
+    fn new(prober: &mut Prober, number: u32, paths: usize, wanted: Duration, used: bool) -> Extra {
+        let remote = PeerId(number);
+        let board = Arc::new(PathBoard::new((0..paths).map(name), None));
+        let traffic = Arc::<Traffic>::default();
+        let of = |path| PeerId(1000 * number + path as u32);
+        let probed = (0..paths).map(|path| {
+            let traffic = [Arc::clone(&traffic)].into();
+            ProbedPath::new(name(path), path as u8 + 1, Some(of(path)), false, traffic)
+        });
+        let set = ProbeSet::new(Arc::clone(&board), probed.collect(), u64::from(number) + 11);
+        assert!(prober.follow(Time(0), remote, Box::new(set)).is_none());
+        (0..paths).for_each(|path| prober.opened(Time(0), remote, of(path)));
+        Extra {
+            remote,
+            paths,
+            probe: Probe {
+                sequence: 0,
+                time: Time(0),
+                echo: Time(0),
+                hold: Duration::ZERO,
+                interval: ms(10),
+                wanted,
+                jitter: Duration::ZERO,
+                sent: 0,
+                echo_sent: 0,
+                echo_received: 0,
+                heard: true,
+                used,
+                unheard: ArrayVec::new(),
+            },
+            board,
+            traffic,
+            sent_at: vec![Time(0); paths],
+            sent: 0,
+        }
+    }
+}
+
+/// Probes that each remote is sent in a second, of those: paths, wanted interval, in use, suspect paths.
+fn shares_of(rate: u32, remotes: &[(usize, Duration, bool, usize)]) -> Vec<usize> {
+    let mut prober = Prober::default();
+    prober.set_probing(Probing {
+        rate,
+        ..Probing::default()
+    });
+    let mut all: Vec<Extra> = (1..)
+        .zip(remotes)
+        .map(|(number, (paths, wanted, used, _))| Extra::new(&mut prober, number, *paths, *wanted, *used))
+        .collect();
+    const SECONDS: u64 = 8;
+    for now in (1..=(2 + SECONDS) * 1000).map(|n| Time(0).after(ms(n))) {
+        for (one, (_, _, used, suspects)) in all.iter_mut().zip(remotes) {
+            if now.0.is_multiple_of(10_000_000) {
+                one.probe.sequence += 1;
+                one.probe.time = now;
+                for path in 0..one.paths {
+                    let of = PeerId(1000 * one.remote.0 + path as u32);
+                    one.probe.echo = one.sent_at[path];
+                    let heard = prober.hear(now, (one.remote, of), &one.probe, 0, |_| ());
+                    assert_eq!(heard, Ok(()));
+                }
+                one.traffic.tally_received(now, 1, *used);
+                if *used {
+                    one.traffic.tally_sent(now, 0, true);
+                }
+            }
+            if now.0.is_multiple_of(1_000_000_000) {
+                let paths = (0..*suspects).map(name).collect();
+                let until = now.after(ms(2_000));
+                prober.suspect(now, one.remote, &Suspects { paths, until });
+            }
+        }
+        let mut due = ArrayVec::new();
+        prober.begin_turn(now);
+        prober.due(now, |_| true, |_| (), &mut due);
+        for due in due {
+            drop(prober.next(due, now).expect("a path"));
+            all[due.0.0 as usize - 1].sent_at[usize::from(due.1)] = now;
+            if now > Time(0).after(ms(2_000)) {
+                all[due.0.0 as usize - 1].sent += 1;
+            }
+        }
+    }
+    for one in &all {
+        assert_eq!(one.board.up().count_ones() as usize, one.paths);
+    }
+    all.iter().map(|one| one.sent / SECONDS as usize).collect()
+}
+
+/// A remote that asks for much, or has many paths, takes nothing from one that needs little.
+#[test]
+fn what_there_is_of_probes_is_shared_by_remotes() {
+    let second = ms(1_000);
+    // In use: 20 a second and path. The first two get all that they need, the others the rest in equal parts.
+    let sent = shares_of(
+        300,
+        &[
+            (1, second, true, 0),
+            (2, second, true, 0),
+            (16, second, true, 0),
+            (2, ms(10), true, 0),
+        ],
+    );
+    assert!(
+        (19..24).contains(&sent[0]) && (38..47).contains(&sent[1]),
+        "{sent:?}"
+    );
+    assert!(sent[2..].iter().all(|sent| (95..140).contains(sent)), "{sent:?}");
+    // Without traffic a remote counts a twentieth: however many there are, those in use are watched closely.
+    let mut remotes = vec![(8, second, false, 0); 50];
+    remotes.push((4, second, true, 0));
+    let sent = shares_of(300, &remotes);
+    assert!((76..95).contains(&sent[50]), "{sent:?}");
+    assert!(sent[..50].iter().all(|sent| (3..7).contains(sent)), "{sent:?}");
+    assert!(sent.iter().sum::<usize>() <= 330, "{sent:?}");
+}
+
+/// Suspicion gets what is left over, in equal parts, and takes nothing from what all paths need.
+#[test]
+fn suspects_share_what_is_left() {
+    let second = ms(1_000);
+    let remotes = [(4, second, true, 4), (4, second, true, 1), (4, second, true, 0)];
+    let sent = shares_of(20_000, &remotes);
+    assert!(
+        sent[0] > 790 && (255..300).contains(&sent[1]) && sent[2] < 95,
+        "{sent:?}"
+    );
+    // 240 are needed always, 160 are left: 80 each.
+    let sent = shares_of(400, &remotes);
+    assert!(sent[..2].iter().all(|sent| (145..190).contains(sent)), "{sent:?}");
+    assert!((76..95).contains(&sent[2]), "{sent:?}");
+    // There is nothing left.
+    let sent = shares_of(150, &remotes);
+    assert!(sent.iter().all(|sent| (46..60).contains(sent)), "{sent:?}");
+}
+
 #[test]
 fn a_path_without_a_session_is_down_and_back_with_one() {
     let mut net = settled(1, 2, &[], ms(50), fair(ms(20)));
@@ -767,4 +1008,37 @@ fn nobody_is_sent_more_probes_than_it_sends() {
         due.into_iter().for_each(|due| drop(side.prober.next(due, now)));
     }
     assert!((8..=40).contains(&sent), "{sent} in 10 s");
+}
+
+/// The same of who says that it is often heard, and is not.
+#[test]
+fn a_wish_counts_as_far_as_its_own_probes_come() {
+    let mut net = settled(8, 1, &[], ms(50), fair(ms(20)));
+    let (from, clock) = (net.now, net.sides[0].clock(net.now));
+    let sender = &mut net.sides[1];
+    let mut due = ArrayVec::new();
+    let then = sender.clock(from).after(ms(60));
+    sender.prober.due(then, |_| true, |_| (), &mut due);
+    let (_, mut probe) = sender.prober.next((REMOTE, 0), then).expect("a path");
+    (probe.wanted, probe.interval) = (FLOOR, ms(50));
+    let (mut sent, mut came) = (0, 0);
+    for now in (1..=10_000).map(|n| clock.after(ms(n))) {
+        let side = &mut net.sides[0];
+        if now.since(clock).as_millis().is_multiple_of(40) {
+            came += 1;
+            (probe.sequence, probe.time) = (probe.sequence + 1, Time(probe.time.0 + 40_000_000));
+            let heard = side.prober.hear(now, (REMOTE, lane(0)), &probe, 1, |_| ());
+            assert_eq!(heard, Ok(()));
+        }
+        side.traffic[0].tally_sent(now, 0, true);
+        side.prober.begin_turn(now);
+        let mut due = ArrayVec::new();
+        side.prober.due(now, |_| true, |_| (), &mut due);
+        sent += due.len();
+        due.into_iter().for_each(|due| drop(side.prober.next(due, now)));
+    }
+    assert!(
+        (200..=came + 220 + 30).contains(&sent),
+        "{sent} for {came} in 10 s"
+    );
 }

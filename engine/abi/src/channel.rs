@@ -21,9 +21,10 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::ABI_VERSION;
 use crate::blob::{BLOB_MAX, UNKNOWN, Wrong, zero};
-use crate::path::ORDER;
+use crate::path::{ORDER, SUSPECT};
 pub use crate::path::{
     LinkWhy, MoveWhy, PATH_WORDS, PATHS_MAX, PathName, PathReport, PathState, PathWhy, Ranked, SAMPLES,
+    SUSPECT_MAX, SUSPECTS_MAX,
 };
 use crate::prefix::Prefix;
 use crate::record::{AddrRecord, PrefixRecord, records};
@@ -246,6 +247,23 @@ records! { CHANNEL:
         rest: [U64; 23],
     }
 
+    /// Paths that are to be watched more closely: the command of kind 6, in place of CommandRecord. What is not needed is zero.
+    SuspectRecord, 192 {
+        /// 6.
+        kind: u8,
+        /// How many paths; those of before are suspect no more.
+        paths: u8,
+        zero: [u8; 2],
+        /// For how long, milliseconds.
+        length: U32,
+        /// Their names: the local link's number times 16 and the remote link's.
+        names: [u8; SUSPECTS_MAX],
+        more: [u8; 4],
+        /// The remote's public key.
+        remote: [u8; 32],
+        rest: [U64; 18],
+    }
+
     /// An event. What its kind does not need is zero.
     EventRecord, 256 {
         /// 1: applied; 2: refused; 3: commands refused; 4: a path is up or down; 5: flows move; 6: a session; 7: a link; 8: a peer is elsewhere; 9: a stock peer's session goes by another link.
@@ -386,6 +404,15 @@ pub enum Command {
         /// The link's number.
         link: u8,
         /// For how long, milliseconds, [`DRILL_MAX`] at most; 0: a drill is over.
+        length: u32,
+    },
+    /// For a while these paths to a remote are probed faster: what was measured of them is too little to judge by. Those that were suspect before are no more.
+    Suspect {
+        /// The remote's public key.
+        remote: [u8; 32],
+        /// Each path once, [`SUSPECTS_MAX`] at most.
+        paths: Vec<PathName>,
+        /// For how long, milliseconds, [`SUSPECT_MAX`] at most.
         length: u32,
     },
 }
@@ -579,7 +606,7 @@ impl DynamicHopRecord {
 }
 
 impl Command {
-    /// As words of the ring. `None`: a route with no next hop, or with too many.
+    /// As words of the ring. `None`: a route with no next hop, or too many of what there is room for.
     pub fn words(&self) -> Option<[u64; COMMAND_WORDS]> {
         if let Command::Order { remote, class, paths } = self {
             return OrderRecord::of(remote, *class, paths).map(|record| zerocopy::transmute!(record));
@@ -587,11 +614,19 @@ impl Command {
         if let Command::Drill { link, length } = *self {
             return Some(zerocopy::transmute!(DrillRecord::of(link, length)));
         }
+        if let Command::Suspect {
+            remote,
+            paths,
+            length,
+        } = self
+        {
+            return SuspectRecord::of(remote, paths, *length).map(|record| zerocopy::transmute!(record));
+        }
         let (kind, owner, epoch) = match *self {
             Command::RouteAdd { owner, epoch, .. } => (1, owner, epoch),
             Command::RouteDel { owner, .. } => (2, owner, 0),
             Command::Sweep { owner, epoch } => (3, owner, epoch),
-            Command::Order { .. } | Command::Drill { .. } => return None,
+            Command::Order { .. } | Command::Drill { .. } | Command::Suspect { .. } => return None,
         };
         let mut record = CommandRecord {
             kind,
@@ -621,7 +656,10 @@ impl Command {
                 }
             }
             Command::RouteDel { prefix, .. } => record.prefix = PrefixRecord::of(prefix),
-            Command::Sweep { .. } | Command::Order { .. } | Command::Drill { .. } => {}
+            Command::Sweep { .. }
+            | Command::Order { .. }
+            | Command::Drill { .. }
+            | Command::Suspect { .. } => {}
         }
         Some(zerocopy::transmute!(record))
     }
@@ -635,6 +673,10 @@ impl Command {
         }
         if record.kind == DRILL {
             let record: DrillRecord = zerocopy::transmute!(words);
+            return record.read();
+        }
+        if record.kind == SUSPECT {
+            let record: SuspectRecord = zerocopy::transmute!(words);
             return record.read();
         }
         zero(&record.zero)?;

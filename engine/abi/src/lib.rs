@@ -30,4 +30,4 @@ pub use record::{BLOB, Described, DescribedField};
 pub use site::Site;
 
 /// The number of this layout. Another layout has another number; a test holds the bytes of a sample against it.
-pub const ABI_VERSION: u32 = 6;
+pub const ABI_VERSION: u32 = 7;

@@ -1,4 +1,4 @@
-//! Paths in the channel: their names, what the engine reports of them, and control's orders of them. Where they lie in memory: [`channel`](crate::channel), which has all
+//! Paths in the channel: their names, what the engine reports of them, control's orders of them, and which it suspects. Where they lie in memory: [`channel`](crate::channel), which has all
 //! of this among its own.
 //!
 //! Values in, records out, and back: no threads, no system calls.
@@ -6,15 +6,21 @@
 use alloc::vec::Vec;
 use core::fmt;
 
+use zerocopy::IntoBytes;
 use zerocopy::little_endian::{U32, U64};
 
 use crate::blob::{UNKNOWN, zero};
-use crate::channel::{Command, OrderRecord, PathRecord};
+use crate::channel::{Command, OrderRecord, PathRecord, SuspectRecord};
 
 /// Paths towards a remote at most.
 pub const PATHS_MAX: usize = 64;
 /// Round trips that are kept of a path, the last ones.
 pub const SAMPLES: usize = 16;
+
+/// Paths to a remote that are suspect at once, at most: faster probes are for finding out, not for watching everything.
+pub const SUSPECTS_MAX: usize = 4;
+/// A path is suspect for so many milliseconds at most, unless that is said again: whoever said it may be gone.
+pub const SUSPECT_MAX: u32 = 10_000;
 
 /// Words of a path in the table.
 pub const PATH_WORDS: usize = size_of::<PathRecord>() / 8;
@@ -196,6 +202,52 @@ impl OrderRecord {
             class: self.class,
             paths,
         })
+    }
+}
+
+/// The kind of suspicion among commands.
+pub(crate) const SUSPECT: u8 = 6;
+
+impl SuspectRecord {
+    pub(crate) fn of(remote: &[u8; 32], paths: &[PathName], length: u32) -> Option<SuspectRecord> {
+        let mut record = SuspectRecord {
+            kind: SUSPECT,
+            paths: paths.len() as u8,
+            zero: [0; 2],
+            length: length.into(),
+            names: [0; SUSPECTS_MAX],
+            more: [0; 4],
+            remote: *remote,
+            rest: [U64::ZERO; 18],
+        };
+        for (at, path) in paths.iter().enumerate() {
+            *record.names.get_mut(at)? = path.byte();
+        }
+        Some(record)
+    }
+
+    pub(crate) fn read(&self) -> Result<Command, &'static str> {
+        zero(&self.zero)?;
+        zero(&self.more)?;
+        zero(self.rest.as_bytes())?;
+        let (names, unused) = self.names.split_at_checked(self.paths.into()).ok_or(UNKNOWN)?;
+        zero(unused)?;
+        let mut paths = Vec::with_capacity(names.len());
+        for name in names {
+            let path = PathName::read(*name).ok_or(UNKNOWN)?;
+            if paths.contains(&path) {
+                return Err("a path that is suspect twice");
+            }
+            paths.push(path);
+        }
+        match self.length.get() {
+            length @ 0..=SUSPECT_MAX => Ok(Command::Suspect {
+                remote: self.remote,
+                paths,
+                length,
+            }),
+            _ => Err("a path that is suspect for too long"),
+        }
     }
 }
 

@@ -5,7 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use patronus_abi::Prefix;
 use patronus_abi::channel::{
     COMMAND_WORDS, Command, DRILL_MAX, EVENT_TEXT_MAX, EVENT_WORDS, Event, LinkWhy, MoveWhy, NextHop,
-    PATH_WORDS, PATHS_MAX, PathName, PathRecord, PathReport, PathState, PathWhy, Ranked,
+    PATH_WORDS, PATHS_MAX, PathName, PathRecord, PathReport, PathState, PathWhy, Ranked, SUSPECT_MAX,
+    SUSPECTS_MAX,
 };
 use proptest::prelude::*;
 
@@ -64,6 +65,16 @@ fn command() -> impl Strategy<Value = Command> {
             paths
         }),
         (1u8..16, 0..=DRILL_MAX).prop_map(|(link, length)| Command::Drill { link, length }),
+        (
+            any::<[u8; 32]>(),
+            prop::collection::hash_set(path(), 0..=SUSPECTS_MAX),
+            0..=SUSPECT_MAX
+        )
+            .prop_map(|(remote, paths, length)| Command::Suspect {
+                remote,
+                paths: paths.into_iter().collect(),
+                length
+            }),
     ]
 }
 
@@ -225,6 +236,24 @@ fn drills_are_of_a_link_and_end() {
     for (link, length) in [(0, 1000), (16, 1000), (1, DRILL_MAX + 1)] {
         let words = Command::Drill { link, length }.words().unwrap();
         assert!(Command::read(words).is_err(), "{link} {length}");
+    }
+}
+
+#[test]
+fn suspects_are_few_and_for_a_while() {
+    let path = |local| PathName { local, remote: 1 };
+    let suspect = |paths: &[PathName], length| Command::Suspect {
+        remote: [7; 32],
+        paths: paths.to_vec(),
+        length,
+    };
+    let many: Vec<PathName> = (1..=SUSPECTS_MAX as u8 + 1).map(path).collect();
+    assert_eq!(suspect(&many, 1).words(), None);
+    for wrong in [
+        suspect(&many[1..], SUSPECT_MAX + 1),
+        suspect(&[path(1), path(1)], 1),
+    ] {
+        assert!(Command::read(wrong.words().unwrap()).is_err(), "{wrong:?}");
     }
 }
 

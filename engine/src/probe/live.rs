@@ -27,6 +27,8 @@ const BACKOFF: Duration = Duration::from_secs(1);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
 /// The other side has said for this long that it hears nothing on a new path that we hear.
 const DEAF_AFTER: Duration = Duration::from_secs(3);
+/// Probes that may be sent at the other side's wish without one having been heard for each.
+const CREDIT: u8 = 20;
 /// No two probes on a path follow each other sooner.
 const SPACING: Duration = Duration::from_millis(1);
 /// Probes on a path in a second that are listened to, and questions about sizes: twice what comes at the shortest interval.
@@ -84,6 +86,10 @@ pub(super) struct Live {
     said_since: Time,
     /// Probes that still follow quickly.
     eager: u8,
+    /// Until then it is suspect by our control.
+    suspect_until: Time,
+    /// Probes that may still be sent because they wish for it: one for each that was heard.
+    credit: u8,
     backoff: Duration,
     /// A packet of a host.
     carried_at: Option<Time>,
@@ -109,6 +115,14 @@ pub(super) struct Pace {
     pub wanted: Duration,
     /// What it gets until it is clear whether it is up.
     pub quick: Duration,
+}
+
+/// What the next probe says about when others come.
+pub(super) struct Said {
+    /// Ours follow within this.
+    pub interval: Duration,
+    /// Theirs are to.
+    pub wanted: Duration,
 }
 
 /// What is sent and received in the lanes of a path.
@@ -155,6 +169,8 @@ impl Live {
             said: BACKOFF,
             said_since: now,
             eager: 0,
+            suspect_until: Time(0),
+            credit: 0,
             backoff: BACKOFF,
             carried_at: None,
             second: 0,
@@ -228,6 +244,28 @@ impl Live {
         self.send_at = self.send_at.min(soonest);
     }
 
+    /// Until then the path is suspect.
+    pub fn suspect(&mut self, now: Time, until: Time) {
+        let begins = self.suspect_until <= now && until > now;
+        self.suspect_until = until;
+        if begins && self.state == PathState::Up {
+            self.announce(now);
+        }
+    }
+
+    /// How soon probes are to follow each other because the path is suspect, no sooner than `soonest`: what we wish for ourselves, and what we do, which is what they
+    /// wish for as well. Who wishes for more than it sends itself could have us send to anybody whose address it forges.
+    pub fn quicker(&self, now: Time, soonest: Duration) -> (Option<Duration>, Option<Duration>) {
+        if self.state != PathState::Up {
+            return (None, None);
+        }
+        let ours = (self.suspect_until > now).then_some(soonest);
+        let theirs = self.theirs.filter(|theirs| theirs.wanted < theirs.interval);
+        let theirs = theirs.filter(|_| self.credit > 0);
+        let theirs = theirs.map(|theirs| theirs.wanted.max(soonest));
+        (ours, ours.into_iter().chain(theirs).min())
+    }
+
     fn hurry(&mut self, now: Time) {
         self.eager = EAGER;
         self.backoff = BACKOFF;
@@ -249,6 +287,7 @@ impl Live {
             // Overtaken on its way.
             return false;
         }
+        self.credit = self.credit.saturating_add(1).min(CREDIT);
         let follows = before.is_some_and(|before| probe.sequence == before.sequence.wrapping_add(1));
         if let Some(before) = before {
             self.measure_arrival(now, probe, &before, follows);
@@ -268,6 +307,10 @@ impl Live {
             echo_sent: probe.echo_sent,
             echo_received: probe.echo_received,
         });
+        let is_new_wish = before.is_none_or(|before| probe.wanted < before.wanted);
+        if is_new_wish && probe.wanted < probe.interval && self.state == PathState::Up {
+            self.announce(now);
+        }
         self.heard_at = now;
         self.streak = if follows { self.streak.saturating_add(1) } else { 1 };
         self.hear_of(probe.time, probe.heard);
@@ -412,17 +455,17 @@ impl Live {
         interval
     }
 
-    /// The next probe, when probes are to follow so soon; without what is said of other paths. The one after it comes by
+    /// The next probe, when this is to be said, and probes follow sooner than that if `quick`; without what is said of other paths. The one after it comes by
     /// `early`/256 of an eighth of the interval earlier, so that probes of several paths do not come together for ever (RFC 5880, section 6.8.7).
     pub fn next(
         &mut self,
         now: Time,
-        interval: Duration,
-        wanted: Duration,
+        said: &Said,
+        quick: Option<Duration>,
         lanes: &Lanes<'_>,
         early: u8,
     ) -> Probe {
-        let interval = interval.clamp(*INTERVALS.start(), *INTERVALS.end());
+        let interval = said.interval.clamp(*INTERVALS.start(), *INTERVALS.end());
         if interval != self.said {
             (self.said, self.said_since) = (interval, now);
         }
@@ -431,7 +474,12 @@ impl Live {
         if interval <= self.pace || is_known || self.state != PathState::Up {
             self.pace = interval;
         }
-        self.send_at = now.after(self.pace - self.pace / 8 * u32::from(early) / 256);
+        if quick.is_some() && self.suspect_until <= now {
+            self.credit = self.credit.saturating_sub(1);
+        }
+        // What is said stays: silence is judged by it, and is not found sooner on a path that loses.
+        let pace = quick.map_or(self.pace, |quick| quick.min(self.pace));
+        self.send_at = now.after(pace - pace / 8 * u32::from(early) / 256);
         self.sent_at = now;
         self.has_session = true;
         self.sequence = self.sequence.wrapping_add(1);
@@ -443,7 +491,7 @@ impl Live {
             echo: theirs.map_or(Time(0), |theirs| theirs.time),
             hold: theirs.map_or(Duration::ZERO, |theirs| now.since(theirs.heard_at)),
             interval,
-            wanted: wanted.clamp(*INTERVALS.start(), *INTERVALS.end()),
+            wanted: said.wanted.clamp(*INTERVALS.start(), *INTERVALS.end()),
             jitter: self.jitter,
             sent: lanes.sent() + 1,
             echo_sent: theirs.map_or(0, |theirs| theirs.sent),

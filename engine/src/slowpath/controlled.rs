@@ -170,6 +170,15 @@ impl SlowPath {
                 return self.core.order_paths(remote, class, paths);
             }
             Command::Drill { link, length } => return self.drill(link, length),
+            Command::Suspect {
+                remote,
+                paths,
+                length,
+            } => {
+                let remote = self.core.device().peer(&PublicKey(remote));
+                let remote = remote.ok_or("a suspicion of what is no remote")?;
+                return self.core.suspect_paths(remote, &paths, length);
+            }
             other => other,
         };
         let Some(routing) = &mut self.routing else {
@@ -203,7 +212,7 @@ impl SlowPath {
                 self.place_dynamic(prefix)
             }
             Command::Sweep { owner, epoch } => routing.rib.sweep(owner, epoch),
-            Command::Order { .. } | Command::Drill { .. } => Ok(()),
+            Command::Order { .. } | Command::Drill { .. } | Command::Suspect { .. } => Ok(()),
         }
     }
 

@@ -95,7 +95,7 @@ fn the_layout_has_this_number() {
     let hex: String = blob.iter().map(|byte| format!("{byte:02x}")).collect();
     assert_eq!(
         (ABI_VERSION, hex.as_str()),
-        (6, include_str!("sample.hex").trim_end())
+        (7, include_str!("sample.hex").trim_end())
     );
 }
 

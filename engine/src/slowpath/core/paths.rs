@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use patronus_abi::channel::Event;
+use patronus_abi::channel::{Event, SUSPECTS_MAX};
 use patronus_crypto::{Duration, PeerId, Time};
 
 use super::{Core, Sockets};
 use crate::channel::Command;
 use crate::path::{PathName, PathPulse, PathReport, PathState, PathWhy};
-use crate::probe::{PathChange, Probing};
+use crate::probe::{PROBER, PathChange, Probing, Suspects};
 
 /// Changes of paths told in a turn.
 const CHANGES_PER_TURN: usize = 256;
@@ -38,6 +38,24 @@ impl<S: Sockets> Core<S> {
     /// How often paths are probed from now on.
     pub fn set_probing(&mut self, probing: Probing) {
         self.tell_all(|| Command::Probing(probing));
+    }
+
+    /// Has these paths to a remote, and no others, probed faster for so many milliseconds.
+    pub fn suspect_paths(
+        &mut self,
+        remote: PeerId,
+        paths: &[PathName],
+        length: u32,
+    ) -> Result<(), &'static str> {
+        let board = self.board(remote).ok_or("a suspicion of what has no paths")?;
+        // One that is gone since is nobody's fault.
+        let there = paths.iter().filter(|path| board.place(**path).is_some());
+        let suspects = Suspects {
+            paths: there.take(SUSPECTS_MAX).copied().collect(),
+            until: self.clock.mono().after(Duration::from_millis(length.into())),
+        };
+        self.workers.tell(PROBER, Command::Suspect(remote, suspects));
+        Ok(())
     }
 
     /// Tells of the changes that the worker has left.
