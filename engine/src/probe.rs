@@ -5,7 +5,7 @@
 //! remotes' [`PathBoard`]s, where all workers see it with their next packet. The slow path reads the same boards, and is told of changes.
 //!
 //! * [`live`]: one path
-//! * [`stalls`]: when this worker was away, which is no silence
+//! * [`stalls`]: when this worker was away, or the remote's, which is no silence
 //! * [`deadlines`]: which remote is due first
 //! * [`shares`]: how many probes each remote gets when there are not enough for all
 //!
@@ -28,7 +28,7 @@ use patronus_mem::BURST_MAX;
 use self::deadlines::Deadlines;
 use self::live::{Lanes, Live, Pace, Said};
 use self::shares::{Need, Shares};
-use self::stalls::Stalls;
+use self::stalls::{Absence, Stalls};
 use crate::path::{PathBoard, PathName, PathReport, PathState, PathWhy};
 use crate::pmtu::{Conditions, PathMtu};
 use crate::remote::message::{Probe, Size};
@@ -107,6 +107,7 @@ pub struct ProbeSet {
     board: Arc<PathBoard>,
     /// In the board's order.
     paths: Box<[ProbedPath]>,
+    absence: Absence,
     /// For phases of probes.
     random: u64,
     /// What its paths need, in probes in a thousand seconds: as long as nothing is wrong, and how much more those do that are suspect.
@@ -183,6 +184,7 @@ impl ProbeSet {
         ProbeSet {
             board,
             paths,
+            absence: Absence::default(),
             random: random | 1,
             need: Need::default(),
             extra: Need::default(),
@@ -225,39 +227,55 @@ impl ProbeSet {
         for path in &mut self.paths {
             path.live.refresh(&Lanes(&path.traffic));
         }
+        self.hear_remote(stalls);
         let mut fell_silent = false;
         for at in 0..self.paths.len() {
             if !self.paths[at].live.hears || self.paths[at].live.look_at > now {
                 continue;
             }
-            let silent_at = self.paths[at].live.silent_at(stalls);
-            let is_silent = silent_at <= now;
-            let is_all = is_silent && self.is_remote_away(at, now, stalls);
-            let live = &mut self.paths[at].live;
-            live.look_at = match (is_silent, is_all) {
-                (false, _) => silent_at,
-                (true, true) => now.after(LOOK_AGAIN),
-                (true, false) => {
-                    live.fall_silent();
-                    fell_silent = true;
-                    live.look_at
-                }
+            let silent_at = self.silent_at(at, now, stalls);
+            let soonest = if self.absence.lasts(now) {
+                now.after(LOOK_AGAIN)
+            } else {
+                now
             };
+            let live = &mut self.paths[at].live;
+            if silent_at <= now {
+                live.fall_silent();
+                fell_silent = true;
+            } else {
+                live.look_at = silent_at.max(soonest);
+            }
         }
         fell_silent
     }
 
-    /// Whether a silent path tells more about the remote than about itself: another one is late as well, and none was heard since this one should have been. Then a move
-    /// would be of no use, and it gets as much time again.
-    fn is_remote_away(&self, silent: usize, now: Time, stalls: &Stalls) -> bool {
-        let path = &self.paths[silent].live;
-        let others = self.paths.iter().enumerate();
-        let mut others = others.filter(|(at, other)| *at != silent && other.live.hears);
-        let was_heard = others
-            .clone()
-            .any(|(_, other)| other.live.heard_at > path.expected_at());
-        let is_late = others.any(|(_, other)| other.live.expected_at() < now);
-        !was_heard && is_late && path.silent_at_last(stalls) > now
+    /// When a path is silent, as far as is known. While nothing at all is heard of a remote from which something should have come, it is the remote that is away, most likely
+    /// its worker, and a move would be of no use: that time does not count, up to as much as is waited for anyway.
+    fn silent_at(&self, at: usize, now: Time, stalls: &Stalls) -> Time {
+        let live = &self.paths[at].live;
+        let absence = self.absence.since(live.sent_before(), now, stalls);
+        live.silent_at(stalls).after(absence.min(live.patience()))
+    }
+
+    /// Takes note of when the remote was heard last, and from when on it is away if it is not heard again: two paths are late then, one of which was not when it was heard
+    /// last. One path alone says nothing about the remote, nor do those that have been late for so long that they may be dead.
+    fn hear_remote(&mut self, stalls: &Stalls) {
+        let hearing = self.paths.iter().map(|path| &path.live).filter(|live| live.hears);
+        let last = hearing.clone().map(|live| live.heard_at).max();
+        let Some(last) = last.filter(|last| *last > self.absence.heard_at()) else {
+            return;
+        };
+        const NEVER: Time = Time(u64::MAX);
+        let (mut first, mut second, mut next) = (NEVER, NEVER, NEVER);
+        for due in hearing.filter(|live| live.missed_at() >= last).map(Live::expected_at) {
+            second = second.min(first.max(due));
+            first = first.min(due);
+            if due >= last {
+                next = next.min(due);
+            }
+        }
+        self.absence.heard(last, second.max(next), stalls);
     }
 
     /// Makes the states what follows from what is known, writes them on the board, and says what has changed. Whoever is told that we hear a path no more hears it by the
@@ -379,6 +397,9 @@ impl Prober {
             }
             set.board.set_up(place, path.live.state == PathState::Up);
             set.board.pulses()[place].write(&path.report(now));
+        }
+        if let Some(old) = &mut old {
+            std::mem::swap(&mut set.absence, &mut old.absence);
         }
         set.share_mtu();
         if let Some(old) = &mut old {
@@ -537,6 +558,7 @@ impl Prober {
         if path.live.hears {
             path.live.look_at = path.live.silent_at(&self.stalls);
         }
+        set.hear_remote(&self.stalls);
         for wire in &probe.unheard {
             let named = set.paths.iter_mut().filter(|path| path.wire == *wire);
             named.for_each(|path| path.live.hear_of(probe.time, false));

@@ -158,8 +158,11 @@ struct Net {
     sides: [Side; 2],
     /// By path and sender.
     weather: Vec<[Weather; 2]>,
-    under_way: BTreeMap<(Time, u64), (usize, usize, Probe)>,
+    /// To whom, by which path, and the probe; a packet of a host has none.
+    under_way: BTreeMap<(Time, u64), (usize, usize, Option<Probe>)>,
     launched: u64,
+    /// Hosts' packets are heard as well, one every so long.
+    stream: Option<Duration>,
     now: Time,
     dice: Dice,
 }
@@ -173,6 +176,7 @@ impl Net {
             weather: vec![[weather; 2]; paths],
             under_way: BTreeMap::new(),
             launched: 0,
+            stream: None,
             now: Time(0),
             dice,
         }
@@ -194,7 +198,7 @@ impl Net {
         due.chain(back).chain(arrival).min()
     }
 
-    /// Lets time pass; every 20 ms each side's hosts send something if `used`.
+    /// Lets time pass; each side's hosts send something by path 0 now and then if `used`.
     fn pass(&mut self, time: Duration, used: bool) {
         let end = self.now.after(time);
         let mut carry_at = self.now;
@@ -211,13 +215,36 @@ impl Net {
             self.now = next;
             if carry_at <= self.now {
                 if used {
-                    let now = self.now;
-                    self.sides.iter_mut().for_each(|side| side.carry(now, 0));
+                    (0..2).for_each(|from| self.carry(from));
                 }
-                carry_at = self.now.after(ms(20));
+                carry_at = self.now.after(self.stream.unwrap_or(ms(20)));
             }
             (0..2).for_each(|side| self.turn(side));
         }
+    }
+
+    /// A host behind a side sends something; while the side is away it is lost.
+    fn carry(&mut self, from: usize) {
+        let side = &mut self.sides[from];
+        let is_away = side.away_until > self.now;
+        if self.stream.is_none() || !is_away {
+            side.carry(self.now, 0);
+        }
+        if self.stream.is_some() && !is_away {
+            self.launch(from, 0, None);
+        }
+    }
+
+    fn launch(&mut self, from: usize, path: usize, probe: Option<Probe>) {
+        let weather = self.weather[path][from];
+        if weather.cut || self.dice.chance(weather.loss) {
+            return;
+        }
+        let extra = self.dice.below(weather.jitter.as_nanos() as u64);
+        let at = self.now.after(weather.delay).after(Duration::from_nanos(extra));
+        self.launched += 1;
+        self.under_way
+            .insert((at, self.launched), (1 - from, path, probe));
     }
 
     fn turn(&mut self, which: usize) {
@@ -233,11 +260,13 @@ impl Net {
             .under_way
             .extract_if(..=(now, u64::MAX), |_, (to, ..)| *to == which);
         for (_, (_, path, probe)) in landed {
-            let heard = side
-                .prober
-                .hear(clock, (REMOTE, lane(path)), &probe, 1, &mut tell);
-            assert_eq!(heard, Ok(()), "nobody sends too often");
-            side.traffic[path].tally_received(clock, 1, false);
+            if let Some(probe) = probe {
+                let heard = side
+                    .prober
+                    .hear(clock, (REMOTE, lane(path)), &probe, 1, &mut tell);
+                assert_eq!(heard, Ok(()), "nobody sends too often");
+                side.traffic[path].tally_received(clock, 1, false);
+            }
             let _ = side.traffic[path].received(clock, 112, true);
         }
         if side.prober.next_deadline().is_none_or(|at| at > clock) {
@@ -246,19 +275,12 @@ impl Net {
         let mut due = ArrayVec::new();
         side.prober.due(clock, |_| true, &mut tell, &mut due);
         for due in due {
+            let side = &mut self.sides[which];
             let (of, probe) = side.prober.next(due, clock).expect("a path that is there");
             let path = (of.0 - lane(0).0) as usize;
             side.traffic[path].tally_sent(clock, 1, false);
             side.sent[path].push(now);
-            let weather = self.weather[path][which];
-            if weather.cut || self.dice.chance(weather.loss) {
-                continue;
-            }
-            let extra = self.dice.below(weather.jitter.as_nanos() as u64);
-            let at = now.after(weather.delay).after(Duration::from_nanos(extra));
-            self.launched += 1;
-            self.under_way
-                .insert((at, self.launched), (1 - which, path, probe));
+            self.launch(which, path, Some(probe));
         }
     }
 
@@ -521,6 +543,52 @@ fn a_remote_that_is_away_for_a_moment_moves_nothing_if_there_is_a_choice() {
         }
         assert_eq!(net.sides[1].downs(Time(0)), [], "seed {seed}");
         assert_eq!(net.sides[0].downs(Time(0)), [], "seed {seed}");
+    }
+}
+
+/// A worker that gets no processor at times, as on a machine whose every core is busy: packets of hosts were heard on one path until the last moment, and delays differ a little.
+#[test]
+fn stalls_of_either_side_move_nothing_at_the_shortest_intervals() {
+    for seed in 0..SEEDS {
+        let mut dice = Dice(seed);
+        let (paths, interval) = (2 + dice.below(3) as usize, ms([5, 10, 50][dice.below(3) as usize]));
+        let mut net = settled(seed, paths, &[], interval, fair(ms(5)));
+        net.stream = Some(ms(1));
+        for path in 0..paths {
+            net.weather[path] = [fair(ms(3) + interval / 16 * dice.below(10) as u32); 2];
+        }
+        net.pass(interval * 40, true);
+        let from = net.now;
+        for _ in 0..40 {
+            let side = &mut net.sides[dice.below(2) as usize];
+            side.away_until = net.now.after(interval / 8 * dice.below(36) as u32);
+            net.pass(interval * 8 + interval / 8 * dice.below(64) as u32, true);
+        }
+        for side in &net.sides {
+            assert_eq!(side.downs(from), [], "seed {seed}: {paths} paths, {interval:?}");
+        }
+    }
+}
+
+/// That the remote was away lately excuses nobody for longer than is waited anyway.
+#[test]
+fn a_path_that_dies_while_the_remote_is_away_is_down_in_time() {
+    for seed in 0..SEEDS {
+        let mut dice = Dice(seed);
+        let interval = ms([5, 10, 50][dice.below(3) as usize]);
+        let mut net = settled(seed, 3, &[], interval, fair(ms(5)));
+        net.stream = Some(ms(1));
+        net.pass(interval * 40, true);
+        let from = net.now;
+        net.sides[0].away_until = from.after(interval * 5);
+        net.cut(0, &[0, 1], true);
+        net.pass(ms(3000), true);
+        let most = bound(interval, net.weather[0][0]);
+        for (side, most) in net.sides.iter().zip([most + interval * 5, most * 2]) {
+            let (after, _) = side.down_at(0, from).expect("down");
+            assert!(after <= most, "seed {seed}: {after:?} at {interval:?}");
+            assert_eq!(side.downs(from).len(), 1, "seed {seed}: the others stay");
+        }
     }
 }
 

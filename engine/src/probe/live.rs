@@ -365,8 +365,8 @@ impl Live {
     }
 
     /// How long nothing may be heard.
-    fn patience(&self) -> Duration {
-        let interval = self.theirs.map_or(BACKOFF, |theirs| theirs.interval);
+    pub fn patience(&self) -> Duration {
+        let interval = self.their_interval();
         let jitter = self.jitter.max(self.lateness).max(JITTER_MIN);
         interval * SILENT_AFTER + jitter * JITTERS
     }
@@ -377,15 +377,24 @@ impl Live {
         self.heard_at.after(patience)
     }
 
-    /// When it is even if nothing is heard on other paths either.
-    pub fn silent_at_last(&self, stalls: &Stalls) -> Time {
-        self.silent_at(stalls).after(self.patience())
+    /// Since when it matters whether the remote was away: what was on its way when it was heard last had been sent before.
+    pub fn sent_before(&self) -> Time {
+        let rtt = self.rtt().unwrap_or_default();
+        Time(self.heard_at.0.saturating_sub(rtt.as_nanos() as u64))
     }
 
     /// When the next probe should have come.
     pub fn expected_at(&self) -> Time {
-        let interval = self.theirs.map_or(BACKOFF, |theirs| theirs.interval);
-        self.heard_at.after(interval)
+        self.heard_at.after(self.their_interval())
+    }
+
+    /// When one more should have come.
+    pub fn missed_at(&self) -> Time {
+        self.heard_at.after(self.their_interval() * 2)
+    }
+
+    fn their_interval(&self) -> Duration {
+        self.theirs.map_or(BACKOFF, |theirs| theirs.interval)
     }
 
     /// Looks what the lanes have received since.

@@ -1,4 +1,5 @@
-//! When the worker was away: what it did not hear then was not silence.
+//! When somebody was away. What this worker did not hear while it was away itself was not silence; and what nobody sends on any path, because the remote's worker is away, says
+//! nothing about one of them.
 
 use patronus_crypto::{Duration, Time};
 
@@ -24,7 +25,7 @@ impl Default for Stalls {
 }
 
 impl Stalls {
-    /// The worker is there at `now`, and should have been at `due`.
+    /// Who was waited for is there at `now`, and should have been at `due`.
     pub fn note(&mut self, due: Time, now: Time) {
         let late = now.since(due);
         if late >= STALL_MIN {
@@ -33,16 +34,80 @@ impl Stalls {
         }
     }
 
-    /// How long it was away since then, all in all.
+    /// How long they lasted since then, all in all.
     pub fn since(&self, then: Time) -> Duration {
         let later = self.last.iter().filter(|(over, _)| *over > then);
         later.map(|(over, late)| (*late).min(over.since(then))).sum()
     }
 }
 
+/// When nothing was heard of a remote, on any path, although it was time.
+pub struct Absence {
+    stalls: Stalls,
+    /// When it was heard last, and when it is to be heard again at the latest.
+    heard_at: Time,
+    due: Time,
+}
+
+impl Default for Absence {
+    fn default() -> Self {
+        Absence {
+            stalls: Stalls::default(),
+            heard_at: Time(0),
+            due: Time(u64::MAX),
+        }
+    }
+}
+
+impl Absence {
+    /// When it was heard last.
+    pub fn heard_at(&self) -> Time {
+        self.heard_at
+    }
+
+    /// It was heard at `at`, and is to be heard again by `due`. While `own` says that this worker was away it could not be heard.
+    pub fn heard(&mut self, at: Time, due: Time, own: &Stalls) {
+        self.stalls.note(self.excused(own), at);
+        (self.heard_at, self.due) = (at, due);
+    }
+
+    /// How long it was away since `then`, until `now`.
+    pub fn since(&self, then: Time, now: Time, own: &Stalls) -> Duration {
+        self.stalls.since(then) + now.since(self.excused(own).max(then))
+    }
+
+    /// Whether it is away.
+    pub fn lasts(&self, now: Time) -> bool {
+        self.due < now
+    }
+
+    fn excused(&self, own: &Stalls) -> Time {
+        self.due.after(own.since(self.due))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_is_heard_late_was_away_unless_we_were() {
+        let at = |millis: u64| Time(millis * 1_000_000);
+        let ms = Duration::from_millis;
+        let (mut absence, mut own) = (Absence::default(), Stalls::default());
+        assert_eq!(absence.since(at(0), at(1000), &own), ms(0), "nobody was waited for");
+        absence.heard(at(1000), at(1010), &own);
+        assert_eq!(absence.since(at(1000), at(1009), &own), ms(0));
+        assert_eq!(absence.since(at(1000), at(1050), &own), ms(40));
+        absence.heard(at(1050), at(1060), &own);
+        assert_eq!(absence.since(at(1000), at(1055), &own), ms(40));
+        assert_eq!(absence.since(at(1000), at(1061), &own), ms(41));
+        assert_eq!(absence.since(at(1050), at(1061), &own), ms(1));
+        own.note(at(1058), at(1158));
+        assert_eq!(absence.since(at(1050), at(1158), &own), ms(0));
+        absence.heard(at(1159), at(1169), &own);
+        assert_eq!(absence.since(at(1000), at(1160), &own), ms(40));
+    }
 
     #[test]
     fn stalls_add_up_and_small_ones_do_not_count() {
