@@ -68,6 +68,9 @@ pub struct Options {
     /// Adds to the rows that are in that file.
     #[arg(long, requires = "json")]
     add: bool,
+    /// Adds the rows of these files to those of the other, prints the table, and measures nothing.
+    #[arg(long, value_name = "FILE", num_args = 1.., requires = "json")]
+    merge: Vec<PathBuf>,
     /// Prints the table of a file of rows, and measures nothing.
     #[arg(long, value_name = "FILE")]
     table: Option<PathBuf>,
@@ -240,6 +243,13 @@ struct Row {
 pub fn run(options: &Options) -> Result<()> {
     if let Some(path) = &options.table {
         println!("{}", table(&read(path)?));
+        return Ok(());
+    }
+    if !options.merge.is_empty() {
+        let json = options.json.as_deref().expect("clap requires it");
+        let rows = merged(json, &options.merge)?;
+        write(json, &rows)?;
+        println!("{}", table(&rows));
         return Ok(());
     }
     for (name, value) in machine::settings() {
@@ -420,6 +430,15 @@ fn merge(rows: &mut Vec<Row>, row: Row) {
     old.false_moves += row.false_moves;
     old.minutes = old.minutes.zip(row.minutes).map(|(one, other)| one + other);
     old.sum_up();
+}
+
+/// The rows of a file, if there is one, and those of others.
+fn merged(path: &Path, others: &[PathBuf]) -> Result<Vec<Row>> {
+    let mut rows = if path.exists() { read(path)? } else { Vec::new() };
+    for other in others {
+        read(other)?.into_iter().for_each(|row| merge(&mut rows, row));
+    }
+    Ok(rows)
 }
 
 fn read(path: &Path) -> Result<Vec<Row>> {

@@ -5,6 +5,10 @@
 //! work's time slice. So the worker measures how long it waits: a timer wakes it now and then while there is a little traffic, and how late it
 //! finds itself running decides ([`Judge`]). With much traffic it mostly waits for those that feed it, and is right to. docs/adr/0008 has the figures.
 //!
+//! Even a worker that interrupts has to wait where several others have a claim to the core, for tens of milliseconds. To a remote that is the silence of all paths. So one that probes and is
+//! once too late for it runs in real time for a while ([`Urgency`]), if the process may, as long as it sleeps now and then: real time takes the core from everybody else, the kernel's own
+//! threads included, and the kernel takes it back for 50 ms of each second from whoever does not sleep at all. docs/adr/0042 has the figures.
+//!
 //! Belongs to one worker and is called on its thread.
 
 use std::os::fd::{AsFd, OwnedFd};
@@ -12,6 +16,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use patronus_crypto::{Duration, Time};
 use patronus_io::schedule::{Wakeup, set_wakeup, wakeup};
 use rustix::event::epoll::{self, EventData, EventFlags};
+use rustix::process::{getpriority_process, setpriority_process};
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
 };
@@ -32,10 +37,26 @@ const LATE_MAX: u32 = 3;
 const PAUSE: Duration = Duration::from_secs(10);
 const PAUSE_MAX: Duration = Duration::from_secs(160);
 
+/// For how long a worker that was too late for its probes runs in real time before it tries again without; doubled each time that this was too early.
+const URGENT: Duration = Duration::from_secs(10);
+const URGENT_MAX: Duration = Duration::from_secs(640);
+
+/// A worker that has not slept for so long does not run in real time any more,
+const SLEEPLESS_MAX: Duration = Duration::from_millis(100);
+
+/// and not again for so long.
+const CALM: Duration = Duration::from_secs(1);
+
+/// The least nice that there is (setpriority(2)).
+const LEAST_NICE: i32 = -20;
+
 /// Measures, judges and sets the worker thread's scheduling policy.
 pub struct Courtesy {
     timer: OwnedFd,
     judge: Judge,
+    urgency: Urgency,
+    /// How nice the thread was at its beginning.
+    nice: i32,
     /// When the timer fires, if it is set.
     due: Option<Time>,
     /// When the worker last went to sleep, and how many packets it had received until then.
@@ -60,6 +81,8 @@ impl Courtesy {
         Some(Courtesy {
             timer,
             judge: Judge::new(),
+            urgency: Urgency::new(),
+            nice: getpriority_process(None).unwrap_or(0),
             due: None,
             asleep: Time(0),
             packets: 0,
@@ -69,13 +92,14 @@ impl Courtesy {
 
     /// The worker goes to sleep at `now`, after there was traffic; it has received `packets` so far.
     pub fn before_sleep(&mut self, now: Time, packets: u64) {
-        if self.judge.forgive(now) {
+        let is_over = self.urgency.forgive(now);
+        if self.judge.forgive(now) || is_over {
             self.apply();
         }
         (self.asleep, self.packets) = (now, packets);
         // One that is overdue fired while the worker was awake, which says nothing about waking.
         let set = self.due.is_some_and(|due| due > now);
-        if !set && self.judge.wakeup() == Wakeup::Waiting {
+        if !set && self.wakeup() == Wakeup::Waiting {
             let due = now.after(INTERVAL);
             self.due = self.set_timer(due).then_some(due);
             self.packets_before = packets;
@@ -91,9 +115,39 @@ impl Courtesy {
         }
     }
 
+    /// A sleep ended at `now`; if it was to end by itself before, by so much later than that, and probes bear so much. True if the worker is in real time from now on.
+    #[inline]
+    pub fn woke(&mut self, now: Time, late: Duration, bearable: Duration) -> bool {
+        let begins = self.urgency.woke(now, late, bearable);
+        if begins {
+            self.apply();
+        }
+        begins
+    }
+
+    /// The worker takes a turn, at `now`.
+    #[inline]
+    pub fn turn(&mut self, now: Time) {
+        if self.urgency.is_sleepless(now) {
+            self.apply();
+        }
+    }
+
+    fn wakeup(&self) -> Wakeup {
+        match self.urgency.until {
+            Some(_) => Wakeup::Realtime,
+            None => self.judge.wakeup(),
+        }
+    }
+
     fn apply(&self) {
-        // Refused, the worker goes on as it did.
-        let _ = set_wakeup(self.judge.wakeup());
+        let wakeup = self.wakeup();
+        let is_urgent = wakeup == Wakeup::Realtime;
+        // Refused, the worker goes on as it did, and is less nice than others if it may be that.
+        if set_wakeup(wakeup).is_err() && is_urgent {
+            let _ = set_wakeup(Wakeup::Preempting);
+        }
+        let _ = setpriority_process(None, if is_urgent { LEAST_NICE } else { self.nice });
     }
 
     fn set_timer(&self, due: Time) -> bool {
@@ -165,6 +219,63 @@ impl Judge {
     }
 }
 
+/// Decides whether the worker runs in real time, by how late it woke for its probes.
+struct Urgency {
+    /// Until when, if it does.
+    until: Option<Time>,
+    /// Not before.
+    not_before: Time,
+    /// Since when it does not.
+    since: Time,
+    /// When it slept last.
+    slept: Time,
+    pause: Duration,
+}
+
+impl Urgency {
+    fn new() -> Urgency {
+        Urgency {
+            until: None,
+            not_before: Time(0),
+            since: Time(0),
+            slept: Time(0),
+            pause: URGENT,
+        }
+    }
+
+    /// The worker woke so much too late for what it has to do, of which so much does no harm. True if it is urgent from now on.
+    fn woke(&mut self, now: Time, late: Duration, bearable: Duration) -> bool {
+        self.slept = now;
+        if late <= bearable || self.until.is_some() || now < self.not_before {
+            return false;
+        }
+        if now.since(self.since) > self.pause {
+            self.pause = URGENT;
+        }
+        self.until = Some(now.after(self.pause));
+        self.pause = (self.pause * 2).min(URGENT_MAX);
+        true
+    }
+
+    /// Ends it once it is over. True if it has.
+    fn forgive(&mut self, now: Time) -> bool {
+        let is_over = self.until.is_some_and(|until| now >= until);
+        if is_over {
+            (self.until, self.since) = (None, now);
+        }
+        is_over
+    }
+
+    /// Ends it for a worker that does not sleep. True if it has.
+    fn is_sleepless(&mut self, now: Time) -> bool {
+        let is_sleepless = self.until.is_some() && now.since(self.slept) > SLEEPLESS_MAX;
+        if is_sleepless {
+            (self.until, self.since, self.not_before) = (None, now, now.after(CALM));
+        }
+        is_sleepless
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -214,6 +325,71 @@ mod tests {
         // The next contention is a new one.
         run(&mut judge, 2000..2001, |_| WAITED);
         assert_eq!(run(&mut judge, 2001..2012, |_| EARLY), 18);
+    }
+
+    #[test]
+    fn once_too_late_for_probes_is_urgent_and_seldom_tried_again() {
+        let bearable = Duration::from_millis(5);
+        let late = |millis: u64| Duration::from_millis(millis);
+        let mut urgency = Urgency::new();
+        assert!(!urgency.woke(Time(SECOND), late(5), bearable), "not too late");
+        // Late whenever it is not urgent, for 2,000 seconds.
+        let mut begun = Vec::new();
+        for second in 1..=2_000 {
+            let now = Time(second * SECOND);
+            urgency.forgive(now);
+            if urgency.woke(now, late(6), bearable) {
+                begun.push(second);
+            }
+        }
+        assert_eq!(begun, [1, 11, 31, 71, 151, 311, 631, 1271, 1911]);
+        // A long time later it is another trouble.
+        let now = Time(10_000 * SECOND);
+        assert!(urgency.forgive(now));
+        let later = Time(20_000 * SECOND);
+        assert!(urgency.woke(later, late(6), bearable));
+        assert!(!urgency.forgive(Time(20_009 * SECOND)));
+        assert!(urgency.forgive(Time(20_010 * SECOND)));
+    }
+
+    #[test]
+    fn who_does_not_sleep_is_not_urgent() {
+        let (late, bearable) = (Duration::from_millis(6), Duration::from_millis(5));
+        let mut urgency = Urgency::new();
+        let begun = Time(SECOND);
+        assert!(!urgency.is_sleepless(begun));
+        assert!(urgency.woke(begun, late, bearable));
+        assert!(!urgency.is_sleepless(begun.after(SLEEPLESS_MAX)));
+        urgency.woke(begun.after(SLEEPLESS_MAX), Duration::ZERO, bearable);
+        assert!(!urgency.is_sleepless(begun.after(SLEEPLESS_MAX * 2)));
+        let ended = begun.after(SLEEPLESS_MAX * 3);
+        assert!(urgency.is_sleepless(ended));
+        assert!(!urgency.woke(ended, late, bearable), "not at once");
+        assert!(urgency.woke(ended.after(CALM), late, bearable));
+    }
+
+    #[test]
+    fn without_the_right_to_it_nothing_fails() {
+        use rustix::process::{Resource, getrlimit};
+        let measure = || {
+            let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).expect("epoll");
+            let mut courtesy = Courtesy::begin(&epoll, EventData::new_u64(0)).expect("courtesy");
+            let now = SystemClock.mono();
+            assert!(courtesy.woke(now, WAITED, EARLY));
+            let urgent = wakeup();
+            courtesy.turn(now.after(SLEEPLESS_MAX * 2));
+            let sleepless = wakeup();
+            (urgent, sleepless)
+        };
+        let (urgent, sleepless) = std::thread::spawn(measure).join().expect("thread");
+        let may = rustix::process::geteuid().is_root() || getrlimit(Resource::Rtprio).current != Some(0);
+        let wanted = if may { Wakeup::Realtime } else { Wakeup::Preempting };
+        // Root in a container may be refused too.
+        assert!(
+            urgent == Some(wanted) || urgent == Some(Wakeup::Preempting),
+            "{urgent:?}"
+        );
+        assert_eq!(sleepless, Some(Wakeup::Waiting));
     }
 
     #[test]

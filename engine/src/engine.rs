@@ -81,6 +81,8 @@ pub struct Config {
     pub timer_divisor: u32,
     /// Where the UAPI socket is made.
     pub uapi_dir: PathBuf,
+    /// Whether workers may run in real time while they are kept from running in time otherwise.
+    pub realtime: bool,
     /// Segmentation and checksum offload in the ports.
     pub offload: bool,
     /// Segmentation offload in the UDP sockets, where `offload` is.
@@ -201,17 +203,18 @@ pub struct Controlled {
     pub content: [u8; 32],
 }
 
-/// Keeps the memory of this process to itself. Called before a key can arrive.
-pub fn prepare() -> Result<(), StartError> {
+/// Keeps the memory of this process to itself, and sets its limits. Called before a key can arrive.
+pub fn prepare(config: &Config) -> Result<(), StartError> {
     sandbox::hide_memory().map_err(StartError::Sandbox)?;
     sandbox::allow_locked_memory();
+    sandbox::limit_priority(config.realtime);
     Ok(())
 }
 
 /// Makes the interface and everything behind it, and configures it as the site of `source` says if there is one. The slow path comes back ready to run on
 /// the calling thread.
 pub fn start(config: &Config, mut source: Source) -> Result<SlowPath, StartError> {
-    prepare()?;
+    prepare(config)?;
     let directory = match &mut source {
         Source::Control(controlled) => controlled.directory.take(),
         Source::None | Source::File(_) => None,
@@ -248,6 +251,7 @@ fn put_together(
     check_cores(&config.cores)?;
     check_links(&config.links)?;
     warn_of_strict_filters(&config.log, &config.links);
+    warn_of_priority(config);
     let reader = match source {
         Source::File(site) => Some(Reader::start(site.path())),
         Source::None | Source::Control(_) => None,
@@ -265,6 +269,7 @@ fn put_together(
     let rights = sandbox::Rights {
         lock: locks_later && sandbox::locked_memory_limit().is_some(),
         nics: !nics.nics.is_empty(),
+        nice: wants_realtime(config) && !sandbox::limit_allows_realtime(),
     };
     let mut means = acquire(config, &kept, keeper, &nics)?;
     if let Source::Control(controlled) = source {
@@ -302,6 +307,7 @@ pub fn check(site: &Site) -> Result<(), StartError> {
         aead: None,
         timer_divisor: 1,
         uapi_dir: PathBuf::new(),
+        realtime: true,
         offload: true,
         wan_offload: true,
         ethernet: Vec::new(),
@@ -669,6 +675,22 @@ fn check_links(links: &[String]) -> Result<(), StartError> {
         }
     }
     Ok(())
+}
+
+/// Whether there are paths to probe, and workers may run in real time for it.
+fn wants_realtime(config: &Config) -> bool {
+    config.realtime && config.remotes
+}
+
+/// Says that a busy machine may keep workers from probing in time.
+fn warn_of_priority(config: &Config) {
+    let may = sandbox::limit_allows_realtime() || sandbox::may_exceed_priority();
+    if wants_realtime(config) && !may {
+        config.log.error(format_args!(
+            "workers may not run in real time: on a busy machine paths may seem silent, and flows move, for no reason; allow it with LimitRTPRIO=1, `ulimit -r 1` or \
+             CAP_SYS_NICE, or do without it with --no-realtime"
+        ));
+    }
 }
 
 /// Says which links the host keeps from hearing what its routes would not send there (RFC 3704, section 2.2): all but one of them, mostly.

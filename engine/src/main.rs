@@ -86,7 +86,7 @@ fn run(config: &engine::Config, source: Source, announce: bool) -> ExitCode {
 
 /// Waits for control to say what to be.
 fn attend(path: &Path, user: User, config: engine::Config) -> Result<(engine::Config, Source), String> {
-    engine::prepare().map_err(|error| error.to_string())?;
+    engine::prepare(&config).map_err(|error| error.to_string())?;
     let mut boot = [0; 16];
     SystemRandom.fill(&mut boot);
     let bound = Control::bind(path, user, boot);

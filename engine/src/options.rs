@@ -41,6 +41,7 @@ patronus-engine --capture NAME [FILTER]    write packets of a running engine to 
       --aead NAME         cryptography backend: ours-avx512, ours-avx512-noifma, ours-avx2, aws-lc, rustcrypto or
                           ours-portable (default: the first of them that the processor can run)
       --control-user NAME who may attach beside root and this user: this user and its group, or UID:GID
+      --no-realtime       workers never run in real time, whatever keeps them from running in time
       --no-offload        neither segmentation nor checksum offload
       --no-wan-offload    no segmentation offload on the UDP sockets
       --packets N         with --trace and --capture: end after so many packets (a trace: 20)
@@ -161,6 +162,7 @@ pub fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Action, String
             Long("cores") => config.cores = cores(&mut parser)?,
             Long("link") => link(&mut parser, &mut config)?,
             Long("aead") => config.aead = Some(text(&mut parser)?),
+            Long("no-realtime") => config.realtime = false,
             Long("no-offload") => config.offload = false,
             Long("no-wan-offload") => config.wan_offload = false,
             // Not in the help: for the background process, and for tests.
@@ -309,6 +311,7 @@ fn defaults() -> Config {
         aead: None,
         timer_divisor: 1,
         uapi_dir: UAPI_DIR.into(),
+        realtime: true,
         offload: true,
         wan_offload: true,
         ethernet: Vec::new(),

@@ -268,7 +268,10 @@ impl ProbeSet {
         };
         const NEVER: Time = Time(u64::MAX);
         let (mut first, mut second, mut next) = (NEVER, NEVER, NEVER);
-        for due in hearing.filter(|live| live.missed_at() >= last).map(Live::expected_at) {
+        for due in hearing
+            .filter(|live| live.missed_at() >= last)
+            .map(Live::expected_at)
+        {
             second = second.min(first.max(due));
             first = first.min(due);
             if due >= last {
@@ -361,6 +364,12 @@ impl Prober {
     #[inline]
     pub fn next_deadline(&self) -> Option<Time> {
         self.deadlines.first().map(|(at, _)| at)
+    }
+
+    /// How much too late the worker may be without the other sides taking it for silence: they wait for three intervals.
+    #[inline]
+    pub fn bearable(&self) -> Duration {
+        self.probing.interval / 2
     }
 
     /// The worker begins a turn. If it should have been here before, it was away.

@@ -58,6 +58,38 @@ pub fn locked_memory_limit() -> Option<u64> {
     getrlimit(Resource::Memlock).current
 }
 
+/// Says by limits whether workers may run in real time, at the lowest priority, or failing that be as little nice as there is, when they are kept from running in time (courtesy.rs). Where we
+/// may not raise them, they stay as they are.
+pub fn limit_priority(may: bool) {
+    for (resource, most) in [(Resource::Rtprio, 1), (Resource::Nice, NICE_LEAST)] {
+        let limit = getrlimit(resource);
+        let wanted = |limit: Option<u64>| match limit {
+            _ if !may => Some(0),
+            None => None,
+            Some(limit) => Some(limit.max(most)),
+        };
+        let wanted = Rlimit {
+            current: wanted(limit.current),
+            maximum: wanted(limit.maximum),
+        };
+        // Refused where the limit is too low; it says itself what is possible then.
+        let _ = setrlimit(resource, wanted);
+    }
+}
+
+/// Whether the limit lets workers run in real time.
+pub fn limit_allows_realtime() -> bool {
+    getrlimit(Resource::Rtprio).current != Some(0)
+}
+
+/// Whether this process may do so whatever the limit is.
+pub fn may_exceed_priority() -> bool {
+    rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_NICE))
+}
+
+/// RLIMIT_NICE for a nice value of -20 (getrlimit(2)).
+const NICE_LEAST: u64 = 40;
+
 /// No core dumps, no reading of this process's memory by its equals. Called first of all, before a key can arrive.
 pub fn hide_memory() -> Result<(), SandboxError> {
     let none = Rlimit {
@@ -76,17 +108,20 @@ pub struct Rights {
     pub lock: bool,
     /// Opens devices of DPDK's again.
     pub nics: bool,
+    /// Runs in real time beyond what the limit allows.
+    pub nice: bool,
 }
 
 /// Keeps `CAP_NET_ADMIN`, which `SO_MARK` and socket buffers beyond the system's limit need, and `CAP_NET_BIND_SERVICE`, for
 /// UDP ports below 1,024, which are often the only open ones; drops the rest.
 ///
 /// With `lock`, `CAP_IPC_LOCK` too: an interface that comes back has packet memory locked for it, which counts beside everything else.
-/// With `nics`, `CAP_NET_RAW`: a device that stands on an interface comes back with it.
+/// With `nics`, `CAP_NET_RAW`: a device that stands on an interface comes back with it. With `nice`, `CAP_SYS_NICE`.
 pub fn drop_privileges(rights: Rights) -> Result<(), SandboxError> {
     let mut kept = CapabilitySet::NET_ADMIN.union(CapabilitySet::NET_BIND_SERVICE);
     kept.set(CapabilitySet::IPC_LOCK, rights.lock);
     kept.set(CapabilitySet::NET_RAW, rights.nics);
+    kept.set(CapabilitySet::SYS_NICE, rights.nice);
     keep_only(kept)
 }
 
@@ -251,6 +286,8 @@ const ALLOWED: &[i64] = &[
     libc::SYS_sched_setaffinity,
     libc::SYS_sched_getscheduler,
     libc::SYS_sched_setscheduler,
+    libc::SYS_getpriority,
+    libc::SYS_setpriority,
     libc::SYS_sigaltstack,
     libc::SYS_rt_sigaction,
     libc::SYS_rt_sigprocmask,

@@ -226,6 +226,8 @@ pub struct WorkerStats {
     pub flows_unremembered: Counter,
     /// Times the worker went to sleep for want of work.
     pub sleeps: Counter,
+    /// Times that the worker began to run in real time.
+    pub realtime: Counter,
     /// Packets that went twice.
     pub doubled: Counter,
     /// Packets that went once for want of room, though their class says twice.
@@ -348,6 +350,7 @@ impl WorkerStats {
                 offset_of!(WorkerStats, flows_unremembered),
             ),
             ("worker_sleeps_total", offset_of!(WorkerStats, sleeps)),
+            ("worker_realtime_total", offset_of!(WorkerStats, realtime)),
             ("doubled_packets_total", offset_of!(WorkerStats, doubled)),
             ("undoubled_packets_total", offset_of!(WorkerStats, undoubled)),
         ];
@@ -397,6 +400,7 @@ impl WorkerStats {
             self.flows_unremembered.get()
         );
         let _ = writeln!(out, "{prefix}sleeps={}", self.sleeps.get());
+        let _ = writeln!(out, "{prefix}realtime={}", self.realtime.get());
         let _ = writeln!(out, "{prefix}doubled={}", self.doubled.get());
         let _ = writeln!(out, "{prefix}undoubled={}", self.undoubled.get());
         for why in Moved::ALL {

@@ -249,6 +249,7 @@ impl Worker {
                 last_work = Some(now);
             }
             let since = *last_work.get_or_insert(now);
+            poller.turn(now);
             if let Err(told) = self.turn(now, &mut ready, Some(poller)) {
                 return told;
             }
@@ -943,7 +944,7 @@ impl Worker {
         if !self.is_called() {
             self.stats.sleeps.add(1);
             self.router.iter_mut().for_each(Router::park);
-            let due = self.next_deadline();
+            let due = (self.next_deadline(), self.wg.prober.bearable());
             ready = poller.sleep(&*self.clock, &self.stats, due);
             self.router.iter_mut().for_each(Router::resume);
             called = poller.called;
@@ -1074,20 +1075,39 @@ impl Poller {
         self.polled.set(bit, is_polled);
     }
 
-    /// Waits for something to do, until then at the latest, and for the timer that tells how long waking takes.
-    fn sleep(&mut self, clock: &dyn Clock, stats: &WorkerStats, due: Option<Time>) -> Ready {
+    /// A turn begins.
+    fn turn(&mut self, now: Time) {
+        if let Some(courtesy) = &mut self.courtesy {
+            courtesy.turn(now);
+        }
+    }
+
+    /// Waits for something to do, until then at the latest, and for the timer that tells how long waking takes. With how much too late does no harm.
+    fn sleep(
+        &mut self,
+        clock: &dyn Clock,
+        stats: &WorkerStats,
+        (due, bearable): (Option<Time>, Duration),
+    ) -> Ready {
         if self.traffic
             && let Some(courtesy) = &mut self.courtesy
         {
             courtesy.before_sleep(clock.mono(), stats.received());
         }
-        let most = due.map(|due| due.since(clock.mono()));
+        // What is overdue already says nothing about waking.
+        let begun = clock.mono();
+        let alarm = due.filter(|due| *due > begun);
+        let most = due.map(|due| due.since(begun));
         let most = most.and_then(|most| Timespec::try_from(most).ok());
         let ready = self.look(most.as_ref());
-        if self.timer_fired
-            && let Some(courtesy) = &mut self.courtesy
-        {
-            courtesy.timer_fired(clock.mono());
+        if let Some(courtesy) = &mut self.courtesy {
+            let now = clock.mono();
+            if courtesy.woke(now, alarm.map_or(Duration::ZERO, |due| now.since(due)), bearable) {
+                stats.realtime.add(1);
+            }
+            if self.timer_fired {
+                courtesy.timer_fired(now);
+            }
         }
         self.traffic = ready != Ready::NONE || self.called;
         ready

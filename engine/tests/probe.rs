@@ -551,7 +551,10 @@ fn a_remote_that_is_away_for_a_moment_moves_nothing_if_there_is_a_choice() {
 fn stalls_of_either_side_move_nothing_at_the_shortest_intervals() {
     for seed in 0..SEEDS {
         let mut dice = Dice(seed);
-        let (paths, interval) = (2 + dice.below(3) as usize, ms([5, 10, 50][dice.below(3) as usize]));
+        let (paths, interval) = (
+            2 + dice.below(3) as usize,
+            ms([5, 10, 50][dice.below(3) as usize]),
+        );
         let mut net = settled(seed, paths, &[], interval, fair(ms(5)));
         net.stream = Some(ms(1));
         for path in 0..paths {

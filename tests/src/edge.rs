@@ -25,7 +25,14 @@ impl Edge {
 
     /// The same with more arguments.
     pub fn start_with(namespace: &Namespace, keys: &Keys, args: &[&str], text: &str) -> Result<Edge> {
-        let edge = Edge::begin(namespace, keys, args, text)?;
+        let mut command = Command::new(engine_program());
+        command.args(args);
+        Edge::start_by(namespace, keys, command, text)
+    }
+
+    /// The same by a command that runs the engine with the arguments that it gets.
+    pub fn start_by(namespace: &Namespace, keys: &Keys, command: Command, text: &str) -> Result<Edge> {
+        let edge = Edge::begin(namespace, keys, command, text)?;
         let socket = Path::new(RUNTIME_DIR).join(format!("{}.sock", edge.interface));
         assert!(eventually(|| socket.exists()), "{}", edge.log());
         namespace.ip(&format!("link set {} up", edge.interface))?;
@@ -34,7 +41,7 @@ impl Edge {
 
     /// The same for one that does not start: what it says.
     pub fn refusal(namespace: &Namespace, keys: &Keys, text: &str) -> Result<String> {
-        let mut edge = Edge::begin(namespace, keys, &[], text)?;
+        let mut edge = Edge::begin(namespace, keys, Command::new(engine_program()), text)?;
         let status = edge.process.wait(LIMIT);
         assert!(
             status.is_some_and(|status| !status.success()),
@@ -44,7 +51,7 @@ impl Edge {
         Ok(edge.log())
     }
 
-    fn begin(namespace: &Namespace, keys: &Keys, args: &[&str], text: &str) -> Result<Edge> {
+    fn begin(namespace: &Namespace, keys: &Keys, mut command: Command, text: &str) -> Result<Edge> {
         let interface = unique_name("pn");
         let folder = Folder::new(&interface)?;
         let key = folder.0.join("site.key");
@@ -58,8 +65,7 @@ impl Edge {
             ),
         )?;
         prepare_runtime_dir()?;
-        let mut command = Command::new(engine_program());
-        command.args(args).args(["--foreground", "--config"]).arg(file);
+        command.args(["--foreground", "--config"]).arg(file);
         Ok(Edge {
             process: namespace.spawn(command)?,
             interface,
@@ -76,6 +82,11 @@ impl Edge {
     pub fn kill(&mut self) {
         self.process.signal(Signal::KILL);
         let _ = self.process.wait(LIMIT);
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
     }
 
     /// The name of its TUN.

@@ -1,9 +1,13 @@
 //! Paths between two sites of our own: what dies without a word is noticed at both ends, left, and used again when it is back.
 
 use patronus_netns::{Hop, Keys, Namespace};
-use patronus_tests::{Edge, LIMIT, eventually, hop_plan, may_run, ping, uapi};
+use patronus_tests::{
+    Edge, LIMIT, Need, SCHED_FIFO, engine_program, eventually, hop_plan, may_run, on_busy_cores, ping, uapi,
+    worker_policies,
+};
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::process::Command;
 use std::time::Duration;
 
 /// How often paths are probed here, with traffic or without.
@@ -16,11 +20,11 @@ struct Sites {
     hops: [Hop; 2],
 }
 
-fn text(other: &Keys, endpoint: Ipv4Addr, nets: &str) -> String {
+fn text(other: &Keys, endpoint: Ipv4Addr, nets: &str, interval: Duration) -> String {
     let link = |id: u8| format!("[[link]]\nid = {id}\ninterface = 'up{id}'\ngroup = {id}\n");
     format!(
         "workers = 2\n[probe]\ninterval = '{0}ms'\nidle = '{0}ms'\n{1}{2}[[remote]]\nname = 'other'\npublic_key = '{3}'\nendpoint = '{endpoint}:51820'\nallowed_ips = ['{nets}']\n",
-        INTERVAL.as_millis(),
+        interval.as_millis(),
         link(1),
         link(2),
         other.public.trim(),
@@ -29,6 +33,11 @@ fn text(other: &Keys, endpoint: Ipv4Addr, nets: &str) -> String {
 
 impl Sites {
     fn up() -> Sites {
+        Sites::up_by(INTERVAL, || Command::new(engine_program()))
+    }
+
+    /// With this time between probes, and both engines run by such a command.
+    fn up_by(interval: Duration, command: impl Fn() -> Command) -> Sites {
         let (a, b) = (Namespace::new("a").unwrap(), Namespace::new("b").unwrap());
         let hops = [1, 2].map(|link: u8| {
             let name = format!("up{link}");
@@ -40,8 +49,13 @@ impl Sites {
         let keys = [Keys::generate().unwrap(), Keys::generate().unwrap()];
         let start = |namespace: &Namespace, own: usize, number: u8| {
             let endpoint = Ipv4Addr::new(198, 18, 1, 3 - number);
-            let file = text(&keys[1 - own], endpoint, &format!("10.66.{}.0/24", 3 - number));
-            let edge = Edge::start(namespace, &keys[own], &file).unwrap();
+            let file = text(
+                &keys[1 - own],
+                endpoint,
+                &format!("10.66.{}.0/24", 3 - number),
+                interval,
+            );
+            let edge = Edge::start_by(namespace, &keys[own], command(), &file).unwrap();
             let address = format!("10.66.{number}.1/16");
             namespace.address(edge.interface(), &address).unwrap();
             edge
@@ -146,4 +160,56 @@ fn a_path_that_is_dead_one_way_is_noticed_at_both_ends() {
     assert!(sites.get_through());
     sites.hops[1].command("mend").unwrap();
     sites.become_so([["up", "up"], ["up", "up"]]);
+}
+
+/// A worker that others keep from probing in time runs in real time, unless that is not wanted; the one that does not probe never does.
+#[test]
+fn who_is_too_late_for_probes_runs_in_real_time() {
+    if !may_run(&[Need::Root]) {
+        return;
+    }
+    for (args, wanted) in [(&[][..], true), (&["--no-realtime"], false)] {
+        let sites = Sites::up_by(Duration::from_millis(5), || {
+            let mut command = Command::new(engine_program());
+            command.args(args);
+            command
+        });
+        sites.become_so([["up", "up"], ["up", "up"]]);
+        on_busy_cores(3, || {
+            let is_late = |edge: &Edge| edge.stats().unwrap().sum(".realtime") > 0;
+            assert!(eventually(|| [&sites.a.1, &sites.b.1].map(is_late) == [true; 2]));
+            let policies = worker_policies(sites.a.1.pid());
+            assert_eq!(policies.contains(&SCHED_FIFO), wanted, "{args:?}: {policies:?}");
+            assert!(policies.len() > 1 || !wanted, "{policies:?}");
+        });
+        let log = sites.a.1.log();
+        assert!(!log.contains("real time"), "{log}");
+    }
+}
+
+/// Without the right to it an engine says so and does what it can.
+#[test]
+fn without_the_right_to_real_time_probes_go_on() {
+    if !may_run(&[Need::Root]) {
+        return;
+    }
+    let sites = Sites::up_by(Duration::from_millis(5), || {
+        let mut command = Command::new("setpriv");
+        command.args(["--bounding-set", "-sys_nice,-sys_resource", "--inh-caps", "-all"]);
+        command.arg(engine_program());
+        command
+    });
+    sites.become_so([["up", "up"], ["up", "up"]]);
+    on_busy_cores(3, || {
+        let is_late = |edge: &Edge| edge.stats().unwrap().sum(".realtime") > 0;
+        assert!(eventually(|| is_late(&sites.a.1)));
+        assert!(!worker_policies(sites.a.1.pid()).contains(&SCHED_FIFO));
+    });
+    assert!(eventually(|| sites.get_through()));
+    let log = sites.a.1.log();
+    assert_eq!(
+        log.matches("workers may not run in real time").count(),
+        1,
+        "{log}"
+    );
 }

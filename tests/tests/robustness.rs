@@ -3,8 +3,8 @@
 use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg};
 use patronus_netns::{Daemon, Kind, Site, Tunnel, probe};
 use patronus_tests::{
-    Capture, Flow, Initiations, LIMIT, MessageKind, OUTER, engine_options, eventually, may_run, sites, stats,
-    tcp, uapi_value,
+    Capture, Flow, Initiations, LIMIT, MessageKind, OUTER, SCHED_BATCH, SCHED_OTHER, engine_options,
+    eventually, may_run, on_busy_cores, sites, stats, tcp, uapi_value, worker_policies,
 };
 use std::collections::BTreeSet;
 use std::io::IoSlice;
@@ -230,23 +230,6 @@ fn idle_costs_nothing() {
     }
 }
 
-const SCHED_OTHER: u32 = 0;
-const SCHED_BATCH: u32 = 3;
-
-/// The scheduling policies of the workers (proc(5), `stat`, field 41).
-fn worker_policies(daemon: &Daemon) -> BTreeSet<u32> {
-    let tasks = std::fs::read_dir(format!("/proc/{}/task", daemon.pid())).unwrap();
-    let stat = |task: std::io::Result<std::fs::DirEntry>| {
-        std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap()
-    };
-    let policy = |stat: String| {
-        let (name, fields) = stat.rsplit_once(')').unwrap();
-        let policy = fields.split_whitespace().nth(41 - 3).unwrap();
-        name.contains("(worker").then(|| policy.parse().unwrap())
-    };
-    tasks.map(stat).filter_map(policy).collect()
-}
-
 /// A worker interrupts nobody, but only as long as it does not have to wait for that (docs/adr/0008).
 #[test]
 fn workers_interrupt_only_under_contention() {
@@ -255,22 +238,13 @@ fn workers_interrupt_only_under_contention() {
     }
     let tunnel = sites(Kind::Engine, Kind::Engine).up().unwrap();
     tunnel.probe(false, LIMIT).unwrap();
-    let policies = || worker_policies(daemon(&tunnel.a));
+    let policies = || worker_policies(daemon(&tunnel.a).pid());
     assert_eq!(policies(), BTreeSet::from([SCHED_BATCH]));
-    let done = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        // Work for every core, for as long as it takes the worker to notice.
-        for _ in 0..std::thread::available_parallelism().unwrap().get() {
-            scope.spawn(|| {
-                while !done.load(Ordering::Relaxed) {
-                    std::hint::spin_loop();
-                }
-            });
-        }
+    // For as long as it takes the worker to notice.
+    on_busy_cores(1, || {
         let flow = Flow::start(&tunnel.a, &tunnel.b, false, Duration::from_millis(5)).unwrap();
         let noticed = eventually(|| policies() == BTreeSet::from([SCHED_OTHER]));
         flow.finish();
-        done.store(true, Ordering::Relaxed);
         assert!(noticed, "{:?}", policies());
     });
 }

@@ -3,7 +3,7 @@
 use super::stream::{Arrival, INTERVAL, Stream, Tally, longest_silence};
 use patronus_netns::{Error, Result, Site};
 use std::ops::Range;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// How often the wires' counters are read and what came is taken: times at which flows move are this exact. A move is one that two looks in a row have seen.
 pub const LOOK: Duration = Duration::from_millis(25);
@@ -161,7 +161,8 @@ impl Course {
         };
         let (lost, duplicated) = self.next_tally();
         let moves = std::mem::take(&mut self.moves);
-        let false_moves = unfounded(&moves, victim, begun..mended, &mut self.owed);
+        let unfounded = unfounded(&moves, victim, begun..mended, &mut self.owed);
+        let false_moves = self.count(&unfounded);
         Ok(Trial {
             gap,
             moved,
@@ -180,7 +181,7 @@ impl Course {
         let gap = Some(self.gap(begun));
         self.pass(LATE)?;
         let (lost, duplicated) = self.next_tally();
-        let false_moves = self.moves.len() as u64;
+        let false_moves = self.count(&self.moves);
         Ok(Trial {
             gap,
             moved: None,
@@ -189,6 +190,25 @@ impl Course {
             duplicated,
             false_moves,
         })
+    }
+
+    /// How many these are; each is said, so that it can be looked for in the programs' logs.
+    fn count(&self, unfounded: &[Move]) -> u64 {
+        for change in unfounded {
+            let ago = self.clock.elapsed().saturating_sub(change.at);
+            let at = SystemTime::now() - ago;
+            let at = at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+            let Move {
+                direction, from, to, ..
+            } = change;
+            let to: Vec<usize> = members(*to).map(|wire| wire + 1).collect();
+            let stream = ["a->b", "b->a"][*direction];
+            eprintln!(
+                "false move at {at:.3}: {stream} left link {}, goes by {to:?}",
+                from + 1
+            );
+        }
+        unfounded.len() as u64
     }
 
     /// The wire of the stream from a to b; where it goes by several, one of them.
@@ -359,7 +379,7 @@ fn members(wires: Wires) -> impl Iterator<Item = usize> {
 }
 
 /// Moves that nothing has brought about: neither away from the wire with the fault, nor, once and not before it was mended, back to one that had been left for one.
-fn unfounded(moves: &[Move], victim: usize, fault: Range<Duration>, owed: &mut [Wires; 2]) -> u64 {
+fn unfounded(moves: &[Move], victim: usize, fault: Range<Duration>, owed: &mut [Wires; 2]) -> Vec<Move> {
     let bit: Wires = 1 << victim;
     let mut is_founded = |change: &Move| {
         let owed = &mut owed[change.direction];
@@ -372,7 +392,11 @@ fn unfounded(moves: &[Move], victim: usize, fault: Range<Duration>, owed: &mut [
         *owed &= !back;
         back != 0
     };
-    moves.iter().filter(|change| !is_founded(change)).count() as u64
+    moves
+        .iter()
+        .filter(|change| !is_founded(change))
+        .copied()
+        .collect()
 }
 
 #[cfg(test)]
@@ -396,7 +420,7 @@ mod tests {
             to: 1u16 << to,
         };
         let at = Duration::from_millis;
-        let count = |moves: &[Move]| unfounded(moves, 0, at(50)..at(500), &mut [0; 2]);
+        let count = |moves: &[Move]| unfounded(moves, 0, at(50)..at(500), &mut [0; 2]).len();
         let away = [change(100, 0, 0, 1), change(110, 1, 0, 1)];
         assert_eq!(count(&away), 0);
         let back = [change(100, 0, 0, 1), change(900, 0, 1, 0)];
@@ -411,7 +435,7 @@ mod tests {
         let mut owed = [1 << 3, 0];
         assert_eq!(
             unfounded(&[change(700, 0, 1, 3)], 0, at(50)..at(500), &mut owed),
-            0
+            []
         );
         assert_eq!(owed, [0; 2]);
     }

@@ -11,6 +11,9 @@ pub enum Wakeup {
     /// Never by interrupting anybody (SCHED_BATCH): when the one that runs goes to sleep, when another CPU has nothing to do, or
     /// when a time slice ends. The share of the CPU is the same.
     Waiting,
+    /// Before every other thread that is not in real time, until it sleeps (SCHED_FIFO at its lowest priority, sched(7)). Needs `CAP_SYS_NICE` or a limit that allows it
+    /// (RLIMIT_RTPRIO, getrlimit(2)).
+    Realtime,
 }
 
 impl Wakeup {
@@ -18,29 +21,29 @@ impl Wakeup {
         match self {
             Wakeup::Preempting => libc::SCHED_OTHER,
             Wakeup::Waiting => libc::SCHED_BATCH,
+            Wakeup::Realtime => libc::SCHED_FIFO,
         }
     }
 }
 
-/// How the calling thread wakes. `None` if it was given another policy than these two, which should be left alone.
+/// How the calling thread wakes. `None` if it was given another policy than these, which should be left alone.
 pub fn wakeup() -> Option<Wakeup> {
     // SAFETY: takes a number and touches no memory; 0 is the calling thread.
     let policy = unsafe { libc::syscall(libc::SYS_sched_getscheduler, 0) };
-    [Wakeup::Preempting, Wakeup::Waiting]
+    [Wakeup::Preempting, Wakeup::Waiting, Wakeup::Realtime]
         .into_iter()
         .find(|wakeup| libc::c_long::from(wakeup.policy()) == policy)
 }
 
 /// Sets how the calling thread wakes from now on.
 pub fn set_wakeup(wakeup: Wakeup) -> io::Result<()> {
-    // Both policies have priority 0 only.
-    set_policy(wakeup.policy(), 0)
+    // Others than real time have priority 0 only.
+    set_policy(wakeup.policy(), i32::from(wakeup == Wakeup::Realtime))
 }
 
-/// Lets the calling thread run before every other one that is not in real time (SCHED_FIFO at its lowest priority, sched(7)), until it
-/// sleeps. Needs `CAP_SYS_NICE` or a limit that allows it.
+/// Lets the calling thread wake in real time from now on.
 pub fn set_realtime() -> io::Result<()> {
-    set_policy(libc::SCHED_FIFO, 1)
+    set_wakeup(Wakeup::Realtime)
 }
 
 fn set_policy(policy: libc::c_int, priority: libc::c_int) -> io::Result<()> {

@@ -95,7 +95,11 @@ mod tests {
         let at = |millis: u64| Time(millis * 1_000_000);
         let ms = Duration::from_millis;
         let (mut absence, mut own) = (Absence::default(), Stalls::default());
-        assert_eq!(absence.since(at(0), at(1000), &own), ms(0), "nobody was waited for");
+        assert_eq!(
+            absence.since(at(0), at(1000), &own),
+            ms(0),
+            "nobody was waited for"
+        );
         absence.heard(at(1000), at(1010), &own);
         assert_eq!(absence.since(at(1000), at(1009), &own), ms(0));
         assert_eq!(absence.since(at(1000), at(1050), &own), ms(40));
