@@ -248,13 +248,13 @@ const BGP: &[Key] = &[
 
 #[rustfmt::skip]
 const METRICS: &[Key] = &[
-    key("listen", ENDPOINT, Default(r#""127.0.0.1:9586""#), r#""[::1]:9586""#, "Where to answer over HTTP.")];
+    key("listen", ENDPOINT, Default(r#""127.0.0.1:9586""#), r#""[::1]:9586""#, "Where to answer over HTTP.").fixed()];
 
 #[rustfmt::skip]
 const CONTROL: &[Key] = &[
     key("socket", PATH, Default(r#""/run/patronus/control.sock""#), r#""/run/patronus/berlin.sock""#, "The socket for the command line.").fixed(),
-    key("group", GROUP, Default(r#""patronus""#), r#""netdev""#, "Whose members may look at everything but packets.").fixed(),
-    key("admin_group", GROUP, Default(r#""patronus-admin""#), r#""sudo""#, "Whose members may change things and look at packets, beside root.").fixed(),
+    key("group", GROUP, Default(r#""patronus""#), r#""netdev""#, "Whose members may look at everything but packets and decisions.").fixed(),
+    key("admin_group", GROUP, Default(r#""patronus-admin""#), r#""sudo""#, "Whose members may change things and look at packets and decisions, beside root.").fixed(),
     key("engine_socket", PATH, Default(r#""/run/patronus/engine.sock""#), r#""/run/patronus/berlin-engine.sock""#, "The engine's socket.").fixed(),
 ];
 

@@ -218,7 +218,7 @@ fn restart_for(table: &str, key: &str) -> Option<Process> {
         ("link", _) => true,
         ("peer" | "remote", "remote") => true,
         ("lan", "port" | "interface" | "device" | "mtu" | "order") => true,
-        ("control", _) => return Some(Process::Control),
+        ("control" | "metrics", _) => return Some(Process::Control),
         _ => false,
     };
     fixed.then_some(Process::Engine)
@@ -428,10 +428,17 @@ fn single(plan: &mut Plan, table: &'static str, old: &Keys, new: &Keys) {
 }
 
 fn optional(plan: &mut Plan, table: &'static str, old: Option<Keys>, new: Option<Keys>) {
+    let restart = |keys: &Keys| keys.iter().find_map(|(key, _)| restart_for(table, key));
     match (old, new) {
         (Some(old), Some(new)) => single(plan, table, &old, &new),
-        (Some(old), None) => plan.push(Change::whole(Kind::Removed, table, None, &old, None)),
-        (None, Some(new)) => plan.push(Change::whole(Kind::Added, table, None, &new, None)),
+        (Some(old), None) => {
+            let restart = restart(&old);
+            plan.push(Change::whole(Kind::Removed, table, None, &old, restart));
+        }
+        (None, Some(new)) => {
+            let restart = restart(&new);
+            plan.push(Change::whole(Kind::Added, table, None, &new, restart));
+        }
         (None, None) => {}
     }
 }

@@ -32,9 +32,9 @@ impl Default for Metrics {
 pub struct Control {
     /// The socket for the command line.
     pub socket: PathBuf,
-    /// Whose members may look at everything but packets.
+    /// Whose members may look at everything but packets and decisions.
     pub group: GroupName,
-    /// Whose members may change things and look at packets, beside root.
+    /// Whose members may change things and look at packets and decisions, beside root.
     pub admin_group: GroupName,
     /// The engine's socket.
     pub engine_socket: PathBuf,

@@ -58,11 +58,13 @@ fn what_comes_goes_and_changes_is_told_by_its_name() {
     let route = "[[route]]\nprefix = '10.0.0.0/8'\nvia = 'host'\n";
     let other = "[[route]]\nprefix = '10.0.0.0/8'\nvia = ['host', 'discard']\n";
     says(route, other, &["~ route 10.0.0.0/8: via host -> host discard"]);
-    says("", "[metrics]", &["+ metrics (listen 127.0.0.1:9586)"]);
+    let new = "! metrics is new (listen 127.0.0.1:9586) needs a restart of the control process";
+    says("", "[metrics]", &[new]);
+    says("[metrics]", "", &[&new.replace("is new", "goes")]);
     says(
         "[metrics]",
         "[metrics]\nlisten = '[::1]:1'",
-        &["~ metrics.listen 127.0.0.1:9586 -> [::1]:1"],
+        &["! metrics.listen 127.0.0.1:9586 -> [::1]:1 needs a restart of the control process"],
     );
     says("", "listen_port = 51820", &["~ site.listen_port 0 -> 51820"]);
 }
