@@ -72,14 +72,14 @@ pub fn bind(path: &Path, group: &str) -> io::Result<UnixListener> {
 
 /// Serves whoever connects, until the process ends.
 pub fn serve(listener: UnixListener, handler: Arc<dyn Handler>) -> io::Result<()> {
-    let clients = Arc::new(AtomicUsize::new(0));
+    let places = Arc::new(Places::default());
     std::thread::Builder::new()
         .name("socket".to_owned())
-        .spawn(move || accept_all(&listener, &handler, &clients))
+        .spawn(move || accept_all(&listener, &handler, &places))
         .map(drop)
 }
 
-fn accept_all(listener: &UnixListener, handler: &Arc<dyn Handler>, clients: &Arc<AtomicUsize>) {
+fn accept_all(listener: &UnixListener, handler: &Arc<dyn Handler>, places: &Arc<Places>) {
     loop {
         let stream = match listener.accept() {
             Ok((stream, _)) => stream,
@@ -89,12 +89,11 @@ fn accept_all(listener: &UnixListener, handler: &Arc<dyn Handler>, clients: &Arc
                 continue;
             }
         };
-        let place = Place::take(clients);
-        let handler = Arc::clone(handler);
+        let (handler, places) = (Arc::clone(handler), Arc::clone(places));
         let started = std::thread::Builder::new()
             .name("client".to_owned())
             .spawn(move || {
-                if let Err(error) = converse(stream, place, &*handler) {
+                if let Err(error) = converse(stream, &places, &*handler) {
                     debug!(%error, "a connection has ended");
                 }
             });
@@ -104,46 +103,49 @@ fn accept_all(listener: &UnixListener, handler: &Arc<dyn Handler>, clients: &Arc
     }
 }
 
-/// A place among the connections.
-struct Place {
-    clients: Arc<AtomicUsize>,
-    /// How many connections there were before.
-    before: usize,
+/// Connections that are served.
+#[derive(Default)]
+struct Places {
+    anybodys: AtomicUsize,
+    administrators: AtomicUsize,
 }
 
-impl Place {
-    fn take(clients: &Arc<AtomicUsize>) -> Place {
-        let before = clients.fetch_add(1, Ordering::Relaxed);
-        Place {
-            clients: Arc::clone(clients),
-            before,
-        }
-    }
+/// A place among them.
+struct Place<'a>(&'a AtomicUsize);
 
-    fn is_free_for(&self, caller: &Caller) -> bool {
-        let more = if caller.is_administrator {
-            ADMINISTRATORS_MORE
-        } else {
-            0
+impl Places {
+    /// A place for this caller, if there is one. Who is refused has none at any time: however often others come, those of administrators stay free.
+    fn take(&self, caller: &Caller) -> Option<Place<'_>> {
+        let reserved = || {
+            let place = Place::of(&self.administrators, ADMINISTRATORS_MORE);
+            place.filter(|_| caller.is_administrator)
         };
-        self.before < CLIENTS_MAX + more
+        Place::of(&self.anybodys, CLIENTS_MAX).or_else(reserved)
     }
 }
 
-impl Drop for Place {
+impl Place<'_> {
+    fn of(taken: &AtomicUsize, most: usize) -> Option<Place<'_>> {
+        let more = |taken: usize| (taken < most).then_some(taken + 1);
+        let before = taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+        before.ok().map(|_| Place(taken))
+    }
+}
+
+impl Drop for Place<'_> {
     fn drop(&mut self) {
-        self.clients.fetch_sub(1, Ordering::Relaxed);
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-fn converse(mut stream: UnixStream, place: Place, handler: &dyn Handler) -> io::Result<()> {
+fn converse(mut stream: UnixStream, places: &Places, handler: &dyn Handler) -> io::Result<()> {
     stream.set_read_timeout(Some(IDLE))?;
     stream.set_write_timeout(Some(WRITE))?;
     let caller = Caller::of(&stream, &handler.administrators())?;
-    if !place.is_free_for(&caller) {
+    let Some(_place) = places.take(&caller) else {
         let said = format!("{CLIENTS_MAX} connections are open, and there are no more");
         return send(&mut stream, 0, Err(Failure::new(Code::Busy, said)));
-    }
+    };
     while let Some(text) = frame::read(&mut stream)? {
         let (id, outcome) = answer(&caller, &text, handler);
         send(&mut stream, id, outcome)?;
@@ -208,17 +210,25 @@ mod tests {
 
     #[test]
     fn whoever_looks_leaves_room_for_administrators() {
-        let clients = Arc::new(AtomicUsize::new(0));
+        let places = Places::default();
         let who = |is_administrator| Caller {
             uid: 1000,
             is_administrator,
         };
-        let taken: Vec<Place> = (0..CLIENTS_MAX).map(|_| Place::take(&clients)).collect();
-        assert!(taken.iter().all(|place| place.is_free_for(&who(false))));
-        let next = Place::take(&clients);
-        assert!(!next.is_free_for(&who(false)));
-        assert!(next.is_free_for(&who(true)));
-        let more: Vec<Place> = (0..ADMINISTRATORS_MORE).map(|_| Place::take(&clients)).collect();
-        assert!(!more[ADMINISTRATORS_MORE - 1].is_free_for(&who(true)));
+        let (reader, administrator) = (who(false), who(true));
+        let mut taken: Vec<Place<'_>> = (0..CLIENTS_MAX)
+            .map(|_| places.take(&reader).expect("a place"))
+            .collect();
+        // However many come meanwhile and are being told that there is no place.
+        let refused: Vec<_> = (0..100).map(|_| places.take(&reader)).collect();
+        assert!(refused.iter().all(Option::is_none));
+        let reserved: Vec<Place<'_>> = (0..ADMINISTRATORS_MORE)
+            .map(|_| places.take(&administrator).expect("a place"))
+            .collect();
+        assert!(places.take(&administrator).is_none());
+        taken.pop();
+        assert!(places.take(&reader).is_some(), "the reserved ones do not count");
+        drop(reserved);
+        assert!(places.take(&administrator).is_some());
     }
 }
