@@ -14,8 +14,10 @@ use tracing::{debug, warn};
 const HEAD_MAX: usize = 8192;
 /// Header lines at most.
 const HEADERS_MAX: usize = 64;
-/// How long a request may take to arrive, and an answer to be taken.
+/// How long a request may take to arrive.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// How long an answer may take to be taken, all of it: others wait meanwhile.
+const TAKING: Duration = Duration::from_secs(10);
 /// The pause after a connection could not be taken.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -47,8 +49,7 @@ pub fn serve(listener: TcpListener, page: impl Fn() -> String + Send + 'static) 
         .map(drop)
 }
 
-fn answer(mut stream: &TcpStream, page: &impl Fn() -> String) -> io::Result<()> {
-    stream.set_write_timeout(Some(PATIENCE))?;
+fn answer(stream: &TcpStream, page: &impl Fn() -> String) -> io::Result<()> {
     let (status, kind, body) = match head(stream)? {
         Some((method, path)) => match (method.as_str(), path.split('?').next()) {
             ("GET", Some("/metrics")) => ("200 OK", "text/plain; version=0.0.4; charset=utf-8", page()),
@@ -65,8 +66,26 @@ fn answer(mut stream: &TcpStream, page: &impl Fn() -> String) -> io::Result<()> 
         "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
         body.len()
     );
-    stream.write_all(head.as_bytes())?;
-    stream.write_all(body.as_bytes())
+    send(stream, format!("{head}{body}").as_bytes())
+}
+
+/// Sends all of it, or gives up: who takes a few bytes now and then is no better than who takes none.
+fn send(mut stream: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
+    let until = Instant::now() + TAKING;
+    while !bytes.is_empty() {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        stream.set_write_timeout(Some(left))?;
+        match stream.write(bytes) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(sent) => bytes = &bytes[sent..],
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// Method and path of a request; none if it is no request.
@@ -141,5 +160,27 @@ mod tests {
         }
         // It goes on after all of these.
         assert!(ask(at, b"GET /metrics?x=1 HTTP/1.0\r\n\r\n").contains("up 1"));
+    }
+
+    /// Whoever takes little and often is given up, as is whoever takes nothing.
+    #[test]
+    fn a_slow_reader_does_not_keep_the_others_waiting() {
+        let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a port");
+        let at = listener.local_addr().expect("bound");
+        serve(listener, || "x".repeat(32 << 20)).expect("a thread");
+        let mut slow = TcpStream::connect(at).expect("a listener");
+        slow.write_all(b"GET /metrics HTTP/1.1\r\n\r\n").expect("sent");
+        let reads = std::thread::spawn(move || {
+            let (mut some, mut taken) = (vec![0; 64 << 10], 0);
+            while taken < 10 << 20
+                && let Ok(more @ 1..) = slow.read(&mut some)
+            {
+                taken += more;
+                std::thread::sleep(Duration::from_millis(250));
+            }
+        });
+        let page = ask(at, b"GET / HTTP/1.1\r\n\r\n");
+        assert!(page.starts_with("HTTP/1.1 404 "), "{page}");
+        assert!(!reads.is_finished(), "the slow one was still reading");
     }
 }
