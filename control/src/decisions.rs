@@ -3,17 +3,20 @@
 //! A record for each move of a class and each change of a path, in memory ([`KEPT`] of them) and on disk: lines of JSON in `decisions.jsonl` in the state folder and, of what was
 //! before, in `decisions.1.jsonl`, [`FILE_MAX`] bytes each, mode 0640. What is on disk is there again after a restart of this process.
 //!
-//! The main thread adds records and never waits for the disk: a thread of the log's own writes them, and what it is too slow for is counted and said. Threads of connections read
+//! The main thread adds records and never waits for the disk: a thread of the log's own writes them. What it is too slow for, and what the disk refuses, is counted. Threads of connections read
 //! what is in memory.
+//!
+//! A remote can have its paths go up and down as often as it sends probes. So that it does not push out what was decided about others, [`BURST`] records are taken of one remote at a
+//! time, and then one a second; how many there were beyond that stands in the next one (`left_out`).
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use tracing::warn;
@@ -29,6 +32,10 @@ pub const FILE_MAX: u64 = 8 << 20;
 pub const ANSWER: usize = 100;
 /// See [`ANSWER`].
 pub const ANSWER_MAX: usize = 1000;
+/// Records of one remote at a time at most: with many paths and classes the end of a line makes some hundred.
+pub const BURST: u32 = 500;
+/// Remotes that are told apart for that. Those beyond them count as one.
+const REMOTES: usize = KEPT;
 /// Records on their way to the disk at most.
 const QUEUE: usize = KEPT;
 
@@ -66,6 +73,13 @@ pub struct Record {
     /// What was measured of the path now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub measured_to: Option<Lately>,
+    /// Records of this remote before this one for which there was no room.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub left_out: u64,
+}
+
+fn is_none(count: &u64) -> bool {
+    *count == 0
 }
 
 /// A limit that is not kept.
@@ -157,13 +171,38 @@ pub struct Asked<'a> {
 pub struct Decisions {
     memory: Mutex<Memory>,
     disk: Option<SyncSender<String>>,
-    unwritten: AtomicU64,
+    unwritten: Arc<AtomicU64>,
 }
 
 #[derive(Debug, Default)]
 struct Memory {
     records: VecDeque<Record>,
     last: u64,
+    rooms: HashMap<String, Room>,
+}
+
+/// What there is room for of a remote.
+#[derive(Debug)]
+struct Room {
+    /// Records, at this time.
+    records: f64,
+    at: f64,
+    left_out: u64,
+}
+
+impl Room {
+    /// Goes on to another time. A clock that was set back adds nothing.
+    fn pass(&mut self, at: f64) {
+        let passed = (at - self.at).max(0.0);
+        self.records = (self.records + passed).min(BURST.into());
+        self.at = at;
+    }
+
+    /// Nothing of it need be remembered.
+    fn is_whole(&mut self, at: f64) -> bool {
+        self.pass(at);
+        self.left_out == 0 && self.records >= BURST.into()
+    }
 }
 
 impl Decisions {
@@ -182,14 +221,24 @@ impl Decisions {
         let log = Decisions {
             memory: Mutex::new(memory),
             disk: Some(disk),
-            unwritten: AtomicU64::new(0),
+            unwritten: Arc::default(),
         };
-        (log, Writer { files, lines })
+        let unwritten = Arc::clone(&log.unwritten);
+        let writer = Writer {
+            files,
+            lines,
+            unwritten,
+        };
+        (log, writer)
     }
 
-    /// Adds a record, and numbers it.
+    /// Adds a record, and numbers it, unless there are too many of its remote.
     pub fn add(&self, mut record: Record) {
         let mut memory = self.memory();
+        let Some(left_out) = memory.admit(&record) else {
+            return;
+        };
+        record.left_out = left_out;
         memory.last += 1;
         record.sequence = memory.last;
         let line = serde_json::to_string(&record).ok();
@@ -219,7 +268,7 @@ impl Decisions {
         last
     }
 
-    /// Records that the disk was too slow for.
+    /// Records that the disk was too slow for, or refused.
     pub fn unwritten(&self) -> u64 {
         self.unwritten.load(Ordering::Relaxed)
     }
@@ -238,6 +287,29 @@ impl Asked<'_> {
 }
 
 impl Memory {
+    /// Whether there is room for a record of its remote, and how many there were before it without.
+    fn admit(&mut self, record: &Record) -> Option<u64> {
+        let mut remote = record.remote.as_str();
+        if !self.rooms.contains_key(remote) {
+            self.rooms.retain(|_, room| !room.is_whole(record.at));
+            if self.rooms.len() >= REMOTES {
+                remote = "";
+            }
+        }
+        let room = self.rooms.entry(remote.to_owned()).or_insert(Room {
+            records: BURST.into(),
+            at: record.at,
+            left_out: 0,
+        });
+        room.pass(record.at);
+        if room.records < 1.0 {
+            room.left_out += 1;
+            return None;
+        }
+        room.records -= 1.0;
+        Some(std::mem::take(&mut room.left_out))
+    }
+
     fn keep(&mut self, record: Record) {
         if self.records.len() == KEPT {
             self.records.pop_front();
@@ -262,14 +334,21 @@ impl Memory {
 pub struct Writer {
     files: Files,
     lines: Receiver<String>,
+    unwritten: Arc<AtomicU64>,
 }
 
 impl Writer {
     /// Starts the log's thread, which ends with the log.
     pub fn start(self) -> io::Result<()> {
-        let Writer { files, lines } = self;
+        let Writer {
+            files,
+            lines,
+            unwritten,
+        } = self;
         let thread = std::thread::Builder::new().name("decisions".to_owned());
-        thread.spawn(move || files.write_all(&lines)).map(drop)
+        thread
+            .spawn(move || files.write_all(&lines, &unwritten))
+            .map(drop)
     }
 }
 
@@ -293,7 +372,7 @@ impl Files {
     }
 
     /// Until nobody adds anything any more.
-    fn write_all(mut self, lines: &Receiver<String>) {
+    fn write_all(mut self, lines: &Receiver<String>, unwritten: &AtomicU64) {
         while let Ok(mut line) = lines.recv() {
             line.push('\n');
             let written = self.write(line.as_bytes());
@@ -303,19 +382,20 @@ impl Files {
                 warn!(%error, file = %self.now.display(), "decisions cannot be written down");
             }
             self.failed = written.is_err();
+            unwritten.fetch_add(self.failed.into(), Ordering::Relaxed);
         }
     }
 
     fn write(&mut self, line: &[u8]) -> io::Result<()> {
         let more = line.len() as u64;
-        if self.open.as_ref().is_some_and(|(_, len)| len + more > FILE_MAX) {
-            self.open = None;
-            fs::rename(&self.now, &self.before)?;
-        }
-        let (mut file, len) = match self.open.take() {
+        let (mut file, mut len) = match self.open.take() {
             Some(open) => open,
             None => self.open()?,
         };
+        if len + more > FILE_MAX {
+            fs::rename(&self.now, &self.before)?;
+            (file, len) = self.open()?;
+        }
         file.write_all(line)?;
         self.open = Some((file, len + more));
         Ok(())
@@ -389,13 +469,62 @@ mod tests {
     #[test]
     fn memory_is_bounded_and_answers_are() {
         let log = Decisions::default();
-        for _ in 0..KEPT + 10 {
-            log.add(record("hub", Some("voice")));
+        for number in 0..KEPT + 10 {
+            let at = number as f64;
+            let record = record("hub", Some("voice"));
+            log.add(Record { at, ..record });
         }
         let last = log.last(&all());
         assert_eq!(last.len(), ANSWER_MAX);
         assert_eq!(last.last().map(|record| record.sequence), Some(KEPT as u64 + 10));
         assert_eq!(log.memory().records.len(), KEPT);
+    }
+
+    #[test]
+    fn a_remote_does_not_push_out_what_was_decided_about_others() {
+        let log = Decisions::default();
+        log.add(record("hub", Some("voice")));
+        let many = 2 * KEPT as u64;
+        for number in 0..many {
+            let at = number as f64 / many as f64;
+            let record = record("mad", None);
+            log.add(Record { at, ..record });
+        }
+        let of_hub = log.last(&Asked {
+            remote: Some("hub"),
+            ..all()
+        });
+        assert_eq!(of_hub.len(), 1);
+        assert_eq!(log.memory().records.len(), 1 + BURST as usize);
+        let add = |remote: &str, at: f64| {
+            let record = record(remote, None);
+            log.add(Record { at, ..record });
+        };
+        add("mad", 2.0);
+        let last = log.last(&all()).pop().expect("it may speak again");
+        assert_eq!(last.left_out, many - u64::from(BURST));
+        // Of whom nothing was heard for long nothing is remembered; a clock that was set back is no obstacle.
+        add("late", 1e9);
+        assert_eq!(log.memory().rooms.len(), 1);
+        add("branch", 1.0);
+        (0..2 * REMOTES).for_each(|number| add(&number.to_string(), 2.0));
+        assert_eq!(log.memory().rooms.len(), REMOTES + 1);
+    }
+
+    #[test]
+    fn what_the_disk_refuses_is_counted() {
+        let folder = folder("decisions-refused");
+        let (log, writer) = Decisions::open(&folder);
+        fs::remove_dir_all(&folder).expect("made above");
+        writer.start().expect("a thread");
+        log.add(record("hub", None));
+        log.add(record("hub", None));
+        let until = Instant::now() + Duration::from_secs(30);
+        while log.unwritten() < 2 && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert_eq!(log.unwritten(), 2);
+        assert_eq!(log.last(&all()).len(), 2, "in memory they are all the same");
     }
 
     #[test]

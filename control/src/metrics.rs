@@ -64,7 +64,7 @@ pub fn page(known: &Known, uapi_dir: &Path) -> String {
     page.one(
         "patronus_decisions_unwritten_total",
         "counter",
-        "Decisions that were not written to disk because it was too slow.",
+        "Decisions that were not written to disk because it was too slow, or full.",
         known.decisions.unwritten(),
     );
     page.text
