@@ -38,6 +38,8 @@ pub struct Paths {
     /// Of the engine that the quality is of.
     boot: [u8; 16],
     again_at: Instant,
+    /// The engine has said something of a path that its table did not have yet: until then it is looked for often.
+    expected_until: Instant,
     /// The engine has said something of paths since they were judged.
     is_noted: bool,
 }
@@ -50,6 +52,7 @@ impl Paths {
             decisions,
             boot: [0; 16],
             again_at: Instant::now(),
+            expected_until: Instant::now(),
             is_noted: false,
         }
     }
@@ -102,11 +105,14 @@ impl Paths {
         let mut quality = self.quality.lock();
         quality.note(*at, remote, *path, *state, *why);
         self.is_noted = true;
-        let measured = quality
-            .remote(remote)
-            .and_then(|remote| remote.measured(*path))
-            .map(Lately::of);
+        let known = quality.remote(remote).and_then(|remote| remote.measured(*path));
+        let measured = known.map(Lately::of);
         drop(quality);
+        if measured.is_none() {
+            let now = Instant::now();
+            self.expected_until = now + NONE;
+            self.again_at = self.again_at.min(now + EVERY);
+        }
         if *state != PathState::Unknown {
             self.decisions.add(Record {
                 at: clock_of(*at),
@@ -132,7 +138,12 @@ impl Paths {
         if is_due {
             quality.take(now, table.paths());
             let there_are = quality.remotes().next().is_some();
-            self.again_at = Instant::now() + if there_are { EVERY } else { NONE };
+            let now = Instant::now();
+            self.again_at = now
+                + match there_are || now < self.expected_until {
+                    true => EVERY,
+                    false => NONE,
+                };
         }
         for change in quality.judge(now, is_due) {
             self.decisions.add(record(&quality, config, &change));
@@ -196,4 +207,32 @@ pub fn clock_of(at: u64) -> f64 {
     let ago = boot_time().saturating_sub(at) as f64 / 1e9;
     let seconds = now.map_or(0.0, |now| now.as_secs_f64()) - ago;
     (seconds * 1e3).round() / 1e3
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use patronus_abi::channel::PathWhy;
+
+    use super::*;
+
+    /// Whoever asks right after the first path is up is not told that there is none.
+    #[test]
+    fn a_path_that_is_told_of_is_looked_for_at_once() {
+        let config = patronus_config::parse_file(Path::new("site.toml"), "[site]\nprivate_key_file = 'k'\n");
+        let config = config.expect("a site");
+        let mut paths = Paths::new(Shared::default(), Arc::default());
+        paths.again_at = Instant::now() + NONE;
+        let event = Event::PathState {
+            at: boot_time(),
+            remote: [7; 32],
+            path: PathName { local: 1, remote: 1 },
+            state: PathState::Up,
+            why: PathWhy::Heard,
+        };
+        paths.hear(&event, &config);
+        assert!(paths.again_at <= Instant::now() + EVERY);
+        assert!(paths.expected_until > paths.again_at);
+    }
 }
