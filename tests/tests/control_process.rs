@@ -918,5 +918,5 @@ fn flows_are_shown() {
         assert!(!shown(nobody).contains("10.88"), "{nobody}");
     }
     let wrong = managed.patronus("show peers --port 443");
-    assert_eq!(wrong.status.code(), Some(1));
+    assert_eq!(wrong.status.code(), Some(2));
 }

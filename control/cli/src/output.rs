@@ -39,6 +39,14 @@ impl Wrong {
         Failure::new(Code::System, message).into()
     }
 
+    /// The command line is wrong.
+    pub fn usage(message: impl Into<String>) -> Wrong {
+        Wrong {
+            exit: Exit::Usage,
+            failure: Failure::new(Code::BadRequest, message),
+        }
+    }
+
     /// The file is wrong.
     pub fn config(error: &patronus_config::Error) -> Wrong {
         Failure::new(Code::BadConfig, error.to_string()).into()

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
 use patronus_control::flows::Flow;
-use patronus_control::message::{Code, Failure, FlowFilter, Order, Topic};
+use patronus_control::message::{FlowFilter, Order, Topic};
 use patronus_control::view::{Drop, Event, Lane, Link, Peer, Port, Route, Stage, Summary};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -50,10 +50,7 @@ fn order(what: Topic, flows: &Flows) -> Result<Order, Wrong> {
     match (what, filter == FlowFilter::default()) {
         (Topic::Flows, _) => Ok(Order::Flows(filter)),
         (_, true) => Ok(Order::Show { what }),
-        (_, false) => {
-            let said = "--address, --port and --class are for `show flows`";
-            Err(Failure::new(Code::BadRequest, said).into())
-        }
+        (_, false) => Err(Wrong::usage("--address, --port and --class are for `show flows`")),
     }
 }
 
@@ -65,6 +62,10 @@ struct Shown {
 }
 
 fn flow_table(shown: &Shown) -> String {
+    if shown.flows.is_empty() && shown.complete {
+        return "no flows; a site without Ethernet LANs, networks, routes and policies remembers none\n"
+            .to_owned();
+    }
     let mut table = Table::new(&["FROM", "TO", "PROTOCOL", "CLASS", "IDLE", "GOES TO", "PATH"]);
     let at = |ip: IpAddr, port: u16| match port {
         0 => ip.to_string(),
@@ -309,6 +310,17 @@ pub fn bytes(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn that_there_are_no_flows_is_said() {
+        let mut shown = Shown {
+            flows: Vec::new(),
+            complete: true,
+        };
+        assert!(flow_table(&shown).starts_with("no flows"));
+        shown.complete = false;
+        assert!(flow_table(&shown).contains("there are more"));
+    }
 
     #[test]
     fn numbers_are_for_people() {

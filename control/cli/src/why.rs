@@ -9,12 +9,12 @@ use patronus_config::matching::Protocol;
 use patronus_control::client::Client;
 use patronus_control::decisions::{Limit, Record};
 use patronus_control::explain::{Candidate, Choice, Fate, InEngine};
-use patronus_control::message::{Code, Failure, Flow, Order};
+use patronus_control::message::{Code, Flow, Order};
 use serde_json::{Value, json};
 
 use crate::ask::connect;
 use crate::options::Why;
-use crate::output::{Exit, Outcome, Output, Table, Wrong, escaped};
+use crate::output::{Outcome, Output, Table, Wrong, escaped};
 use crate::paths::{age, millis, none, percent};
 use crate::show::read;
 
@@ -70,12 +70,7 @@ fn flow(options: &Why) -> Result<Option<Flow>, Wrong> {
 }
 
 fn wrong(said: &str) -> Wrong {
-    let failure = Failure::new(Code::BadRequest, said)
-        .hint("`patronus why hub voice`, or `patronus why 10.1.0.5 10.2.0.7 udp - 5060`");
-    Wrong {
-        exit: Exit::Usage,
-        failure,
-    }
+    Wrong::usage(said).hint("`patronus why hub voice`, or `patronus why 10.1.0.5 10.2.0.7 udp - 5060`")
 }
 
 fn of_remote(output: Output, client: &mut Client, options: &Why) -> Outcome {
