@@ -1,8 +1,6 @@
 //! `patronus-engine --trace` and `--capture`: asks a running engine and shows or writes what it tells, until there was enough or a signal comes.
 
-use std::fs::OpenOptions;
 use std::io::{self, BufWriter, IsTerminal, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -40,12 +38,13 @@ fn ask(socket: &Path, request: &Request, file: &Path) -> Result<Total, Refused> 
         let show = |head: &_, story: &patronus_observe::Story| writeln!(out, "{}", story.text(head));
         return Ok(patronus_observe::trace(stream, show, stop)?);
     }
-    let out = open(file)?;
     let stream = Stream::begin(socket, request)?;
+    // Behind it: a capture that does not begin takes no other one's place.
+    let out = open(file)?;
     Ok(patronus_observe::capture(stream, out, stop)?)
 }
 
-/// The file of a capture. It holds clear text: nobody else may read it.
+/// The file of a capture.
 fn open(file: &Path) -> Result<Box<dyn Write>, Refused> {
     if file == Path::new("-") {
         let out = io::stdout();
@@ -55,12 +54,7 @@ fn open(file: &Path) -> Result<Box<dyn Write>, Refused> {
         }
         return Ok(Box::new(BufWriter::new(out)));
     }
-    let opened = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(file);
+    let opened = patronus_observe::create(file);
     let opened = opened.map_err(|error| Refused::Engine(format!("{}: {error}", file.display())))?;
     Ok(Box::new(BufWriter::new(opened)))
 }

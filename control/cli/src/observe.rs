@@ -1,10 +1,8 @@
 //! `trace` and `capture`: has the control process ask the engine and hand the connection over, which takes an administrator; or asks the engine itself, on its query
 //! socket, which takes root. What comes back is the business of `patronus_observe`.
 
-use std::fs::OpenOptions;
 use std::io::{self, BufWriter, IsTerminal, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use patronus_control::message::{Code, Failure};
@@ -47,8 +45,9 @@ pub fn capture(socket: &Path, options: &Capture) -> Outcome {
             request.set(name, &value).map_err(|error| wrong(&error))?;
         }
     }
-    let out = open(options.write.as_deref())?;
     let (stream, signals) = begin(socket, &options.observe, &request)?;
+    // Behind it: a capture that does not begin takes no other one's place.
+    let out = open(options.write.as_deref())?;
     end(patronus_observe::capture(stream, out, || {
         signal::take(&signals).is_some()
     }))
@@ -65,7 +64,7 @@ fn told(head: &Head, story: &Story) -> Value {
 }
 
 fn wrong(error: &RequestError) -> Wrong {
-    Failure::new(Code::BadRequest, error.to_string()).into()
+    Wrong::usage(error.to_string())
 }
 
 fn request(mut request: Request, options: &Observe) -> Result<Request, Wrong> {
@@ -118,14 +117,7 @@ fn open(file: Option<&Path>) -> Result<Box<dyn Write>, Wrong> {
         }
         return Ok(Box::new(BufWriter::new(out)));
     };
-    // It holds clear text: nobody else may read it.
-    let opened = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(file);
-    match opened {
+    match patronus_observe::create(file) {
         Ok(opened) => Ok(Box::new(BufWriter::new(opened))),
         Err(error) => Err(Wrong::failed(format!("{}: {error}", file.display()))),
     }

@@ -21,6 +21,6 @@ pub use head::{Head, Port};
 pub use pcapng::Pcapng;
 pub use record::{Address, Exit, Form, Matched, NO_PEER, Point, RECORD, Record};
 pub use request::{BYTES_MAX, Kind, PACKETS_MAX, Request, RequestError, SNAP_MAX, Sides};
-pub use run::{Total, capture, trace};
+pub use run::{Total, capture, create, trace};
 pub use story::{Step, Stories, Story, key as key_text};
 pub use stream::{Event, Refused, Stream};

@@ -1,6 +1,9 @@
 //! A whole trace or capture, from the first record to the last: what a command does between asking and ending.
 
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 
 use crate::head::Head;
 use crate::pcapng::Pcapng;
@@ -42,6 +45,19 @@ pub fn trace(
     Ok(total)
 }
 
+/// Makes the file of a capture. It holds clear text, and nobody else may read it: what stands there already, with whatever rights and for whoever has it open, is replaced.
+/// What is no file, such as a pipe, is taken as it is.
+pub fn create(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.write(true).mode(0o600);
+    match fs::metadata(path) {
+        Ok(meta) if !meta.is_file() => return options.open(path),
+        Ok(_) => fs::remove_file(path)?,
+        Err(_) => {}
+    }
+    options.create_new(true).open(path)
+}
+
 /// Writes a capture to `out` as pcapng. `stop` is asked several times a second whether that is enough.
 ///
 /// # Errors
@@ -80,5 +96,28 @@ fn each(
             Event::Quiet => take(None)?,
             Event::End(lost) => return Ok(lost),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::Permissions;
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn nobody_else_reads_a_capture() {
+        let path = std::env::temp_dir().join(format!("patronus-capture-{}", std::process::id()));
+        let mode = || fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+        let mut first = create(&path).unwrap();
+        assert_eq!(mode() & 0o077, 0);
+        first.write_all(b"packets").unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(0o666)).unwrap();
+        let second = create(&path).unwrap();
+        assert_eq!((mode() & 0o077, second.metadata().unwrap().len()), (0, 0));
+        assert_eq!(first.metadata().unwrap().len(), 7, "it is another file");
+        fs::remove_file(&path).unwrap();
+        create(Path::new("/dev/null")).unwrap();
     }
 }
