@@ -17,7 +17,7 @@ use crate::options::Drill;
 use crate::output::{Outcome, Output, Table, Wrong, escaped};
 use crate::show::read;
 
-/// How often the log is looked at once the drill is over.
+/// How often the log is looked at: often enough that no look finds more than it can be told of, and that the connection is not taken for a forgotten one.
 const LOOK: Duration = Duration::from_millis(250);
 /// How long paths may take to be up again: one that has been down for long is probed every 5 s, and wants three probes in a row.
 const BACK: Duration = Duration::from_secs(40);
@@ -63,9 +63,9 @@ struct Moved {
 pub fn drill(output: Output, socket: &Path, options: &Drill) -> Outcome {
     let mut client = connect(socket)?;
     let link = find(&mut client, &options.link)?;
-    let last = records(&mut client, 0)?
-        .last()
-        .map_or(0, |record| record.sequence);
+    let mut log = Log::default();
+    log.read(&mut client)?;
+    log.records.clear();
     let before = dropped(&mut client)?;
     let order = Order::Drill {
         link: link.id as u8,
@@ -82,7 +82,11 @@ pub fn drill(output: Output, socket: &Path, options: &Drill) -> Outcome {
             options.seconds
         );
     }
-    std::thread::sleep(Duration::from_secs(options.seconds.into()));
+    let over = Instant::now() + Duration::from_secs(options.seconds.into());
+    while Instant::now() < over {
+        std::thread::sleep(LOOK.min(over.saturating_duration_since(Instant::now())));
+        log.read(&mut client)?;
+    }
     let after = dropped(&mut client)?;
     let report = |records: &[Record]| Report {
         link: link.id,
@@ -92,11 +96,11 @@ pub fn drill(output: Output, socket: &Path, options: &Drill) -> Outcome {
         dropped_received: after.1.saturating_sub(before.1),
         ..told(records, link.id, begun)
     };
-    let waited = Instant::now();
     loop {
-        let report = report(&records(&mut client, last)?);
+        log.read(&mut client)?;
+        let report = report(&log.records);
         let all_back = report.paths.iter().all(|path| path.up_after.is_some());
-        if all_back || waited.elapsed() > BACK {
+        if all_back || over.elapsed() > BACK {
             return output.print(&report, text(&report));
         }
         std::thread::sleep(LOOK);
@@ -129,15 +133,27 @@ fn find(client: &mut Client, wanted: &str) -> Result<Link, Wrong> {
     })
 }
 
-/// The log from behind this record on.
-fn records(client: &mut Client, after: u64) -> Result<Vec<Record>, Wrong> {
-    let order = Order::Decisions {
-        remote: None,
-        class: None,
-        after,
-        count: Some(RECORDS),
-    };
-    read(&client.ask(order)?)
+/// What has been read of the decision log.
+#[derive(Default)]
+struct Log {
+    records: Vec<Record>,
+    last: u64,
+}
+
+impl Log {
+    /// Reads what is new.
+    fn read(&mut self, client: &mut Client) -> Result<(), Wrong> {
+        let order = Order::Decisions {
+            remote: None,
+            class: None,
+            after: self.last,
+            count: Some(RECORDS),
+        };
+        let new: Vec<Record> = read(&client.ask(order)?)?;
+        self.last = new.last().map_or(self.last, |record| record.sequence);
+        self.records.extend(new);
+        Ok(())
+    }
 }
 
 /// Datagrams that drills have dropped so far: that were to be sent, and that came.
