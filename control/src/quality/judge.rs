@@ -19,6 +19,8 @@ use super::window::Measured;
 const SHORTER: (u64, u64) = (10, 2_000);
 /// And where it only tells apart paths of the same cost.
 const MUCH_SHORTER: (u64, u64) = (25, 10_000);
+/// How long a path that is gone is remembered, nanoseconds, whatever the hold is: back within that, it is the same path, and on probation.
+const REMEMBERED: u64 = 3600 * 1_000_000_000;
 /// The grade of a good path where weights do not matter.
 const GOOD: u8 = 1;
 
@@ -164,9 +166,8 @@ impl Judge {
                 entry.vanish(now);
             }
         }
-        // One that comes back within the hold is no new one.
         self.order
-            .retain(|entry| !entry.is_gone || entry.was_within(hold, now));
+            .retain(|entry| !entry.is_gone || entry.was_within(hold.max(REMEMBERED), now));
         for path in paths.iter().take(PATHS_MAX) {
             let entry = self.entry(path.path);
             let grade = entry.grade(class, hold, now, path);

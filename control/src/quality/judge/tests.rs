@@ -161,6 +161,25 @@ fn a_path_that_was_down_is_on_probation() {
     );
 }
 
+/// A link that is away for longer than the hold and back for a moment, again and again, moves nothing.
+#[test]
+fn a_path_that_was_gone_is_on_probation() {
+    let class = class(Mode::ActiveBackup);
+    let measured = [rtt(10_000), rtt(10_000)];
+    let mut judge = Judge::default();
+    let now = paths(&measured, &[1, 2]);
+    judge.turn(&class, SECOND, &now);
+    let turn = judge.turn(&class, 2 * SECOND, &now[1..]);
+    assert_eq!(turn.moved.map(|moved| moved.to), Some(path(2)));
+    judge.turn(&class, 100 * SECOND, &now[1..]);
+    assert_eq!(judge.turn(&class, 101 * SECOND, &now).moved, None);
+    assert_eq!(judge.turn(&class, 130 * SECOND, &now).moved, None);
+    assert_eq!(
+        judge.turn(&class, 131 * SECOND, &now).moved.map(|moved| moved.to),
+        Some(path(1))
+    );
+}
+
 #[test]
 fn the_lowest_latency_is_followed_by_steps_and_not_to_and_fro() {
     let class = class(Mode::LowestLatency);
