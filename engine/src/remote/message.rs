@@ -327,6 +327,11 @@ pub fn is_sizing(content: &[u8]) -> bool {
     matches!(content, [FIRST, SIZE | SIZE_ACK, ..])
 }
 
+/// Whether that is a question.
+pub fn is_question(content: &[u8]) -> bool {
+    matches!(content, [FIRST, SIZE, ..])
+}
+
 impl Sizing {
     /// As it is sent. What follows it is zero: so much of it that a question has the length that it is about.
     pub fn encode(&self) -> Bytes {

@@ -252,7 +252,7 @@ impl Wg {
                     run.messages += 1;
                     run.bytes += packet.len() as u64;
                     run.data |= packet.len() > DATA_MIN;
-                    match self.unwrap(cx, &mut packet, claim, run.messages) {
+                    match self.unwrap(cx, &mut packet, claim, &mut run.messages) {
                         Ok(true) => {
                             run.carried = true;
                             inner.push(packet);
@@ -314,13 +314,13 @@ impl Wg {
         Ok(())
     }
 
-    /// Cuts the inner packet out of the opened datagram, the how-manieth of its run. `Ok(false)`: there is none, it is a keepalive, a control message or an answer to a ping of ours.
+    /// Cuts the inner packet out of the opened datagram, the how-manieth of its run; a question about sizes is none that counts. `Ok(false)`: there is none, it is a keepalive, a control message or an answer to a ping of ours.
     fn unwrap(
         &mut self,
         cx: &mut Context<'_>,
         packet: &mut PktBuf,
         claim: &Claim,
-        nth: u64,
+        nth: &mut u64,
     ) -> Result<bool, DropReason> {
         packet.trim_front(HEADER);
         packet.truncate(packet.len() - TAG);
@@ -339,11 +339,12 @@ impl Wg {
             }
             Err(Malformed::NotIp) if slot.role == Role::Lane && message::is_probe(packet.data()) => {
                 let of = (slot.tunnel(), claim.peer);
-                return self.take_probe(cx, of, packet, nth);
+                return self.take_probe(cx, of, packet, *nth);
             }
             // Nothing else that is known so far is said in a lane.
             Err(Malformed::NotIp) if slot.role == Role::Lane && message::is_sizing(packet.data()) => {
                 let of = (slot.tunnel(), claim.peer);
+                *nth -= u64::from(message::is_question(packet.data()));
                 return self.take_sizing(cx, of, packet);
             }
             Err(Malformed::NotIp) => return Err(DropReason::DecapNotIp),

@@ -588,9 +588,21 @@ impl Wg {
             self.put_in_lane(cx, lane, &ask, size.size.into(), whole, &mut grants);
         }
         self.seal(whole, &grants);
-        self.account_sent(cx, whole, &grants, false);
+        self.account_sizes(cx, whole, &grants);
         cx.stats.probes_sent.add(probes as u64);
         cx.stats.sizes_sent.add((acks + whole.len()) as u64);
+    }
+
+    /// Tells timers of questions about sizes. They are no part of what is counted to find out what is lost: those that are too long for a path are meant to be.
+    fn account_sizes(&mut self, cx: &mut Context<'_>, whole: &Burst, grants: &[Grant]) {
+        for (packet, grant) in whole.iter().zip(grants) {
+            let slot = self
+                .slot_mut(grant.peer)
+                .expect("a grant names a peer that is there");
+            if slot.traffic.sent(cx.now, packet.len() as u64, true) == Wake::Due {
+                cx.tell(Notice::Watch(grant.peer));
+            }
+        }
     }
 
     /// Puts a message, made longer by zeros to so many bytes, at the end of a burst, to be sealed in a lane. Without a frame or a session it is lost like a datagram.

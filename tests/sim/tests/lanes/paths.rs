@@ -80,6 +80,24 @@ fn a_path_that_is_dead_one_way_is_left_by_both() {
     }
 }
 
+/// One of two paths takes only short datagrams, and loses none of those that hosts send: that longer ones were tried is no loss.
+#[test]
+fn sizes_that_do_not_pass_are_not_lost() {
+    let mut pair = Pair::new(kind(1, 2), kind(2, 2));
+    pair.withheld = Box::new(|_, link, datagram| link == 0 && datagram.len() > 1380);
+    pair.run(secs(5));
+    keep_sending(&mut pair, secs(30));
+    for site in [A, B] {
+        let reports = pair.sites[site].core.path_reports(pair.base(site));
+        for report in &reports {
+            assert!(report.mtu.is_some(), "{report:?}");
+            assert!(report.in_sent > 500, "{report:?}");
+            assert_eq!(report.in_sent, report.in_received, "{report:?}");
+        }
+        assert!(reports.iter().any(|report| report.mtu < Some(1380)));
+    }
+}
+
 /// What is left when nothing is up: everything as if nobody probed.
 #[test]
 fn without_a_path_that_is_up_packets_go_on() {
