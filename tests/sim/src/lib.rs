@@ -3,6 +3,7 @@
 //! See docs/simulator.md. The same seed is the same run, to the last packet.
 //!
 //! * [`world`]: a run and its parts, what goes wrong, what must hold
+//! * [`steered`]: a run in which it is known which paths are good, and what must hold of steering
 //! * [`site`]: one engine and the far ends of its ports
 //! * [`network`]: paths, NATs and an eavesdropper
 //! * [`book`], [`packet`]: what hosts send, and what they may receive
@@ -15,6 +16,7 @@ pub mod network;
 pub mod packet;
 pub mod rng;
 pub mod site;
+pub mod steered;
 pub mod trace;
 pub mod world;
 
@@ -58,6 +60,14 @@ pub struct Summary {
     pub virtual_time: Duration,
     /// How long it took after the last fault until traffic flowed again.
     pub recovery: Duration,
+    /// Of packets that were steered: those that had to arrive because they went by a good path,
+    pub certain: u64,
+    /// those that could have gone by a dead path that was not known as dead yet,
+    pub tempted: u64,
+    /// those that could have returned too early,
+    pub held: u64,
+    /// and those that went twice.
+    pub doubled: u64,
 }
 
 impl Summary {
@@ -73,6 +83,10 @@ impl Summary {
         self.restarts += other.restarts;
         self.virtual_time += other.virtual_time;
         self.recovery = self.recovery.max(other.recovery);
+        self.certain += other.certain;
+        self.tempted += other.tempted;
+        self.held += other.held;
+        self.doubled += other.doubled;
     }
 }
 
@@ -90,7 +104,21 @@ impl fmt::Display for Summary {
             self.restarts,
             self.virtual_time.as_secs(),
             self.recovery.as_secs()
-        )
+        )?;
+        if self.certain > 0 {
+            let Summary {
+                certain,
+                tempted,
+                held,
+                doubled,
+                ..
+            } = self;
+            write!(
+                f,
+                "; steering: {certain} packets had to arrive, {tempted} met a dead path, {held} a hold, {doubled} went twice"
+            )?;
+        }
+        Ok(())
     }
 }
 
@@ -114,9 +142,14 @@ impl fmt::Display for Failure {
     }
 }
 
-/// Runs a seed. A panic of the engine's is a failure like any other.
+/// Runs a seed of the [`world`].
 pub fn run(seed: u64, options: &Options) -> Result<Summary, Failure> {
-    let outcome = catch_unwind(AssertUnwindSafe(|| world::World::new(seed, options).run()));
+    guarded(|| world::World::new(seed, options).run())
+}
+
+/// A panic of the engine's is a failure like any other.
+fn guarded(run: impl FnOnce() -> Result<Summary, Failure>) -> Result<Summary, Failure> {
+    let outcome = catch_unwind(AssertUnwindSafe(run));
     outcome.unwrap_or_else(|panic| {
         let said = panic.downcast_ref::<String>().cloned();
         let said = said.or_else(|| panic.downcast_ref::<&str>().map(|said| (*said).to_owned()));

@@ -3,17 +3,18 @@
 use std::process::ExitCode;
 use std::time::Instant;
 
-use patronus_sim::{Options, Summary, run};
+use patronus_sim::{Failure, Options, Summary, run, steered};
 
 const HELP: &str = "\
 The engine on a simulated network, with faults that a seed decides (docs/simulator.md).
 
-  patronus-sim --seed N [--steps M] [--trace]
-  patronus-sim --seeds A..B [--steps M]
+  patronus-sim [--steering] --seed N [--steps M] [--trace]
+  patronus-sim [--steering] --seeds A..B [--steps M]
 
   --seed N      run this seed
   --seeds A..B  run the seeds from A up to and without B, and stop at the first that fails
-  --steps M     steps with faults (default: as many as the seed says, 20 to 59)
+  --steering    those of how packets are steered, not those of the world
+  --steps M     steps with faults (default: as many as the seed says, 20 to 59; of steering 15 to 34)
   --trace       print every event as it happens
 ";
 
@@ -21,6 +22,16 @@ struct Asked {
     first: u64,
     end: u64,
     options: Options,
+    steering: bool,
+}
+
+impl Asked {
+    fn run(&self, seed: u64) -> Result<Summary, Failure> {
+        match self.steering {
+            true => steered::run(seed, &self.options),
+            false => run(seed, &self.options),
+        }
+    }
 }
 
 fn main() -> ExitCode {
@@ -40,11 +51,12 @@ fn main() -> ExitCode {
 fn read_arguments() -> Result<Option<Asked>, String> {
     use lexopt::prelude::*;
     let mut parser = lexopt::Parser::from_env();
-    let (mut seeds, mut options) = (None, Options::default());
+    let (mut seeds, mut options, mut steering) = (None, Options::default(), false);
     let said = |error: lexopt::Error| error.to_string();
     while let Some(argument) = parser.next().map_err(said)? {
         match argument {
             Long("help") | Short('h') => return Ok(None),
+            Long("steering") => steering = true,
             Long("trace") => options.trace = true,
             Long("steps") => options.steps = Some(number("--steps", parser.value().map_err(said)?)? as usize),
             Long("seed") => {
@@ -56,7 +68,12 @@ fn read_arguments() -> Result<Option<Asked>, String> {
         }
     }
     let (first, end) = seeds.ok_or("no seed: say --seed N or --seeds A..B")?;
-    Ok(Some(Asked { first, end, options }))
+    Ok(Some(Asked {
+        first,
+        end,
+        options,
+        steering,
+    }))
 }
 
 fn number(option: &str, value: std::ffi::OsString) -> Result<u64, String> {
@@ -78,7 +95,7 @@ fn run_all(asked: &Asked) -> ExitCode {
     let begun = Instant::now();
     let mut sum = Summary::default();
     for seed in asked.first..asked.end {
-        match run(seed, &asked.options) {
+        match asked.run(seed) {
             Ok(summary) => sum.add(&summary),
             Err(failure) => {
                 let steps = asked
@@ -89,7 +106,8 @@ fn run_all(asked: &Asked) -> ExitCode {
                     "seed {seed} failed after {} seeds:\n{failure}",
                     seed - asked.first
                 );
-                println!("again: patronus-sim --seed {seed}{steps} --trace");
+                let which = if asked.steering { " --steering" } else { "" };
+                println!("again: patronus-sim{which} --seed {seed}{steps} --trace");
                 return ExitCode::FAILURE;
             }
         }

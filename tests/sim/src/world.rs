@@ -55,7 +55,7 @@ const PROOF: usize = 40;
 /// Arenas live for ever, so runs of one process use them one after another.
 static ARENAS: Mutex<Vec<&'static Arena>> = Mutex::new(Vec::new());
 
-fn borrow_arena() -> &'static Arena {
+pub(crate) fn borrow_arena() -> &'static Arena {
     let free = ARENAS.lock().ok().and_then(|mut arenas| arenas.pop());
     free.unwrap_or_else(|| {
         let config = ArenaConfig {
@@ -64,6 +64,18 @@ fn borrow_arena() -> &'static Arena {
         };
         Arena::new(&config).expect("memory for frames")
     })
+}
+
+/// Gives an arena back, with every frame; or says how many are missing.
+pub(crate) fn give_back(arena: &'static Arena) -> Result<(), String> {
+    if arena.free_frames() != arena.frames() {
+        let lost = arena.frames() - arena.free_frames();
+        return Err(format!("frames: {lost} were lost"));
+    }
+    if let Ok(mut arenas) = ARENAS.lock() {
+        arenas.push(arena);
+    }
+    Ok(())
 }
 
 /// What a seed decides before anything happens.
@@ -863,19 +875,14 @@ impl World {
             restarts: self.restarts,
             virtual_time: self.now.since(START),
             recovery,
+            ..Summary::default()
         };
         if let Err(what) = left {
             return Err((what, events));
         }
         let arena = self.arena;
         drop(self);
-        if arena.free_frames() != arena.frames() {
-            let lost = arena.frames() - arena.free_frames();
-            return Err((format!("frames: {lost} were lost"), events));
-        }
-        if let Ok(mut arenas) = ARENAS.lock() {
-            arenas.push(arena);
-        }
+        give_back(arena).map_err(|what| (what, events))?;
         Ok(summary)
     }
 
