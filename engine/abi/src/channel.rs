@@ -21,11 +21,11 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::ABI_VERSION;
 use crate::blob::{BLOB_MAX, UNKNOWN, Wrong, zero};
-use crate::path::{ORDER, SUSPECT};
 pub use crate::path::{
     LinkWhy, MoveWhy, PATH_WORDS, PATHS_MAX, PathName, PathReport, PathState, PathWhy, Ranked, SAMPLES,
     SUSPECT_MAX, SUSPECTS_MAX,
 };
+use crate::path::{ORDER, SUSPECT};
 use crate::prefix::Prefix;
 use crate::record::{AddrRecord, PrefixRecord, records};
 
