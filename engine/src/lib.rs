@@ -34,7 +34,8 @@
 //!
 //! Where to read on:
 //!
-//! * [`worker`]: the loop of a pinned or floating thread, and how it sleeps; [`courtesy`]: whom it may interrupt when it wakes.
+//! * [`worker`]: the loop of a pinned or floating thread, and how it sleeps; beside it `worker::outbound` and `worker::inbound`, the two ways above step by step, and
+//!   `worker::ports`, by which packets leave; [`courtesy`]: whom it may interrupt when it wakes.
 //! * [`wg`], [`route`], [`ethernet`]: the stages between the ports, on whole bursts.
 //! * [`flow`], [`classify`], [`fib`], [`snapshot`], [`neighbour`]: what a router looks at.
 //! * [`remote`]: sites of our own, and which lanes there are towards them; [`path`]: which paths are up, and what is known of them; [`probe`]:

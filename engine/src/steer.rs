@@ -7,18 +7,25 @@
 //! A bucket that is not at home moves at once if its path is down, or poor while there is a good one. Otherwise it waits for a pause between its packets in which none can be
 //! overtaken, or for its turn within [`RETURN`]: then what comes back comes back bit by bit.
 //!
+//! * [`Order`]: which path comes first
+//! * [`Doubles`]: the copies
+//!
 //! The slow path makes a [`Steering`] for each worker and remote, with all its memory, and sends it with the paths. It is that worker's own from then on; nothing is shared.
+
+mod doubles;
+mod order;
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use arrayvec::ArrayVec;
-use patronus_abi::channel::{PATHS_MAX, PathName, Ranked};
+use patronus_abi::channel::{PATHS_MAX, PathName};
 use patronus_abi::site::{CLASSES_MAX, Class, Mode, OuterDscp, Sticky};
-use patronus_crypto::replay::ReplayWindow;
 use patronus_crypto::{Duration, PeerId, Time};
 use patronus_io::ip::FlowKey;
 
+pub use self::doubles::Doubles;
+pub use self::order::{Order, Standing};
 use crate::flow::HashKeys;
 use crate::path::{PathBoard, PathLanes};
 
@@ -32,8 +39,6 @@ pub const RETURN: Duration = Duration::from_secs(4);
 const COARSE_BITS: u32 = 20;
 /// A bucket that has had no packet yet is on no path.
 const NOWHERE: u8 = u8::MAX;
-/// The first sequence number that is not one of before: those are 32 bits on the wire, and more here.
-const FIRST: u64 = 1 << 32;
 
 /// How packets of a class are steered.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -104,85 +109,6 @@ pub fn bucket_of_source(keys: &HashKeys, source: IpAddr) -> u8 {
         }
     };
     bucket_of(keys.hash(&key))
-}
-
-/// What configuration says of a path towards a remote, as far as one side knows.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct Standing {
-    /// Traffic costs money at one end or the other: after all those of which it does not.
-    pub metered: bool,
-    /// The cost of our link.
-    pub cost: u16,
-    /// What both sides call it: the upper byte of its lanes' tags.
-    pub tag: u8,
-}
-
-impl Standing {
-    /// Whether neither is to be preferred.
-    fn is_equal(&self, other: &Standing) -> bool {
-        (self.metered, self.cost) == (other.metered, other.cost)
-    }
-}
-
-/// In which order a class uses the paths of a remote.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Order {
-    /// Places of paths, the first one first; poor ones behind good ones.
-    rank: ArrayVec<u8, PATHS_MAX>,
-    /// Those that are good: a bit for each place.
-    good: u64,
-    /// By place, 1 to 255.
-    weights: [u8; PATHS_MAX],
-}
-
-impl Order {
-    /// What control says of these paths; what it says nothing of comes behind that, as good. `paths` are the board's, by place, with their standings.
-    pub fn new(ranked: &[Ranked], paths: &[(PathName, Standing)]) -> Order {
-        let mut order = Order {
-            rank: ArrayVec::new(),
-            good: 0,
-            weights: [1; PATHS_MAX],
-        };
-        let mut by_standing: Vec<usize> = (0..paths.len().min(PATHS_MAX)).collect();
-        by_standing.sort_by_key(|at| paths[*at].1);
-        let told = ranked.iter().filter_map(|ranked| {
-            let at = paths.iter().position(|(name, _)| *name == ranked.path)?;
-            Some((at, ranked.grade))
-        });
-        let told: Vec<(usize, u8)> = told.filter(|(at, _)| *at < PATHS_MAX).collect();
-        let untold = by_standing
-            .into_iter()
-            .filter(|at| told.iter().all(|(other, _)| other != at))
-            .map(|at| (at, 1));
-        let (good, poor): (Vec<_>, Vec<_>) = told
-            .iter()
-            .copied()
-            .chain(untold)
-            .partition(|(_, grade)| *grade > 0);
-        for (at, grade) in good {
-            order.good |= 1 << at;
-            order.weights[at] = grade;
-            order.rank.push(at as u8);
-        }
-        order.rank.extend(poor.into_iter().map(|(at, _)| at as u8));
-        order
-    }
-
-    /// The places, the first one first.
-    pub fn rank(&self) -> &[u8] {
-        &self.rank
-    }
-
-    /// The places of those that are good.
-    pub fn good(&self) -> u64 {
-        self.good
-    }
-
-    /// The first of these that is good, or else the first.
-    pub fn first(&self, among: u64) -> Option<u8> {
-        // Good ones stand before poor ones.
-        self.rank.iter().copied().find(|at| among & 1 << at != 0)
-    }
 }
 
 /// Why a bucket went from one path to another.
@@ -300,56 +226,6 @@ pub struct Told {
     pub since: Duration,
     /// And how long ago its last packet came.
     pub seen: Duration,
-}
-
-/// Packets that come or go twice with lanes of one number, on whichever path: one side's lanes of a number are all one worker's.
-pub struct Doubles {
-    number: u8,
-    /// The sequence number of the next one to go.
-    next: u32,
-    /// The newest that came, and those before it; 0: none.
-    newest: u64,
-    window: ReplayWindow,
-}
-
-impl Doubles {
-    /// For the lanes of this number.
-    pub fn new(number: u8) -> Doubles {
-        Doubles {
-            number,
-            next: 0,
-            newest: 0,
-            window: ReplayWindow::new(ReplayWindow::DEFAULT_BITS),
-        }
-    }
-
-    fn take_next(&mut self) -> u32 {
-        let sequence = self.next;
-        self.next = sequence.wrapping_add(1);
-        sequence
-    }
-
-    /// Whether a packet that came is the first of its two. What is further behind the newest than the window reaches is not.
-    pub fn accept(&mut self, sequence: u32) -> bool {
-        let counter = match self.newest {
-            0 => FIRST + u64::from(sequence),
-            newest => {
-                let ahead = sequence.wrapping_sub(newest as u32) as i32;
-                newest.saturating_add_signed(ahead.into())
-            }
-        };
-        let is_first = self.window.mark(counter);
-        if is_first {
-            self.newest = self.newest.max(counter);
-        }
-        is_first
-    }
-
-    /// The other side begins anew.
-    fn forget(&mut self) {
-        self.newest = 0;
-        self.window.clear();
-    }
 }
 
 /// How one worker steers packets towards one remote.
