@@ -806,6 +806,47 @@ fn addresses_and_routes_at_the_tun() {
     assert!(addresses().contains("10.99.0.1/32"));
 }
 
+/// With the last address of its family the kernel takes an interface's routes away, and with the first one of a network the others there: what is wanted is there all the same.
+#[test]
+fn another_address_at_the_tun_leaves_everything_else() {
+    if !may_run(&[]) {
+        return;
+    }
+    let key = Keys::generate().unwrap().public;
+    let allowed = "'10.90.0.0/16', 'fd00:90::/32'";
+    let peer = format!("[[peer]]\npublic_key = '{key}'\nallowed_ips = [{allowed}]\n");
+    let managed = Managed::start(&peer);
+    let (namespace, interface) = (managed.site.namespace.clone(), managed.site.interface.clone());
+    let ip = |words: &str| namespace.ip(words).unwrap();
+    let there = |addresses: &[&str]| {
+        let shown = ip(&format!("-4 -o address show dev {interface}"));
+        let routes = ip(&format!("route show dev {interface}"));
+        shown.lines().count() == addresses.len()
+            && addresses.iter().all(|address| shown.contains(address))
+            && routes.contains("10.90.0.0/16")
+    };
+    let mut line = "[engine]".to_owned();
+    for addresses in [
+        &["10.89.0.1/24"][..],
+        &["10.89.0.2/24"],
+        &["10.89.0.2/24", "10.89.0.3/24", "10.88.0.1/24"],
+        &["10.89.0.3/24", "10.87.0.1/32"],
+        &["10.87.0.1/32"],
+    ] {
+        let next = format!("addresses = {addresses:?}\nroutes = true\n[engine]");
+        managed.edit(|text| text.replace(&line, &next));
+        line = next;
+        managed.said("apply");
+        assert!(
+            eventually(|| there(addresses)),
+            "{addresses:?}: {}{}{}",
+            ip(&format!("-4 -o address show dev {interface}")),
+            ip(&format!("route show dev {interface}")),
+            managed.engine.log()
+        );
+    }
+}
+
 /// A key file that is another one while there is no control process is told by the next one, though the site is the same.
 #[test]
 fn another_key_is_noticed_by_the_next_control() {

@@ -40,9 +40,10 @@ enum Step {
 pub(super) struct HostSide {
     settings: OwnSettings,
     wanted: Settings,
-    there: Settings,
     steps: VecDeque<Step>,
-    /// Routes that could not be set since the last plan.
+    /// Addresses go first: with them the kernel takes others of their network and routes, so it is looked again what there is.
+    look_again: bool,
+    /// Addresses and routes that could not be set since the last plan.
     failed: usize,
 }
 
@@ -51,30 +52,36 @@ impl HostSide {
         Ok(HostSide {
             settings: OwnSettings::new(ifindex)?,
             wanted: Settings::default(),
-            there: Settings::default(),
             steps: VecDeque::new(),
+            look_again: false,
             failed: 0,
         })
     }
 
     /// Looks what is there, and what it takes to get to what is wanted.
     fn plan(&mut self) -> io::Result<()> {
-        self.there = Settings {
+        self.failed = 0;
+        let gone = self.look()?;
+        self.look_again = !gone.is_empty();
+        if self.look_again {
+            self.steps = gone.into_iter().map(Step::RemoveAddress).collect();
+        }
+        Ok(())
+    }
+
+    /// The same without the addresses that are not wanted any more, which come back.
+    fn look(&mut self) -> io::Result<Vec<HostPrefix>> {
+        let wanted = &self.wanted;
+        let there = Settings {
             addresses: self.settings.addresses()?,
             routes: self.settings.routes()?,
         };
-        let (wanted, there) = (&self.wanted, &self.there);
         let less = |all: &BTreeSet<HostPrefix>, without: &BTreeSet<HostPrefix>| -> Vec<HostPrefix> {
             all.difference(without).copied().collect()
         };
         let steps = (less(&there.routes, &wanted.routes)
             .into_iter()
             .map(Step::RemoveRoute))
-        .chain(
-            less(&there.addresses, &wanted.addresses)
-                .into_iter()
-                .map(Step::RemoveAddress),
-        )
         .chain(
             less(&wanted.addresses, &there.addresses)
                 .into_iter()
@@ -86,12 +93,11 @@ impl HostSide {
                 .map(Step::AddRoute),
         );
         self.steps = steps.collect();
-        self.failed = 0;
-        Ok(())
+        Ok(less(&there.addresses, &wanted.addresses))
     }
 
     /// Goes on. True if there is more to do.
-    fn advance(&mut self, log: &Log) -> bool {
+    fn advance(&mut self, log: &Log) -> io::Result<bool> {
         for _ in 0..STEPS_PER_TURN {
             let Some(step) = self.steps.pop_front() else { break };
             let settings = &self.settings;
@@ -108,11 +114,15 @@ impl HostSide {
                 }
             }
         }
+        if self.steps.is_empty() && std::mem::take(&mut self.look_again) {
+            // What could not be removed is not tried again: that was said.
+            self.look()?;
+        }
         if self.steps.is_empty() && self.failed > TOLD {
             let more = std::mem::take(&mut self.failed) - TOLD;
             log.error(format_args!("nor {more} more addresses or routes at the TUN"));
         }
-        !self.steps.is_empty()
+        Ok(!self.steps.is_empty())
     }
 }
 
@@ -205,12 +215,7 @@ impl SlowPath {
         let Some(side) = &mut self.host else { return };
         match side.plan() {
             Ok(()) => self.host_again_at = Some(self.core.mono()),
-            Err(error) => {
-                let log = self.core.log();
-                log.error(format_args!(
-                    "cannot see addresses and routes at the TUN: {error}"
-                ));
-            }
+            Err(error) => unseen(self.core.log(), &error),
         }
     }
 
@@ -220,7 +225,17 @@ impl SlowPath {
             return;
         }
         let Some(side) = &mut self.host else { return };
-        let more = side.advance(self.core.log());
+        let log = self.core.log();
+        let more = side.advance(log).unwrap_or_else(|error| {
+            unseen(log, &error);
+            false
+        });
         self.host_again_at = more.then(|| now.after(PAUSE));
     }
+}
+
+fn unseen(log: &Log, error: &io::Error) {
+    log.error(format_args!(
+        "cannot see addresses and routes at the TUN: {error}"
+    ));
 }
