@@ -237,8 +237,8 @@ impl Control {
         let Some(attachment) = &self.attachment else {
             return;
         };
-        // While a site is on its way nobody knows which classes the engine has.
-        let may_order = self.flight.is_none();
+        // While a site is on its way nobody knows which classes the engine has, and where it refuses what is wanted it has others: orders name them by their numbers.
+        let may_order = self.flight.is_none() && self.refused.is_none();
         let (table, config) = (&attachment.statistics, &self.wanted.config);
         self.paths.look(&mut self.engine, table, config, may_order);
     }

@@ -106,6 +106,11 @@ impl Managed {
             .unwrap_or(0)
     }
 
+    fn paths_up(&self) -> usize {
+        let shown = self.said("--json show paths");
+        shown.matches("\"state\": \"up\"").count()
+    }
+
     fn edit(&self, change: impl FnOnce(String) -> String) {
         let path = self.folder.join("site.toml");
         let text = fs::read_to_string(&path).unwrap();
@@ -873,12 +878,8 @@ fn another_key_is_noticed_by_the_next_control() {
     );
 }
 
-/// Two links to a site of our own. One of them is in a drill: its path is noticed to be down and packets go by the other one, what was dropped is counted, and it is back afterwards.
-#[test]
-fn a_drill_cuts_a_link_and_tells_what_became_of_it() {
-    if !may_run(&[]) {
-        return;
-    }
+/// A managed site with `more` in its file, and two links to a site of our own, whose paths are up.
+fn with_remote(more: &str) -> (Managed, Edge) {
     let other = Keys::generate().unwrap();
     let tables = |key: &str, net: &str| {
         let link = |id: u8| format!("[[link]]\nid = {id}\ninterface = 'up{id}'\ngroup = {id}\n");
@@ -889,7 +890,7 @@ fn a_drill_cuts_a_link_and_tells_what_became_of_it() {
             key.trim()
         )
     };
-    let managed = Managed::start(&tables(&other.public, "10.88.0.2/32"));
+    let managed = Managed::start(&format!("{}{more}", tables(&other.public, "10.88.0.2/32")));
     let far = Namespace::new("far").unwrap();
     for link in [1, 2] {
         let name = format!("up{link}");
@@ -906,14 +907,54 @@ fn a_drill_cuts_a_link_and_tells_what_became_of_it() {
     let edge = Edge::start(&far, &other, &file).unwrap();
     far.address(edge.interface(), "10.88.0.2/24").unwrap();
     managed.raise();
-    let paths_up = || {
-        managed
-            .said("--json show paths")
-            .matches("\"state\": \"up\"")
-            .count()
-    };
-    assert!(eventually(|| paths_up() == 2), "{}", managed.said("show paths"));
+    assert!(
+        eventually(|| managed.paths_up() == 2),
+        "{}",
+        managed.said("show paths")
+    );
+    (managed, edge)
+}
 
+/// An engine that refuses what is wanted has other classes than control, and those have other numbers: it is told no order by them.
+#[test]
+fn an_engine_that_refuses_is_told_no_orders() {
+    if !may_run(&[]) {
+        return;
+    }
+    let policy = "[[policy]]\nprotocol = 'udp'\naction = 'route'\nclass = 'voice'\n";
+    let (mut managed, _other) = with_remote(policy);
+    let chosen = |class: &str| {
+        managed
+            .said(&format!("why other {class}"))
+            .contains("goes by path")
+    };
+    assert!(eventually(|| chosen("voice")), "{}", managed.said("why other"));
+    managed.kill_control();
+    managed.edit(|text| {
+        text.replace("[engine]\n", "[engine]\nworkers = 2\n")
+            + "[[class]]\nname = 'alpha'\nmode = 'duplicate'\n"
+    });
+    managed.start_control();
+    let chosen = |class: &str| {
+        managed
+            .said(&format!("why other {class}"))
+            .contains("goes by path")
+    };
+    assert!(eventually(|| chosen("alpha")), "{}", managed.said("why other"));
+    // Orders go out a second after paths were seen first.
+    std::thread::sleep(Duration::from_secs(2));
+    let log = managed.control.log();
+    assert!(log.contains("the engine refuses"), "{log}");
+    assert!(!log.contains("commands were refused"), "{log}");
+}
+
+/// Two links to a site of our own. One of them is in a drill: its path is noticed to be down and packets go by the other one, what was dropped is counted, and it is back afterwards.
+#[test]
+fn a_drill_cuts_a_link_and_tells_what_became_of_it() {
+    if !may_run(&[]) {
+        return;
+    }
+    let (managed, _other) = with_remote("");
     let said = managed.said("--json failover-test --link up1 --for 1s");
     let told: serde_json::Value = serde_json::from_str(&said).unwrap();
     let path = &told["paths"][0];
@@ -924,7 +965,7 @@ fn a_drill_cuts_a_link_and_tells_what_became_of_it() {
     assert!(path["down_after"].as_f64() < path["up_after"].as_f64(), "{said}");
     assert!(path["down_after"].as_f64() > Some(0.0), "{said}");
     assert!(told["dropped_sent"].as_u64() > Some(0), "{said}");
-    assert_eq!(paths_up(), 2);
+    assert_eq!(managed.paths_up(), 2);
 
     let refused = managed.patronus("failover-test --link up9");
     let wrong = String::from_utf8_lossy(&refused.stderr).into_owned();
