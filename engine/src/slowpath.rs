@@ -43,6 +43,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::net::SendFlags;
 
+use self::controlled::Drills;
 pub use self::core::{Core, CoreParts, Sockets, peer_numbers};
 use self::gateways::Gateways;
 use self::host::HostSide;
@@ -228,6 +229,9 @@ pub struct SlowPath {
     queries: Vec<Pending>,
     /// How many were asked.
     asked: u64,
+    /// Commands of control stay in their ring until workers have taken others.
+    commands_wait: bool,
+    drills: Drills,
 }
 
 impl SlowPath {
@@ -309,6 +313,8 @@ impl SlowPath {
             observations: 0,
             queries: Vec::new(),
             asked: 0,
+            commands_wait: false,
+            drills: Drills::default(),
         };
         let there = slow_path.lans.iter().enumerate();
         let there: Vec<usize> = there.filter_map(|(at, lan)| lan.ifindex().map(|_| at)).collect();
@@ -347,7 +353,7 @@ impl SlowPath {
             self.find_ways();
             self.tend_gateways();
             self.tell_moves();
-            let backlog = !self.core.flush();
+            let backlog = !self.core.flush() || self.commands_wait;
             if let Some(ended) = self.ended {
                 self.core.stop_workers();
                 return ended;

@@ -322,6 +322,40 @@ fn dynamic_routes_stay_until_they_are_swept() {
     );
 }
 
+/// Drills are for people, and each has a line in the log: a control that has gone mad does not fill it.
+#[test]
+fn drills_without_end_are_refused() {
+    if !may_run(&[]) {
+        return;
+    }
+    let mut end = End::new(1);
+    let link = "[[link]]\nid = 1\ninterface = 'up1'\n";
+    let said = end.publish(link, 1);
+    assert!(is_applied(&said, 1), "{said:?}");
+    let link = end.link.as_mut().unwrap();
+    let drill = |length| Command::Drill { link: 1, length };
+    link.command(&drill(1000)).unwrap();
+    link.command(&drill(0)).unwrap();
+    const MANY: u64 = 2000;
+    for _ in 0..MANY {
+        link.command(&drill(1)).unwrap();
+    }
+    let (mut refused, mut events) = (0, Vec::new());
+    let all_heard = || {
+        let _ = link.events(&mut events);
+        for event in events.drain(..) {
+            if let Event::CommandsRefused { count, reason } = event {
+                assert!(reason.contains("more drills"), "{reason}");
+                refused += count;
+            }
+        }
+        refused > MANY / 2
+    };
+    assert!(eventually(all_heard), "{refused} refused");
+    let lines = end.engine.process.log().matches("drill").count();
+    assert!((2..100).contains(&lines), "{lines} lines");
+}
+
 /// An engine of another release, as far as anybody can tell.
 #[test]
 fn another_abi_is_refused_with_what_to_do() {

@@ -5,7 +5,7 @@ use patronus_abi::Prefix;
 use patronus_abi::channel::{Command, Event, NextHop};
 use patronus_abi::site::Lan;
 use patronus_crypto::timers::Traffic;
-use patronus_crypto::{Duration, PeerId, PublicKey};
+use patronus_crypto::{Duration, PeerId, PublicKey, Time};
 
 use super::SlowPath;
 use crate::channel::{Command as DataCommand, Drill};
@@ -16,6 +16,8 @@ use crate::stats::directory::Name;
 
 /// Commands that are carried out in a turn.
 const COMMANDS_PER_TURN: usize = 1024;
+/// Drills that begin or end in a second: each is for people, and has a line in the log.
+const DRILLS_PER_SECOND: u32 = 4;
 /// Prefixes that a sweep looks at in a turn.
 const SWEPT_PER_TURN: usize = 1024;
 /// How often counters that are not counted where others can read them are copied there.
@@ -54,6 +56,24 @@ const OF_ENGINE: &[Name] = &[
     ("dynamic_routes", false),
     ("statistics_without_room_total", true),
 ];
+
+/// How many drills began or ended in which second.
+#[derive(Default)]
+pub(super) struct Drills {
+    second: u64,
+    count: u32,
+}
+
+impl Drills {
+    fn may_be(&mut self, now: Time) -> bool {
+        let second = now.0 / 1_000_000_000;
+        if self.second != second {
+            (self.second, self.count) = (second, 0);
+        }
+        self.count = self.count.saturating_add(1);
+        self.count <= DRILLS_PER_SECOND
+    }
+}
 
 impl SlowPath {
     /// Configures an engine that has just been put together as control has said.
@@ -143,7 +163,9 @@ impl SlowPath {
 
     fn take_commands(&mut self, control: &mut Control) {
         let mut left = COMMANDS_PER_TURN;
+        // What workers do not take would grow here without bound: it stays in the ring.
         while left > 0
+            && self.core.workers_keep_up()
             && let Some(command) = control.take_command()
         {
             left -= 1;
@@ -151,6 +173,7 @@ impl SlowPath {
                 control.refuse_command(why);
             }
         }
+        self.commands_wait = !self.core.workers_keep_up();
         if left == 0 || self.go_on_sweeping() {
             control.come_again();
         }
@@ -225,6 +248,9 @@ impl SlowPath {
             .unwrap_or_default();
         let at = links.iter().position(|one| one.id == link);
         let wan = at.ok_or("a drill of a link that is not there")?;
+        if !self.drills.may_be(self.core.mono()) {
+            return Err("more drills in a second than people can want");
+        }
         let name = &links[wan].interface;
         let log = self.core.log();
         match length {

@@ -179,6 +179,11 @@ impl<S: Sockets> Core<S> {
         self.workers.tell(worker, command);
     }
 
+    /// Whether workers take what they are told.
+    pub fn workers_keep_up(&self) -> bool {
+        self.workers.keep_up()
+    }
+
     /// Moves commands that wait into the workers' queues and wakes whom they concern. False if some still wait.
     pub fn flush(&mut self) -> bool {
         self.workers.flush()

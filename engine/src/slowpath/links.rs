@@ -9,6 +9,8 @@ use patronus_crypto::{Duration, PeerId};
 use crate::channel::{Command, ToSlowPath, ToWorker};
 use crate::crew::Places;
 
+/// Commands that wait for room in a worker's queue, beyond which it does not keep up.
+const BEHIND: usize = 4096;
 /// How often to look whether a worker has ended.
 const STOP_CHECK: Duration = Duration::from_millis(1);
 
@@ -94,6 +96,11 @@ impl Workers {
         }
     }
 
+    /// Whether workers take what they are told. Who tells them much without need, as control can, does not tell them more before they do.
+    pub fn keep_up(&self) -> bool {
+        self.links.iter().all(|link| link.backlog.len() < BEHIND)
+    }
+
     /// Moves what waits into the queues and wakes whom it concerns. False if something still waits.
     pub fn flush(&mut self) -> bool {
         let mut done = true;
@@ -148,5 +155,26 @@ impl Link {
             self.inbox.waker.wake();
         }
         self.backlog.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::channel::COMMAND_QUEUE;
+
+    #[test]
+    fn a_worker_that_takes_nothing_does_not_keep_up() {
+        let inbox = Arc::new(ToWorker::new().unwrap());
+        let mut workers = Workers::new(&[Arc::clone(&inbox)], Vec::new());
+        for _ in 0..COMMAND_QUEUE + BEHIND - 1 {
+            workers.tell(0, Command::Drill(None));
+        }
+        assert!(workers.keep_up());
+        workers.tell(0, Command::Drill(None));
+        assert!(!workers.keep_up());
+        while inbox.commands.pop().is_some() {}
+        assert!(workers.flush());
+        assert!(workers.keep_up());
     }
 }
