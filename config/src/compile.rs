@@ -43,6 +43,11 @@ impl Config {
 }
 
 impl Config {
+    /// The name of the class that has this number in the [compiled](Config::compile) site.
+    pub fn class_name(&self, number: u8) -> Option<&str> {
+        class_names(self).nth(number.into())
+    }
+
     /// The class of this name: the file's, or the one that is built in.
     fn class(&self, name: &str) -> site::Class {
         let is_it = |class: &&steering::Class| class.name.get_ref().as_str() == name;

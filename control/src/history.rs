@@ -76,7 +76,9 @@ impl Recorder {
     /// Keeps what the engine has said, and logs it.
     pub fn note(&mut self, event: Event, config: &Config) {
         if self.may_log()
-            && let Some((what, who, text)) = words(&event, &|key| called(config, key))
+            && let Some((what, who, text)) = words(&event, &|key| called(config, key), &|class| {
+                class_of(config, class)
+            })
         {
             info!(what, who, "{text}");
         }
@@ -116,7 +118,11 @@ pub fn boot_time() -> u64 {
 }
 
 /// An event in words: its kind, whom it is about, and what has happened. None: it is an answer.
-pub fn words(event: &Event, called: &dyn Fn(&[u8; 32]) -> String) -> Option<(&'static str, String, String)> {
+pub fn words(
+    event: &Event,
+    called: &dyn Fn(&[u8; 32]) -> String,
+    class_of: &dyn Fn(u8) -> String,
+) -> Option<(&'static str, String, String)> {
     Some(match event {
         Event::Session { peer, lane, up, .. } => {
             let what = if *up {
@@ -160,7 +166,7 @@ pub fn words(event: &Event, called: &dyn Fn(&[u8; 32]) -> String) -> Option<(&'s
         } => {
             let name =
                 |path: &Option<PathName>| path.map_or_else(|| "none".to_owned(), |path| path.to_string());
-            let (from, to, why) = (name(from), name(to), why.word());
+            let (from, to, why, class) = (name(from), name(to), why.word(), class_of(*class));
             let text = format!("flows of class {class} go by path {to} instead of {from}: {why}");
             ("flows", called(remote), text)
         }
@@ -190,9 +196,15 @@ pub fn called(config: &Config, key: &[u8; 32]) -> String {
     )
 }
 
+/// The name of the class that has this number, or else the number: it is one of another site's.
+pub fn class_of(config: &Config, number: u8) -> String {
+    let name = config.class_name(number);
+    name.map_or_else(|| number.to_string(), str::to_owned)
+}
+
 #[cfg(test)]
 mod tests {
-    use patronus_abi::channel::LinkWhy;
+    use patronus_abi::channel::{LinkWhy, MoveWhy};
 
     use super::*;
 
@@ -235,9 +247,12 @@ mod tests {
             lane: Some((path, 3)),
             to: at,
         };
-        let said = words(&moved, &|key| format!("site {}", key[0])).expect("no answer");
+        let said = |event: &Event| {
+            let called = |key: &[u8; 32]| format!("site {}", key[0]);
+            words(event, &called, &|class| format!("class {class}")).expect("no answer")
+        };
         let text = "is at 192.0.2.1:51820 now (path 1-2, lane 3)";
-        assert_eq!(said, ("endpoint", "site 7".to_owned(), text.to_owned()));
+        assert_eq!(said(&moved), ("endpoint", "site 7".to_owned(), text.to_owned()));
         let moved = Event::PeerMoved {
             at: 1,
             peer,
@@ -245,7 +260,29 @@ mod tests {
             to: 2,
             why: LinkWhy::GatewaySilent,
         };
-        let (_, _, text) = words(&moved, &|key| format!("site {}", key[0])).expect("no answer");
+        let (_, _, text) = said(&moved);
         assert_eq!(text, "the session goes by link 2 instead of 1: gateway-silent");
+    }
+
+    #[test]
+    fn a_class_is_called_what_the_file_calls_it() {
+        let config = patronus_config::parse_file(
+            std::path::Path::new("site.toml"),
+            "[site]\nprivate_key_file = 'k'\n[[class]]\nname = 'zeta'\n[[policy]]\naction = 'route'\nclass = 'voice'\n",
+        );
+        let config = config.expect("a site");
+        let names: Vec<String> = (0..4).map(|number| class_of(&config, number)).collect();
+        assert_eq!(names, ["default", "voice", "zeta", "3"]);
+        let moved = Event::Moved {
+            at: 1,
+            remote: [7; 32],
+            class: 1,
+            from: None,
+            to: Some(PathName { local: 1, remote: 2 }),
+            why: MoveWhy::Up,
+        };
+        let class = |number| class_of(&config, number);
+        let (_, _, text) = words(&moved, &|_| String::new(), &class).expect("no answer");
+        assert_eq!(text, "flows of class voice go by path 1-2 instead of none: up");
     }
 }

@@ -490,7 +490,11 @@ impl<'a> Viewer<'a> {
         let kept = self.known.history.get();
         let event = |happened: Happened| {
             let (at, words) = match happened {
-                Happened::Event(event) => (event.at()?, history::words(&event, &|key| self.called(key))?),
+                Happened::Event(event) => {
+                    let class_of = |class| history::class_of(self.config, class);
+                    let words = history::words(&event, &|key| self.called(key), &class_of)?;
+                    (event.at()?, words)
+                }
                 Happened::Lost { at, events } => {
                     let text = format!("{events} events there was no room for");
                     (at, ("lost", String::new(), text))
