@@ -16,7 +16,7 @@ use crate::dpdk;
 use crate::error::{Error, nearest};
 use crate::matching::{Name, OneOrMore, Via};
 use crate::on_link::OnLink;
-use crate::schema::{Action, Config, Lan, Link, Peer, Policy};
+use crate::schema::{Action, Config, Lan, Link, LinkPort, Peer, Policy};
 use crate::steering::{BUILT_IN, class_names};
 
 /// Seconds between keepalives at most: 16 bits, as everywhere with WireGuard.
@@ -57,6 +57,7 @@ pub(crate) fn check(text: &str, config: &Config) -> Result<(), Error> {
         return Err(Error::at(text, remote.public_key.span(), said)
             .with_hint("name the WAN interfaces in [[link]]s, or make it a [[peer]]"));
     }
+    config.links.iter().try_for_each(|link| check_cap(text, link))?;
     check_lans(text, config)?;
     dpdk::check(text, config)?;
     check_peers(text, config)?;
@@ -90,6 +91,21 @@ fn check_addresses(text: &str, config: &Config) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+fn check_cap(text: &str, link: &Link) -> Result<(), Error> {
+    match (&link.data_cap, &link.data_cap_day) {
+        (None, Some(day)) => {
+            let said = "this is the day of a `data_cap`, and there is none";
+            Err(Error::at(text, day.span(), said)
+                .with_hint("leave this line out, or say how much: data_cap = \"20GB\""))
+        }
+        (Some(cap), _) if link.port == LinkPort::Dpdk => {
+            let said = "nobody counts what goes by a card that DPDK drives";
+            Err(Error::at(text, cap.span(), said).with_hint("port = \"udp\" or \"af_xdp\""))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn check_classes(text: &str, config: &Config) -> Result<(), Error> {

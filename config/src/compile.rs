@@ -197,7 +197,7 @@ fn link(link: &Link) -> site::Link {
         },
         device: device(&link.device, &link.mtu),
         group: link.group.get() as u8,
-        metered: link.metered,
+        metered: link.is_metered(),
         behind_nat: link.behind_nat,
         endpoint: link.endpoint.map(|endpoint| endpoint.0),
         cost: link.cost.get() as u16,

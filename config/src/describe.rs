@@ -137,7 +137,11 @@ pub(crate) fn link(of: &Link) -> Keys {
         rate_up,
         rate_down,
         cost,
+        data_cap,
+        data_cap_day,
     } = of;
+    // A cap makes it metered: that takes a restart, and is said.
+    let metered = *metered || data_cap.is_some();
     let port = match port {
         LinkPort::Udp => "udp",
         LinkPort::AfXdp => "af_xdp",
@@ -159,6 +163,11 @@ pub(crate) fn link(of: &Link) -> Keys {
         ("rate_up", spanned(rate_up)),
         ("rate_down", spanned(rate_down)),
         ("cost", word(cost.get())),
+        ("data_cap", spanned(data_cap)),
+        (
+            "data_cap_day",
+            maybe(data_cap_day.as_ref().map(|day| day.get_ref().get())),
+        ),
     ]
 }
 

@@ -62,6 +62,18 @@ pub(crate) fn rate(text: &str) -> Option<String> {
     (whole(number) && number.bytes().any(|b| b != b'0')).then(|| format!("did you mean \"{number}{unit}\"?"))
 }
 
+/// What may have been meant by a text that is no amount of data.
+pub(crate) fn data_cap(text: &str) -> Option<String> {
+    let number = text.trim_end_matches(|c: char| c.is_ascii_alphabetic() || c == ' ');
+    let unit = match text[number.len()..].trim_start().as_bytes() {
+        [b'm' | b'M', ..] => "MB",
+        [b'g' | b'G', ..] | [] => "GB",
+        [b't' | b'T', ..] => "TB",
+        _ => return None,
+    };
+    (whole(number) && number.bytes().any(|b| b != b'0')).then(|| format!("did you mean \"{number}{unit}\"?"))
+}
+
 /// What may have been meant by a text that is no size of memory.
 pub(crate) fn memory(text: &str) -> Option<String> {
     let number = text.trim_end_matches(|c: char| c.is_ascii_alphabetic() || c == ' ');

@@ -72,6 +72,7 @@ use Without::{Default, Needed, Nothing};
 const PATH: Kind = Text(r"^.+$");
 const DURATION: Kind = Text(r"^[0-9]+ *(ms|s|m|h)$");
 const RATE: Kind = Text(r"^[0-9]*[1-9][0-9]* *(kbps|Mbps|Gbps)$");
+const DATA_CAP: Kind = Text(r"^[0-9]*[1-9][0-9]* *(MB|GB|TB)$");
 const MEMORY: Kind = Text(r"^[0-9]+ *(MiB|GiB)$");
 const DEVICE: Kind = Text(r"^[!-~]{1,255}$");
 const MTU: Kind = Whole(1280, 9216);
@@ -158,6 +159,8 @@ const LINK: &[Key] = &[
     key("rate_up", RATE, Nothing, r#""20Mbps""#, "What it carries away from the site."),
     key("rate_down", RATE, Nothing, r#""100Mbps""#, "What it carries towards the site."),
     key("cost", Whole(0, 65535), Default("0"), "10", "Of paths that are good enough, those of the lowest cost are used."),
+    key("data_cap", DATA_CAP, Nothing, r#""20GB""#, "What may go by it in a month, both ways together; the link is metered, and the last resort once it is used up."),
+    key("data_cap_day", Whole(1, 28), Nothing, "15", "The day on which the month of `data_cap` begins, at 0:00 UTC; without it the first."),
 ];
 
 #[rustfmt::skip]

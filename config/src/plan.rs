@@ -214,7 +214,7 @@ pub fn diff(old: &Config, new: &Config) -> Plan {
 fn restart_for(table: &str, key: &str) -> Option<Process> {
     let fixed = match (table, key) {
         ("engine" | "dpdk", _) => true,
-        ("link", "rate_up" | "rate_down" | "cost") => false,
+        ("link", "rate_up" | "rate_down" | "cost" | "data_cap" | "data_cap_day") => false,
         ("link", _) => true,
         ("peer" | "remote", "remote") => true,
         ("lan", "port" | "interface" | "device" | "mtu" | "order") => true,

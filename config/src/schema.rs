@@ -12,7 +12,7 @@ use crate::number::Number;
 use crate::services::{Bgp, Control, Metrics};
 use crate::steering::{Class, Probe};
 use crate::value::{
-    Device, Endpoint, HostAddress, InterfaceName, Mac, Mebibytes, Millis, Network, PublicKey, Rate,
+    DataCap, Device, Endpoint, HostAddress, InterfaceName, Mac, Mebibytes, Millis, Network, PublicKey, Rate,
 };
 use crate::warning::{Warning, Warnings};
 
@@ -102,6 +102,8 @@ pub type Routes = Number<{ ROUTES_MIN as u64 }, { ROUTES_MAX as u64 }>;
 pub type Mtu = Number<{ MTU_MIN as u64 }, { MTU_MAX as u64 }>;
 /// A link's number.
 pub type LinkId = Number<1, 15>;
+/// The day of the month on which a link's data cap begins anew: one that every month has.
+pub type CapDay = Number<1, 28>;
 /// What a link costs, in whatever unit.
 pub type Cost = Number<0, 65535>;
 
@@ -210,6 +212,10 @@ pub struct Link {
     /// Of paths that are good enough, those of the lowest cost are used.
     #[serde(default)]
     pub cost: Cost,
+    /// Bytes that may go by it in a month, both ways together. None: it has no such limit.
+    pub data_cap: Option<Spanned<DataCap>>,
+    /// The day on which the month begins. None: the first.
+    pub data_cap_day: Option<Spanned<CapDay>>,
 }
 
 /// A peer.
@@ -331,6 +337,13 @@ pub struct Policy {
     pub via: Option<Spanned<OneOrMore<Via>>>,
     /// What they need of a path.
     pub class: Option<Spanned<Name>>,
+}
+
+impl Link {
+    /// Whether its traffic costs money: what has a data cap does.
+    pub fn is_metered(&self) -> bool {
+        self.metered || self.data_cap.is_some()
+    }
 }
 
 impl Lan {

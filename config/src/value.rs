@@ -503,6 +503,43 @@ from_text!(
     crate::hints::rate
 );
 
+/// Bytes that may go by a link in a month, with their unit, in powers of ten: `"500MB"`, `"20GB"`, `"1TB"`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct DataCap(pub u64);
+
+impl FromStr for DataCap {
+    type Err = Expected;
+
+    fn from_str(text: &str) -> Result<DataCap, Expected> {
+        const EXPECTED: Expected =
+            Expected("a whole number of bytes and a unit, in powers of ten: \"500MB\", \"20GB\" or \"1TB\"");
+        let units = [
+            ("MB", 1_000_000),
+            ("GB", 1_000_000_000),
+            ("TB", 1_000_000_000_000),
+        ];
+        let bytes = with_unit(text, &units).filter(|bytes| *bytes > 0);
+        bytes.map(DataCap).ok_or(EXPECTED)
+    }
+}
+
+impl fmt::Display for DataCap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (number, unit) = match self.0 {
+            bytes if bytes % 1_000_000_000_000 == 0 => (bytes / 1_000_000_000_000, "TB"),
+            bytes if bytes % 1_000_000_000 == 0 => (bytes / 1_000_000_000, "GB"),
+            bytes => (bytes / 1_000_000, "MB"),
+        };
+        write!(f, "{number}{unit}")
+    }
+}
+
+from_text!(
+    DataCap,
+    "bytes with their unit, such as \"20GB\"",
+    crate::hints::data_cap
+);
+
 /// A share of the packets, in thousandths of a percent: `"1%"`, `"0.3%"`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Loss(pub u32);

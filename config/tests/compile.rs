@@ -241,3 +241,20 @@ fn costs_and_rates_of_links() {
     let more = "cost = 7\nrate_up = '64kbps'\nrate_down = '10Gbps'";
     assert_eq!(told(more), (7, 64_000, 10_000_000_000));
 }
+
+#[test]
+fn what_has_a_data_cap_is_metered() {
+    let link = "[[link]]\nid = 1\ninterface = 'eth0'\n";
+    let told = |more: &str| {
+        let text = format!("[site]\nprivate_key_file = 'site.key'\n{link}{more}");
+        let config = parse(&text).unwrap();
+        let cap = config.links[0].data_cap.as_ref().map(|cap| cap.get_ref().0);
+        (cap, config.compile().links[0].metered)
+    };
+    assert_eq!(told(""), (None, false));
+    assert_eq!(told("data_cap = '20GB'"), (Some(20_000_000_000), true));
+    assert_eq!(
+        told("data_cap = '500 MB'\ndata_cap_day = 28"),
+        (Some(500_000_000), true)
+    );
+}

@@ -413,6 +413,21 @@ fn values_of_the_wrong_form_are_told_what_is_expected() {
             "expected a word in quotation marks",
         ),
         (format!("{link}metered = 'yes'"), "6:11", "expected true or false"),
+        (
+            format!("{link}data_cap_day = 5"),
+            "6:16",
+            "this is the day of a `data_cap`, and there is none",
+        ),
+        (
+            format!("{link}data_cap = '20GB'\ndata_cap_day = 31"),
+            "7:16",
+            "1 to 28",
+        ),
+        (
+            format!("{link}port = 'dpdk'\ndevice = '0000:03:00.0'\ndata_cap = '20GB'"),
+            "8:12",
+            "nobody counts what goes by a card that DPDK drives",
+        ),
         (link.replace("[[link]]", "[link]"), "3:1", "[[link]]"),
         (
             format!("{own}{}", link.replace("eth0", "wg7")),
@@ -445,6 +460,7 @@ fn values_that_are_nearly_right_are_put_right() {
         (peer("keepalive = 25"), "for example: keepalive = \"25s\""),
         (peer("name = 'Branch 7'"), "did you mean \"Branch-7\"?"),
         ("[[link]]\nid = 1\ninterface = 'e'\nrate_up = '100mbit/s'".to_owned(), "did you mean \"100Mbps\"?"),
+        ("[[link]]\nid = 1\ninterface = 'e'\ndata_cap = '20 gb'".to_owned(), "did you mean \"20GB\"?"),
         ("[[class]]\nname = 'a'\nloss = '0.5'".to_owned(), "did you mean \"0.5%\"?"),
         ("[metrics]\nlisten = ':9586'".to_owned(), "with an address: \"127.0.0.1:9586\""),
         (

@@ -179,6 +179,9 @@ fn with_line(table: &Table, within: Option<&Key>, without: &str, line: &str) -> 
         ("peer", "ping_interval") => "allowed_ips = [\"10.1.0.0/16\"]\nping = \"10.1.0.1\"\n",
         ("link", "device") => "port = \"dpdk\"\n",
         ("link", "mtu") => "port = \"dpdk\"\ndevice = \"0000:03:00.0\"\n",
+        // Which it is then anyway.
+        ("link", "data_cap") => "metered = true\n",
+        ("link", "data_cap_day") => "metered = true\ndata_cap = \"20GB\"\n",
         ("lan", "device") => "interface = \"lan0\"\nport = \"dpdk\"\n",
         ("lan", "mtu") => "interface = \"lan0\"\nport = \"dpdk\"\ndevice = \"0000:03:00.0\"\n",
         ("lan", _) if within.is_none() => "interface = 'eth1'\n",

@@ -88,6 +88,11 @@ fn links(from: &mut Choices<'_>, to: &mut String) -> bool {
         from.line(to, "rate_up", &["'10Mbps'", "'64kbps'"]);
         from.line(to, "rate_down", &["'2500Mbps'", "'10Gbps'"]);
         from.line(to, "cost", &["0", "100"]);
+        let capped = from.below(3);
+        if capped > 0 && !to[to.rfind("[[link]]").unwrap()..].contains("dpdk") {
+            writeln!(to, "data_cap = '{}'", ["20GB", "500 MB"][capped - 1]).unwrap();
+            from.line(to, "data_cap_day", &["1", "28"]);
+        }
     }
     any
 }
