@@ -438,6 +438,9 @@ impl SlowPath {
         if self.bind_again_at.is_some_and(|at| at <= now) {
             self.bind();
         }
+        if self.core.take_heard_unled() {
+            self.follow_routes();
+        }
         self.tend_host(now);
         if !self.told_clock && self.core.device().counters().get(Refusal::ClockAhead) > 0 {
             self.told_clock = true;

@@ -83,6 +83,8 @@ pub struct Core<S> {
     links: Vec<Option<Link<S>>>,
     /// What each link has routes for, whether it has sockets or not.
     sends: Vec<Families>,
+    /// A peer was heard by a link that is said to have no routes for its family since somebody asked.
+    heard_unled: bool,
     peers: Vec<Option<Peer>>,
     remotes: Remotes,
     classes: Classes,
@@ -116,6 +118,7 @@ impl<S: Sockets> Core<S> {
             max_peers: parts.max_peers,
             links: (0..parts.links).map(|_| None).collect(),
             sends: vec![Families::BOTH; parts.links],
+            heard_unled: false,
             peers: Vec::new(),
             remotes: Remotes::new(parts.links),
             classes: Classes::new(),
@@ -214,6 +217,7 @@ impl<S: Sockets> Core<S> {
                 // Without an address of ours it is what the worker was told.
                 let by_itself = endpoint.local().is_some();
                 if self.standby_heard(peer, endpoint.ifindex(), by_itself) {
+                    self.note_unled(endpoint);
                     self.note_endpoint(peer, endpoint.remote());
                     if let Some(state) = self.peer_mut(peer) {
                         let before = std::mem::replace(&mut state.endpoint, endpoint);
@@ -374,6 +378,7 @@ impl<S: Sockets> Core<S> {
                 let mut endpoint = message.outer;
                 endpoint.set_tos(0);
                 self.note_endpoint(peer, endpoint.remote());
+                self.note_unled(endpoint);
                 self.move_endpoint(peer, endpoint);
             }
             Output::Challenged { peer } => self.repeat_way(peer),

@@ -92,6 +92,19 @@ impl<S: Sockets> Core<S> {
         }
     }
 
+    /// A peer was heard from there. Who calls us was not asked about when routes were looked for.
+    pub(super) fn note_unled(&mut self, endpoint: Outer) {
+        let Some(remote) = endpoint.remote() else { return };
+        let leads = |sends: Families| if remote.is_ipv6() { sends.v6 } else { sends.v4 };
+        let at = (0..self.links.len()).find(|at| self.ifindex(*at) == Some(endpoint.ifindex()));
+        self.heard_unled |= at.is_some_and(|at| !leads(self.sends[at]));
+    }
+
+    /// Whether a peer was heard by a link that is said to have no routes for its family since this was asked last.
+    pub fn take_heard_unled(&mut self) -> bool {
+        std::mem::take(&mut self.heard_unled)
+    }
+
     /// What a link has routes for, as was said last.
     pub fn sends(&self, at: usize) -> Families {
         self.sends[at]
