@@ -88,6 +88,8 @@ pub struct Explained {
     pub key: FlowKey,
     /// How long ago its last packet came, if it is remembered; to a millisecond.
     pub idle: Option<Duration>,
+    /// Bytes of its packets since it has been remembered, if it is; without link headers.
+    pub bytes: Option<u64>,
     /// The worker that has it; none: whichever receives its packets.
     pub owner: Option<usize>,
     /// The policy that it comes under, by its place.

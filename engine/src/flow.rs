@@ -92,6 +92,8 @@ pub struct Flow<V> {
     pub epoch: u32,
     /// What was decided.
     pub value: V,
+    /// Bytes of its packets, without link headers.
+    pub bytes: u64,
 }
 
 impl<V> Flow<V> {
@@ -368,6 +370,7 @@ impl<V: Copy + Default> FlowTable<V> {
             seen,
             epoch,
             value,
+            bytes: 0,
         };
         Ok(FlowId(number))
     }

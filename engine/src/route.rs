@@ -25,7 +25,7 @@ use crate::crew::Handing;
 use crate::ethernet;
 use crate::explain::{Explained, Whither};
 use crate::fib::{FibV4, FibV6, Group};
-use crate::flow::{Flow, FlowTable, HashKeys, HashedKey};
+use crate::flow::{Flow, FlowTable, Full, HashKeys, HashedKey};
 use crate::icmp::{Icmp, IcmpError};
 use crate::neighbour::{Addressed, Waiting};
 use crate::observe::{Seen, View};
@@ -317,9 +317,11 @@ impl Router {
             let units = coarse(now).wrapping_sub(flow.seen);
             Duration::from_nanos(u64::from(units) << COARSE_BITS)
         };
+        let flow = self.flows.find(&key).map(|id| self.flows.get(id));
         Explained {
             key,
-            idle: self.flows.find(&key).map(|id| idle(self.flows.get(id))),
+            idle: flow.map(idle),
+            bytes: flow.map(|flow| flow.bytes),
             owner: snapshot.worker(hash),
             policy: snapshot.policy(&key).map(|at| at as u32),
             class,
@@ -402,6 +404,7 @@ fn judge(
     let to = judged.groups.iter_mut().zip(&mut judged.classes);
     let all = found.iter().zip(&parsed.flows).zip(to);
     for (at, ((id, HashedKey { key, .. }), (group, class))) in all.enumerate() {
+        let len = parsed.packets[at].len();
         // An earlier packet of this burst may have been the flow's first.
         let id = id.or_else(|| flows.find(key));
         let known = match id {
@@ -412,15 +415,14 @@ fn judge(
                     flow.value = pack(snapshot.judge(key));
                 }
                 flow.seen = coarse(cx.now);
+                flow.bytes += len as u64;
                 flow.value
             }
             None => {
                 let judged = pack(snapshot.judge(key));
-                if flows
-                    .insert(*key, coarse(cx.now), snapshot.epoch(), judged)
-                    .is_err()
-                {
-                    cx.stats.flows_unremembered.add(1);
+                match flows.insert(*key, coarse(cx.now), snapshot.epoch(), judged) {
+                    Ok(id) => flows.get_mut(id).bytes = len as u64,
+                    Err(Full) => cx.stats.flows_unremembered.add(1),
                 }
                 judged
             }

@@ -299,6 +299,7 @@ impl Wg {
         let peer = self.routes.lookup(dst);
         Explained {
             key,
+            bytes: None,
             idle: None,
             owner: None,
             policy: None,

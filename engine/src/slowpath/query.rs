@@ -203,6 +203,9 @@ impl SlowPath {
         if let Some(idle) = told.idle {
             line("idle_ms", &idle.as_millis());
         }
+        if let Some(bytes) = told.bytes {
+            line("bytes", &bytes);
+        }
         if let Some(policy) = told.policy {
             let policies = self.site.as_ref().map(|site| &site.told().policies[..]);
             let name = policies.and_then(|all| all.get(policy as usize)?.name.clone());
