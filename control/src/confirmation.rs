@@ -4,14 +4,18 @@
 //! finds it: it goes on waiting, or goes back. Once gone back, the record stays as long as the site's file still holds the text that was not confirmed,
 //! so that a restart does not bring it back. Called on the main thread.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
+
+use crate::keep;
+
+/// The name of the record's file.
+const NAME: &str = "applied";
 
 /// What was applied.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,7 +74,8 @@ impl Deadline {
     }
 }
 
-fn boot_id() -> String {
+/// The kernel's boot id, as random(4) has it.
+pub fn boot_id() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default()
 }
 
@@ -93,7 +98,7 @@ impl Store {
     }
 
     fn file(&self) -> PathBuf {
-        self.folder.join("applied.json")
+        keep::file_of(&self.folder, NAME)
     }
 
     /// The record, if there is one.
@@ -107,18 +112,7 @@ impl Store {
 
     /// Writes the record: when this returns, it survives whatever comes.
     pub fn write(&self, record: &Record) -> io::Result<()> {
-        let beside = self.folder.join("applied.new");
-        let mut options = OpenOptions::new();
-        let mut file = options
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&beside)?;
-        file.write_all(&serde_json::to_vec(record)?)?;
-        file.sync_all()?;
-        fs::rename(&beside, self.file())?;
-        File::open(&self.folder)?.sync_all()
+        keep::write(&self.folder, NAME, &serde_json::to_vec(record)?)
     }
 }
 

@@ -23,6 +23,7 @@ use crate::confirmation::{Deadline, Record, Store, Told, Tried};
 use crate::decisions::Decisions;
 use crate::engine::Engine;
 use crate::history::{History, Recorder};
+use crate::keep::Keeper;
 use crate::known::{Attachment, Board, Known};
 use crate::message::{Code, Failure, Order};
 use crate::notify::Notifier;
@@ -43,6 +44,8 @@ pub struct Parts {
     pub store: Store,
     /// Where decisions are written down.
     pub decisions: Decisions,
+    /// Where what has to survive is written down.
+    pub keeper: Keeper,
     /// Orders.
     pub inbox: Inbox,
     /// What everybody may know.
@@ -113,8 +116,8 @@ impl Control {
             .engine
             .as_ref()
             .unwrap_or(&wanted.config.control.engine_socket);
-        let mut paths = Paths::new(Shared::default(), Arc::new(parts.decisions));
-        paths.configure(&wanted.site);
+        let mut paths = Paths::new(Shared::default(), Arc::new(parts.decisions), parts.keeper);
+        paths.configure(&wanted.site, &wanted.config);
         let history = Arc::new(History::default());
         Ok(Control {
             engine: Engine::new(engine),
@@ -152,6 +155,7 @@ impl Control {
             match signal::take(&self.signals) {
                 Some(Asked::End) => {
                     self.notifier.stopping();
+                    self.paths.finish();
                     info!("ended by a signal; the engine goes on with what it has");
                     return Ok(());
                 }
@@ -162,6 +166,7 @@ impl Control {
                 self.attached(&attached);
             }
             self.hear_engine();
+            self.paths.look_at_caps();
             self.look_at_paths();
             // Before orders are taken: one that waits for an answer that never comes keeps the others waiting.
             self.look_at_deadlines();
@@ -295,7 +300,7 @@ impl Control {
     /// The candidate is in force from now on, as far as there is an engine.
     fn finish(&mut self, flight: Flight) {
         self.wanted = flight.candidate;
-        self.paths.configure(&self.wanted.site);
+        self.paths.configure(&self.wanted.site, &self.wanted.config);
         self.applied += 1;
         let kept = match flight.why {
             Why::Apply(None) => self.record_applied(),
@@ -333,7 +338,7 @@ impl Control {
         }
         if flight.why == Why::GoBack {
             self.wanted = flight.candidate;
-            self.paths.configure(&self.wanted.site);
+            self.paths.configure(&self.wanted.site, &self.wanted.config);
         }
         if let Some((reply, _)) = flight.reply {
             let _ = reply.send(Err(failure));
@@ -588,7 +593,8 @@ impl Control {
         let flight = self.flight.as_ref().map(|flight| flight.until);
         let confirm = self.confirm_by().map(|until| now + until.left());
         let paths = self.attachment.as_ref().map(|_| self.paths.again_at());
-        let next = [watchdog, flight, confirm, paths, self.engine.again_at()];
+        let caps = self.paths.caps_at();
+        let next = [watchdog, flight, confirm, paths, caps, self.engine.again_at()];
         let left = next
             .into_iter()
             .flatten()
@@ -636,6 +642,7 @@ impl Control {
             history: Arc::clone(&self.history),
             quality: self.paths.shared().clone(),
             decisions: Arc::clone(self.paths.decisions()),
+            usages: self.paths.usages().clone(),
             applied: self.applied,
             refusals: self.refusals,
         });

@@ -35,8 +35,11 @@ pub struct Choice {
     pub limits: Limits,
     /// How long a path that was left has to be good before it is used again.
     pub hold: f64,
-    /// The path; none: none has been up.
+    /// The first path; none: none has been up.
     pub path: Option<String>,
+    /// All paths that its flows are spread over, or each packet goes by, the first one among them.
+    #[serde(default)]
+    pub over: Vec<String>,
     /// Since when, seconds ago.
     pub age: Option<f64>,
     /// Why, in a word: what led away from the one before, or to this one.
@@ -96,6 +99,9 @@ pub struct Fate {
     pub class: Option<String>,
     /// By which paths, if it goes to remotes.
     pub choices: Vec<Choice>,
+    /// The path of this very flow: that its packets take, or the next one will. None: the engine was not asked, and its class goes by several.
+    #[serde(default)]
+    pub path: Option<String>,
     /// What the engine says; none: it was not asked, because not all of the flow is known, or does not answer.
     pub engine: Option<InEngine>,
 }
@@ -146,6 +152,22 @@ impl InEngine {
     }
 }
 
+impl Fate {
+    /// With what the engine says of the flow, if it was asked.
+    pub fn in_engine(mut self, engine: Option<InEngine>) -> Fate {
+        let of_flow = engine
+            .as_ref()
+            .and_then(|now| now.path.clone().or_else(|| now.home.clone()));
+        let of_class = match &self.choices[..] {
+            [choice] if choice.over.len() == 1 => choice.path.clone(),
+            _ => None,
+        };
+        self.path = of_flow.or(of_class);
+        self.engine = engine;
+        self
+    }
+}
+
 /// The question to the engine, if all of the flow is known that tells it from others.
 pub fn question(flow: &Flow) -> Option<String> {
     let protocol = flow.protocol?;
@@ -177,6 +199,7 @@ pub fn choice(quality: &Quality, remote: &Remote, class: usize, called: String) 
         },
         hold: f64::from(of.hold_ms) / 1e3,
         path: first.map(|(path, ..)| path.to_string()),
+        over: judge.used(of.mode).map(|path| path.to_string()).collect(),
         age: first.map(|(_, since, _)| ago(since)),
         why: first.map(|(.., why)| why.word().to_owned()),
         text: first.map_or_else(|| "no path has been up yet".to_owned(), |(.., why)| reason(why)),
@@ -202,7 +225,11 @@ fn candidate(class: &Class, judge: &Judge, remote: &Remote, entry: &Entry, now: 
     let first = judge.first().map(|(path, ..)| path);
     let is_first = first == Some(entry.path);
     let first = judge.order().find(|other| Some(other.path) == first);
-    let (why, text) = why_not(entry, first.filter(|_| !is_first), class.mode, held);
+    let is_used = !is_first && judge.used(class.mode).any(|path| path == entry.path);
+    let (why, text) = match is_used {
+        true => used_too(entry, class.mode),
+        false => why_not(entry, first.filter(|_| !is_first), class.mode, held),
+    };
     Candidate {
         path: entry.path.to_string(),
         state: entry.state.word().to_owned(),
@@ -215,6 +242,21 @@ fn candidate(class: &Class, judge: &Judge, remote: &Remote, entry: &Entry, now: 
         },
         held,
         measured: remote.measured(entry.path).map(Lately::of).unwrap_or_default(),
+    }
+}
+
+/// What a path is used for that is not the first.
+fn used_too(entry: &Entry, mode: Mode) -> (&'static str, String) {
+    match mode {
+        Mode::Duplicate => ("second", "each packet goes by it as well".to_owned()),
+        Mode::Weighted => {
+            let weight = entry.links.weight.max(1);
+            ("share", format!("good: has its share, weight {weight}"))
+        }
+        _ => (
+            "share",
+            "good, and as cheap as the first: has its share of the flows".to_owned(),
+        ),
     }
 }
 
@@ -236,12 +278,6 @@ fn why_not(entry: &Entry, first: Option<&Entry>, mode: Mode, held: Option<f64>) 
         return ("first", "good".to_owned());
     };
     let (ours, theirs): (Links, Links) = (entry.links, first.links);
-    if mode == Mode::Weighted {
-        return (
-            "share",
-            format!("good: has its share, weight {}", ours.weight.max(1)),
-        );
-    }
     if mode != Mode::LowestLatency && ours.cost != theirs.cost {
         let text = format!("good, but costs {} and the first {}", ours.cost, theirs.cost);
         return ("cost", text);
@@ -274,6 +310,7 @@ fn reason(why: Why) -> String {
 
 fn fault_text(fault: Fault) -> String {
     match fault {
+        Fault::Cap => "the data cap of its link is used up".to_owned(),
         Fault::Down(why) => format!("down: {}", why.word()),
         Fault::Broken(broken) => broken_text(&broken),
     }
@@ -313,16 +350,13 @@ pub fn word(mode: Mode) -> &'static str {
     }
 }
 
-/// Classes that go by this path to a remote first.
+/// Classes that go by this path to a remote, alone or beside others.
 pub fn classes_on(quality: &Quality, remote: &Remote, path: PathName) -> Vec<String> {
     let classes = quality.classes().iter().enumerate();
-    let goes = |at: usize| {
-        remote
-            .judge_of(at)
-            .and_then(Judge::first)
-            .map(|(first, ..)| first)
-    };
-    let on = classes.filter(|(at, _)| goes(*at) == Some(path));
+    let on = classes.filter(|(at, class)| {
+        let judge = remote.judge_of(*at);
+        judge.is_some_and(|judge| judge.used(class.mode).any(|used| used == path))
+    });
     on.map(|(_, class)| class.name.clone()).collect()
 }
 
@@ -398,7 +432,12 @@ pub fn hops_of(site: &Site, hops: &[Hop]) -> Vec<String> {
             .peers
             .get(*at as usize)
             .map_or_else(String::new, |peer| format!("peer {}", hex(&peer.public_key))),
-        Hop::Neighbour(lan, address) => format!("lan {} {address}", lan + 1),
+        Hop::Neighbour(lan, address) => {
+            // By its place among the Ethernet ones.
+            let up_to = site.lans.iter().take(usize::from(*lan) + 1);
+            let place = up_to.filter(|lan| lan.is_ethernet()).count();
+            format!("lan {place} {address}")
+        }
     };
     hops.iter().map(word).collect()
 }

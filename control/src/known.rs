@@ -8,6 +8,7 @@ use std::time::Instant;
 use patronus_config::Config;
 use patronus_link::Statistics;
 
+use crate::caps::Usages;
 use crate::decisions::Decisions;
 use crate::history::History;
 use crate::paths::Shared;
@@ -35,6 +36,8 @@ pub struct Known {
     pub quality: Shared,
     /// What was decided.
     pub decisions: Arc<Decisions>,
+    /// How much has gone by links with a data cap.
+    pub usages: Usages,
     /// How often something was applied since this process has been running.
     pub applied: u64,
     /// How often the engine refused something.

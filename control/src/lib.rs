@@ -3,7 +3,8 @@
 //! * [`control`]: the main thread, with [`engine`], [`site_file`], [`confirmation`]
 //! * [`message`], [`frame`], [`client`], [`server`], [`caller`], [`handler`], [`wake`]: the control socket
 //! * [`view`], [`why`], [`explain`], [`answers`], [`known`]: what is shown
-//! * [`quality`], [`paths`], [`decisions`]: how good paths are, by which of them each class goes, and why
+//! * [`quality`], [`paths`], [`decisions`]: how good paths are, by which of them each class goes, and why; [`caps`]: how much may still go by a link
+//! * [`keep`]: files that have to survive
 //! * [`metrics`], [`http`]: Prometheus; [`notify`]: systemd
 //!
 //! It has no rights beyond reading the site's file and opening its key files, which it never reads.
@@ -12,6 +13,7 @@
 
 pub mod answers;
 pub mod caller;
+pub mod caps;
 pub mod client;
 pub mod confirmation;
 pub mod control;
@@ -23,6 +25,7 @@ pub mod frame;
 pub mod handler;
 pub mod history;
 pub mod http;
+pub mod keep;
 pub mod known;
 pub mod message;
 pub mod metrics;

@@ -14,6 +14,7 @@ use patronus_control::confirmation::Store;
 use patronus_control::control::{Control, Parts};
 use patronus_control::decisions::Decisions;
 use patronus_control::handler::Answerer;
+use patronus_control::keep::Keeper;
 use patronus_control::known::Board;
 use patronus_control::notify::Notifier;
 use patronus_control::{http, metrics, server, wake};
@@ -68,11 +69,13 @@ fn run(options: &Options) -> Result<(), (u8, String)> {
     let board = Arc::new(Board::default());
     let (desk, inbox) = wake::desk().map_err(failed("make a wake-up descriptor"))?;
     let (decisions, writer) = Decisions::open(&options.state);
+    let (keeper, keeping) = Keeper::open(&options.state);
     let control = Control::new(Parts {
         file: options.site.clone(),
         engine: options.engine.clone(),
         store: Store::new(&options.state),
         decisions,
+        keeper,
         inbox,
         board: Arc::clone(&board),
         signals,
@@ -87,6 +90,7 @@ fn run(options: &Options) -> Result<(), (u8, String)> {
     let metrics = bind_metrics(control.config()).map_err(|message| (1, message))?;
     sandbox::enter().map_err(|message| (1, message))?;
     writer.start().map_err(failed("start a thread"))?;
+    keeping.start().map_err(failed("start a thread"))?;
     let handler = Answerer::new(Arc::clone(&board), desk, &options.uapi_dir);
     server::serve(listener, Arc::new(handler)).map_err(failed("start a thread"))?;
     if let Some(listener) = metrics {

@@ -10,15 +10,26 @@ use patronus_abi::channel::{PathName, PathState};
 use patronus_config::Config;
 use patronus_link::{Command, Event, Statistics};
 
+use crate::caps::{Caps, Usages};
 use crate::decisions::{Decisions, Lately, Limit, Record};
 use crate::engine::Engine;
 use crate::history::{boot_time, called};
+use crate::keep::Keeper;
 use crate::quality::judge::Why;
+use crate::quality::kept::Kept;
 use crate::quality::verdict::Fault;
 use crate::quality::{Change, ChangeKind, EVERY, Quality, Wanted};
 
 /// How often somebody looks whether there are paths.
 const NONE: Duration = Duration::from_secs(1);
+/// Numbers of links are below this.
+const LINKS_MAX: u8 = 16;
+/// How often what has to survive is looked at.
+const KEPT_EVERY: Duration = Duration::from_secs(1);
+/// The name of its file.
+const NAME: &str = "holds";
+/// How long the end of this process waits for the disk.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What main thread and connections share of it.
 #[derive(Clone, Default)]
@@ -42,12 +53,21 @@ pub struct Paths {
     expected_until: Instant,
     /// The engine has said something of paths since they were judged.
     is_noted: bool,
+    keeper: Keeper,
+    /// What was kept last. At first by the process before this one.
+    kept: Kept,
+    keep_at: Instant,
+    caps: Caps,
 }
 
 impl Paths {
-    /// Nothing is known yet.
-    pub fn new(quality: Shared, decisions: Arc<Decisions>) -> Paths {
+    /// Nothing is known yet but what was kept.
+    pub fn new(quality: Shared, decisions: Arc<Decisions>, keeper: Keeper) -> Paths {
         Paths {
+            kept: keeper.read(NAME).unwrap_or_default(),
+            keep_at: Instant::now(),
+            caps: Caps::new(&keeper),
+            keeper,
             quality,
             decisions,
             boot: [0; 16],
@@ -67,8 +87,15 @@ impl Paths {
         &self.decisions
     }
 
+    /// And of what has gone by links with a data cap.
+    pub fn usages(&self) -> &Usages {
+        self.caps.usages()
+    }
+
     /// This is what the engine has, or will have when it comes. Its classes may have other numbers than before, so it is told every order again.
-    pub fn configure(&mut self, site: &Site) {
+    pub fn configure(&mut self, site: &Site, config: &Config) {
+        self.caps.configure(config);
+        self.look_at_caps();
         let mut quality = self.quality.lock();
         quality.configure(Wanted::of(site));
         quality.order_again();
@@ -79,7 +106,12 @@ impl Paths {
         let mut quality = self.quality.lock();
         match self.boot == boot {
             true => quality.order_again(),
-            false => quality.forget(),
+            false => {
+                quality.forget();
+                if self.kept.engine == boot {
+                    quality.resume(boot_time(), std::mem::take(&mut self.kept.remotes));
+                }
+            }
         }
         self.boot = boot;
         self.again_at = Instant::now();
@@ -88,6 +120,47 @@ impl Paths {
     /// When to [look](Self::look).
     pub fn again_at(&self) -> Instant {
         self.again_at
+    }
+
+    /// When to [look at caps](Self::look_at_caps).
+    pub fn caps_at(&self) -> Option<Instant> {
+        self.caps.again_at()
+    }
+
+    /// Counts what goes by links with a data cap, if that is due.
+    pub fn look_at_caps(&mut self) {
+        let Some(caps) = self.caps.look(&self.keeper) else {
+            return;
+        };
+        let mut quality = self.quality.lock();
+        for link in 1..LINKS_MAX {
+            let is_used_up = caps
+                .iter()
+                .any(|(capped, is_used_up)| *capped == link && *is_used_up);
+            quality.cap(link, is_used_up);
+        }
+    }
+
+    /// Has written down what has to survive, if it is something else than before.
+    fn keep(&mut self) {
+        self.keep_at = Instant::now() + KEPT_EVERY;
+        let kept = Kept {
+            engine: self.boot,
+            remotes: self.quality.lock().keep(boot_time()),
+        };
+        if kept != self.kept {
+            self.keeper.put(NAME, &kept);
+            self.kept = kept;
+        }
+    }
+
+    /// This process ends.
+    pub fn finish(&mut self) {
+        if self.boot != [0; 16] {
+            self.keep();
+        }
+        self.caps.write(&self.keeper);
+        self.keeper.finish(PATIENCE);
     }
 
     /// The engine has said something.
@@ -157,6 +230,10 @@ impl Paths {
                 })
             });
         }
+        drop(quality);
+        if self.keep_at <= Instant::now() {
+            self.keep();
+        }
     }
 }
 
@@ -174,7 +251,7 @@ fn record(quality: &Quality, config: &Config, change: &Change) -> Record {
     };
     let limit = |fault: Option<Fault>| match fault? {
         Fault::Broken(broken) => Some(Limit::of(&broken)),
-        Fault::Down(_) => None,
+        Fault::Down(_) | Fault::Cap => None,
     };
     match &change.kind {
         ChangeKind::Moved(moved) => Record {

@@ -3,11 +3,13 @@
 //! * [`window`]: what was measured of a path lately
 //! * [`verdict`]: whether that is what a class asks
 //! * [`judge`]: the order of paths for a class and a remote
+//! * [`kept`]: what has to survive this process
 //!
 //! [`Quality`] keeps all of it. The main thread feeds it with the engine's table of paths every [`EVERY`] and passes its orders on; threads of connections look at it, so it is
 //! behind a lock, which they hold for one remote at a time. Nothing in here does anything but compute: times are passed in (nanoseconds of CLOCK_BOOTTIME), orders and changes come out.
 
 pub mod judge;
+pub mod kept;
 pub mod verdict;
 pub mod window;
 
@@ -20,6 +22,7 @@ use patronus_abi::channel::{PATHS_MAX, PathName, PathReport, PathState, PathWhy,
 pub use patronus_abi::site::{Class, Mode};
 
 use judge::{Graded, Judge, Links, Move, Now};
+use kept::{OfClass, OfRemote};
 use window::{Measured, Window};
 
 /// How often the table of paths is read.
@@ -53,6 +56,7 @@ impl Wanted {
                 cost: link.cost,
                 metered: link.metered,
                 weight: weight.map_or(1, |weight| weight.max(1) as u8),
+                capped: false,
             };
         }
         Wanted {
@@ -101,6 +105,8 @@ pub struct Quality {
     wanted: Wanted,
     remotes: HashMap<[u8; 32], Remote>,
     reading: u64,
+    /// What is known from before of remotes that have not been seen yet.
+    resumed: HashMap<[u8; 32], Vec<OfClass>>,
 }
 
 /// What is known of the paths to a remote.
@@ -138,6 +144,9 @@ impl Quality {
     /// What is to be in force from now on.
     pub fn configure(&mut self, wanted: Wanted) {
         let before = std::mem::replace(&mut self.wanted, wanted);
+        for (now, before) in self.wanted.links.iter_mut().zip(&before.links) {
+            now.capped = before.capped;
+        }
         if before.classes == self.wanted.classes {
             return;
         }
@@ -157,9 +166,37 @@ impl Quality {
         }
     }
 
+    /// The data cap of our link of this number is used up, or is not.
+    pub fn cap(&mut self, link: u8, is_used_up: bool) {
+        self.wanted.links[usize::from(link) % LINKS].capped = is_used_up;
+    }
+
     /// Another engine: nothing of what was measured is of its paths.
     pub fn forget(&mut self) {
         self.remotes.clear();
+        self.resumed.clear();
+    }
+
+    /// Goes on where another process was, with the same engine. Nothing has been read yet.
+    pub fn resume(&mut self, now: u64, kept: Vec<OfRemote>) {
+        let kept = kept.into_iter().map(|remote| remote.checked(now));
+        self.resumed = kept.map(|remote| (remote.key, remote.classes)).collect();
+    }
+
+    /// What has to be known to go on from here, by keys.
+    pub fn keep(&self, now: u64) -> Vec<OfRemote> {
+        let seen = self.remotes.iter().map(|(key, remote)| OfRemote {
+            key: *key,
+            classes: remote.keep(&self.wanted.classes, now),
+        });
+        let unseen = self.resumed.iter().map(|(key, classes)| OfRemote {
+            key: *key,
+            classes: classes.clone(),
+        });
+        let mut all: Vec<OfRemote> = seen.chain(unseen).collect();
+        all.retain(|remote| !remote.classes.is_empty());
+        all.sort_unstable_by_key(|remote| remote.key);
+        all
     }
 
     /// The engine may have none of the orders that it was told, or of the classes that they are for.
@@ -174,10 +211,10 @@ impl Quality {
         for report in table {
             let remote = match self.remotes.entry(report.remote) {
                 Place::Occupied(remote) => remote.into_mut(),
-                Place::Vacant(place) => place.insert(Remote {
-                    begun: now,
-                    ..Remote::default()
-                }),
+                Place::Vacant(place) => {
+                    let kept = self.resumed.remove(place.key()).unwrap_or_default();
+                    place.insert(Remote::resume(now, &self.wanted.classes, kept))
+                }
             };
             remote.take(now, report, self.reading);
         }
@@ -206,9 +243,11 @@ impl Quality {
     pub fn judge(&mut self, now: u64, all: bool) -> Vec<Change> {
         let mut changes = Vec::new();
         for (key, remote) in &mut self.remotes {
-            if !std::mem::take(&mut remote.is_noted) && !all {
+            // The table may not have all of its paths yet, and the windows nothing in them.
+            if now.saturating_sub(remote.begun) < WARM || !remote.is_noted && !all {
                 continue;
             }
+            remote.is_noted = false;
             remote.judge(&self.wanted, now, |class, kind| {
                 changes.push(Change {
                     at: now,
@@ -267,6 +306,29 @@ impl Quality {
 }
 
 impl Remote {
+    /// One that is there since `now`.
+    fn resume(now: u64, classes: &[Class], mut kept: Vec<OfClass>) -> Remote {
+        let seat = |class: &Class| {
+            let at = kept.iter().position(|kept| kept.class == class.name);
+            let judge = at.map(|at| Judge::resume(kept.swap_remove(at)));
+            Seat {
+                judge: judge.unwrap_or_default(),
+                ordered: Vec::new(),
+            }
+        };
+        Remote {
+            begun: now,
+            judges: classes.iter().map(seat).collect(),
+            ..Remote::default()
+        }
+    }
+
+    fn keep(&self, classes: &[Class], now: u64) -> Vec<OfClass> {
+        let judges = self.judges.iter().zip(classes);
+        let kept = judges.map(|(seat, class)| seat.judge.keep(class, now));
+        kept.filter(|kept| kept.first.is_some()).collect()
+    }
+
     fn take(&mut self, now: u64, report: PathReport, reading: u64) {
         let known = self.paths.iter().position(|path| path.report.path == report.path);
         let at = known.unwrap_or(self.paths.len());

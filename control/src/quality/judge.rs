@@ -11,7 +11,9 @@
 
 use patronus_abi::channel::{PATHS_MAX, PathName, PathState, PathWhy, Ranked};
 use patronus_abi::site::{Class, Mode};
+use serde::{Deserialize, Serialize};
 
+use super::kept::{self, OfClass, OfFirst, OfPath};
 use super::verdict::{self, Fault};
 use super::window::Measured;
 
@@ -50,6 +52,8 @@ pub struct Links {
     pub metered: bool,
     /// Its share among weighted paths, 1 to 255; 0 stands for 1.
     pub weight: u8,
+    /// The data cap of our link is used up.
+    pub capped: bool,
 }
 
 /// What has come of a turn.
@@ -73,7 +77,8 @@ pub struct Move {
 }
 
 /// Why another path is the first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Why {
     /// There was none.
     First,
@@ -95,7 +100,7 @@ impl Why {
         match self {
             Why::First => "first",
             Why::Fault(Fault::Down(_)) => "down",
-            Why::Fault(Fault::Broken(broken)) => broken.what.word(),
+            Why::Fault(fault) => fault.word(),
             Why::Gone => "gone",
             Why::Good => "good",
             Why::Cheaper => "cheaper",
@@ -154,9 +159,44 @@ pub struct Judge {
     /// Since when that is the first, and why.
     since: u64,
     why: Option<Why>,
+    /// Of paths that have not been seen since this process was started.
+    kept: Vec<OfPath>,
 }
 
 impl Judge {
+    /// One that goes on where another one was. What is kept has been [checked](OfClass::checked).
+    pub fn resume(kept: OfClass) -> Judge {
+        let first = kept.first;
+        Judge {
+            order: Vec::new(),
+            first: first.as_ref().and_then(|first| kept::name(first.links)),
+            since: first.as_ref().map_or(0, |first| first.since),
+            why: first.map(|first| first.why),
+            kept: kept.paths,
+        }
+    }
+
+    /// What has to be known to go on from here.
+    pub fn keep(&self, class: &Class, now: u64) -> OfClass {
+        let hold = u64::from(class.hold_ms) * 1_000_000;
+        let is_lately = |at: Option<u64>| at.is_some_and(|at| now.saturating_sub(at) < hold);
+        let seen = self.order.iter().map(Entry::keep);
+        let paths = seen.chain(self.kept.iter().cloned());
+        let paths = paths.filter(|path| {
+            let times = [path.bad_at, path.left_at, path.passed_at];
+            path.is_bad || times.into_iter().any(is_lately)
+        });
+        OfClass {
+            class: class.name.clone(),
+            first: self.first().map(|(path, since, why)| OfFirst {
+                links: kept::links(path),
+                since,
+                why,
+            }),
+            paths: paths.collect(),
+        }
+    }
+
     /// Looks at all paths of the remote, [`PATHS_MAX`] at most.
     pub fn turn(&mut self, class: &Class, now: u64, paths: &[Now<'_>]) -> Turn {
         let mut turn = Turn::default();
@@ -185,7 +225,10 @@ impl Judge {
     fn entry(&mut self, path: PathName) -> &mut Entry {
         let at = self.order.iter().position(|entry| entry.path == path);
         let at = at.unwrap_or_else(|| {
-            self.order.push(Entry::new(path));
+            let kept = self.kept.iter().position(|kept| kept.links == kept::links(path));
+            let kept = kept.map(|at| self.kept.swap_remove(at));
+            self.order
+                .push(kept.map_or_else(|| Entry::new(path), |kept| Entry::resume(path, &kept)));
             self.order.len() - 1
         });
         &mut self.order[at]
@@ -252,6 +295,27 @@ impl Judge {
         self.order.iter().filter(|entry| !entry.is_gone)
     }
 
+    /// The paths that the class's flows go by, the first one first, as far as that follows from our links (docs/steering.md): a remote's link that is metered has no share
+    /// either.
+    pub fn used(&self, mode: Mode) -> impl Iterator<Item = PathName> {
+        let first = self.order().find(|entry| Some(entry.path) == self.first);
+        let others = self.order().filter(move |entry| {
+            let Some(first) = first.filter(|first| first.path != entry.path && entry.is_up()) else {
+                return false;
+            };
+            let cost = |entry: &Entry| (entry.links.cost, entry.links.metered);
+            match mode {
+                Mode::Pinned => first.is_good() && entry.is_good() && cost(first) == cost(entry),
+                Mode::Weighted => first.is_good() && entry.is_good(),
+                Mode::Duplicate => true,
+                Mode::ActiveBackup | Mode::LowestLatency => false,
+            }
+        });
+        let at_most = if mode == Mode::Duplicate { 1 } else { PATHS_MAX };
+        let first = first.map(|entry| entry.path).into_iter();
+        first.chain(others.map(|entry| entry.path).take(at_most))
+    }
+
     /// The path that the class goes by, since when, and why.
     pub fn first(&self) -> Option<(PathName, u64, Why)> {
         Some((self.first?, self.since, self.why?))
@@ -271,6 +335,30 @@ impl Entry {
             passed_at: None,
             rtt: None,
             is_gone: false,
+        }
+    }
+
+    /// One of which something is known from before.
+    fn resume(path: PathName, kept: &OfPath) -> Entry {
+        Entry {
+            poor: kept.poor,
+            bad_at: kept.bad_at,
+            left_at: kept.left_at,
+            passed_at: kept.passed_at,
+            ..Entry::new(path)
+        }
+    }
+
+    fn keep(&self) -> OfPath {
+        // While it is so every turn says it anew: that is not worth writing down.
+        let is_bad = self.is_gone || self.fault.is_some_and(|fault| fault != Fault::Cap);
+        OfPath {
+            links: kept::links(self.path),
+            poor: self.poor,
+            is_bad,
+            bad_at: self.bad_at.filter(|_| !is_bad),
+            left_at: self.left_at,
+            passed_at: self.passed_at,
         }
     }
 
@@ -295,6 +383,7 @@ impl Entry {
             PathState::Up => verdict::broken(class, path.measured, now).map(Fault::Broken),
             PathState::Unknown => None,
         };
+        self.fault = self.fault.or(path.links.capped.then_some(Fault::Cap));
         let (was_good, was_gone) = (self.is_good(), std::mem::take(&mut self.is_gone));
         if was_gone {
             self.bad_at = Some(now);
@@ -305,10 +394,13 @@ impl Entry {
         match wrong {
             Some(fault) => {
                 self.poor = Some(fault);
-                self.bad_at = self.bad_at.max(Some(match fault {
-                    Fault::Broken(broken) => broken.seen,
-                    Fault::Down(_) => now,
-                }));
+                let bad_at = match fault {
+                    Fault::Broken(broken) => Some(broken.seen),
+                    Fault::Down(_) => Some(now),
+                    // That is nothing to prove itself from: once there is more to use, it is good.
+                    Fault::Cap => None,
+                };
+                self.bad_at = self.bad_at.max(bad_at);
             }
             None if self.was_within(hold, now) => {}
             None => self.poor = None,
@@ -328,7 +420,7 @@ impl Entry {
     /// How bad it is, in thousandths of what is allowed. Nothing may be wrong with it now.
     fn badness(&self) -> u64 {
         match self.fault {
-            None => 0,
+            None | Some(Fault::Cap) => 0,
             Some(Fault::Down(_)) => u64::MAX / 8,
             Some(Fault::Broken(broken)) => broken.badness(),
         }
@@ -364,19 +456,25 @@ impl Rules {
         if this.is_up() != other.is_up() {
             return this.is_up();
         }
+        if this.links.capped != other.links.capped {
+            return other.links.capped;
+        }
         match (self.is_held(this), self.is_held(other)) {
             (false, false) => this.is_less_bad(other),
             (is_held, is_other_held) => !is_held && is_other_held,
         }
     }
 
-    /// Where the one is by which flows go if none is good: the first as long as it is up, unless another is clearly less bad; never back to one that is held, but for want of others.
+    /// Where the one is by which flows go if none is good: the first as long as it is up, unless another is clearly less bad; never back to one that is held, but for want of others. One whose
+    /// data cap is used up comes behind all of them.
     fn least_bad(&self, poor: &[Entry]) -> Option<usize> {
         let up = || poor.iter().enumerate().filter(|(_, entry)| entry.is_up());
-        let by_badness = |(_, entry): &(usize, &Entry)| (self.is_held(entry), entry.badness());
+        let by_badness =
+            |(_, entry): &(usize, &Entry)| (entry.links.capped, self.is_held(entry), entry.badness());
         let (best, least) = up().min_by_key(by_badness)?;
         let first = up().find(|(_, entry)| Some(entry.path) == self.first);
         match first {
+            Some((_, first)) if first.links.capped && !least.links.capped => Some(best),
             Some((at, first)) if self.is_held(least) || !least.is_less_bad(first) => Some(at),
             _ => Some(best),
         }

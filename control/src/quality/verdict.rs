@@ -5,6 +5,7 @@
 
 use patronus_abi::channel::PathWhy;
 use patronus_abi::site::Class;
+use serde::{Deserialize, Serialize};
 
 use super::SECOND;
 use super::window::{Counted, Lately, Measured};
@@ -19,7 +20,8 @@ const LOST_TEN: u32 = 3;
 const SURE: f64 = 1.2;
 
 /// What is asked of a path.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum What {
     /// Round trips no longer than the limit, microseconds.
     Latency,
@@ -47,12 +49,15 @@ impl What {
 }
 
 /// Why a path is not what a class needs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Fault {
     /// It is not up.
-    Down(PathWhy),
+    Down(#[serde(with = "super::kept::word")] PathWhy),
     /// It does not keep a limit.
     Broken(Broken),
+    /// The data cap of our link is used up: it is the last resort, however good it is.
+    Cap,
 }
 
 impl Fault {
@@ -61,12 +66,13 @@ impl Fault {
         match self {
             Fault::Down(why) => why.word(),
             Fault::Broken(broken) => broken.what.word(),
+            Fault::Cap => "cap",
         }
     }
 }
 
 /// A limit that is not kept. Microseconds, or parts per million.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Broken {
     /// Which one.
     pub what: What,

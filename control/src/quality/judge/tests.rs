@@ -199,6 +199,93 @@ fn the_lowest_latency_is_followed_by_steps_and_not_to_and_fro() {
     assert_eq!(turn(34, 10_000, 43_000), None);
 }
 
+/// With nothing left of its cap the best path is the last, and used if nothing else is up; with more to use it is good at once.
+#[test]
+fn what_is_used_up_is_the_last_resort() {
+    let class = class(Mode::Pinned);
+    let measured = [rtt(10_000), rtt(20_000), rtt(160_000)];
+    let mut now = paths(&measured, &[1, 2, 3]);
+    let mut judge = Judge::default();
+    judge.turn(&class, SECOND, &now);
+    now[0].links.capped = true;
+    let turn = judge.turn(&class, 2 * SECOND, &now);
+    let moved = turn.moved.expect("it moves");
+    assert_eq!((moved.to, moved.why), (path(2), Why::Fault(Fault::Cap)));
+    assert_eq!(moved.why.word(), "cap");
+    assert_eq!(order(&judge, Mode::Pinned), [(2, 1), (3, 0), (1, 0)]);
+    // One that is poor and up is used rather, also within its hold.
+    now[1].state = PathState::Down;
+    let moved = judge.turn(&class, 3 * SECOND, &now).moved;
+    assert_eq!(moved.map(|moved| moved.to), Some(path(3)));
+    now[2].state = PathState::Down;
+    let moved = judge.turn(&class, 4 * SECOND, &now).moved;
+    assert_eq!(moved.map(|moved| moved.to), Some(path(1)));
+    now[2].state = PathState::Up;
+    let moved = judge.turn(&class, 5 * SECOND, &now).moved;
+    assert_eq!(moved.map(|moved| moved.to), Some(path(3)));
+    // Within the hold of what had happened before; after it, at once.
+    now[0].links.capped = false;
+    assert_eq!(judge.turn(&class, 6 * SECOND, &now).moved, None);
+    now[0].links.capped = true;
+    judge.turn(&class, 60 * SECOND, &now);
+    now[0].links.capped = false;
+    let moved = judge.turn(&class, 61 * SECOND, &now).moved;
+    assert_eq!(moved.map(|moved| moved.to), Some(path(1)));
+}
+
+/// A judge that is started anew with what the one before has written down orders as that would have.
+#[test]
+fn a_judge_goes_on_where_another_was() {
+    let class = class(Mode::Pinned);
+    let (good, bad) = ([rtt(10_000), rtt(20_000)], [rtt(160_000), rtt(20_000)]);
+    let mut before = Judge::default();
+    before.turn(&class, SECOND, &paths(&good, &[1, 2]));
+    before.turn(&class, 2 * SECOND, &paths(&bad, &[1, 2]));
+    before.turn(&class, 3 * SECOND, &paths(&good, &[1, 2]));
+    let kept = before.keep(&class, 3 * SECOND);
+    let text = serde_json::to_string(&kept).expect("values");
+    let kept: OfClass = serde_json::from_str(&text).expect("what was written");
+    let mut judge = Judge::resume(kept.checked(4 * SECOND));
+    let mut at = |seconds: u64, count: usize| {
+        let now = paths(&good, &[1, 2]);
+        let now = &now[2 - count..];
+        judge.turn(&class, seconds * SECOND, now)
+    };
+    // The table has not all of them yet.
+    assert_eq!(at(4, 1), Turn::default());
+    assert_eq!(at(5, 2).moved, None);
+    assert_eq!(at(31, 2).moved, None);
+    assert_eq!(at(32, 2).moved.map(|moved| moved.to), Some(path(1)));
+    let (first, since, why) = judge.first().expect("a path");
+    assert_eq!((first, since, why), (path(1), 32 * SECOND, Why::Cheaper));
+    assert_eq!(judge.keep(&class, 90 * SECOND).paths, []);
+}
+
+/// What was wrong when it was written down was so until somebody looks again.
+#[test]
+fn what_is_kept_is_not_believed_more_than_it_has_to_be() {
+    let class = class(Mode::Pinned);
+    let mut judge = Judge::default();
+    judge.turn(&class, SECOND, &paths(&[rtt(10_000), rtt(20_000)], &[1, 2]));
+    judge.turn(&class, 2 * SECOND, &paths(&[rtt(160_000), rtt(20_000)], &[1, 2]));
+    let mut kept = judge.keep(&class, 2 * SECOND);
+    assert!(kept.paths[0].is_bad && kept.paths[0].bad_at.is_none());
+    kept.paths[0].left_at = Some(u64::MAX);
+    kept.paths.push(OfPath {
+        links: [0, 16],
+        ..kept.paths[0].clone()
+    });
+    let many = kept.paths.iter().cycle().take(1000).cloned();
+    kept.paths = many.collect();
+    let kept = kept.checked(50 * SECOND);
+    assert_eq!(kept.paths.len(), PATHS_MAX);
+    assert!(kept.paths.iter().all(|path| path.links == [1, 1]));
+    assert_eq!(
+        (kept.paths[0].bad_at, kept.paths[0].left_at),
+        (Some(50 * SECOND), Some(50 * SECOND))
+    );
+}
+
 #[test]
 fn weights_are_grades_where_flows_are_weighted() {
     let measured = [rtt(10_000), rtt(10_000)];
