@@ -361,6 +361,7 @@ impl Control {
                 Order::Rollback => self.go_back(Some(reply.clone())).err().map(Err),
                 Order::Show { .. }
                 | Order::Flows(_)
+                | Order::Quality { .. }
                 | Order::Plan { .. }
                 | Order::Observe { .. }
                 | Order::Why { .. }

@@ -32,6 +32,9 @@ pub struct Flow {
     pub worker: u64,
     /// How long ago its last packet came, seconds.
     pub idle: Option<f64>,
+    /// Bytes of its packets since it has been remembered.
+    #[serde(default)]
+    pub bytes: u64,
     /// The policy that it comes under.
     pub policy: Option<String>,
     /// Its class.
@@ -61,6 +64,7 @@ impl Flow {
             dscp: dscp.parse().ok()?,
             worker: group.number("worker"),
             idle: group.parsed("idle_ms").map(|millis: u64| millis as f64 / 1000.0),
+            bytes: group.number("bytes"),
             policy: word("policy"),
             class: word("class").unwrap_or_default(),
             exit: word("exit").unwrap_or_default(),

@@ -77,6 +77,7 @@ impl Handler for Answerer {
         match order {
             Order::Show { what } => Viewer::new(&self.board.get(), &self.uapi_dir)?.show(what),
             Order::Flows(filter) => Viewer::new(&self.board.get(), &self.uapi_dir)?.show_flows(&filter),
+            Order::Quality { remote } => self.view(|viewer| viewer.quality(remote.as_deref())),
             Order::Plan { text } => self.plan(text.as_deref()),
             Order::Why { remote, class } => {
                 self.view(|viewer| viewer.why(remote.as_deref(), class.as_deref()))

@@ -36,6 +36,12 @@ pub enum Order {
     },
     /// The flows that the engine's workers remember.
     Flows(FlowFilter),
+    /// What was measured of paths, over 1, 10 and 60 seconds.
+    Quality {
+        /// To this remote, by its name or key; None: to every one, or as many as there is room for.
+        #[serde(default)]
+        remote: Option<String>,
+    },
     /// How the site would change.
     Plan {
         /// The text of a site's file, which is not written anywhere. None: the site's own file.
@@ -297,6 +303,7 @@ impl Order {
         match self {
             Order::Show { .. }
             | Order::Flows(_)
+            | Order::Quality { .. }
             | Order::Plan { .. }
             | Order::Observe { .. }
             | Order::Why { .. }

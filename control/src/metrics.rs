@@ -11,6 +11,7 @@ use std::path::Path;
 
 use patronus_abi::channel::{PathName, PathReport, PathState};
 
+use crate::caps::Usage;
 use crate::decisions::{part, seconds};
 use crate::history::boot_time;
 use crate::known::Known;
@@ -61,6 +62,7 @@ pub fn page(known: &Known, uapi_dir: &Path) -> String {
     }
     page.tunnels(known, uapi_dir);
     page.paths(known, uapi_dir);
+    page.caps(known);
     page.one(
         "patronus_decisions_unwritten_total",
         "counter",
@@ -68,13 +70,6 @@ pub fn page(known: &Known, uapi_dir: &Path) -> String {
         known.decisions.unwritten(),
     );
     page.text
-}
-
-/// What is told of a path.
-struct PathValues {
-    labels: String,
-    report: PathReport,
-    lately: Summary,
 }
 
 /// Metrics of one name.
@@ -134,157 +129,202 @@ impl Page {
         let Ok(peers) = serde_json::from_value::<Vec<Peer>>(peers) else {
             return;
         };
-        let interface = viewer.interface();
-        let now = viewer.now();
-        let labels: Vec<String> = peers.iter().map(|peer| labels(interface, peer)).collect();
-        let mut family = |name: &str, kind, help, of: &dyn Fn(&Peer) -> u64| {
-            self.head(name, kind, help);
-            for (peer, labels) in peers.iter().zip(&labels) {
-                let _ = writeln!(self.text, "{name}{{{labels}}} {}", of(peer));
-            }
-        };
-        family(
-            "wireguard_sent_bytes_total",
-            "counter",
-            "Bytes sent to the peer.",
-            &|peer| peer.sent_bytes,
-        );
-        family(
-            "wireguard_received_bytes_total",
-            "counter",
-            "Bytes received from the peer.",
-            &|peer| peer.received_bytes,
-        );
-        let handshake = |peer: &Peer| peer.handshake_age.map_or(0, |age| now.saturating_sub(age));
-        let help = "Seconds from 1970 to the last handshake; 0: never.";
-        family("wireguard_latest_handshake_seconds", "gauge", help, &handshake);
-        family(
-            "patronus_tunnel_up",
-            "gauge",
-            "Whether there is a session.",
-            &|peer| u64::from(peer.state == "up"),
-        );
+        let (interface, now) = (viewer.interface(), viewer.now());
+        let told = |peer| (labels(interface, &peer), Tunnel { peer, now });
+        let told: Vec<(String, Tunnel)> = peers.into_iter().map(told).collect();
+        self.families(&OF_TUNNELS, &told);
     }
-}
 
-impl Page {
-    /// Paths to remotes. What was not measured in the last ten seconds has no line.
+    /// Paths to remotes. What was not measured in the last ten seconds has no line, and without an engine nothing has.
     fn paths(&mut self, known: &Known, uapi_dir: &Path) {
         let Ok(viewer) = Viewer::new(known, uapi_dir) else {
             return;
         };
         let now = boot_time();
-        let paths = viewer.each_path(|_, _, path, called| PathValues {
-            labels: path_labels(called, path.report.path),
-            report: path.report,
-            lately: path.window.summary(now, 10),
+        let paths = viewer.each_path(|_, _, path, called| {
+            let lately = path.window.summary(now, 10);
+            let report = path.report;
+            (path_labels(called, report.path), PathValues { report, lately })
         });
-        if paths.is_empty() {
-            return;
-        }
-        let help = "Whether both sides hear each other.";
-        self.each("patronus_path_up", "gauge", help, &paths, |path, line| {
-            line("", f64::from(u8::from(path.report.state == PathState::Up)));
-        });
-        let help = "Round trip of the last 10 seconds.";
-        self.each(
-            "patronus_path_rtt_seconds",
-            "gauge",
-            help,
-            &paths,
-            |path, line| {
-                let of = &path.lately;
-                for (quantile, rtt) in [("0.5", of.p50), ("0.95", of.p95), ("0.99", of.p99)] {
-                    if let Some(rtt) = rtt {
-                        line(&format!("quantile=\"{quantile}\""), seconds(rtt));
-                    }
-                }
-            },
-        );
-        let help = "Jitter (RFC 3550) of the last 10 seconds.";
-        self.each(
-            "patronus_path_jitter_seconds",
-            "gauge",
-            help,
-            &paths,
-            |path, line| {
-                for (way, jitter) in ways(path.lately.jitter) {
-                    jitter.into_iter().for_each(|jitter| line(way, seconds(jitter)));
-                }
-            },
-        );
-        let help = "Part of the packets of the last 10 seconds that was lost.";
-        self.each("patronus_path_loss_ratio", "gauge", help, &paths, |path, line| {
-            for (way, packets) in ways(path.lately.packets) {
-                let ppm = packets.and_then(Counted::ppm);
-                ppm.into_iter().for_each(|ppm| line(way, part(ppm)));
-            }
-        });
-        let help = "Bytes of datagrams.";
-        self.each(
-            "patronus_path_bytes_total",
-            "counter",
-            help,
-            &paths,
-            |path, line| {
-                line(IN, path.report.received_bytes as f64);
-                line(OUT, path.report.sent_bytes as f64);
-            },
-        );
-        let help = "Packets that one side sent, as far as the other has told; see patronus_path_packets_received_total.";
-        self.each(
-            "patronus_path_packets_sent_total",
-            "counter",
-            help,
-            &paths,
-            |path, line| {
-                line(IN, path.report.in_sent as f64);
-                line(OUT, path.report.out_sent as f64);
-            },
-        );
-        let help = "Those that had arrived by then: the difference was lost.";
-        self.each(
-            "patronus_path_packets_received_total",
-            "counter",
-            help,
-            &paths,
-            |path, line| {
-                line(IN, path.report.in_received as f64);
-                line(OUT, path.report.out_received as f64);
-            },
-        );
-        let help = "The largest inner packet that is known to pass.";
-        self.each("patronus_path_mtu_bytes", "gauge", help, &paths, |path, line| {
-            path.report.mtu.into_iter().for_each(|mtu| line("", mtu.into()));
-        });
+        self.families(&OF_PATHS, &paths);
     }
 
-    /// A family with what `of` has to say of each path: labels beside the path's own, and a value.
-    fn each(
-        &mut self,
-        name: &str,
-        kind: &str,
-        help: &str,
-        paths: &[PathValues],
-        of: impl Fn(&PathValues, &mut dyn FnMut(&str, f64)),
-    ) {
-        self.head(name, kind, help);
-        for path in paths {
-            let mut line = |labels: &str, value: f64| {
-                let comma = if labels.is_empty() { "" } else { "," };
-                let _ = writeln!(self.text, "{name}{{{}{comma}{labels}}} {value}", path.labels);
-            };
-            of(path, &mut line);
+    /// Links with a data cap.
+    fn caps(&mut self, known: &Known) {
+        let usages = known.usages.get().into_iter();
+        let labels = |usage: &Usage| {
+            let (link, interface) = (usage.link, quoted(&usage.interface));
+            format!("link=\"{link}\",interface=\"{interface}\"")
+        };
+        let usages: Vec<(String, Usage)> = usages.map(|usage| (labels(&usage), usage)).collect();
+        self.families(&OF_CAPS, &usages);
+    }
+
+    /// What families have to say of each of these, with the labels that it has; nothing at all where there are none.
+    fn families<T>(&mut self, families: &[FamilyOf<T>], all: &[(String, T)]) {
+        if all.is_empty() {
+            return;
+        }
+        for family in families {
+            let name = family.name;
+            self.head(name, family.kind, family.help);
+            for (labels, one) in all {
+                let mut line = |more: &str, value: f64| {
+                    let comma = if more.is_empty() { "" } else { "," };
+                    let _ = writeln!(self.text, "{name}{{{labels}{comma}{more}}} {value}");
+                };
+                (family.of)(one, &mut line);
+            }
         }
     }
 }
+
+/// Takes labels beside those that a thing has anyway, and a value.
+type Line<'a> = &'a mut dyn FnMut(&str, f64);
+
+/// Metrics of one name, about things of one kind.
+struct FamilyOf<T> {
+    name: &'static str,
+    kind: &'static str,
+    help: &'static str,
+    of: fn(&T, Line<'_>),
+}
+
+/// What is told of a tunnel.
+struct Tunnel {
+    peer: Peer,
+    /// Seconds from 1970.
+    now: u64,
+}
+
+const OF_TUNNELS: [FamilyOf<Tunnel>; 4] = [
+    FamilyOf {
+        name: "wireguard_sent_bytes_total",
+        kind: "counter",
+        help: "Bytes sent to the peer.",
+        of: |tunnel, line| line("", tunnel.peer.sent_bytes as f64),
+    },
+    FamilyOf {
+        name: "wireguard_received_bytes_total",
+        kind: "counter",
+        help: "Bytes received from the peer.",
+        of: |tunnel, line| line("", tunnel.peer.received_bytes as f64),
+    },
+    FamilyOf {
+        name: "wireguard_latest_handshake_seconds",
+        kind: "gauge",
+        help: "Seconds from 1970 to the last handshake; 0: never.",
+        of: |tunnel, line| {
+            let at = tunnel
+                .peer
+                .handshake_age
+                .map(|age| tunnel.now.saturating_sub(age));
+            line("", at.unwrap_or(0) as f64);
+        },
+    },
+    FamilyOf {
+        name: "patronus_tunnel_up",
+        kind: "gauge",
+        help: "Whether there is a session.",
+        of: |tunnel, line| line("", f64::from(u8::from(tunnel.peer.state == "up"))),
+    },
+];
+
+/// What is told of a path.
+struct PathValues {
+    report: PathReport,
+    lately: Summary,
+}
+
+const OF_PATHS: [FamilyOf<PathValues>; 8] = [
+    FamilyOf {
+        name: "patronus_path_up",
+        kind: "gauge",
+        help: "Whether both sides hear each other.",
+        of: |path, line| line("", f64::from(u8::from(path.report.state == PathState::Up))),
+    },
+    FamilyOf {
+        name: "patronus_path_rtt_seconds",
+        kind: "gauge",
+        help: "Round trip of the last 10 seconds.",
+        of: |path, line| {
+            let of = &path.lately;
+            for (quantile, rtt) in [("0.5", of.p50), ("0.95", of.p95), ("0.99", of.p99)] {
+                if let Some(rtt) = rtt {
+                    line(&format!("quantile=\"{quantile}\""), seconds(rtt));
+                }
+            }
+        },
+    },
+    FamilyOf {
+        name: "patronus_path_jitter_seconds",
+        kind: "gauge",
+        help: "Jitter (RFC 3550) of the last 10 seconds.",
+        of: |path, line| each_way(path.lately.jitter, line, |jitter| jitter.map(seconds)),
+    },
+    FamilyOf {
+        name: "patronus_path_loss_ratio",
+        kind: "gauge",
+        help: "Part of the packets of the last 10 seconds that was lost.",
+        of: |path, line| {
+            let lost = |packets: Option<Counted>| packets.and_then(Counted::ppm).map(part);
+            each_way(path.lately.packets, line, lost);
+        },
+    },
+    FamilyOf {
+        name: "patronus_path_bytes_total",
+        kind: "counter",
+        help: "Bytes of datagrams.",
+        of: |path, line| counted(path.report.received_bytes, path.report.sent_bytes, line),
+    },
+    FamilyOf {
+        name: "patronus_path_packets_sent_total",
+        kind: "counter",
+        help: "Packets that one side sent, as far as the other has told; see patronus_path_packets_received_total.",
+        of: |path, line| counted(path.report.in_sent, path.report.out_sent, line),
+    },
+    FamilyOf {
+        name: "patronus_path_packets_received_total",
+        kind: "counter",
+        help: "Those that had arrived by then: the difference was lost.",
+        of: |path, line| counted(path.report.in_received, path.report.out_received, line),
+    },
+    FamilyOf {
+        name: "patronus_path_mtu_bytes",
+        kind: "gauge",
+        help: "The largest inner packet that is known to pass.",
+        of: |path, line| path.report.mtu.into_iter().for_each(|mtu| line("", mtu.into())),
+    },
+];
+
+const OF_CAPS: [FamilyOf<Usage>; 2] = [
+    FamilyOf {
+        name: "patronus_link_data_used_bytes",
+        kind: "gauge",
+        help: "Bytes that have gone by the link this month, both ways.",
+        of: |usage, line| line("", usage.used as f64),
+    },
+    FamilyOf {
+        name: "patronus_link_data_cap_bytes",
+        kind: "gauge",
+        help: "Bytes that may go by the link in a month.",
+        of: |usage, line| line("", usage.cap as f64),
+    },
+];
 
 /// Towards us, and towards the remote.
 const IN: &str = "direction=\"in\"";
 const OUT: &str = "direction=\"out\"";
 
-fn ways<T>(each: EachWay<T>) -> [(&'static str, T); 2] {
-    [(IN, each.inward), (OUT, each.outward)]
+fn each_way<T>(each: EachWay<T>, line: Line<'_>, value: impl Fn(T) -> Option<f64>) {
+    for (way, one) in [(IN, each.inward), (OUT, each.outward)] {
+        value(one).into_iter().for_each(|value| line(way, value));
+    }
+}
+
+fn counted(inward: u64, outward: u64, line: Line<'_>) {
+    line(IN, inward as f64);
+    line(OUT, outward as f64);
 }
 
 fn path_labels(remote: &str, path: PathName) -> String {

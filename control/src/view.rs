@@ -4,6 +4,7 @@
 
 mod quality;
 
+use std::collections::hash_map::Entry as Place;
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::SocketAddr;
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::answers::{Group, groups, key};
+use crate::caps::{self, Usage};
 use crate::engine;
 use crate::flows::{self, Flow};
 use crate::history::{self, Happened};
@@ -151,6 +153,20 @@ pub struct Link {
     pub leads_v4: bool,
     /// It has routes for IPv6.
     pub leads_v6: bool,
+    /// How much of its data cap is used, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<Data>,
+}
+
+/// How much of a data cap is used.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Data {
+    /// Bytes this month.
+    pub used_bytes: u64,
+    /// Bytes that may be.
+    pub cap_bytes: u64,
+    /// When it begins anew, seconds from 1970.
+    pub begins_anew: u64,
 }
 
 /// The counters of a port.
@@ -254,7 +270,7 @@ impl<'a> Viewer<'a> {
             Topic::Stages => serde_json::to_value(stages(&self.ask("stats")?)),
             Topic::Memory => serde_json::to_value(self.memory()?),
             Topic::Events => serde_json::to_value(self.events()),
-            Topic::Quality => serde_json::to_value(self.quality()),
+            Topic::Quality => serde_json::to_value(self.quality(None)?),
             Topic::Flows => return self.show_flows(&FlowFilter::default()),
         };
         value.map_err(|error| Failure::new(Code::System, error.to_string()))
@@ -342,6 +358,8 @@ impl<'a> Viewer<'a> {
         if !known.gone_back && file.as_deref() != known.text.as_deref() {
             notes.push("the file has changed since it was applied: see `patronus plan`".to_owned());
         }
+        let usages = known.usages.get();
+        notes.extend(usages.iter().filter(|usage| usage.is_nearly()).map(used));
         notes.extend(self.config.warnings().iter().map(note));
         notes
     }
@@ -463,10 +481,21 @@ impl<'a> Viewer<'a> {
             .map(|link| link.id.get_ref().get())
             .collect();
         ids.sort_unstable();
+        let usages = self.known.usages.get();
+        let data = |id: u64| {
+            let usage = usages.iter().find(|usage| u64::from(usage.link) == id)?;
+            Some(Data {
+                used_bytes: usage.used,
+                cap_bytes: usage.cap,
+                begins_anew: usage.begins_anew,
+            })
+        };
         let link = |group: &Group| {
             let place: usize = group.parsed("link")?;
+            let id = ids.get(place).copied().unwrap_or(0);
             Some(Link {
-                id: ids.get(place).copied().unwrap_or(0),
+                id,
+                data: data(id),
                 interface: group.text("interface").unwrap_or_default().to_owned(),
                 port: group.text("port").unwrap_or_default().to_owned(),
                 running: group.is("running"),
@@ -529,6 +558,24 @@ impl<'a> Viewer<'a> {
     }
 }
 
+/// That little is left of a data cap, in a line.
+fn used(usage: &Usage) -> String {
+    let Usage {
+        link,
+        interface,
+        used,
+        cap,
+        begins_anew,
+    } = usage;
+    let part = u128::from(*used) * 100 / u128::from((*cap).max(1));
+    let so = match usage.is_used_up() {
+        true => "the link is the last resort until it",
+        false => "it",
+    };
+    let begins_anew = caps::date(*begins_anew);
+    format!("link {link} ({interface}): {part} % of its data cap is used; {so} begins anew on {begins_anew}")
+}
+
 /// A warning of the file that is in force, in a line.
 fn note(warning: &Warning) -> String {
     let at = warning.place();
@@ -545,29 +592,26 @@ fn name(peer: &Configured) -> Option<String> {
     peer.name.as_ref().map(|name| name.get_ref().as_str().to_owned())
 }
 
+/// Paths by their first lanes, each with the sums of its own.
 fn paths(lanes: Vec<Lane>) -> Vec<RemotePath> {
     let mut paths: Vec<RemotePath> = Vec::new();
+    let mut places: HashMap<(String, u64, u64), usize> = HashMap::new();
     for lane in lanes {
-        let is_its = |path: &&mut RemotePath| {
-            (&path.remote, path.local_link, path.remote_link)
-                == (&lane.remote, lane.local_link, lane.remote_link)
-        };
-        let path = match paths.iter_mut().find(is_its) {
-            Some(path) => path,
-            None => {
+        let place = places.entry((lane.remote, lane.local_link, lane.remote_link));
+        let at = match place {
+            Place::Occupied(at) => *at.get(),
+            Place::Vacant(place) => {
+                let (remote, local_link, remote_link) = place.key().clone();
                 paths.push(RemotePath {
-                    remote: lane.remote.clone(),
-                    local_link: lane.local_link,
-                    remote_link: lane.remote_link,
-                    lanes: 0,
-                    lanes_up: 0,
-                    sent_bytes: 0,
-                    received_bytes: 0,
+                    remote,
+                    local_link,
+                    remote_link,
                     ..RemotePath::default()
                 });
-                paths.last_mut().expect("pushed")
+                *place.insert(paths.len() - 1)
             }
         };
+        let path = &mut paths[at];
         path.lanes += 1;
         path.lanes_up += u64::from(lane.up);
         path.sent_bytes += lane.sent_bytes;

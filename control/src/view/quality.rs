@@ -2,12 +2,14 @@
 
 use std::collections::HashMap;
 
+use patronus_abi::channel::PathState;
 use patronus_abi::site::Action;
 use patronus_config::value::PublicKey;
 use serde::{Deserialize, Serialize};
 
 use super::{RemotePath, Viewer, name};
 use crate::answers::{groups, key};
+use crate::caps::Usage;
 use crate::decisions::{ANSWER, Asked, Record, part, seconds};
 use crate::engine;
 use crate::explain::{self, ANSWERS_MAX, Choice, Fate};
@@ -18,6 +20,8 @@ use crate::quality::{Path, Quality, Remote};
 
 /// Seconds of the windows that are shown.
 pub const WINDOWS: [u32; 3] = [1, 10, 60];
+/// Paths that are told of at once with all that was measured: an answer has room for 8 MiB, and one of them takes 2 KiB at most.
+const QUALITY_MAX: usize = 3000;
 /// Seconds of history.
 pub const HISTORY: usize = 60;
 
@@ -48,7 +52,7 @@ pub struct Health {
     pub why: String,
     /// For how long.
     pub state_age: f64,
-    /// Classes that go by it first.
+    /// Classes that go by it.
     pub classes: Vec<String>,
     /// The largest inner packet that is known to pass, bytes.
     pub mtu: Option<u16>,
@@ -60,6 +64,9 @@ pub struct Health {
     pub sent_rate: Option<u64>,
     /// Bytes received.
     pub received_rate: Option<u64>,
+    /// The part of our link's data cap that is used, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data_used: Option<f64>,
 }
 
 /// A window.
@@ -115,9 +122,10 @@ impl Window {
 }
 
 impl Health {
-    fn of(quality: &Quality, remote: &Remote, path: &Path, now: u64) -> Health {
+    fn of(quality: &Quality, remote: &Remote, path: &Path, now: u64, usages: &[Usage]) -> Health {
         let report = &path.report;
         let rate = path.window.rate();
+        let usage = usages.iter().find(|usage| usage.link == report.path.local);
         Health {
             state: report.state.word().to_owned(),
             why: report.why.word().to_owned(),
@@ -128,14 +136,21 @@ impl Health {
             remote_interval: report.remote_interval.map(seconds),
             sent_rate: rate.outward,
             received_rate: rate.inward,
+            data_used: usage.map(|usage| usage.used as f64 / usage.cap as f64),
         }
     }
 }
 
 impl Viewer<'_> {
-    /// What was measured of every path, by remotes and paths.
-    pub(super) fn quality(&self) -> Vec<Measured> {
-        self.each_path(|quality, remote, path, called| {
+    /// What was measured of the paths to a remote, or of every path, by remotes and paths. Of more than [`QUALITY_MAX`] those are told that are not up, and then the first.
+    pub fn quality(&self, remote: Option<&str>) -> Result<Vec<Measured>, Failure> {
+        self.need_engine()?;
+        let remotes = match remote {
+            Some(remote) => vec![(remote.to_owned(), self.key_of(remote)?)],
+            None => self.some_remotes(),
+        };
+        let usages = self.known.usages.get();
+        Ok(self.each_path_to(remotes, |quality, remote, path, called| {
             let (now, report) = (boot_time(), &path.report);
             let window = |length| Window::of(length, &path.window.summary(now, length));
             let history = path.window.history(now, HISTORY);
@@ -143,11 +158,11 @@ impl Viewer<'_> {
                 remote: called.to_owned(),
                 local_link: report.path.local.into(),
                 remote_link: report.path.remote.into(),
-                health: Health::of(quality, remote, path, now),
+                health: Health::of(quality, remote, path, now, &usages),
                 windows: WINDOWS.map(window).to_vec(),
                 history: history.into_iter().map(|rtt| rtt.map(seconds)).collect(),
             }
-        })
+        }))
     }
 
     /// Adds to paths what was measured of them in the last ten seconds. One that has no lanes yet comes behind those that have.
@@ -155,13 +170,14 @@ impl Viewer<'_> {
         let place = |path: &RemotePath| (path.remote.clone(), path.local_link, path.remote_link);
         let places = paths.iter().enumerate().map(|(at, path)| (place(path), at));
         let places: HashMap<_, _> = places.collect();
+        let usages = self.known.usages.get();
         let measured = self.each_path(|quality, remote, path, called| {
             let (now, report) = (boot_time(), &path.report);
             RemotePath {
                 remote: called.to_owned(),
                 local_link: report.path.local.into(),
                 remote_link: report.path.remote.into(),
-                health: Some(Health::of(quality, remote, path, now)),
+                health: Some(Health::of(quality, remote, path, now, &usages)),
                 lately: Some(Window::of(10, &path.window.summary(now, 10))),
                 ..RemotePath::default()
             }
@@ -176,9 +192,21 @@ impl Viewer<'_> {
     }
 
     /// What `of` says of each path. The main thread is never kept longer than one remote takes.
+    /// Without an engine there are no paths: what was measured of them is of another time.
     pub(crate) fn each_path<T>(&self, of: impl Fn(&Quality, &Remote, &Path, &str) -> T) -> Vec<T> {
+        match self.known.engine {
+            Some(_) => self.each_path_to(self.remotes(), of),
+            None => Vec::new(),
+        }
+    }
+
+    fn each_path_to<T>(
+        &self,
+        remotes: Vec<(String, [u8; 32])>,
+        of: impl Fn(&Quality, &Remote, &Path, &str) -> T,
+    ) -> Vec<T> {
         let mut all = Vec::new();
-        for (called, key) in self.remotes() {
+        for (called, key) in remotes {
             let quality = self.known.quality.lock();
             let Some(remote) = quality.remote(&key) else {
                 continue;
@@ -198,8 +226,32 @@ impl Viewer<'_> {
         remotes
     }
 
+    /// As many of them as have no more than [`QUALITY_MAX`] paths together, by their names: those with a path that is not up before the others.
+    fn some_remotes(&self) -> Vec<(String, [u8; 32])> {
+        let remotes = self.remotes().into_iter().map(|(called, key)| {
+            let quality = self.known.quality.lock();
+            let paths = quality.remote(&key).map_or(&[][..], Remote::paths);
+            let is_up = paths.iter().all(|path| path.report.state == PathState::Up);
+            (is_up, called, key, paths.len())
+        });
+        let mut remotes: Vec<_> = remotes.collect();
+        remotes.sort();
+        let mut paths = 0;
+        remotes.retain(|(.., count)| {
+            paths += count;
+            paths <= QUALITY_MAX
+        });
+        let mut remotes: Vec<_> = remotes
+            .into_iter()
+            .map(|(_, called, key, _)| (called, key))
+            .collect();
+        remotes.sort_unstable();
+        remotes
+    }
+
     /// By which paths classes go, and why.
     pub fn why(&self, remote: Option<&str>, class: Option<&str>) -> Result<Vec<Choice>, Failure> {
+        self.need_engine()?;
         let remotes = match remote {
             Some(remote) => vec![(remote.to_owned(), self.key_of(remote)?)],
             None => self.remotes(),
@@ -217,8 +269,10 @@ impl Viewer<'_> {
                             .iter()
                             .map(|class| class.name.as_str())
                             .collect();
-                        unknown(format!("no class in use is named {class}"))
-                            .hint(format!("there are: {}", names.join(", ")))
+                        unknown(format!("no class in use is named {class}")).hint(format!(
+                            "there are: {}; those that are built in count if a policy names them",
+                            names.join(", ")
+                        ))
                     })?;
                     at..at + 1
                 }
@@ -250,6 +304,10 @@ impl Viewer<'_> {
             name(peer).as_deref() == Some(remote) || key == Some(peer.public_key.get_ref().0)
         });
         let found = found.ok_or_else(|| {
+            if remote.starts_with(|c: char| c.is_ascii_digit()) && remote.contains('.') {
+                return unknown(format!("`{remote}` is neither a remote nor an address"))
+                    .hint("a flow is two addresses: `patronus why 10.1.0.5 10.2.0.7`");
+            }
             unknown(format!("there is no remote named {remote}"))
                 .hint("`patronus show remotes` has all of them")
         })?;
@@ -259,19 +317,19 @@ impl Viewer<'_> {
     /// What becomes of a flow, and where it is now.
     pub fn why_flow(&self, flow: &Flow) -> Result<Fate, Failure> {
         if flow.src.is_ipv4() != flow.dst.is_ipv4() {
-            let said = "source and destination are of one address family";
+            let said = "source and destination have to be of one address family";
             return Err(Failure::new(Code::BadRequest, said));
         }
-        let mut fate = self.judged_flow(flow)?;
+        let fate = self.judged_flow(flow)?;
         let asked = explain::question(flow).filter(|_| self.known.engine.is_some());
         let answer = asked.and_then(|lines| engine::request(&self.uapi, &lines).ok());
         // An engine that does not answer has the same policies and routes.
-        fate.engine = answer.and_then(|text| {
+        let engine = answer.and_then(|text| {
             let (_, told) = groups(&text, "flow");
             let told = told.first()?;
             Some(explain::InEngine::of(told, |key| self.called(key)))
         });
-        Ok(fate)
+        Ok(fate.in_engine(engine))
     }
 
     /// The same by the policies in force and the engine's routes.
