@@ -6,6 +6,7 @@ mod ask;
 mod check;
 mod doctor;
 mod drill;
+mod flows;
 mod import;
 mod keys;
 mod observe;
@@ -58,7 +59,7 @@ fn run(output: Output, options: Options) -> Outcome {
         ),
         Command::Show { what, flows } => show::show(output, socket, what.0, &flows),
         Command::Why(options) => why::why(output, socket, &options),
-        Command::Top { once } => top::top(output, socket, once),
+        Command::Top { remote, once } => top::top(output, socket, remote, once),
         Command::FailoverTest(options) if options.end => drill::end(output, socket, &options),
         Command::FailoverTest(options) => drill::drill(output, socket, &options),
         Command::Trace(options) => observe::trace(output, socket, &options),

@@ -77,8 +77,10 @@ pub enum Command {
         override_usage = "patronus why [OPTIONS] REMOTE [CLASS]\n       patronus why [OPTIONS] SRC DST [PROTOCOL [SPORT [DPORT]]]"
     )]
     Why(Why),
-    /// Watch paths: round trips, jitter, loss, rates; `q` quits
+    /// Watch paths: round trips, jitter, loss, rates; and flows; `q` quits
     Top {
+        /// Only paths to this remote
+        remote: Option<String>,
         /// Print it once, for scripts
         #[arg(long)]
         once: bool,

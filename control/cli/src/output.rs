@@ -193,6 +193,36 @@ impl Table {
         }
     }
 
+    /// Without columns of these places, one after the other, until it is no wider than that.
+    pub fn within(mut self, width: usize, spare: &[usize]) -> Table {
+        let mut gone: Vec<usize> = Vec::new();
+        for place in spare {
+            if self.width() <= width {
+                break;
+            }
+            let at = place - gone.iter().filter(|gone| *gone < place).count();
+            self.rows.iter_mut().filter(|row| at < row.len()).for_each(|row| {
+                row.remove(at);
+            });
+            gone.push(*place);
+        }
+        self
+    }
+
+    /// Characters of the longest line.
+    fn width(&self) -> usize {
+        let widths = self.widths();
+        widths.iter().sum::<usize>() + 2 * widths.len().saturating_sub(1)
+    }
+
+    fn widths(&self) -> Vec<usize> {
+        let width = |column: usize| {
+            let cells = self.rows.iter().filter_map(|row| row.get(column));
+            cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+        };
+        (0..self.rows[0].len()).map(width).collect()
+    }
+
     /// One more row.
     pub fn row(&mut self, cells: impl IntoIterator<Item = String>) {
         let cells = cells
@@ -204,12 +234,7 @@ impl Table {
 
 impl Display for Table {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let columns = self.rows[0].len();
-        let width = |column: usize| {
-            let cells = self.rows.iter().filter_map(|row| row.get(column));
-            cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
-        };
-        let widths: Vec<usize> = (0..columns).map(width).collect();
+        let widths = self.widths();
         for row in &self.rows {
             let cells = row
                 .iter()
@@ -249,5 +274,18 @@ mod tests {
         table.row(["hub".to_owned(), "1".to_owned()]);
         table.row(["a\nlong".to_owned(), "22".to_owned()]);
         assert_eq!(table.to_string(), "name    n\nhub     1\na long  22\n");
+    }
+
+    #[test]
+    fn what_is_too_wide_does_without_what_matters_least() {
+        let table = || {
+            let mut table = Table::new(&["name", "more", "n"]);
+            table.row(["hub".to_owned(), "and more".to_owned(), "1".to_owned()]);
+            table
+        };
+        assert_eq!(table().within(17, &[1, 2]).to_string(), table().to_string());
+        assert_eq!(table().within(16, &[1, 2]).to_string(), "name  n\nhub   1\n");
+        assert_eq!(table().within(5, &[1, 2]).to_string(), "name\nhub\n");
+        assert_eq!(table().within(5, &[2, 0]).to_string(), "more\nand more\n");
     }
 }

@@ -5,39 +5,53 @@ use patronus_control::view::{Health, Measured, RemotePath, Window};
 use crate::output::Table;
 use crate::show::bytes;
 
+/// What stands of each path in front of everything else that is said of it.
+pub const COMMON: [&str; 10] = [
+    "REMOTE",
+    "PATH",
+    "STATE",
+    "FOR",
+    "RTT",
+    "P99",
+    "JITTER IN",
+    "OUT",
+    "LOSS IN",
+    "OUT",
+];
+
+/// The same of this one.
+pub fn common(remote: &str, links: [u64; 2], health: &Health, lately: &Window) -> [String; 10] {
+    let [state, age] = state(health);
+    [
+        remote.to_owned(),
+        format!("{}-{}", links[0], links[1]),
+        state,
+        age,
+        millis(lately.rtt_p50),
+        millis(lately.rtt_p99),
+        millis(lately.jitter_in),
+        millis(lately.jitter_out),
+        percent(lately.loss_in),
+        percent(lately.loss_out),
+    ]
+}
+
 /// `patronus show paths`.
 pub fn paths(paths: Vec<RemotePath>) -> String {
-    let mut table = Table::new(&[
-        "REMOTE",
-        "PATH",
-        "STATE",
-        "FOR",
-        "RTT",
-        "P99",
-        "JITTER IN",
-        "OUT",
-        "LOSS IN",
-        "OUT",
-        "MTU",
-        "LANES UP",
-        "SENT",
-        "RECEIVED",
-        "CLASSES",
-    ]);
+    let more = ["MTU", "LANES UP", "SENT", "RECEIVED", "CLASSES"];
+    let mut table = Table::new(&[&COMMON[..], &more].concat());
     for path in paths {
         let lately = path.lately.unwrap_or_default();
         let health = path.health.unwrap_or_default();
-        let mut row = vec![path.remote, format!("{}-{}", path.local_link, path.remote_link)];
-        row.extend(state(&health));
-        row.extend(measured(&lately));
-        row.extend([
+        let links = [path.local_link, path.remote_link];
+        let row = common(&path.remote, links, &health, &lately);
+        table.row(row.into_iter().chain([
             health.mtu.map_or_else(none, |mtu| mtu.to_string()),
             format!("{} of {}", path.lanes_up, path.lanes),
             bytes(path.sent_bytes),
             bytes(path.received_bytes),
             classes(&health),
-        ]);
-        table.row(row);
+        ]));
     }
     table.to_string()
 }
@@ -89,7 +103,7 @@ pub fn quality(paths: Vec<Measured>) -> String {
 }
 
 /// A path's state, with why it is not up, and for how long.
-pub fn state(health: &Health) -> [String; 2] {
+fn state(health: &Health) -> [String; 2] {
     if health.state.is_empty() {
         return [none(), none()];
     }
@@ -98,18 +112,6 @@ pub fn state(health: &Health) -> [String; 2] {
         state => format!("{state}: {}", health.why),
     };
     [state, age(health.state_age)]
-}
-
-/// Round trip, jitter and loss.
-pub fn measured(window: &Window) -> [String; 6] {
-    [
-        millis(window.rtt_p50),
-        millis(window.rtt_p99),
-        millis(window.jitter_in),
-        millis(window.jitter_out),
-        percent(window.loss_in),
-        percent(window.loss_out),
-    ]
 }
 
 /// The classes that go by a path.

@@ -2,24 +2,23 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
-use patronus_control::flows::Flow;
+use patronus_control::caps::date;
 use patronus_control::message::{FlowFilter, Order, Topic};
-use patronus_control::view::{Drop, Event, Lane, Link, Peer, Port, Route, Stage, Summary};
-use serde::Deserialize;
+use patronus_control::view::{Data, Drop, Event, Lane, Link, Peer, Port, Route, Stage, Summary};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::ask::connect;
+use crate::flows;
 use crate::options::Flows;
 use crate::output::{Outcome, Output, Table, Wrong, escaped};
 use crate::paths;
 
 /// `patronus show`.
-pub fn show(output: Output, socket: &Path, what: Topic, flows: &Flows) -> Outcome {
-    let shown = connect(socket)?.ask(order(what, flows)?)?;
+pub fn show(output: Output, socket: &Path, what: Topic, wanted: &Flows) -> Outcome {
+    let shown = connect(socket)?.ask(order(what, wanted)?)?;
     if output.json {
         return output.print(&shown, "");
     }
@@ -36,66 +35,22 @@ pub fn show(output: Output, socket: &Path, what: Topic, flows: &Flows) -> Outcom
         Topic::Stages => stages(read(&shown)?),
         Topic::Memory => memory(&read(&shown)?),
         Topic::Events => events(read(&shown)?),
-        Topic::Flows => flow_table(&read(&shown)?),
+        Topic::Flows => flows::all(&read(&shown)?),
     };
     output.print(&shown, text)
 }
 
-fn order(what: Topic, flows: &Flows) -> Result<Order, Wrong> {
+fn order(what: Topic, wanted: &Flows) -> Result<Order, Wrong> {
     let filter = FlowFilter {
-        address: flows.address.map(|network| network.to_string()),
-        port: flows.port,
-        class: flows.class.clone(),
+        address: wanted.address.map(|network| network.to_string()),
+        port: wanted.port,
+        class: wanted.class.clone(),
     };
     match (what, filter == FlowFilter::default()) {
         (Topic::Flows, _) => Ok(Order::Flows(filter)),
         (_, true) => Ok(Order::Show { what }),
         (_, false) => Err(Wrong::usage("--address, --port and --class are for `show flows`")),
     }
-}
-
-/// What is answered about flows.
-#[derive(Deserialize)]
-struct Shown {
-    flows: Vec<Flow>,
-    complete: bool,
-}
-
-fn flow_table(shown: &Shown) -> String {
-    if shown.flows.is_empty() && shown.complete {
-        return "no flows; a site without Ethernet LANs, networks, routes and policies remembers none\n"
-            .to_owned();
-    }
-    let mut table = Table::new(&["FROM", "TO", "PROTOCOL", "CLASS", "IDLE", "GOES TO", "PATH"]);
-    let at = |ip: IpAddr, port: u16| match port {
-        0 => ip.to_string(),
-        port => SocketAddr::new(ip, port).to_string(),
-    };
-    for flow in &shown.flows {
-        let protocol = match flow.protocol {
-            1 => "icmp".to_owned(),
-            6 => "tcp".to_owned(),
-            17 => "udp".to_owned(),
-            58 => "icmpv6".to_owned(),
-            other => other.to_string(),
-        };
-        table.row([
-            at(flow.src, flow.src_port),
-            at(flow.dst, flow.dst_port),
-            protocol,
-            flow.class.clone(),
-            flow.idle.map_or("-".to_owned(), |idle| format!("{idle:.0} s")),
-            flow.peer.clone().unwrap_or_else(|| flow.exit.clone()),
-            flow.path.clone().unwrap_or_else(|| "-".to_owned()),
-        ]);
-    }
-    let mut text = table.to_string();
-    if !shown.complete {
-        text.push_str(
-            "there are more: the engine tells of 1,000 at a time, and these were looked for among them\n",
-        );
-    }
-    text
 }
 
 /// An answer as what it should be.
@@ -212,14 +167,24 @@ fn routes(routes: Vec<Route>) -> String {
 }
 
 fn links(links: Vec<Link>) -> String {
-    let mut table = Table::new(&["LINK", "INTERFACE", "PORT", "STATE", "IPV4", "IPV6"]);
+    let has_caps = links.iter().any(|link| link.data.is_some());
+    let headings = ["LINK", "INTERFACE", "PORT", "STATE", "IPV4", "IPV6", "DATA CAP"];
+    let mut table = Table::new(&headings[..headings.len() - usize::from(!has_caps)]);
     let route = |leads| if leads { "route" } else { "no route" }.to_owned();
     for link in links {
         let state = up(link.running);
         let (v4, v6) = (route(link.leads_v4), route(link.leads_v6));
-        table.row([link.id.to_string(), link.interface, link.port, state, v4, v6]);
+        let row = [link.id.to_string(), link.interface, link.port, state, v4, v6];
+        let data = has_caps.then(|| link.data.as_ref().map_or("-".to_owned(), data));
+        table.row(row.into_iter().chain(data));
     }
     table.to_string()
+}
+
+/// How much of a data cap is used, and until when that counts.
+fn data(data: &Data) -> String {
+    let (used, cap) = (bytes(data.used_bytes), bytes(data.cap_bytes));
+    format!("{used} of {cap}, anew on {}", date(data.begins_anew))
 }
 
 fn ports(ports: Vec<Port>) -> String {
@@ -331,5 +296,31 @@ mod tests {
         assert_eq!(ago(Some(119)), "119 s ago");
         assert_eq!(ago(Some(120)), "2 min ago");
         assert_eq!(ago(Some(7200)), "2 h ago");
+    }
+
+    #[test]
+    fn a_data_cap_is_shown_where_there_is_one() {
+        let link = |id, data| Link {
+            id,
+            interface: format!("wan{id}"),
+            port: "udp".to_owned(),
+            running: true,
+            leads_v4: true,
+            leads_v6: false,
+            data,
+        };
+        assert!(!links(vec![link(1, None)]).contains("CAP"));
+        let data = Data {
+            used_bytes: 16_200_000_000,
+            cap_bytes: 20_000_000_000,
+            begins_anew: 1_796_083_200,
+        };
+        let text = links(vec![link(1, None), link(2, Some(data))]);
+        let rows: Vec<&str> = text.lines().collect();
+        assert!(rows[1].ends_with("no route  -"), "{text}");
+        assert!(
+            rows[2].ends_with("16.2 GB of 20.0 GB, anew on 2026-12-01"),
+            "{text}"
+        );
     }
 }

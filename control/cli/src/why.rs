@@ -125,6 +125,8 @@ fn fate_text(fate: &Fate) -> String {
     let _ = writeln!(text, "goes    {}: {}", escaped(&fate.goes), escaped(&via));
     if let Some(now) = &fate.engine {
         text.push_str(&now_text(now));
+    } else if fate.path.is_none() && fate.choices.iter().any(|choice| choice.over.len() > 1) {
+        text.push_str("now     by one of several paths: with protocol and ports it can be said which\n");
     }
     if fate.goes == "tunnel" && fate.choices.is_empty() {
         text.push_str("path    the base session: there are no paths\n");
@@ -175,9 +177,21 @@ fn choice_text(choice: &Choice) -> String {
         choice.hold
     );
     let why = escaped(&choice.text);
-    let _ = match (&choice.path, choice.age) {
-        (Some(path), Some(since)) => {
+    let _ = match (&choice.path, choice.age, &choice.over[..]) {
+        (Some(path), Some(since), [] | [_]) => {
             writeln!(text, "goes by path {} for {}: {why}", escaped(path), age(since))
+        }
+        (Some(path), Some(since), over) => {
+            let (path, over) = (escaped(path), escaped(&over.join(" and ")));
+            let how = match choice.mode == "duplicate" {
+                true => "each packet goes by paths",
+                false => "flows are spread over paths",
+            };
+            writeln!(
+                text,
+                "{how} {over}; {path} is the first for {}: {why}",
+                age(since)
+            )
         }
         _ => writeln!(text, "{why}"),
     };
