@@ -182,9 +182,11 @@ impl Judge {
         let is_lately = |at: Option<u64>| at.is_some_and(|at| now.saturating_sub(at) < hold);
         let seen = self.order.iter().map(Entry::keep);
         let paths = seen.chain(self.kept.iter().cloned());
+        // One that is not there any more is forgotten in the end.
+        let is_bad_still = |at: u64| now.saturating_sub(at) < REMEMBERED;
         let paths = paths.filter(|path| {
             let times = [path.bad_at, path.left_at, path.passed_at];
-            path.is_bad || times.into_iter().any(is_lately)
+            path.is_bad && path.bad_at.is_none_or(is_bad_still) || times.into_iter().any(is_lately)
         });
         OfClass {
             class: class.name.clone(),
@@ -345,6 +347,8 @@ impl Entry {
             bad_at: kept.bad_at,
             left_at: kept.left_at,
             passed_at: kept.passed_at,
+            // Whatever was wrong with it, it was so until now.
+            is_gone: kept.is_bad,
             ..Entry::new(path)
         }
     }

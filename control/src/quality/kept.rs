@@ -60,7 +60,7 @@ pub struct OfPath {
     pub links: [u8; 2],
     /// What was wrong with it last; none: it is good.
     pub poor: Option<Fault>,
-    /// That was still so. Then it was so until somebody looks again.
+    /// That was still so. Then it was so until it is seen again.
     pub is_bad: bool,
     /// See [`Entry`](super::judge::Entry).
     pub bad_at: Option<u64>,
@@ -83,7 +83,7 @@ impl OfClass {
             let times = [&mut path.bad_at, &mut path.left_at, &mut path.passed_at];
             times.into_iter().flatten().for_each(|at| *at = (*at).min(now));
             if path.is_bad {
-                path.bad_at = Some(now);
+                path.bad_at = path.bad_at.or(Some(now));
             }
         }
         self
