@@ -77,6 +77,8 @@ const SOURCE_GRACE: Duration = Duration::from_millis(200);
 /// the rest.
 const SOURCES_PER_TURN: usize = 256;
 const SOURCE_PAUSE: Duration = Duration::from_millis(8);
+/// How soon to ask for routes again because somebody was heard where there are said to be none: thousands may be heard at once.
+const ROUTES_PAUSE: Duration = Duration::from_secs(1);
 /// How soon to look again at peers after one has left a link.
 const LINK_LEFT: Duration = Duration::from_secs(1);
 /// How soon to look again when a worker's command queue was full.
@@ -182,6 +184,8 @@ pub struct SlowPath {
     check_sources_again: bool,
     /// Interfaces that have got an address since the last round.
     readdressed: BTreeSet<u32>,
+    /// Before this nobody asks for routes again because of who was heard.
+    routes_asked_at: Option<Time>,
     bind_again_at: Option<Time>,
     told_unbound: bool,
     told_unlocked: bool,
@@ -281,6 +285,7 @@ impl SlowPath {
             check_sources_left: 0,
             check_sources_again: false,
             readdressed: BTreeSet::new(),
+            routes_asked_at: None,
             bind_again_at: None,
             told_unbound: false,
             told_unlocked: false,
@@ -438,7 +443,8 @@ impl SlowPath {
         if self.bind_again_at.is_some_and(|at| at <= now) {
             self.bind();
         }
-        if self.core.take_heard_unled() {
+        if self.core.has_heard_unled() && self.routes_asked_at.is_none_or(|at| at <= now) {
+            self.routes_asked_at = Some(now.after(ROUTES_PAUSE));
             self.follow_routes();
         }
         self.tend_host(now);

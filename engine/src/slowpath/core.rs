@@ -23,6 +23,7 @@ mod standby;
 mod ways;
 
 use std::collections::VecDeque;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use patronus_crypto::messages::{self, Kind};
@@ -83,8 +84,8 @@ pub struct Core<S> {
     links: Vec<Option<Link<S>>>,
     /// What each link has routes for, whether it has sockets or not.
     sends: Vec<Families>,
-    /// A peer was heard by a link that is said to have no routes for its family since somebody asked.
-    heard_unled: bool,
+    /// Where a peer is that was heard by a link that is said to have no routes for its family, since somebody asked.
+    heard_unled: Option<IpAddr>,
     peers: Vec<Option<Peer>>,
     remotes: Remotes,
     classes: Classes,
@@ -118,7 +119,7 @@ impl<S: Sockets> Core<S> {
             max_peers: parts.max_peers,
             links: (0..parts.links).map(|_| None).collect(),
             sends: vec![Families::BOTH; parts.links],
-            heard_unled: false,
+            heard_unled: None,
             peers: Vec::new(),
             remotes: Remotes::new(parts.links),
             classes: Classes::new(),

@@ -480,8 +480,10 @@ impl SlowPath {
         if !self.has_links() {
             return;
         }
-        let known = self.core.peers().filter_map(|(_, peer)| peer.endpoint.remote());
-        let known: Vec<IpAddr> = known.map(|remote| remote.ip()).take(PEERS_ASKED_FOR).collect();
+        let heard = self.core.take_heard_unled();
+        let known = self.core.all_peers().filter_map(|peer| peer.endpoint.remote());
+        let known = heard.into_iter().chain(known.map(|remote| remote.ip()));
+        let known: Vec<IpAddr> = known.take(PEERS_ASKED_FOR).collect();
         for at in 0..self.uplinks.len() {
             let Some(ifindex) = self.core.ifindex(at) else {
                 continue;

@@ -58,6 +58,11 @@ impl<S: Sockets> Core<S> {
             .filter(|(_, peer)| peer.lane.is_none())
     }
 
+    /// The peers that there are, lanes among them.
+    pub fn all_peers(&self) -> impl Iterator<Item = &Peer> {
+        self.peers.iter().flatten()
+    }
+
     /// Numbers that peers have or had: all are below this.
     pub fn numbers(&self) -> usize {
         self.peers.len()

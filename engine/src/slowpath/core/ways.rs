@@ -3,6 +3,7 @@
 //! A session is bound to no link. It is where the peer was heard last; while it is nowhere, initiations go by each link in turn.
 
 use std::io;
+use std::net::IpAddr;
 
 use patronus_crypto::PeerId;
 use patronus_io::Port;
@@ -97,12 +98,19 @@ impl<S: Sockets> Core<S> {
         let Some(remote) = endpoint.remote() else { return };
         let leads = |sends: Families| if remote.is_ipv6() { sends.v6 } else { sends.v4 };
         let at = (0..self.links.len()).find(|at| self.ifindex(*at) == Some(endpoint.ifindex()));
-        self.heard_unled |= at.is_some_and(|at| !leads(self.sends[at]));
+        if at.is_some_and(|at| !leads(self.sends[at])) {
+            self.heard_unled = Some(remote.ip());
+        }
     }
 
-    /// Whether a peer was heard by a link that is said to have no routes for its family since this was asked last.
-    pub fn take_heard_unled(&mut self) -> bool {
-        std::mem::take(&mut self.heard_unled)
+    /// Whether a peer was heard by a link that is said to have no routes for its family since [somebody asked](Self::take_heard_unled) where.
+    pub fn has_heard_unled(&self) -> bool {
+        self.heard_unled.is_some()
+    }
+
+    /// Where it is.
+    pub fn take_heard_unled(&mut self) -> Option<IpAddr> {
+        self.heard_unled.take()
     }
 
     /// What a link has routes for, as was said last.
