@@ -572,6 +572,20 @@ mod tests {
     }
 
     #[test]
+    fn rows_of_several_files_come_together() {
+        let file =
+            |name: &str| std::env::temp_dir().join(format!("patronus-rows-{name}-{}", std::process::id()));
+        let [whole, part] = ["whole", "part"].map(file);
+        write(&part, &[row(&[1.0], &[]), row(&[2.0], &[])]).unwrap();
+        let rows = merged(&whole, std::slice::from_ref(&part)).unwrap();
+        assert_eq!((rows.len(), rows[0].runs), (1, 2), "there need not be one yet");
+        write(&whole, &rows).unwrap();
+        let rows = merged(&whole, &[part.clone(), part.clone()]).unwrap();
+        assert_eq!((rows.len(), rows[0].runs, rows[0].gap_ms_max), (1, 6, Some(2.0)));
+        [whole, part].map(|path| std::fs::remove_file(path).unwrap());
+    }
+
+    #[test]
     fn slices_of_a_setting_become_one_row() {
         let mut rows = vec![row(&[1.0, 2.0], &[])];
         merge(&mut rows, row(&[3.0], &[]));
