@@ -71,15 +71,6 @@ impl PathBoard {
         self.place(name).is_some_and(|at| self.up() & 1 << at != 0)
     }
 
-    /// The paths that are up.
-    pub fn names_up(&self) -> impl Iterator<Item = PathName> {
-        let up = self.up();
-        let paths = self.paths.iter().enumerate();
-        paths
-            .filter(move |(at, _)| up >> at & 1 != 0)
-            .map(|(_, path)| path.name)
-    }
-
     /// Says whether the path in this place is up.
     pub fn set_up(&self, at: usize, up: bool) {
         debug_assert!(at < self.paths.len());

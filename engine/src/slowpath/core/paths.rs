@@ -1,6 +1,6 @@
 //! What the worker that probes has found out about paths, for people and control.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use patronus_abi::channel::{Event, SUSPECTS_MAX};
 use patronus_crypto::{Duration, PeerId, Time};
@@ -15,9 +15,17 @@ const CHANGES_PER_TURN: usize = 256;
 /// Lines about them in a second: on a hub whose own line goes down all of them change.
 const LINES_PER_SECOND: u32 = 10;
 
-/// What was said to people about paths in this second.
+/// The names before and behind all others.
+const FIRST: PathName = PathName { local: 0, remote: 0 };
+const LAST: PathName = PathName {
+    local: u8::MAX,
+    remote: u8::MAX,
+};
+
+/// What was said about paths: which are up, and to people in this second.
 #[derive(Default)]
 pub(super) struct Said {
+    up: BTreeSet<(PeerId, PathName)>,
     second: u64,
     lines: u32,
 }
@@ -72,7 +80,13 @@ impl<S: Sockets> Core<S> {
         }
     }
 
-    /// A path that was up is no more on the board: a link of it is gone, or they agree on no path.
+    /// The paths to a remote that were told as up last. What workers have said of those that are gone since is not told any more.
+    pub(super) fn told_as_up(&self, remote: PeerId) -> impl Iterator<Item = PathName> + '_ {
+        let told = self.said_of_paths.up.range((remote, FIRST)..=(remote, LAST));
+        told.map(|(_, path)| *path)
+    }
+
+    /// A path that was told as up is no more on the board: a link of it is gone, or they agree on no path.
     pub(super) fn note_gone_path(&mut self, remote: PeerId, path: PathName) {
         self.note_path(&PathChange {
             remote,
@@ -85,9 +99,19 @@ impl<S: Sockets> Core<S> {
         });
     }
 
+    /// A remote is gone, and nobody wants to know that its paths are.
+    pub(super) fn forget_paths(&mut self, remote: PeerId) {
+        self.said_of_paths.up.retain(|(of, _)| *of != remote);
+    }
+
     fn note_path(&mut self, change: &PathChange) {
         let Some(remote) = self.peer(change.remote).map(|peer| peer.key.0) else {
             return;
+        };
+        let told = (change.remote, change.path);
+        match change.state {
+            PathState::Up => self.said_of_paths.up.insert(told),
+            _ => self.said_of_paths.up.remove(&told),
         };
         self.news.add(Event::PathState {
             at: change.at.0,

@@ -340,6 +340,7 @@ impl<S: Sockets> Core<S> {
             None => {
                 // Nobody wants to know that a remote's paths are gone that is itself.
                 self.remotes.boards.remove(&base);
+                self.forget_paths(base);
                 self.remotes.known.remove(base);
             }
         }
@@ -540,8 +541,8 @@ impl<S: Sockets> Core<S> {
             now.is_some_and(|(_, lane)| Some(*lane) == was)
         };
         // That one is there by name only is told by the worker whose session of it is gone.
-        let was_up = before.iter().flat_map(|before| before.shared.names_up());
-        let gone = was_up.filter(|path| probed.iter().all(|(name, _)| name != path));
+        let told = self.told_as_up(base);
+        let gone = told.filter(|path| probed.iter().all(|(name, _)| name != path));
         let gone: Vec<PathName> = gone.collect();
         let names = probed.iter().map(|(name, _)| *name);
         let known = before.as_ref().map(|before| &*before.shared);
