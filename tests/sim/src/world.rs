@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Mutex;
 
+use patronus_abi::site::{Class, Mode};
 use patronus_crypto::messages::{self, DataHeader, Kind};
 use patronus_crypto::{Duration, LinkId, PublicKey, Random, Time};
 use patronus_engine::channel::HANDSHAKE_QUEUE;
@@ -247,12 +248,31 @@ impl World {
     /// Tells a site everything that it is to know, as after its start.
     fn configure(&mut self, site: usize) {
         if self.kind.lanes {
+            self.classify(site);
             (0..self.sites[site].plan.links).for_each(|link| self.describe(site, link));
         }
         for other in self.neighbours(site) {
             self.introduce(site, other);
         }
         self.sites[site].publish_routes();
+    }
+
+    /// How flows use paths, and what links cost. None go twice: that is looked at where it is known which paths are good ([`steered`](crate::steered)).
+    fn classify(&mut self, site: usize) {
+        let modes = [
+            Mode::Pinned,
+            Mode::ActiveBackup,
+            Mode::LowestLatency,
+            Mode::Weighted,
+        ];
+        let class = Class {
+            mode: self.rng.one_of(&modes),
+            ..Class::default()
+        };
+        let costs: Vec<(u8, u16)> = (1..=self.sites[site].plan.links as u8)
+            .map(|link| (link, self.rng.one_of(&[0, 0, 10])))
+            .collect();
+        self.sites[site].core.set_classes(&[class], costs);
     }
 
     /// What a link says of itself to remotes; which of them are in the same group changes with every start.
@@ -271,7 +291,7 @@ impl World {
             } else {
                 self.rng.pick(0..2) as u8
             },
-            metered: false,
+            metered: !self.kind.in_order && self.rng.chance(20),
             behind_nat,
             incarnation: 0,
             has_v4: true,

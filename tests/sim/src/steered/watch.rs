@@ -39,6 +39,8 @@ struct Known {
     up: BTreeMap<PathName, bool>,
     /// By which path flows go first, by its events.
     first: Option<PathName>,
+    /// Since when paths are poor by the order that is in force, while others are good and up.
+    poor: BTreeMap<PathName, Time>,
     /// Since when control judges its paths, without a break.
     governed_since: Option<Time>,
     /// By flow: the path of the last packet, and those of the packet that is on its way out.
@@ -150,13 +152,14 @@ impl Watch {
     /// A packet of a flow leaves a site by a path.
     pub fn leaves(
         &mut self,
-        number: usize,
+        (number, site): (usize, &Site),
         flow: u16,
         at: usize,
         roads: &[Road],
         metered: &[bool],
         now: Time,
     ) -> Result<(), String> {
+        self.note_poor(number, site, now);
         let calm = self.calm(roads, now);
         let road = &roads[at];
         let duty = self.duties[number];
@@ -177,7 +180,17 @@ impl Watch {
                 ));
             }
         }
+        let name = PathName {
+            local: road.links[number] as u8 + 1,
+            remote: road.links[1 - number] as u8 + 1,
+        };
         let known = &self.sites[number];
+        if duty.mode != Mode::Duplicate
+            && let Some(since) = known.poor.get(&name)
+            && now.since(*since) > SLACK * 2 + self.stalled(*since)
+        {
+            return Err(format!("poor: {}, for {:?}", whose(), now.since(*since)));
+        }
         if duty.mode != Mode::Duplicate
             && has_other
             && let Some((from, to)) = road.outage
@@ -269,6 +282,7 @@ impl Watch {
         for (number, site) in sites.iter().enumerate() {
             if site.stalled.iter().all(|until| *until <= now) {
                 self.compare(number, site)?;
+                self.note_poor(number, site, now);
             }
             self.count_probes(number, site, now)?;
         }
@@ -308,6 +322,20 @@ impl Watch {
         }
     }
 
+    /// Notes which paths are poor now, while others are good and up.
+    fn note_poor(&mut self, number: usize, site: &Site, now: Time) {
+        let base = site.peers[&(1 - number)];
+        let (Some(board), Some((order, paths))) = (site.core.board(base), site.core.order_of(base, 0)) else {
+            return;
+        };
+        let (good, is_better) = (order.good(), order.good() & board.up() != 0);
+        let known = &mut self.sites[number].poor;
+        let poor = paths.iter().enumerate();
+        let poor = poor.filter(|(place, _)| is_better && good & 1 << place == 0);
+        let since = |path: &PathName| known.get(path).copied().unwrap_or(now);
+        *known = poor.map(|(_, (path, _))| (*path, since(path))).collect();
+    }
+
     /// What the engine says in events, in the table of paths and to its workers is the same.
     fn compare(&mut self, number: usize, site: &Site) -> Result<(), String> {
         let base = site.peers[&(1 - number)];
@@ -327,9 +355,10 @@ impl Watch {
                 ));
             }
         }
-        if board.up() != 0
-            && let Some((order, paths)) = site.core.order_of(base, 0)
-        {
+        let Some((order, paths)) = site.core.order_of(base, 0) else {
+            return Ok(());
+        };
+        if board.up() != 0 {
             let first = order.first(board.up()).map(|place| paths[usize::from(place)].0);
             if first != known.first {
                 return Err(format!(
