@@ -582,7 +582,9 @@ mod tests {
         write(&whole, &rows).unwrap();
         let rows = merged(&whole, &[part.clone(), part.clone()]).unwrap();
         assert_eq!((rows.len(), rows[0].runs, rows[0].gap_ms_max), (1, 6, Some(2.0)));
-        [whole, part].map(|path| std::fs::remove_file(path).unwrap());
+        for path in [whole, part] {
+            std::fs::remove_file(path).unwrap();
+        }
     }
 
     #[test]

@@ -299,7 +299,11 @@ mod tests {
     fn a_path_that_is_told_of_is_looked_for_at_once() {
         let config = patronus_config::parse_file(Path::new("site.toml"), "[site]\nprivate_key_file = 'k'\n");
         let config = config.expect("a site");
-        let mut paths = Paths::new(Shared::default(), Arc::default());
+        let mut paths = Paths::new(
+            Shared::default(),
+            Arc::default(),
+            Keeper::open(Path::new("/nonexistent")).0,
+        );
         paths.again_at = Instant::now() + NONE;
         let event = Event::PathState {
             at: boot_time(),

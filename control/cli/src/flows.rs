@@ -179,6 +179,17 @@ mod tests {
     }
 
     #[test]
+    fn that_there_are_no_flows_is_said() {
+        let mut shown = Shown {
+            flows: Vec::new(),
+            complete: true,
+        };
+        assert!(all(&shown).starts_with("no flows"));
+        shown.complete = false;
+        assert!(all(&shown).contains("there are more"));
+    }
+
+    #[test]
     fn the_busiest_flows_are_first_and_sums_are_by_class_and_path() {
         let mut rates = Rates::default();
         let start = Instant::now();

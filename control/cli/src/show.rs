@@ -277,17 +277,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn that_there_are_no_flows_is_said() {
-        let mut shown = Shown {
-            flows: Vec::new(),
-            complete: true,
-        };
-        assert!(flow_table(&shown).starts_with("no flows"));
-        shown.complete = false;
-        assert!(flow_table(&shown).contains("there are more"));
-    }
-
-    #[test]
     fn numbers_are_for_people() {
         assert_eq!(bytes(999), "999 B");
         assert_eq!(bytes(1500), "1.5 kB");

@@ -27,6 +27,7 @@ impl Governor {
                 cost: *cost,
                 metered: *metered,
                 weight: 1,
+                capped: false,
             };
         }
         let mut quality = Quality::default();
