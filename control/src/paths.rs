@@ -1,4 +1,4 @@
-//! The main thread's part in the quality of paths: reads the engine's table of them, has them judged, tells the engine the orders, and writes down what was decided.
+//! The main thread's part in the quality of paths: reads the engine's table of them, has them judged, tells the engine the orders and which paths are suspect, and writes down what was decided.
 //!
 //! Called in each round of the main loop. Threads of connections look at the same [`Quality`] meanwhile, for one remote at a time.
 
@@ -227,6 +227,15 @@ impl Paths {
                     remote: order.remote,
                     class: order.class,
                     paths: order.paths,
+                })
+            });
+        }
+        if is_due {
+            quality.suspect(now, |suspicion| {
+                engine.command(&Command::Suspect {
+                    remote: suspicion.remote,
+                    paths: suspicion.paths,
+                    length: suspicion.length,
                 })
             });
         }

@@ -2,6 +2,8 @@
 //!
 //! * [`window`]: what was measured of a path lately
 //! * [`verdict`]: whether that is what a class asks
+//! * [`trial`]: whether it loses more than that, by as few packets as can be
+//! * [`suspects`]: of which paths more has to be known
 //! * [`judge`]: the order of paths for a class and a remote
 //! * [`kept`]: what has to survive this process
 //!
@@ -10,6 +12,8 @@
 
 pub mod judge;
 pub mod kept;
+pub mod suspects;
+pub mod trial;
 pub mod verdict;
 pub mod window;
 
@@ -23,6 +27,7 @@ pub use patronus_abi::site::{Class, Mode};
 
 use judge::{Graded, Judge, Links, Move, Now};
 use kept::{OfClass, OfRemote};
+use suspects::{Budget, Suspicion, Told};
 use window::{Measured, Window};
 
 /// How often the table of paths is read.
@@ -116,6 +121,8 @@ pub struct Remote {
     /// One for each class.
     judges: Vec<Seat>,
     begun: u64,
+    /// Which paths the engine was told to probe faster.
+    told: Told,
     /// The engine has said something of it since it was judged.
     is_noted: bool,
 }
@@ -138,6 +145,7 @@ pub struct Path {
     /// It was down since the judges looked last.
     was_down: bool,
     seen: u64,
+    budget: Budget,
 }
 
 impl Quality {
@@ -284,6 +292,13 @@ impl Quality {
         }
     }
 
+    /// Passes on which paths are suspect, as far as the engine does not know. `send` says whether there was room for it; what there was none for comes again.
+    pub fn suspect(&mut self, now: u64, mut send: impl FnMut(Suspicion) -> bool) {
+        for (key, remote) in &mut self.remotes {
+            remote.suspect(*key, &self.wanted, now, &mut send);
+        }
+    }
+
     /// Whom there are paths to.
     pub fn remotes(&self) -> impl Iterator<Item = &[u8; 32]> {
         self.remotes.keys()
@@ -389,6 +404,7 @@ impl Path {
             measured: Measured::default(),
             was_down: false,
             seen: 0,
+            budget: Budget::default(),
         }
     }
 

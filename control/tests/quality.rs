@@ -1,7 +1,7 @@
 //! Quality over simulated paths: a day of them in seconds, for many seeds.
 //!
 //! Paths have delay, jitter, loss and outages of their own; a small engine probes them, keeps its table and follows orders as the real one does; control reads the table every 100 ms.
-//! Everyday runs are short. The long one: `PATRONUS_SEEDS=100 PATRONUS_HOURS=24 cargo test --release -p patronus-control --test quality -- --nocapture`.
+//! Everyday runs are short. The long one, on seeds that nothing was tried out on: `PATRONUS_FIRST_SEED=1000000 PATRONUS_SEEDS=100 PATRONUS_HOURS=24 cargo test --release -p patronus-control --test quality -- --nocapture`.
 
 mod simulated;
 
@@ -14,6 +14,11 @@ fn extent(seeds: u64, hours: f64) -> (u64, u64) {
     let seeds = given("PATRONUS_SEEDS").map_or(seeds, |seeds| seeds.parse().expect("a number"));
     let hours = given("PATRONUS_HOURS").map_or(hours, |hours| hours.parse().expect("a number"));
     (seeds, (hours * 3600.0) as u64)
+}
+
+/// The first of the seeds: rules are tried out on those from 0 on, and verified on others.
+fn first_seed() -> u64 {
+    std::env::var("PATRONUS_FIRST_SEED").map_or(0, |seed| seed.parse().expect("a number"))
 }
 
 fn percentile(times: &mut [u64], of: usize) -> u64 {
@@ -37,7 +42,7 @@ fn times_to_leave(seeds: u64, rate: u32, trouble: Trouble) -> Vec<Option<u64>> {
         }
         None
     };
-    (0..seeds).map(time).collect()
+    (first_seed()..first_seed() + seeds).map(time).collect()
 }
 
 fn told(what: &str, times: &[Option<u64>], within: u64) -> f64 {
@@ -70,8 +75,6 @@ fn a_brown_out_is_left_within_a_second_and_a_half() {
     assert!(told("2 % towards the remote, 1,000 packets/s", &loss, limit) >= 0.95);
     let loss = times_to_leave(seeds, 0, Trouble::Loss(20_000, 20_000));
     assert!(told("2 % both ways, probes only", &loss, 10 * SECOND) >= 0.95);
-    let loss = times_to_leave(seeds, 0, Trouble::Loss(20_000, 0));
-    told("2 % one way, probes only", &loss, 10 * SECOND);
     let jitter = times_to_leave(seeds, 0, Trouble::Jitter(60 * MILLI));
     told("jitter, probes only", &jitter, 2 * SECOND);
 }
@@ -123,7 +126,8 @@ fn what_has_recovered_is_returned_to_after_its_hold() {
     for hold in [30, 10, 5] {
         let (mut early, mut late, mut all) = (0, 0, 0);
         for trouble in TROUBLES {
-            let times = (0..seeds).map(|seed| time_to_return(seed, hold * 1000, trouble));
+            let times =
+                (first_seed()..first_seed() + seeds).map(|seed| time_to_return(seed, hold * 1000, trouble));
             let times: Vec<i64> = times.collect();
             let seconds = |time: i64| time as f64 / SECOND as f64;
             let (least, most) = (times.iter().min(), times.iter().max());
@@ -149,8 +153,8 @@ fn what_has_recovered_is_returned_to_after_its_hold() {
         println!(
             "hold {hold} s: {all} recoveries, {early} returned to before the end, {late} later than 5 s after the hold"
         );
-        // A packet that is lost while ten seconds still hold the trouble begins the hold anew.
-        assert!(20 * late <= all);
+        // A packet that is lost while ten seconds still hold the trouble begins the hold anew. A shorter hold than that is over before they are.
+        assert!(hold < 10 || 20 * late <= all);
         assert!(hold < 10 || 20 * early <= all);
     }
 }
@@ -159,7 +163,7 @@ fn what_has_recovered_is_returned_to_after_its_hold() {
 fn nothing_moves_where_nothing_is_wrong() {
     let (seeds, seconds) = extent(8, 0.5);
     for rate in [0, 1000] {
-        for seed in 0..seeds {
+        for seed in first_seed()..first_seed() + seeds {
             let classes = vec![
                 class("default", 0, 0, 0),
                 class("voice", 150, 30, 10_000),
@@ -191,7 +195,7 @@ fn a_bad_day_keeps_the_invariants() {
     let (seeds, seconds) = extent(10, 0.5);
     let mut moves = 0;
     let mut forced = 0;
-    for seed in 0..seeds {
+    for seed in first_seed()..first_seed() + seeds {
         let mut classes = vec![class("default", 0, 0, 0), class("voice", 150, 30, 10_000)];
         classes.push(class("video", 200, 50, 5_000));
         classes[2].hold_ms = 10_000;
@@ -221,4 +225,97 @@ fn a_bad_day_keeps_the_invariants() {
         "{seeds} seeds of {seconds} s: {moves} moves, {forced} of them back within the hold because no other path was up"
     );
     assert!(moves > 0);
+}
+
+/// Nothing but probes passes: a loss that is seen makes the path suspect, and what its faster probes show is enough to go by.
+#[test]
+fn loss_is_found_by_probes_alone() {
+    let (seeds, _) = extent(500, 0.0);
+    for (what, trouble) in [
+        ("2 % towards us, probes only", Trouble::Loss(20_000, 0)),
+        ("2 % towards the remote, probes only", Trouble::Loss(0, 20_000)),
+    ] {
+        let times = times_to_leave(seeds, 0, trouble);
+        assert!(told(what, &times, 10 * SECOND) >= 0.95);
+    }
+}
+
+/// What a path loses that loses less than its limit, all day long, moves nothing, and its probes stay few.
+#[test]
+fn a_path_that_loses_a_little_is_kept() {
+    let (seeds, seconds) = extent(4, 0.5);
+    for (ppm, rate, most) in [
+        (20, 0, 23.0),
+        (1_000, 0, 50.0),
+        (3_000, 0, 85.0),
+        (3_000, 200, 85.0),
+        (3_000, 1000, 23.0),
+    ] {
+        let (mut moves, mut probes) = (0, 0);
+        for seed in first_seed()..first_seed() + seeds {
+            let classes = vec![class("voice", 0, 0, 10_000), class("interactive", 0, 0, 30_000)];
+            let mut site = Site::new(seed, classes, 2, rate);
+            site.lose(ppm);
+            site.run(5 * SECOND);
+            let before = (site.moves, site.probes());
+            site.run(seconds * SECOND);
+            moves += site.moves - before.0;
+            probes += site.probes() - before.1;
+        }
+        // Two paths, two sides.
+        let mean = probes as f64 / (seeds * seconds * 4) as f64;
+        println!(
+            "{ppm} ppm, {rate} packets/s: {seeds} seeds of {seconds} s, {moves} moves, {mean:.1} probes/s of each side on a path"
+        );
+        assert!(moves == 0 && mean < most);
+    }
+}
+
+/// Judged by probes alone, a path that still loses 2 % is not used again after the hold, nor after some more of them; and one that has recovered is, once it is over.
+#[test]
+fn the_way_back_is_judged_by_probes_alone() {
+    let (seeds, _) = extent(100, 0.0);
+    for trouble in [
+        Trouble::Loss(20_000, 0),
+        Trouble::Loss(0, 20_000),
+        Trouble::Loss(20_000, 20_000),
+        Trouble::Loss(200_000, 200_000),
+    ] {
+        let (mut back, mut late) = (0, 0);
+        let mut after = Vec::new();
+        for seed in first_seed()..first_seed() + seeds {
+            let mut site = Site::new(seed, vec![class("voice", 100, 30, 10_000)], 2, 0);
+            site.run(20 * SECOND);
+            let first = site.chosen(0).expect("a path");
+            site.trouble(first, trouble);
+            while site.chosen(0) == Some(first) {
+                site.step();
+                assert!(site.now() < 200 * SECOND, "{trouble:?}, seed {seed}");
+            }
+            // Two holds and a part of one.
+            let until = site.now() + 70 * SECOND + Rng::new(seed).below(30 * SECOND);
+            while site.now() < until && site.chosen(0) != Some(first) {
+                site.step();
+            }
+            if site.chosen(0) == Some(first) {
+                back += 1;
+                continue;
+            }
+            site.trouble(first, Trouble::None);
+            let recovered = site.now();
+            while site.chosen(0) != Some(first) {
+                site.step();
+                assert!(site.now() - recovered < 120 * SECOND, "{trouble:?}, seed {seed}");
+            }
+            after.push(site.now() - recovered);
+            late += u64::from(site.now() - recovered > 35 * SECOND);
+        }
+        let seconds = |of, after: &mut [u64]| percentile(after, of) as f64 / SECOND as f64;
+        println!(
+            "{trouble:?}, probes only: {seeds} runs, {back} returned to within 70 to 100 s while it lasts; after it s p50 {:.1} p95 {:.1}, {late} later than 5 s after the hold",
+            seconds(50, &mut after),
+            seconds(95, &mut after),
+        );
+        assert!(100 * back <= 5 * seeds && 100 * late <= 5 * seeds);
+    }
 }

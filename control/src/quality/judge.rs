@@ -13,9 +13,11 @@ use patronus_abi::channel::{PATHS_MAX, PathName, PathState, PathWhy, Ranked};
 use patronus_abi::site::{Class, Mode};
 use serde::{Deserialize, Serialize};
 
+use super::SECOND;
 use super::kept::{self, OfClass, OfFirst, OfPath};
+use super::trial::Trial;
 use super::verdict::{self, Fault};
-use super::window::Measured;
+use super::window::{EachWay, Measured};
 
 /// How much shorter a round trip has to be, where it is what counts: part of a hundred, microseconds.
 const SHORTER: (u64, u64) = (10, 2_000);
@@ -23,6 +25,11 @@ const SHORTER: (u64, u64) = (10, 2_000);
 const MUCH_SHORTER: (u64, u64) = (25, 10_000);
 /// How long a path that is gone is remembered, nanoseconds, whatever the hold is: back within that, it is the same path, and on probation.
 const REMEMBERED: u64 = 3600 * 1_000_000_000;
+/// How long before a path may be used again it is looked at closely, nanoseconds: time enough for its trial. Where probes are paid for there are fewer of them.
+const LOOK: u64 = 10 * SECOND;
+const LOOK_METERED: u64 = 25 * SECOND;
+/// When a path has been up for so long, nothing that is read is of the time when it was down, nanoseconds.
+const SETTLED: u64 = SECOND / 2;
 /// The grade of a good path where weights do not matter.
 const GOOD: u8 = 1;
 
@@ -139,6 +146,9 @@ pub struct Entry {
     pub passed_at: Option<u64>,
     rtt: Option<u32>,
     is_gone: bool,
+    /// Whether it loses too much, and the reading that this is as of.
+    trials: EachWay<Trial>,
+    reading: u64,
 }
 
 impl Entry {
@@ -292,6 +302,14 @@ impl Judge {
         })
     }
 
+    /// Whether more has to be known of a path than passes by it, and then whether it is the one that flows go by.
+    pub fn doubt(&self, class: &Class, now: u64, path: PathName) -> Option<bool> {
+        let hold = u64::from(class.hold_ms) * 1_000_000;
+        let entry = self.order().find(|entry| entry.path == path)?;
+        let is_in_doubt = class.loss_ppm.is_some() && entry.is_in_doubt(hold, now);
+        is_in_doubt.then_some(self.first == Some(path))
+    }
+
     /// The paths in their order.
     pub fn order(&self) -> impl Iterator<Item = &Entry> {
         self.order.iter().filter(|entry| !entry.is_gone)
@@ -337,6 +355,8 @@ impl Entry {
             passed_at: None,
             rtt: None,
             is_gone: false,
+            trials: EachWay::default(),
+            reading: 0,
         }
     }
 
@@ -382,9 +402,10 @@ impl Entry {
             Mode::LowestLatency => path.measured.rtt,
             _ => path.measured.rtt_ten,
         };
+        self.try_loss(class, now, path);
         self.fault = match path.state {
             PathState::Down => Some(Fault::Down(path.why)),
-            PathState::Up => verdict::broken(class, path.measured, now).map(Fault::Broken),
+            PathState::Up => verdict::broken(class, path.measured, &self.trials, now).map(Fault::Broken),
             PathState::Unknown => None,
         };
         self.fault = self.fault.or(path.links.capped.then_some(Fault::Cap));
@@ -407,12 +428,47 @@ impl Entry {
                 self.bad_at = self.bad_at.max(bad_at);
             }
             None if self.was_within(hold, now) => {}
+            // Something was lost just now: soon it is known what that means.
+            None if !was_good && self.is_tried() => {}
             None => self.poor = None,
         }
         (was_good != self.is_good()).then_some(Graded {
             path: self.path,
             fault: self.poor,
         })
+    }
+
+    /// Goes on with the trials of its loss, once for each reading.
+    fn try_loss(&mut self, class: &Class, now: u64, path: &Now<'_>) {
+        let measured = path.measured;
+        // What an outage has cost is read only after it.
+        let was_down = matches!(self.poor, Some(Fault::Down(_)));
+        let is_back = was_down && self.bad_at.is_some_and(|at| now.saturating_sub(at) < SETTLED);
+        if path.state != PathState::Up || is_back {
+            self.trials.inward.dismiss();
+            self.trials.outward.dismiss();
+        } else if let Some(limit) = class.loss_ppm.filter(|_| measured.reading != self.reading) {
+            self.trials.inward.take(now, measured.fresh.inward, limit);
+            self.trials.outward.take(now, measured.fresh.outward, limit);
+        }
+        self.reading = measured.reading;
+    }
+
+    /// Whether it is not known yet if it loses too much.
+    fn is_tried(&self) -> bool {
+        self.trials.inward.is_open() || self.trials.outward.is_open()
+    }
+
+    /// Whether more has to be known of it soon: it is being tried, or may be used again before long.
+    fn is_in_doubt(&self, hold: u64, now: u64) -> bool {
+        let look = if self.links.metered { LOOK_METERED } else { LOOK };
+        // Nothing that could be found out would bring packets to one whose data cap is used up.
+        let may_matter = !self.links.capped;
+        may_matter
+            && match self.is_good() {
+                true => self.is_tried(),
+                false => !self.was_within(hold.saturating_sub(look), now),
+            }
     }
 
     /// Something was wrong with it, or it was left, so short a time ago.

@@ -1,23 +1,20 @@
 //! Whether a path does what a class asks, by what was measured of it lately.
 //!
-//! It takes little to say that it does not: a second is enough where there is traffic. The limits of evidence below keep what is not lasting from counting: one burst of lost
-//! packets, one late packet, a path that loses less than it may. docs/quality.md has all of them, ADR 0038 why they are so. Plain functions.
+//! It takes little to say that it does not: a second is enough where there is traffic. The limits of evidence below, and those of a [`trial`](super::trial), keep what is not lasting from
+//! counting: one burst of lost packets, one late packet, a path that loses less than it may. docs/quality.md has all of them, ADR 0038 why they are so. Plain functions.
 
 use patronus_abi::channel::PathWhy;
 use patronus_abi::site::Class;
 use serde::{Deserialize, Serialize};
 
 use super::SECOND;
-use super::window::{Counted, Lately, Measured};
+use super::trial::Trial;
+use super::window::{Counted, EachWay, Measured};
 
-/// Lost packets of one direction within a second that say something.
-const LOST_ONE: u32 = 5;
-/// In so many of its tenths: a burst is no lasting loss.
-const LOSSY_TENTHS: usize = 4;
-/// Lost packets of both directions within ten seconds that say something.
-const LOST_TEN: u32 = 3;
-/// By how many standard deviations a second's loss has to be above what the limit would make of it (of a Poisson distribution: the square root of the mean).
-const SURE: f64 = 1.2;
+/// Lost packets of one direction within ten seconds that say something.
+const LOST_TEN: u32 = 5;
+/// By how many standard deviations the loss of ten seconds has to be above what the limit would make of it (of a Poisson distribution: the square root of the mean).
+const SURE: f64 = 4.0;
 
 /// What is asked of a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -94,13 +91,13 @@ impl Broken {
 }
 
 /// The limit of a class that a path keeps least, if there is one that it does not keep; seen last is when any of them was.
-pub fn broken(class: &Class, measured: &Measured, now: u64) -> Option<Broken> {
+pub fn broken(class: &Class, measured: &Measured, trials: &EachWay<Trial>, now: u64) -> Option<Broken> {
     let latency = over(What::Latency, measured.rtt, class.latency_us, now);
     let jitter = measured.jitter;
     let jitter_in = over(What::JitterIn, jitter.inward, class.jitter_us, now);
     let jitter_out = over(What::JitterOut, jitter.outward, class.jitter_us, now);
     let all = [latency, jitter_in, jitter_out].into_iter();
-    let all = all.chain(losses(class.loss_ppm, measured, now)).flatten();
+    let all = all.chain(losses(class.loss_ppm, measured, trials, now)).flatten();
     let seen = all.clone().map(|broken| broken.seen).max()?;
     let worst = all.max_by_key(Broken::badness)?;
     Some(Broken { seen, ..worst })
@@ -117,16 +114,17 @@ fn over(what: What, measured: Option<u32>, limit: Option<u32>, now: u64) -> Opti
     })
 }
 
-fn losses(limit: Option<u32>, measured: &Measured, now: u64) -> [Option<Broken>; 2] {
+/// Loss that lasts is found by the trial; what comes in bursts, with quiet between them, by the ten seconds.
+fn losses(limit: Option<u32>, measured: &Measured, trials: &EachWay<Trial>, now: u64) -> [Option<Broken>; 2] {
     let Some(limit) = limit else { return [None; 2] };
-    let (one, ten, each) = (measured.one, measured.ten, &measured.seconds);
-    let evidence = ten.inward.lost().saturating_add(ten.outward.lost());
-    let is_much = evidence >= LOST_TEN;
-    let of = |what, one: Lately, ten: Counted, each: &[Counted; 10]| {
-        let (packets, seconds, seen) = match () {
-            () if is_sure(one, limit) => (one.packets, 1, now),
-            () if is_much && ten.reaches(limit) => (ten, 10, last_reached(each, limit, now)),
-            () => return None,
+    let (ten, each) = (measured.ten, &measured.seconds);
+    let of = |what, trial: &Trial, ten: Counted, each: &[Counted; 10]| {
+        let convicted = trial.convicted(now);
+        let convicted = convicted.map(|found| (found.packets, found.seconds, found.seen));
+        let bursts = is_sure(ten, limit).then(|| (ten, 10, last_reached(each, limit, now)));
+        let (packets, seconds, seen) = match (convicted, bursts) {
+            (Some(convicted), Some(bursts)) => (convicted.0, convicted.1, convicted.2.max(bursts.2)),
+            (one, other) => one.or(other)?,
         };
         Some(Broken {
             what,
@@ -137,8 +135,8 @@ fn losses(limit: Option<u32>, measured: &Measured, now: u64) -> [Option<Broken>;
         })
     };
     [
-        of(What::LossIn, one.inward, ten.inward, &each.inward),
-        of(What::LossOut, one.outward, ten.outward, &each.outward),
+        of(What::LossIn, &trials.inward, ten.inward, &each.inward),
+        of(What::LossOut, &trials.outward, ten.outward, &each.outward),
     ]
 }
 
@@ -151,11 +149,11 @@ fn last_reached(each: &[Counted; 10], limit: u32, now: u64) -> u64 {
     }
 }
 
-/// Whether a second's loss is more than a path makes that keeps the limit.
-fn is_sure(one: Lately, limit: u32) -> bool {
-    let lost = one.packets.lost();
-    let mean = f64::from(one.packets.sent) * f64::from(limit) / 1e6;
-    lost >= LOST_ONE && one.lossy_tenths >= LOSSY_TENTHS && f64::from(lost) > mean + SURE * mean.sqrt()
+/// Whether the loss of ten seconds is more than a path makes that keeps the limit.
+fn is_sure(ten: Counted, limit: u32) -> bool {
+    let lost = ten.lost();
+    let mean = f64::from(ten.sent) * f64::from(limit) / 1e6;
+    lost >= LOST_TEN && f64::from(lost) > mean + SURE * mean.sqrt()
 }
 
 /// Whether `this` is so much less bad that a move is worth it: a fifth.

@@ -65,7 +65,16 @@ impl Counted {
         Some(ppm as u32)
     }
 
-    fn add(&mut self, other: Counted) {
+    /// Half of them.
+    pub fn halved(self) -> Counted {
+        Counted {
+            sent: self.sent / 2,
+            received: self.received / 2,
+        }
+    }
+
+    /// And so many more.
+    pub fn add(&mut self, other: Counted) {
         self.sent = self.sent.saturating_add(other.sent);
         self.received = self.received.saturating_add(other.received);
     }
@@ -118,21 +127,16 @@ pub struct Measured {
     pub rtt_ten: Option<u32>,
     /// The jitter that was not undercut in the last second, microseconds.
     pub jitter: EachWay<Option<u32>>,
+    /// The last reading: its number, and what has passed since the one before.
+    pub reading: u64,
+    /// See [`reading`](Self::reading).
+    pub fresh: EachWay<Counted>,
     /// The last second.
-    pub one: EachWay<Lately>,
+    pub one: EachWay<Counted>,
     /// The last ten, and each second of them by its age: the first is not over.
     pub ten: EachWay<Counted>,
     /// See [`ten`](Self::ten).
     pub seconds: EachWay<[Counted; 10]>,
-}
-
-/// Packets of the last second.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Lately {
-    /// How many.
-    pub packets: Counted,
-    /// Tenths of the second in which some were lost.
-    pub lossy_tenths: usize,
 }
 
 /// A tenth of a second.
@@ -182,6 +186,8 @@ impl Pair {
 pub struct Window {
     /// When the table was read last; 0: never.
     read_at: u64,
+    reading: u64,
+    fresh: EachWay<Counted>,
     inward: Pair,
     outward: Pair,
     samples: u64,
@@ -205,6 +211,7 @@ impl Window {
         self.begin(now);
         self.take_round_trips(now, report, is_apart);
         let packets = self.take_packets(report, is_apart);
+        (self.reading, self.fresh) = (self.reading + 1, packets);
         self.take_bytes(tenth_of(now) / 10, report);
         let is_new = report.probes_received != self.probes_received;
         self.probes_received = report.probes_received;
@@ -333,11 +340,13 @@ impl Window {
             rtt: self.latest_median(tenth),
             rtt_ten: self.rtt_ten,
             jitter: self.steady_jitter(tenth),
+            reading: self.reading,
+            fresh: self.fresh,
             ..Measured::default()
         };
         for slot in self.tenths.iter().filter(|slot| slot.at + TENTHS as u32 > tenth) {
-            measured.one.inward.take(slot.packets.inward);
-            measured.one.outward.take(slot.packets.outward);
+            measured.one.inward.add(slot.packets.inward);
+            measured.one.outward.add(slot.packets.outward);
         }
         for second in self.last_seconds(tenth / 10, 10) {
             let age = (tenth / 10 - second.at) as usize;
@@ -441,13 +450,6 @@ impl Window {
             .rev()
             .map(|ago| median(last.checked_sub(ago)?))
             .collect()
-    }
-}
-
-impl Lately {
-    fn take(&mut self, packets: Counted) {
-        self.packets.add(packets);
-        self.lossy_tenths += usize::from(packets.lost() > 0);
     }
 }
 

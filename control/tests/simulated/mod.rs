@@ -2,8 +2,11 @@
 
 use std::collections::HashMap;
 
-use patronus_abi::channel::{PathName, PathReport, PathState, PathWhy, Ranked, SAMPLES};
+use patronus_abi::channel::{
+    PathName, PathReport, PathState, PathWhy, Ranked, SAMPLES, SUSPECT_MAX, SUSPECTS_MAX,
+};
 use patronus_control::quality::judge::{Judge, Links, Why};
+use patronus_control::quality::suspects::Suspicion;
 use patronus_control::quality::verdict::Fault;
 use patronus_control::quality::{Class, Quality, Wanted};
 
@@ -11,8 +14,11 @@ pub const MILLI: u64 = 1_000_000;
 pub const SECOND: u64 = 1_000 * MILLI;
 /// The step of time.
 const STEP: u64 = 10 * MILLI;
-/// How often a side probes a path.
+/// How often a side probes a path, and one that is suspect; each probe comes up to an eighth of that early.
 const PROBE: u64 = 50 * MILLI;
+const QUICK: u64 = 5 * MILLI;
+/// Probes that are sent at the other side's wish without one having been heard for each.
+const CREDIT: u32 = 20;
 /// How often the engine copies what its workers know into the table, and control reads that.
 const TURN: u64 = 100 * MILLI;
 /// Silence after which a path is down, and hearing after which it is up.
@@ -141,19 +147,64 @@ impl Way {
     }
 }
 
+/// A probe, and what it tells.
+#[derive(Clone, Copy, Default)]
+struct Probe {
+    sent_at: u64,
+    transit: u64,
+    /// Packets sent in its direction until then, itself included, and those of them that arrive.
+    pair: (u64, u64),
+    /// Faster ones are wanted.
+    wanted: bool,
+    jitter: f64,
+    /// The newest one that its sender has heard.
+    echo_at: u64,
+    echo_transit: u64,
+    echo_pair: (u64, u64),
+}
+
+/// One end of a path: 0 is ours, 1 the remote's.
+#[derive(Default)]
+struct End {
+    next_probe: u64,
+    /// Control wants faster ones until then.
+    suspect_until: u64,
+    credit: u32,
+    heard: Probe,
+}
+
+impl End {
+    /// Until the next probe.
+    fn pace(&mut self, now: u64, rng: &mut Rng) -> u64 {
+        let is_suspect = self.suspect_until > now;
+        let is_wanted = self.heard.wanted && self.credit > 0;
+        if is_wanted && !is_suspect {
+            self.credit -= 1;
+        }
+        let pace = if is_suspect || is_wanted { QUICK } else { PROBE };
+        pace - pace / 8 * rng.below(256) / 256
+    }
+}
+
 struct Path {
     report: PathReport,
+    /// Towards us, and towards the remote.
     ways: [Way; 2],
+    ends: [End; 2],
+    /// By the end that they go to.
+    under_way: [Vec<Probe>; 2],
     trouble: Trouble,
-    next_probe: u64,
     /// When its last or next change of state is due, as the engine sees it.
     changes_at: Option<u64>,
     rate: u32,
     owed: u32,
+    /// What it loses when nothing is wrong, parts per million each way.
+    usual: u32,
+    probes: u64,
 }
 
 impl Path {
-    /// Loss that every path has, parts per million.
+    /// Loss that every path has unless said otherwise, parts per million.
     const RARE: u32 = 20;
 
     fn step(&mut self, now: u64, rng: &mut Rng) {
@@ -171,45 +222,95 @@ impl Path {
         if rng.below(60_000) == 0 {
             self.ways[rng.below(2) as usize].burst_until = now + 20 * MILLI;
         }
-        if self.next_probe > now {
-            return;
-        }
-        self.next_probe += PROBE;
-        let mut arrived = [false; 2];
-        let mut transits = [0; 2];
-        for (at, way) in self.ways.iter_mut().enumerate() {
-            let mut varied = rng.exponential(2 * MILLI);
-            if rng.below(600) == 0 {
-                varied += rng.below(250 * MILLI);
-            }
-            if let Trouble::Jitter(by) = self.trouble {
-                varied += rng.below(2 * by);
-            }
-            let more = match (self.trouble, at) {
-                (Trouble::Delay(more) | Trouble::DelayAndLoss(more, _), 1) => more,
-                _ => 0,
-            };
-            transits[at] = way.delay + more + varied;
-            arrived[at] = way.packet(now, passes, rng);
-            if arrived[at] {
-                way.transit(transits[at]);
+        for end in 0..2 {
+            while self.ends[end].next_probe <= now {
+                self.probe(end, passes, rng);
             }
         }
-        let report = &mut self.report;
-        report.probes_sent += 1;
-        let [inward, outward] = &self.ways;
-        if arrived[0] {
-            report.probes_received += 1;
-            report.jitter_in = (inward.jitter / 1000.0) as u32;
-            report.jitter_out = (outward.jitter / 1000.0) as u32;
-            (report.in_sent, report.in_received) = (inward.sent, inward.received);
+        for end in 0..2 {
+            self.hear(end, now);
         }
-        if arrived == [true; 2] {
-            (report.out_sent, report.out_received) = (outward.sent, outward.received);
-            let rtt = (transits[0] + transits[1]) / 1000;
-            report.recent[(report.samples % SAMPLES as u64) as usize] = rtt as u32;
-            report.samples += 1;
+    }
+
+    /// An end sends a probe.
+    fn probe(&mut self, from: usize, passes: bool, rng: &mut Rng) {
+        let (to, end) = (1 - from, &mut self.ends[from]);
+        let at = end.next_probe;
+        end.next_probe += end.pace(at, rng);
+        self.probes += 1;
+        let mut varied = rng.exponential(2 * MILLI);
+        if rng.below(600) == 0 {
+            varied += rng.below(250 * MILLI);
         }
+        if let Trouble::Jitter(by) = self.trouble {
+            varied += rng.below(2 * by);
+        }
+        let more = match (self.trouble, to) {
+            (Trouble::Delay(more) | Trouble::DelayAndLoss(more, _), 1) => more,
+            _ => 0,
+        };
+        let way = &mut self.ways[to];
+        let transit = way.delay + more + varied;
+        let arrives = way.packet(at, passes, rng);
+        let (end, pair) = (&self.ends[from], (way.sent, way.received));
+        if arrives {
+            self.under_way[to].push(Probe {
+                sent_at: at,
+                transit,
+                pair,
+                wanted: end.suspect_until > at,
+                jitter: self.ways[from].jitter,
+                echo_at: end.heard.sent_at,
+                echo_transit: end.heard.transit,
+                echo_pair: end.heard.pair,
+            });
+        }
+        self.report.probes_sent += u64::from(from == 0);
+    }
+
+    /// An end hears what has arrived.
+    fn hear(&mut self, at: usize, now: u64) {
+        while let Some(next) = self.under_way[at]
+            .iter()
+            .position(|probe| probe.sent_at + probe.transit <= now)
+        {
+            let probe = self.under_way[at].swap_remove(next);
+            let (end, way) = (&mut self.ends[at], &mut self.ways[at]);
+            self.report.probes_received += u64::from(at == 0);
+            if probe.sent_at <= end.heard.sent_at {
+                // Overtaken on its way.
+                continue;
+            }
+            way.transit(probe.transit);
+            end.credit = (end.credit + 1).min(CREDIT);
+            if probe.wanted && !end.heard.wanted {
+                end.next_probe = end.next_probe.min(now);
+            }
+            let before = std::mem::replace(&mut end.heard, probe);
+            if at == 0 {
+                let report = &mut self.report;
+                (report.in_sent, report.in_received) = probe.pair;
+                (report.out_sent, report.out_received) = probe.echo_pair;
+                (report.jitter_in, report.jitter_out) =
+                    ((way.jitter / 1000.0) as u32, (probe.jitter / 1000.0) as u32);
+                if probe.echo_at > before.echo_at {
+                    let rtt = (probe.transit + probe.echo_transit) / 1000;
+                    report.recent[(report.samples % SAMPLES as u64) as usize] = rtt as u32;
+                    report.samples += 1;
+                }
+            }
+        }
+    }
+
+    /// As the engine does what control says.
+    fn suspect(&mut self, now: u64, suspicion: &Suspicion) {
+        let is_suspect = suspicion.paths.contains(&self.report.path);
+        let ours = &mut self.ends[0];
+        if is_suspect && ours.suspect_until <= now {
+            ours.next_probe = ours.next_probe.min(now);
+        }
+        let length = u64::from(suspicion.length) * MILLI;
+        ours.suspect_until = if is_suspect { now + length } else { 0 };
     }
 
     fn change(&mut self, now: u64, passes: bool) {
@@ -287,11 +388,17 @@ impl Site {
             Path {
                 report: fresh(PathName { local, remote: 1 }),
                 ways,
+                ends: [0; 2].map(|_| End {
+                    next_probe: SECOND + rng.below(PROBE),
+                    ..End::default()
+                }),
+                under_way: [const { Vec::new() }; 2],
                 trouble: Trouble::None,
-                next_probe: rng.below(PROBE),
                 changes_at: None,
                 rate,
                 owed: 0,
+                usual: Path::RARE,
+                probes: 0,
             }
         });
         let paths: Vec<Path> = paths.collect();
@@ -337,8 +444,21 @@ impl Site {
             Trouble::DelayAndLoss(_, ppm) => (ppm, ppm),
             _ => (0, 0),
         };
-        found.ways[0].lose(Path::RARE + inward, &mut self.rng);
-        found.ways[1].lose(Path::RARE + outward, &mut self.rng);
+        found.ways[0].lose(found.usual + inward, &mut self.rng);
+        found.ways[1].lose(found.usual + outward, &mut self.rng);
+    }
+
+    /// All paths lose so many of a million packets each way when nothing is wrong.
+    pub fn lose(&mut self, ppm: u32) {
+        for path in &mut self.paths {
+            path.usual = ppm;
+            path.ways.iter_mut().for_each(|way| way.lose(ppm, &mut self.rng));
+        }
+    }
+
+    /// Probes sent by either side until now.
+    pub fn probes(&self) -> u64 {
+        self.paths.iter().map(|path| path.probes).sum()
     }
 
     /// How many packets a second there are on a path beside probes from now on.
@@ -381,6 +501,16 @@ impl Site {
             let steered = &mut self.steered;
             self.quality.order(now, |order| {
                 steered[usize::from(order.class)].order = order.paths;
+                true
+            });
+        }
+        if is_due {
+            let paths = &mut self.paths;
+            self.quality.suspect(now, |suspicion| {
+                assert!(suspicion.paths.len() <= SUSPECTS_MAX && suspicion.length <= SUSPECT_MAX);
+                for path in &mut *paths {
+                    path.suspect(now, &suspicion);
+                }
                 true
             });
         }

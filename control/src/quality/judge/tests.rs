@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::quality::verdict::What;
-use crate::quality::window::{Counted, Lately};
+use crate::quality::window::Counted;
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -300,7 +300,7 @@ fn weights_are_grades_where_flows_are_weighted() {
 fn any_measured() -> impl Strategy<Value = Measured> {
     let rtt = prop::option::of(1u32..400_000);
     let jitter = prop::option::of(0u32..60_000);
-    (rtt, jitter, 0u32..200, 0u32..20).prop_map(|(rtt, jitter, sent, lost)| {
+    (rtt, jitter, 0u32..200, 0u32..20, any::<u64>()).prop_map(|(rtt, jitter, sent, lost, reading)| {
         let packets = Counted {
             sent,
             received: sent.saturating_sub(lost),
@@ -311,11 +311,8 @@ fn any_measured() -> impl Strategy<Value = Measured> {
             ..Measured::default()
         };
         measured.jitter.inward = jitter;
-        measured.one.outward = Lately {
-            packets,
-            lossy_tenths: 5,
-        };
-        measured.ten.outward = packets;
+        (measured.reading, measured.fresh.outward) = (reading, packets);
+        (measured.one.outward, measured.ten.outward) = (packets, packets);
         measured
     })
 }
