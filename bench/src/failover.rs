@@ -499,12 +499,6 @@ fn table(rows: &[Row]) -> String {
                 row.runs
             );
         }
-        if row.stayed > 0 {
-            text += &format!(
-                "\n{} of the brown-outs above were not left in time\n\n",
-                row.stayed
-            );
-        }
     }
     text + &remarks
 }

@@ -96,7 +96,7 @@ pub struct Course {
     seen: [Option<(Wires, Duration)>; 2],
     /// Those that have not been judged yet.
     moves: Vec<Move>,
-    /// Wires that each stream has left for a fault and not come back to.
+    /// Wires that had a fault and that each stream has not gone to since.
     owed: [Wires; 2],
     chance: u64,
 }
@@ -378,9 +378,11 @@ fn members(wires: Wires) -> impl Iterator<Item = usize> {
     (0..Wires::BITS as usize).filter(move |at| wires & 1 << at != 0)
 }
 
-/// Moves that nothing has brought about: neither away from the wire with the fault, nor, once and not before it was mended, back to one that had been left for one.
+/// Moves that nothing has brought about: neither away from the wire with the fault, nor, once and not before it was mended, to one that had a fault before.
 fn unfounded(moves: &[Move], victim: usize, fault: Range<Duration>, owed: &mut [Wires; 2]) -> Vec<Move> {
     let bit: Wires = 1 << victim;
+    // The other stream may have been elsewhere, and prefer this one once it is good again.
+    owed.iter_mut().for_each(|owed| *owed |= bit);
     let mut is_founded = |change: &Move| {
         let owed = &mut owed[change.direction];
         if change.from == victim && (fault.start..fault.end + LOOK * 2).contains(&change.at) {
@@ -437,6 +439,15 @@ mod tests {
             unfounded(&[change(700, 0, 1, 3)], 0, at(50)..at(500), &mut owed),
             []
         );
-        assert_eq!(owed, [0; 2]);
+        assert_eq!(owed, [0b1, 0b1], "the fault's, which nothing has gone to");
+        // To one that the other stream was on.
+        let mut owed = [0; 2];
+        let moves = [
+            change(100, 0, 0, 1),
+            change(700, 1, 2, 0),
+            change(800, 1, 0, 2),
+            change(900, 1, 2, 0),
+        ];
+        assert_eq!(unfounded(&moves, 0, at(50)..at(500), &mut owed), moves[2..]);
     }
 }
