@@ -427,6 +427,8 @@ impl Entry {
                 };
                 self.bad_at = self.bad_at.max(bad_at);
             }
+            // It is back, and nothing has been heard on it yet.
+            None if self.state == PathState::Unknown && !was_good => self.bad_at = Some(now),
             None if self.was_within(hold, now) => {}
             // Something was lost just now: soon it is known what that means.
             None if !was_good && self.is_tried() => {}

@@ -180,6 +180,26 @@ fn a_path_that_was_gone_is_on_probation() {
     );
 }
 
+/// It is there again long before anything is heard on it: the hold begins then.
+#[test]
+fn a_path_that_is_back_and_not_heard_is_on_probation() {
+    let class = class(Mode::ActiveBackup);
+    let measured = [rtt(10_000), rtt(10_000)];
+    let mut judge = Judge::default();
+    let mut now = paths(&measured, &[1, 2]);
+    judge.turn(&class, SECOND, &now);
+    judge.turn(&class, 2 * SECOND, &now[1..]);
+    now[0].state = PathState::Unknown;
+    judge.turn(&class, 3 * SECOND, &now);
+    judge.turn(&class, 100 * SECOND, &now);
+    now[0].state = PathState::Up;
+    assert_eq!(judge.turn(&class, 101 * SECOND, &now).moved, None);
+    assert_eq!(
+        judge.turn(&class, 130 * SECOND, &now).moved.map(|moved| moved.to),
+        Some(path(1))
+    );
+}
+
 #[test]
 fn the_lowest_latency_is_followed_by_steps_and_not_to_and_fro() {
     let class = class(Mode::LowestLatency);
