@@ -13,6 +13,8 @@ use super::window::{Counted, EachWay, Measured};
 
 /// Lost packets of one direction within ten seconds that say something.
 const LOST_TEN: u32 = 5;
+/// In so many of these seconds: one burst, which costs many of the probes of a path that is suspect, does not come again and again.
+const LOSSY_SECONDS: usize = 4;
 /// By how many standard deviations the loss of ten seconds has to be above what the limit would make of it (of a Poisson distribution: the square root of the mean).
 const SURE: f64 = 4.0;
 
@@ -121,7 +123,7 @@ fn losses(limit: Option<u32>, measured: &Measured, trials: &EachWay<Trial>, now:
     let of = |what, trial: &Trial, ten: Counted, each: &[Counted; 10]| {
         let convicted = trial.convicted(now);
         let convicted = convicted.map(|found| (found.packets, found.seconds, found.seen));
-        let bursts = is_sure(ten, limit).then(|| (ten, 10, last_reached(each, limit, now)));
+        let bursts = is_sure(ten, each, limit).then(|| (ten, 10, last_reached(each, limit, now)));
         let (packets, seconds, seen) = match (convicted, bursts) {
             (Some(convicted), Some(bursts)) => (convicted.0, convicted.1, convicted.2.max(bursts.2)),
             (one, other) => one.or(other)?,
@@ -150,10 +152,11 @@ fn last_reached(each: &[Counted; 10], limit: u32, now: u64) -> u64 {
 }
 
 /// Whether the loss of ten seconds is more than a path makes that keeps the limit.
-fn is_sure(ten: Counted, limit: u32) -> bool {
+fn is_sure(ten: Counted, each: &[Counted; 10], limit: u32) -> bool {
     let lost = ten.lost();
     let mean = f64::from(ten.sent) * f64::from(limit) / 1e6;
-    lost >= LOST_TEN && f64::from(lost) > mean + SURE * mean.sqrt()
+    let lossy = each.iter().filter(|second| second.lost() > 0).count();
+    lost >= LOST_TEN && lossy >= LOSSY_SECONDS && f64::from(lost) > mean + SURE * mean.sqrt()
 }
 
 /// Whether `this` is so much less bad that a move is worth it: a fifth.
