@@ -13,8 +13,8 @@ use super::window::{Counted, EachWay, Measured};
 
 /// Lost packets of one direction within ten seconds that say something.
 const LOST_TEN: u32 = 5;
-/// In so many of these seconds: one burst, which costs many of the probes of a path that is suspect, does not come again and again.
-const LOSSY_SECONDS: usize = 4;
+/// So many of these seconds reach the limit by themselves: a burst or two, which cost many of the probes of a path that is suspect, do not come again and again.
+const LOSSY_SECONDS: usize = 5;
 /// By how many standard deviations the loss of ten seconds has to be above what the limit would make of it (of a Poisson distribution: the square root of the mean).
 const SURE: f64 = 4.0;
 
@@ -155,7 +155,7 @@ fn last_reached(each: &[Counted; 10], limit: u32, now: u64) -> u64 {
 fn is_sure(ten: Counted, each: &[Counted; 10], limit: u32) -> bool {
     let lost = ten.lost();
     let mean = f64::from(ten.sent) * f64::from(limit) / 1e6;
-    let lossy = each.iter().filter(|second| second.lost() > 0).count();
+    let lossy = each.iter().filter(|second| second.reaches(limit)).count();
     lost >= LOST_TEN && lossy >= LOSSY_SECONDS && f64::from(lost) > mean + SURE * mean.sqrt()
 }
 
