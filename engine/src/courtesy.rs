@@ -44,6 +44,9 @@ const URGENT_MAX: Duration = Duration::from_secs(640);
 /// A worker that has not slept for so long does not run in real time any more,
 const SLEEPLESS_MAX: Duration = Duration::from_millis(100);
 
+/// where less than this was no sleep: what was waited for was there already. The way into the kernel and back alone takes a hundredth of that, giving up the core most of it.
+const NAP: Duration = Duration::from_micros(20);
+
 /// and not again for so long.
 const CALM: Duration = Duration::from_secs(1);
 
@@ -92,8 +95,7 @@ impl Courtesy {
 
     /// The worker goes to sleep at `now`, after there was traffic; it has received `packets` so far.
     pub fn before_sleep(&mut self, now: Time, packets: u64) {
-        let is_over = self.urgency.forgive(now);
-        if self.judge.forgive(now) || is_over {
+        if self.judge.forgive(now) {
             self.apply();
         }
         (self.asleep, self.packets) = (now, packets);
@@ -115,11 +117,13 @@ impl Courtesy {
         }
     }
 
-    /// A sleep ended at `now`; if it was to end by itself before, by so much later than that, and probes bear so much. True if the worker is in real time from now on.
+    /// A sleep of this length ended at `now`; if it was to end by itself before, by so much later than that, and probes bear so much. True if the worker is in real time from
+    /// now on.
     #[inline]
-    pub fn woke(&mut self, now: Time, late: Duration, bearable: Duration) -> bool {
-        let begins = self.urgency.woke(now, late, bearable);
-        if begins {
+    pub fn woke(&mut self, now: Time, slept: Duration, late: Duration, bearable: Duration) -> bool {
+        let is_over = self.urgency.forgive(now);
+        let begins = self.urgency.woke(now, slept, late, bearable);
+        if is_over || begins {
             self.apply();
         }
         begins
@@ -244,8 +248,10 @@ impl Urgency {
     }
 
     /// The worker woke so much too late for what it has to do, of which so much does no harm. True if it is urgent from now on.
-    fn woke(&mut self, now: Time, late: Duration, bearable: Duration) -> bool {
-        self.slept = now;
+    fn woke(&mut self, now: Time, slept: Duration, late: Duration, bearable: Duration) -> bool {
+        if slept >= NAP {
+            self.slept = now;
+        }
         if late <= bearable || self.until.is_some() || now < self.not_before {
             return false;
         }
@@ -332,13 +338,16 @@ mod tests {
         let bearable = Duration::from_millis(5);
         let late = |millis: u64| Duration::from_millis(millis);
         let mut urgency = Urgency::new();
-        assert!(!urgency.woke(Time(SECOND), late(5), bearable), "not too late");
+        assert!(
+            !urgency.woke(Time(SECOND), NAP, late(5), bearable),
+            "not too late"
+        );
         // Late whenever it is not urgent, for 2,000 seconds.
         let mut begun = Vec::new();
         for second in 1..=2_000 {
             let now = Time(second * SECOND);
             urgency.forgive(now);
-            if urgency.woke(now, late(6), bearable) {
+            if urgency.woke(now, NAP, late(6), bearable) {
                 begun.push(second);
             }
         }
@@ -347,7 +356,7 @@ mod tests {
         let now = Time(10_000 * SECOND);
         assert!(urgency.forgive(now));
         let later = Time(20_000 * SECOND);
-        assert!(urgency.woke(later, late(6), bearable));
+        assert!(urgency.woke(later, NAP, late(6), bearable));
         assert!(!urgency.forgive(Time(20_009 * SECOND)));
         assert!(urgency.forgive(Time(20_010 * SECOND)));
     }
@@ -358,14 +367,17 @@ mod tests {
         let mut urgency = Urgency::new();
         let begun = Time(SECOND);
         assert!(!urgency.is_sleepless(begun));
-        assert!(urgency.woke(begun, late, bearable));
+        assert!(urgency.woke(begun, NAP, late, bearable));
         assert!(!urgency.is_sleepless(begun.after(SLEEPLESS_MAX)));
-        urgency.woke(begun.after(SLEEPLESS_MAX), Duration::ZERO, bearable);
+        urgency.woke(begun.after(SLEEPLESS_MAX), NAP, Duration::ZERO, bearable);
         assert!(!urgency.is_sleepless(begun.after(SLEEPLESS_MAX * 2)));
+        // It asked whether there was something, and there was.
+        let asked = begun.after(SLEEPLESS_MAX * 2);
+        urgency.woke(asked, NAP / 2, Duration::ZERO, bearable);
         let ended = begun.after(SLEEPLESS_MAX * 3);
         assert!(urgency.is_sleepless(ended));
-        assert!(!urgency.woke(ended, late, bearable), "not at once");
-        assert!(urgency.woke(ended.after(CALM), late, bearable));
+        assert!(!urgency.woke(ended, NAP, late, bearable), "not at once");
+        assert!(urgency.woke(ended.after(CALM), NAP, late, bearable));
     }
 
     #[test]
@@ -375,10 +387,14 @@ mod tests {
             let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).expect("epoll");
             let mut courtesy = Courtesy::begin(&epoll, EventData::new_u64(0)).expect("courtesy");
             let now = SystemClock.mono();
-            assert!(courtesy.woke(now, WAITED, EARLY));
+            assert!(courtesy.woke(now, NAP, WAITED, EARLY));
             let urgent = wakeup();
             courtesy.turn(now.after(SLEEPLESS_MAX * 2));
             let sleepless = wakeup();
+            // Or it is over, and no packet has come meanwhile.
+            assert!(courtesy.woke(now.after(CALM * 2), NAP, WAITED, EARLY));
+            courtesy.woke(now.after(CALM * 2).after(URGENT * 2), NAP, Duration::ZERO, EARLY);
+            assert_eq!(wakeup(), sleepless);
             (urgent, sleepless)
         };
         let (urgent, sleepless) = std::thread::spawn(measure).join().expect("thread");

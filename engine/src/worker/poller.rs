@@ -116,7 +116,8 @@ impl Poller {
         let ready = self.look(most.as_ref());
         if let Some(courtesy) = &mut self.courtesy {
             let now = clock.mono();
-            if courtesy.woke(now, alarm.map_or(Duration::ZERO, |due| now.since(due)), bearable) {
+            let late = alarm.map_or(Duration::ZERO, |due| now.since(due));
+            if courtesy.woke(now, now.since(begun), late, bearable) {
                 stats.realtime.add(1);
             }
             if self.timer_fired {
