@@ -158,7 +158,7 @@ impl Caps {
         &self.usages
     }
 
-    /// What is to be in force from now on. What was counted of a link is its own for as long as it is over the same interface.
+    /// What is to be in force from now on. What was counted of a link goes on to be, whatever its interface is; what goes by while it has no cap does not count.
     pub fn configure(&mut self, config: &Config) {
         let limit = |link: &patronus_config::Link| {
             Some(Limit {
@@ -170,6 +170,10 @@ impl Caps {
         };
         self.limits = config.links.iter().filter_map(limit).collect();
         self.limits.sort_unstable_by_key(|limit| limit.link);
+        let is_limited = |link: u8| self.limits.iter().any(|limit| limit.link == link);
+        for count in self.counts.iter_mut().filter(|count| !is_limited(count.link)) {
+            count.counter = None;
+        }
         self.look_at = Instant::now();
     }
 

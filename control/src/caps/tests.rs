@@ -100,6 +100,20 @@ fn a_restart_forgets_nothing() {
 }
 
 #[test]
+fn what_goes_by_without_a_cap_does_not_count() {
+    let folder = Folder::new("without");
+    let (mut caps, _) = folder.caps("data_cap = '20GB'\n");
+    let at = |caps: &mut Caps, counter| {
+        caps.count(NOW, &HashMap::from([("wwan0", counter)]));
+        used(caps) / GB
+    };
+    assert_eq!((at(&mut caps, GB), at(&mut caps, 3 * GB)), (0, 2));
+    caps.configure(&config(""));
+    caps.configure(&config("data_cap = '20GB'\n"));
+    assert_eq!((at(&mut caps, 40 * GB), at(&mut caps, 41 * GB)), (2, 3));
+}
+
+#[test]
 fn a_clock_that_is_wrong_forgets_nothing() {
     let folder = Folder::new("clock");
     let (mut caps, _) = folder.caps("data_cap = '20GB'\n");
