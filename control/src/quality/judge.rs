@@ -378,7 +378,7 @@ impl Entry {
         let is_bad = self.is_gone || self.fault.is_some_and(|fault| fault != Fault::Cap);
         OfPath {
             links: kept::links(self.path),
-            poor: self.poor,
+            poor: self.poor.map(|poor| if is_bad { poor.lasting() } else { poor }),
             is_bad,
             bad_at: self.bad_at.filter(|_| !is_bad),
             left_at: self.left_at,

@@ -60,6 +60,19 @@ pub enum Fault {
 }
 
 impl Fault {
+    /// The same without what is measured anew each time.
+    pub fn lasting(self) -> Fault {
+        match self {
+            Fault::Broken(broken) => Fault::Broken(Broken {
+                measured: broken.limit,
+                seconds: 0,
+                seen: 0,
+                ..broken
+            }),
+            other => other,
+        }
+    }
+
     /// The word for it.
     pub fn word(self) -> &'static str {
         match self {

@@ -290,6 +290,12 @@ fn what_is_kept_is_not_believed_more_than_it_has_to_be() {
     judge.turn(&class, 2 * SECOND, &paths(&[rtt(160_000), rtt(20_000)], &[1, 2]));
     let mut kept = judge.keep(&class, 2 * SECOND);
     assert!(kept.paths[0].is_bad && kept.paths[0].bad_at.is_none());
+    judge.turn(&class, 3 * SECOND, &paths(&[rtt(170_000), rtt(20_000)], &[1, 2]));
+    assert_eq!(
+        judge.keep(&class, 3 * SECOND),
+        kept,
+        "nothing to be written again"
+    );
     kept.paths[0].left_at = Some(u64::MAX);
     kept.paths.push(OfPath {
         links: [0, 16],
