@@ -109,7 +109,7 @@ mod tests {
         assert_eq!(absence.since(at(1050), at(1061), &own), ms(1));
         own.note(at(1058), at(1158));
         assert_eq!(absence.since(at(1050), at(1158), &own), ms(0));
-        absence.heard(at(1159), at(1169), &own);
+        absence.heard(at(1158), at(1168), &own);
         assert_eq!(absence.since(at(1000), at(1160), &own), ms(40));
     }
 
