@@ -84,7 +84,9 @@ pub struct Steered {
     metered: Vec<bool>,
     /// UDP ports under which the links of site 0 are seen.
     ports: Vec<u16>,
+    /// By when they arrive, and a number that no two have.
     flying: BTreeMap<(Time, u64), (usize, usize, Datagram)>,
+    carried: u64,
     watch: Watch,
     /// When hosts send next, and until when they are quiet.
     sends_at: Time,
@@ -155,6 +157,7 @@ impl Steered {
             metered,
             ports: vec![UDP_PORT; count],
             flying: BTreeMap::new(),
+            carried: 0,
             watch: Watch::new(START.after(WARM_UP), duties, interval, idle),
             sends_at: START,
             quiet_until: START,
@@ -530,8 +533,9 @@ impl Steered {
         };
         match self.roads[at].carry(self.now, number, len, &mut self.rng) {
             Some(arrives) => {
-                let key = (arrives, self.summary.datagrams << 20 | self.flying.len() as u64);
-                self.flying.insert(key, (other, far, datagram));
+                self.carried += 1;
+                self.flying
+                    .insert((arrives, self.carried), (other, far, datagram));
             }
             None => self.summary.harmed += 1,
         }
