@@ -21,13 +21,13 @@ use patronus_abi::site::{Class, Mode, Sticky};
 use patronus_crypto::messages::{self, Kind};
 use patronus_crypto::{Duration, LinkId, PeerId, Time};
 use patronus_engine::channel::HANDSHAKE_QUEUE;
-use patronus_engine::probe::Probing;
+use patronus_engine::probe::{FLOOR, Probing};
 use patronus_engine::remote::message::LinkInfo;
 use patronus_mem::{Arena, FrameCache};
 
 use self::governor::Governor;
-use self::roads::{CALM, Road};
-use self::watch::{Duty, Watch};
+use self::roads::{CALM, PROVEN, Road};
+use self::watch::{Duty, Paces, Watch};
 use crate::clock::VirtualClock;
 use crate::network::Datagram;
 use crate::packet::{self, Known, Tag, Way};
@@ -116,9 +116,10 @@ impl Steered {
         let mut roads: Vec<Road> = ends.map(|ends| Road::new(&mut rng, ends)).collect();
         let workers = [0, 1].map(|_| rng.one_of(&[1, 1, 2, 3]));
         let kind = Conditions::random(&mut rng, count, roads.len(), workers);
-        roads
-            .iter_mut()
-            .for_each(|road| road.longest = road.longest.max(SHORTEST));
+        for road in &mut roads {
+            road.longest = road.longest.max(SHORTEST);
+            road.judged = kind.is_loss_judged();
+        }
         let is_metered = |road: &Road| [0, 1].iter().any(|site| kind.links[*site][road.links[*site]].1);
         let metered = roads.iter().map(is_metered).collect();
         let (arena, clock) = (borrow_arena(), VirtualClock::new());
@@ -158,7 +159,16 @@ impl Steered {
             ports: vec![UDP_PORT; count],
             flying: BTreeMap::new(),
             carried: 0,
-            watch: Watch::new(START.after(WARM_UP), duties, interval, idle),
+            watch: Watch::new(
+                START.after(WARM_UP),
+                duties,
+                Paces {
+                    interval,
+                    idle,
+                    quick: (kind.probing.interval / 10).max(FLOOR),
+                    most: kind.probing.rate,
+                },
+            ),
             sends_at: START,
             quiet_until: START,
             sequence: 0,
@@ -208,7 +218,12 @@ impl Steered {
         }
         *step += 1;
         self.mend();
-        self.pass(CALM + Duration::from_secs(25))?;
+        let proof = if self.kind.is_loss_judged() {
+            PROVEN
+        } else {
+            Duration::ZERO
+        };
+        self.pass(CALM + proof + Duration::from_secs(25))?;
         self.check_homes()?;
         self.check_sizes()
     }
@@ -450,7 +465,10 @@ impl Steered {
             return Ok(());
         };
         if has_news || governor.next <= self.now {
-            let changes = governor.turn(self.now, &mut self.sites[number], base);
+            let (changes, suspects) = governor.turn(self.now, &mut self.sites[number], base);
+            if let Some((count, until)) = suspects {
+                self.watch.suspect(number, count, until);
+            }
             for change in changes {
                 self.note(format_args!("site {number}: control: {:?}", change.kind));
             }
@@ -623,6 +641,10 @@ impl Steered {
 }
 
 impl Conditions {
+    fn is_loss_judged(&self) -> bool {
+        self.classes.iter().any(|class| class.loss_ppm.is_some())
+    }
+
     fn random(rng: &mut Seeded, links: usize, roads: usize, workers: [usize; 2]) -> Conditions {
         let interval = Duration::from_millis(rng.one_of(&[100, 200, 500]));
         let class = |rng: &mut Seeded| Class {

@@ -4,7 +4,7 @@ use patronus_abi::channel::Event;
 use patronus_abi::site::Class;
 use patronus_control::quality::judge::Links;
 use patronus_control::quality::{Change, EVERY, Quality, Wanted};
-use patronus_crypto::{PeerId, Time};
+use patronus_crypto::{Duration, PeerId, Time};
 
 use crate::site::Site;
 
@@ -54,8 +54,8 @@ impl Governor {
         }
     }
 
-    /// Judges what was heard, and everything if it is time, and passes its orders on. What has changed.
-    pub fn turn(&mut self, now: Time, site: &mut Site, base: PeerId) -> Vec<Change> {
+    /// Judges what was heard, and everything if it is time, and passes on its orders and which paths are suspect. What has changed, and how many paths are suspect until when.
+    pub fn turn(&mut self, now: Time, site: &mut Site, base: PeerId) -> (Vec<Change>, Option<(usize, Time)>) {
         let is_due = self.next <= now;
         if is_due {
             self.quality.take(now.0, site.core.path_reports(base).into_iter());
@@ -67,6 +67,15 @@ impl Governor {
             let _ = site.core.order_paths(base, order.class, order.paths);
             true
         });
-        changes
+        let mut suspects = None;
+        if is_due {
+            self.quality.suspect(now.0, |suspicion| {
+                let (paths, length) = (&suspicion.paths, suspicion.length);
+                let _ = site.core.suspect_paths(base, paths, length);
+                suspects = Some((paths.len(), now.after(Duration::from_millis(length.into()))));
+                true
+            });
+        }
+        (changes, suspects)
     }
 }

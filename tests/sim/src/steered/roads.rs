@@ -6,6 +6,9 @@ use crate::rng::Seeded;
 
 /// A path without trouble for so long is known as good by everybody: its lanes are made anew, it has been heard again, every hold is over, and all flows are back.
 pub const CALM: Duration = Duration::from_secs(45);
+/// And for so long after it has lost some of what went by it, where a class has a limit of loss: who has found that has 250 packets to see pass without a loss (a path that is metered, or whose
+/// probes are capped, is probed little even while it is suspect).
+pub const PROVEN: Duration = Duration::from_secs(250);
 /// No trouble delays by more than this.
 pub const DELAY_MAX: Duration = Duration::from_millis(150);
 
@@ -37,8 +40,10 @@ pub struct Road {
     pub longest: usize,
     /// It has trouble in the directions of these senders, since then and until then.
     trouble: Option<(Trouble, [bool; 2], Time, Time)>,
-    /// The end of its last trouble.
+    /// The end of its last trouble, or what counts as that.
     calm_since: Time,
+    /// Its losses are judged.
+    pub judged: bool,
     /// The same of the last one that makes packets late.
     smooth_since: Time,
     /// When it was dead last, for long enough that everybody has noticed.
@@ -58,6 +63,7 @@ impl Road {
             },
             trouble: None,
             calm_since: Time(0),
+            judged: false,
             smooth_since: Time(0),
             outage: None,
         }
@@ -81,7 +87,10 @@ impl Road {
         let Some((trouble, _, since, _)) = self.trouble.take() else {
             return;
         };
-        self.calm_since = now;
+        let is_lossy = self.judged && matches!(trouble, Trouble::Noisy(..) | Trouble::Flapping(..));
+        let proof = if is_lossy { PROVEN } else { Duration::ZERO };
+        // What was lost before has still to be proven, whatever has come since.
+        self.calm_since = self.calm_since.max(now.after(proof));
         match trouble {
             Trouble::Dead | Trouble::Unplugged => self.outage = Some((since, now)),
             _ => self.smooth_since = now,

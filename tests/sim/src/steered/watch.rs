@@ -32,6 +32,19 @@ pub struct Duty {
     pub hold: Duration,
 }
 
+/// How often paths are probed.
+#[derive(Clone, Copy, Debug)]
+pub struct Paces {
+    /// Those that are used.
+    pub interval: Duration,
+    /// Others.
+    pub idle: Duration,
+    /// Those that are suspect.
+    pub quick: Duration,
+    /// Probes of a site in a second.
+    pub most: u32,
+}
+
 /// What is known of a site.
 #[derive(Default)]
 struct Known {
@@ -53,14 +66,14 @@ struct Known {
     excess: f64,
     counted: u64,
     counted_at: Time,
+    /// How many paths its control has asked it to probe faster, and until when.
+    suspects: (usize, Time),
 }
 
 /// What must hold of two sites.
 pub struct Watch {
     duties: [Duty; 2],
-    /// How often paths that are used are probed, and others.
-    interval: Duration,
-    idle: Duration,
+    paces: Paces,
     sites: [Known; 2],
     /// When something happened last after which anything may.
     pub disturbed_at: Time,
@@ -82,11 +95,10 @@ pub struct Watch {
 
 impl Watch {
     /// Two sites, from `begins` on; nothing was wrong before.
-    pub fn new(begins: Time, duties: [Duty; 2], interval: Duration, idle: Duration) -> Watch {
+    pub fn new(begins: Time, duties: [Duty; 2], paces: Paces) -> Watch {
         Watch {
             duties,
-            interval,
-            idle,
+            paces,
             sites: [Known::default(), Known::default()],
             disturbed_at: Time(0),
             used_since: begins,
@@ -135,13 +147,25 @@ impl Watch {
         self.sites[number].governed_since = since;
     }
 
+    /// Control has asked a site to probe so many paths faster, which the other one then does too.
+    pub fn suspect(&mut self, number: usize, paths: usize, until: Time) {
+        let (before, then) = self.sites[number].suspects;
+        // Those of before are suspect no more, but the other side may not have heard of it.
+        let still = if then > until || until.since(then) < Duration::from_secs(2) {
+            before
+        } else {
+            0
+        };
+        self.sites[number].suspects = (paths.max(still), until);
+    }
+
     /// How long after a path is dead both sites must have left it.
     fn bound(&self, road: &Road, metered: bool, dead: Time) -> Duration {
-        let settling = self.idle * 4 + Duration::from_secs(1);
+        let settling = self.paces.idle * 4 + Duration::from_secs(1);
         let is_used = self.used_since.after(settling) <= dead;
         let interval = match is_used && !metered {
-            true => self.interval,
-            false => self.idle,
+            true => self.paces.interval,
+            false => self.paces.idle,
         };
         let then = Time(dead.0.saturating_sub(60_000_000_000));
         let is_smooth = road.was_smooth(dead) && self.stalled(then).is_zero() && is_used;
@@ -172,7 +196,7 @@ impl Watch {
         };
         if let Some(dead) = road.dead_since(now).filter(|_| has_other) {
             let (silence, bound) = (now.since(dead), self.bound(road, metered[at], dead));
-            self.tempted += u64::from(silence > self.interval);
+            self.tempted += u64::from(silence > self.paces.interval);
             if silence > bound {
                 return Err(format!(
                     "dead: {}, which has been dead for {silence:?}, {bound:?} at most",
@@ -187,6 +211,8 @@ impl Watch {
         let known = &self.sites[number];
         if duty.mode != Mode::Duplicate
             && let Some(since) = known.poor.get(&name)
+            // Without the other side's slow path no keepalives come, and lanes that are not heard are not sent by.
+            && self.disturbed_at <= now
             && now.since(*since) > SLACK * 2 + self.stalled(*since)
         {
             return Err(format!("poor: {}, for {:?}", whose(), now.since(*since)));
@@ -370,12 +396,18 @@ impl Watch {
         Ok(())
     }
 
-    /// No more probes than the intervals allow.
+    /// No more probes than the intervals allow, and those of paths that are suspect.
     fn count_probes(&mut self, number: usize, site: &Site, now: Time) -> Result<(), String> {
         let (sent, paths) = site.probes();
+        let suspects = self.sites.iter().map(|known| known.suspects);
+        let suspects = suspects.filter(|(_, until)| until.after(ARRIVES) > now);
+        let suspects = suspects.map(|(count, _)| count).sum::<usize>().min(paths);
         let known = &mut self.sites[number];
+        let usual = paths as f64 / self.paces.interval.as_secs_f64();
+        let quicker = suspects as f64 / self.paces.quick.as_secs_f64();
+        let most = f64::from(self.paces.most).max(usual);
         // A probe comes up to an eighth of its interval early.
-        let rate = paths as f64 * 8.0 / 7.0 / self.interval.as_secs_f64();
+        let rate = (usual + quicker).min(most) * 8.0 / 7.0;
         let allowed = now.since(known.counted_at).as_secs_f64() * rate;
         known.excess = (known.excess + (sent - known.counted) as f64 - allowed).max(-4.0 * EAGER);
         (known.counted, known.counted_at) = (sent, now);
