@@ -427,7 +427,7 @@ impl Steered {
             }
             let after = self.sites.iter().map(Site::pulse).fold(0, u64::wrapping_add);
             if !landed && before == after {
-                return self.watch.rest(&self.sites, self.now);
+                return self.watch.rest(&self.sites, &self.roads, self.now);
             }
         }
         Err("liveness: the sites never come to rest".to_owned())

@@ -18,6 +18,8 @@ const SMOOTH: Duration = Duration::from_millis(3);
 const ROUGH: Duration = Duration::from_millis(300);
 /// What is between two looks of control's, and of a worker's.
 const SLACK: Duration = Duration::from_millis(250);
+/// A lane on which nothing has been heard for 15 s is not sent by, however good its path is, until a call is answered, which is made again every 5 s.
+const LANES: Duration = Duration::from_secs(25);
 /// How long a packet is under way at most.
 const ARRIVES: Duration = Duration::from_secs(2);
 /// Probes of a path beside those in its intervals: those that follow quickly when it gets a session or is heard again, and some that announce.
@@ -183,7 +185,7 @@ impl Watch {
         metered: &[bool],
         now: Time,
     ) -> Result<(), String> {
-        self.note_poor(number, site, now);
+        self.note_poor(number, site, roads, now);
         let calm = self.calm(roads, now);
         let road = &roads[at];
         let duty = self.duties[number];
@@ -211,8 +213,6 @@ impl Watch {
         let known = &self.sites[number];
         if duty.mode != Mode::Duplicate
             && let Some(since) = known.poor.get(&name)
-            // Without the other side's slow path no keepalives come, and lanes that are not heard are not sent by.
-            && self.disturbed_at <= now
             && now.since(*since) > SLACK * 2 + self.stalled(*since)
         {
             return Err(format!("poor: {}, for {:?}", whose(), now.since(*since)));
@@ -303,12 +303,12 @@ impl Watch {
     }
 
     /// Both sites are at rest.
-    pub fn rest(&mut self, sites: &[Site], now: Time) -> Result<(), String> {
+    pub fn rest(&mut self, sites: &[Site], roads: &[Road], now: Time) -> Result<(), String> {
         self.find_lost(now)?;
         for (number, site) in sites.iter().enumerate() {
             if site.stalled.iter().all(|until| *until <= now) {
                 self.compare(number, site)?;
-                self.note_poor(number, site, now);
+                self.note_poor(number, site, roads, now);
             }
             self.count_probes(number, site, now)?;
         }
@@ -348,13 +348,23 @@ impl Watch {
         }
     }
 
-    /// Notes which paths are poor now, while others are good and up.
-    fn note_poor(&mut self, number: usize, site: &Site, now: Time) {
+    /// Notes which paths are poor now, while others are good and up, and all of their lanes must be heard.
+    fn note_poor(&mut self, number: usize, site: &Site, roads: &[Road], now: Time) {
         let base = site.peers[&(1 - number)];
         let (Some(board), Some((order, paths))) = (site.core.board(base), site.core.order_of(base, 0)) else {
             return;
         };
-        let (good, is_better) = (order.good(), order.good() & board.up() != 0);
+        let good = order.good();
+        let is_heard = |path: &PathName| {
+            let ends = [path.local, path.remote].map(|link| usize::from(link) - 1);
+            let road = roads
+                .iter()
+                .find(|road| [road.links[number], road.links[1 - number]] == ends);
+            road.is_some_and(|road| road.is_calm_for(now, LANES))
+        };
+        let mut better = paths.iter().enumerate();
+        let is_better = self.disturbed_at.after(LANES) <= now
+            && better.any(|(place, (path, _))| good & board.up() & 1 << place != 0 && is_heard(path));
         let known = &mut self.sites[number].poor;
         let poor = paths.iter().enumerate();
         let poor = poor.filter(|(place, _)| is_better && good & 1 << place == 0);
