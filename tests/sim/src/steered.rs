@@ -613,7 +613,19 @@ impl Steered {
             }
             _ => all.clone().map(key).min(),
         };
-        all.filter(|at| Some(key(*at)) == best).collect()
+        let firsts: Vec<usize> = all.clone().filter(|at| Some(key(*at)) == best).collect();
+        if self.kind.classes[site].mode != Mode::Pinned {
+            return firsts;
+        }
+        // Control says which is the first, and knows of our links only which are metered. Flows are spread over those that are equal to it for the engine, which knows it of both ends.
+        let standing = |at: usize| {
+            (
+                self.metered[at],
+                self.kind.links[site][self.roads[at].links[site]].0,
+            )
+        };
+        let is_equal = |at: &usize| firsts.iter().any(|first| standing(*first) == standing(*at));
+        all.filter(is_equal).collect()
     }
 
     /// What the paths let pass is known.

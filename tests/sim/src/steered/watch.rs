@@ -239,6 +239,8 @@ impl Watch {
         let is_calm = |at: usize| calm.contains(&at);
         let is_shaken =
             duty.mode == Mode::LowestLatency && !self.stalled(Time(now.0 - CALM.as_nanos() as u64)).is_zero();
+        // Flows are spread over the paths that are equal to the first, and control does not know which links of the other side are metered: the next one may have other equals.
+        let is_unequal = |last: usize| duty.mode == Mode::Pinned && metered[last] != metered[at];
         let known = &mut self.sites[number];
         if duty.mode != Mode::Duplicate
             && let Some(last) = known.last.insert(flow, at)
@@ -246,6 +248,7 @@ impl Watch {
             && is_calm(last)
             && is_calm(at)
             && !is_shaken
+            && !is_unequal(last)
         {
             return Err(format!(
                 "moved: {}, and by path {last} before; nothing is wrong with either",
