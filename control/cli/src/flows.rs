@@ -26,7 +26,15 @@ type Key = (IpAddr, IpAddr, u8, u16, u16, u8, u64);
 /// Flows as they were a while ago, so that what has come since is known.
 #[derive(Debug, Default)]
 pub struct Rates {
-    before: Option<(Instant, HashMap<Key, u64>)>,
+    before: Option<Look>,
+}
+
+/// What a look found: bytes by flow, and whether that were all flows.
+#[derive(Debug)]
+struct Look {
+    at: Instant,
+    bytes: HashMap<Key, u64>,
+    complete: bool,
 }
 
 /// A flow, and how many bytes it has in a second.
@@ -34,21 +42,27 @@ pub struct Rates {
 pub struct Busy {
     /// The flow.
     pub flow: Flow,
-    /// None: it has not been looked at twice.
+    /// None: it has not been looked at twice, and may not be new.
     pub rate: Option<u64>,
 }
 
 impl Rates {
     /// The busiest flows first; those that are looked at for the first time by how lately they had a packet.
-    pub fn take(&mut self, now: Instant, flows: Vec<Flow>) -> Vec<Busy> {
-        let counted = flows.iter().map(|flow| (key(flow), flow.bytes)).collect();
-        let before = self.before.replace((now, counted));
+    pub fn take(&mut self, now: Instant, shown: Shown) -> Vec<Busy> {
+        let Shown { flows, complete } = shown;
+        let look = Look {
+            at: now,
+            bytes: flows.iter().map(|flow| (key(flow), flow.bytes)).collect(),
+            complete,
+        };
+        let before = self.before.replace(look);
         let rate = |flow: &Flow| {
-            let (at, before) = before.as_ref()?;
-            let seconds = now.saturating_duration_since(*at).as_secs_f64();
-            let new = match before.get(&key(flow)) {
+            let before = before.as_ref()?;
+            let seconds = now.saturating_duration_since(before.at).as_secs_f64();
+            let new = match before.bytes.get(&key(flow)) {
                 Some(bytes) => flow.bytes.saturating_sub(*bytes),
-                None => flow.bytes,
+                None if before.complete => flow.bytes,
+                None => return None,
             };
             (seconds > 0.0).then(|| (new as f64 / seconds) as u64)
         };
@@ -193,13 +207,23 @@ mod tests {
     fn the_busiest_flows_are_first_and_sums_are_by_class_and_path() {
         let mut rates = Rates::default();
         let start = Instant::now();
-        let first = rates.take(start, vec![flow(1, 1000, "1-1"), flow(2, 5000, "2-2")]);
+        let shown = |flows, complete| Shown { flows, complete };
+        let first = rates.take(
+            start,
+            shown(vec![flow(1, 1000, "1-1"), flow(2, 5000, "2-2")], true),
+        );
         assert!(first.iter().all(|busy| busy.rate.is_none()));
         let later = start + Duration::from_secs(2);
         let flows = vec![flow(2, 5000, "2-2"), flow(1, 9000, "1-1"), flow(3, 600, "2-2")];
-        let busy = rates.take(later, flows);
+        let busy = rates.take(later, shown(flows, false));
         let told: Vec<(u16, Option<u64>)> = busy.iter().map(|busy| (busy.flow.src_port, busy.rate)).collect();
         assert_eq!(told, [(1, Some(4000)), (3, Some(300)), (2, Some(0))]);
+        // There were more before than were told of: 4 may be an old one.
+        let last = rates.take(
+            later + Duration::from_secs(1),
+            shown(vec![flow(4, 7000, "1-1")], true),
+        );
+        assert_eq!(last[0].rate, None);
         let text = by_class_and_path(&busy).to_string();
         let rows: Vec<String> = text
             .lines()

@@ -73,7 +73,7 @@ fn print(output: Output, client: &mut Client, asked: Order) -> Outcome {
 
 fn look_at_flows(client: &mut Client, rates: &mut Rates) -> Result<Vec<Busy>, Wrong> {
     let shown = client.ask(Order::Flows(FlowFilter::default()))?;
-    Ok(rates.take(Instant::now(), read::<flows::Shown>(&shown)?.flows))
+    Ok(rates.take(Instant::now(), read(&shown)?))
 }
 
 /// What is drawn.

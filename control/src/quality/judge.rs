@@ -280,9 +280,11 @@ impl Judge {
         let why = why(before, from, chosen);
         let left = self.order.iter_mut().find(|entry| Some(entry.path) == from);
         if let Some(left) = left {
-            match left.is_good() {
-                true => left.passed_at = Some(now),
-                false => left.left_at = Some(now),
+            match (left.is_good(), left.fault) {
+                (true, _) => left.passed_at = Some(now),
+                // No hold follows that.
+                (false, Some(Fault::Cap)) => {}
+                (false, _) => left.left_at = Some(now),
             }
         }
         (self.first, self.since, self.why) = (Some(to), now, Some(why));
