@@ -201,13 +201,17 @@ fn may_be_home(mode: Mode, costs: &[u16], order: &[(usize, u8)], up: u64) -> Vec
     }
 }
 
-/// Control's order, and behind it what it has said nothing of, by cost and name.
+/// Control's order, and behind it, as poor, what it has said nothing of, by cost and name; without an order all are good.
 fn whole_order(told: &[(usize, u8)], costs: &[u16]) -> Vec<(usize, u8)> {
     let mut untold: Vec<usize> = (0..costs.len())
         .filter(|at| told.iter().all(|(other, _)| other != at))
         .collect();
     untold.sort_by_key(|at| (costs[*at], *at));
-    let all = told.iter().copied().chain(untold.into_iter().map(|at| (at, 1)));
+    let grade = u8::from(told.is_empty());
+    let all = told
+        .iter()
+        .copied()
+        .chain(untold.into_iter().map(|at| (at, grade)));
     let (good, poor): (Vec<_>, Vec<_>) = all.partition(|(_, grade)| *grade > 0);
     good.into_iter().chain(poor).collect()
 }
@@ -371,6 +375,22 @@ fn what_is_metered_comes_last() {
     let mut paths = standings(&[0, 5]);
     paths[0].1.metered = true;
     assert_eq!(Order::new(&[], &paths).rank(), [1, 0]);
+}
+
+#[test]
+fn what_an_order_does_not_have_comes_last_and_is_poor() {
+    let mut rig = Rig::new(Mode::ActiveBackup, &[0, 0, 0]);
+    let order = rig.order(&[(1, 1), (2, 0)]);
+    assert_eq!((order.rank(), order.good()), (&[1, 2, 0][..], 0b010));
+    // It is there again, and the next order is not.
+    rig.set_up(0b110);
+    assert_eq!(rig.spread(Time::from_secs(1)), BTreeMap::from([(1, 256)]));
+    rig.set_up(0b111);
+    assert_eq!(rig.spread(Time::from_secs(9)), BTreeMap::from([(1, 256)]));
+    rig.set_up(0b001);
+    assert_eq!(rig.spread(Time::from_secs(10)), BTreeMap::from([(0, 256)]));
+    // Nothing is said: nothing is poor.
+    assert_eq!(rig.order(&[]).good(), 0b111);
 }
 
 #[test]

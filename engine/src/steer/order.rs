@@ -35,7 +35,8 @@ pub struct Order {
 }
 
 impl Order {
-    /// What control says of these paths; what it says nothing of comes behind that, as good. `paths` are the board's, by place, with their standings.
+    /// What control says of these paths; what it says nothing of comes last, and is poor: it is there since control has looked, and may have been gone for a good reason. If control says nothing
+    /// at all, all are good. `paths` are the board's, by place, with their standings.
     pub fn new(ranked: &[Ranked], paths: &[(PathName, Standing)]) -> Order {
         let mut order = Order {
             rank: ArrayVec::new(),
@@ -49,10 +50,11 @@ impl Order {
             Some((at, ranked.grade))
         });
         let told: Vec<(usize, u8)> = told.filter(|(at, _)| *at < PATHS_MAX).collect();
+        let grade = u8::from(ranked.is_empty());
         let untold = by_standing
             .into_iter()
             .filter(|at| told.iter().all(|(other, _)| other != at))
-            .map(|at| (at, 1));
+            .map(|at| (at, grade));
         let (good, poor): (Vec<_>, Vec<_>) = told
             .iter()
             .copied()
