@@ -4,7 +4,8 @@
 //! Nothing is made up: what was not measured is `None`, and round trips that were measured and not seen (more than [`SAMPLES`] between two readings) are counted.
 //!
 //! Loss comes from pairs of counters as of one moment, what one side had sent and the other received: differences between readings add up, so that no packet is counted twice and
-//! none is forgotten, whenever the table was read. A pair that goes back belongs to a path that was made anew: counting goes on from there.
+//! none is forgotten, whenever the table was read. A pair that goes back belongs to a path that was made anew: counting goes on from there. So it does from the first pair that there is: what the other side has
+//! counted until then may be all that it has sent to the engine that was here before.
 //!
 //! A path takes [`MEMORY_MAX`] bytes at most. Plain values, times passed in: no threads, no clock.
 
@@ -165,9 +166,12 @@ struct Pair {
 }
 
 impl Pair {
-    /// What has come since; nothing if the counting has begun anew.
+    /// What has come since; nothing if the counting has begun, or begun anew.
     fn since(&mut self, sent: u64, received: u64) -> Counted {
         let before = std::mem::replace(self, Pair { sent, received });
+        if (before.sent, before.received) == (0, 0) {
+            return Counted::default();
+        }
         match (
             sent.checked_sub(before.sent),
             received.checked_sub(before.received),

@@ -83,14 +83,33 @@ fn a_path_that_was_made_anew_counts_from_there() {
     assert_eq!((summary.samples, summary.p99), (1, Some(7_000)));
 }
 
+/// Our engine was started anew, and heard nothing until after the first look; the other side's goes on counting.
+#[test]
+fn what_was_sent_to_an_engine_that_is_gone_is_not_lost() {
+    let mut window = Window::default();
+    let mut report = report();
+    window.take(TENTH, &report);
+    (report.in_sent, report.in_received) = (1_000_000, 3);
+    (report.out_sent, report.out_received) = (5, 700_000);
+    window.take(2 * TENTH, &report);
+    assert_eq!(window.measured(2 * TENTH).one, EachWay::default());
+    (report.in_sent, report.in_received) = (1_000_020, 22);
+    (report.out_sent, report.out_received) = (25, 700_020);
+    window.take(3 * TENTH, &report);
+    let one = window.measured(3 * TENTH).one;
+    assert_eq!((one.inward.sent, one.inward.lost()), (20, 1));
+    assert_eq!((one.outward.sent, one.outward.lost()), (20, 0));
+}
+
 #[test]
 fn a_packet_that_comes_late_was_not_lost() {
     let mut window = Window::default();
     let mut report = report();
+    (report.in_sent, report.in_received) = (1, 1);
     window.take(TENTH, &report);
-    (report.in_sent, report.in_received) = (100, 90);
+    (report.in_sent, report.in_received) = (101, 91);
     window.take(2 * TENTH, &report);
-    (report.in_sent, report.in_received) = (200, 200);
+    (report.in_sent, report.in_received) = (201, 201);
     window.take(3 * TENTH, &report);
     let packets = window.summary(3 * TENTH, 1).packets.inward.expect("some");
     assert_eq!((packets.sent, packets.lost()), (200, 0));
@@ -136,6 +155,9 @@ proptest! {
     fn windows_are_sums_of_what_happened(turns in turns()) {
         let mut window = Window::default();
         let mut report = report();
+        // Something was counted before, or the first turn would be of no window.
+        (report.in_sent, report.in_received) = (1, 1);
+        (report.out_sent, report.out_received) = (1, 1);
         // Begins with a second, so that seconds of the window are those of the turns.
         window.take(SECOND_NS - TENTH, &report);
         for (at, (inward, outward, rtts)) in turns.iter().enumerate() {
