@@ -7,6 +7,9 @@
 //! Each further test within an hour asks for more: all that a path loses rarely, a whole day long, is to convict it as rarely as the first loss would. And what a single reading says is
 //! bounded, so that a queue that overflows once is one piece of evidence, whatever it costs.
 //!
+//! What a later reading makes good was not lost: where the other side has several workers, packets that another one has not counted yet when a probe comes are missing in one reading, and too many in the
+//! next. They are taken out of the excess again, and a test of nothing else never was.
+//!
 //! Of one direction of a path for one class. Plain values, times passed in (nanoseconds of CLOCK_BOOTTIME): no threads, no clock.
 
 use super::SECOND;
@@ -54,6 +57,9 @@ pub struct Trial {
     state: State,
     excess: i64,
     lossy: u32,
+    /// What was lost and not made good, and what that has added to the excess.
+    lost: u32,
+    added: i64,
     /// What it is about.
     packets: Counted,
     since: u64,
@@ -62,9 +68,9 @@ pub struct Trial {
     /// Tests begun in this hour and in the one before.
     hour: u64,
     tests: [u32; 2],
-    /// What might have been lost since something was, and whether that was much when the test began.
+    /// What might have been lost since something was, and how much that was when the test began.
     clean: i64,
-    was_clean: bool,
+    clean_before: i64,
 }
 
 /// What a path loses that loses too much.
@@ -84,13 +90,18 @@ impl Trial {
         let is_lossy = packets.lost() > 0;
         let allowed = i64::from(packets.sent) * i64::from(limit.max(LIMIT_MIN));
         let step = (i64::from(packets.lost()) * PACKET - allowed).min(STEP_MAX);
-        let allowed = self.clean.saturating_add(allowed);
-        let clean = std::mem::replace(&mut self.clean, if is_lossy { 0 } else { allowed });
+        let clean = self.clean;
+        self.clean = if is_lossy {
+            0
+        } else {
+            clean.saturating_add(allowed)
+        };
         match self.state {
             State::Quiet if step <= 0 => return,
-            State::Quiet => self.begin(now, clean >= CLEAN),
+            State::Quiet => self.begin(now, clean),
             State::Open | State::Convicted => {}
         }
+        let before = self.excess;
         self.excess += step;
         self.lossy += u32::from(is_lossy);
         self.packets.add(packets);
@@ -106,6 +117,12 @@ impl Trial {
             }
             _ => {}
         }
+        if is_lossy {
+            self.lost = self.lost.saturating_add(packets.lost());
+            self.added += (self.excess - before + allowed).max(0);
+        } else {
+            self.make_good(packets.received.saturating_sub(packets.sent));
+        }
         let acquits = match self.state {
             State::Convicted => ACQUITS_AGAIN,
             State::Quiet | State::Open => ACQUITS,
@@ -119,12 +136,28 @@ impl Trial {
         }
     }
 
+    /// So many that were missing have come.
+    fn make_good(&mut self, late: u32) {
+        let late = late.min(self.lost);
+        if late == 0 {
+            return;
+        }
+        let part = (i128::from(self.added) * i128::from(late) / i128::from(self.lost)) as i64;
+        (self.lost, self.added, self.excess) = (self.lost - late, self.added - part, self.excess - part);
+        self.lossy = self.lossy.min(self.lost);
+        if self.lost == 0 && self.state == State::Open {
+            self.state = State::Quiet;
+            self.tests[0] = self.tests[0].saturating_sub(1);
+            self.clean = self.clean.saturating_add(self.clean_before);
+        }
+    }
+
     /// What was lost until now says nothing: the path was down.
     pub fn dismiss(&mut self) {
         self.state = State::Quiet;
     }
 
-    fn begin(&mut self, now: u64, was_clean: bool) {
+    fn begin(&mut self, now: u64, clean_before: i64) {
         let hour = now / HOUR;
         let [this, last] = self.tests;
         self.tests = match hour.saturating_sub(self.hour) {
@@ -134,15 +167,17 @@ impl Trial {
         };
         self.hour = hour;
         self.tests[0] = self.tests[0].saturating_add(1);
-        self.was_clean = was_clean;
+        self.clean_before = clean_before;
         (self.state, self.excess, self.lossy) = (State::Open, 0, 0);
+        (self.lost, self.added) = (0, 0);
         (self.packets, self.since) = (Counted::default(), now);
     }
 
     /// The excess that convicts.
     fn convicts(&self) -> i64 {
         let tests = f64::from(self.tests[0]) + f64::from(self.tests[1]);
-        let unknown = if self.was_clean { 0.0 } else { CONVICTS_UNKNOWN };
+        let was_clean = self.clean_before >= CLEAN;
+        let unknown = if was_clean { 0.0 } else { CONVICTS_UNKNOWN };
         ((CONVICTS + unknown + CONVICTS_MORE * tests.ln()) * PACKET as f64) as i64
     }
 
@@ -230,6 +265,54 @@ mod tests {
         assert!(trial.is_open(), "however much it costs");
         after(&mut trial, 13, &[0; 60]);
         assert!(!trial.is_open());
+    }
+
+    /// Packets that another worker has not counted yet when a probe comes.
+    #[test]
+    fn what_is_made_good_was_not_lost() {
+        let pair = |late: u32, lost: u32| {
+            let missing = Counted {
+                sent: 110,
+                received: 110 - late - lost,
+            };
+            let found = Counted {
+                sent: 110,
+                received: 110 + late,
+            };
+            [missing, found]
+        };
+        let mut trial = Trial::default();
+        after(&mut trial, 10, &[0; 30]);
+        for at in 0..500 {
+            // Sometimes a reading later.
+            let [missing, found] = pair(3, 0);
+            let between = [missing, reading(110, 0), found];
+            let late = if at % 5 == 0 {
+                &between[..]
+            } else {
+                &pair(3, 0)[..]
+            };
+            for packets in late {
+                trial.take((40 + at) * TENTH, *packets, LIMIT);
+                assert!(trial.convicted(0).is_none());
+            }
+            assert!(!trial.is_open(), "nothing is missing");
+        }
+        assert_eq!(trial.tests[0], 0, "no further test asks for more");
+        // What else is lost is found as without it.
+        let takes = |late: u32| {
+            let mut trial = Trial::default();
+            after(&mut trial, 10, &[0; 30]);
+            let convicts = |at: &u64| {
+                pair(late, 5)
+                    .into_iter()
+                    .for_each(|packets| trial.take((40 + at) * TENTH, packets, LIMIT));
+                trial.convicted(0).is_some()
+            };
+            (0..100).find(convicts)
+        };
+        assert_eq!(takes(0), Some(3), "5 lost of 220 each time");
+        assert!(takes(1).is_some_and(|at| at <= 5) && takes(3).is_some_and(|at| at <= 10));
     }
 
     #[test]
