@@ -115,7 +115,7 @@ impl Steered {
         let ends = all.filter(|[a, b]| is_meshed || a == b);
         let mut roads: Vec<Road> = ends.map(|ends| Road::new(&mut rng, ends)).collect();
         let workers = [0, 1].map(|_| rng.one_of(&[1, 1, 2, 3]));
-        let kind = Conditions::random(&mut rng, count, roads.len(), workers);
+        let kind = Conditions::random(&mut rng, count, roads.len());
         for road in &mut roads {
             road.longest = road.longest.max(SHORTEST);
             road.judged = kind.is_loss_judged();
@@ -657,7 +657,7 @@ impl Conditions {
         self.classes.iter().any(|class| class.loss_ppm.is_some())
     }
 
-    fn random(rng: &mut Seeded, links: usize, roads: usize, workers: [usize; 2]) -> Conditions {
+    fn random(rng: &mut Seeded, links: usize, roads: usize) -> Conditions {
         let interval = Duration::from_millis(rng.one_of(&[100, 200, 500]));
         let class = |rng: &mut Seeded| Class {
             mode: rng.one_of(&[
@@ -668,8 +668,7 @@ impl Conditions {
                 Mode::Duplicate,
                 Mode::Duplicate,
             ]),
-            // What another worker has not counted yet when a probe comes looks lost for a moment.
-            loss_ppm: (workers == [1, 1] && rng.chance(70)).then_some(20_000),
+            loss_ppm: rng.chance(70).then_some(20_000),
             hold_ms: rng.one_of(&[3000, 8000, 12_000]),
             sticky: rng.one_of(&[Sticky::Flow, Sticky::Source]),
             ..Class::default()
