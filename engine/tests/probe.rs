@@ -465,6 +465,38 @@ fn a_path_that_is_dead_one_way_is_down_at_both_ends_in_time() {
     }
 }
 
+/// A path that is dead one way, and then the other way instead: who hears it again is told that it is heard, by somebody who misses its rare probes much later.
+#[test]
+fn who_is_heard_again_waits_for_an_answer() {
+    for seed in 0..SEEDS {
+        let mut dice = Dice(seed);
+        let delay = ms(dice.below(100));
+        let mut net = settled(seed, 2, &[], ms(50), fair(delay));
+        let from = net.now;
+        net.cut(0, &[1], true);
+        // Probes come every five seconds by then.
+        net.pass(ms(20_000 + dice.below(5_000)), true);
+        net.cut(0, &[1], false);
+        net.cut(0, &[0], true);
+        net.pass(ms(60_000), true);
+        for side in &net.sides {
+            let mut later = side.changes.iter().filter(|(at, _)| *at > from);
+            let ups = later.clone().filter(|(_, change)| change.state == PathState::Up);
+            assert_eq!(ups.count(), 0, "seed {seed}");
+            assert!(
+                later.any(|(_, change)| change.state == PathState::Down),
+                "seed {seed}"
+            );
+        }
+        net.cut(0, &[0], false);
+        net.pass(ms(6_000) + delay * 10, true);
+        assert!(
+            net.sides.iter().all(|side| side.board.up() == 0b11),
+            "seed {seed}"
+        );
+    }
+}
+
 /// With one path there is nobody to tell it by; the probes that still arrive say it.
 #[test]
 fn who_is_not_heard_on_the_only_path_is_told_on_it() {

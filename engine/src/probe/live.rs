@@ -66,6 +66,8 @@ pub(super) struct Live {
     /// We hear the path, since then.
     pub hears: bool,
     hears_since: Time,
+    /// When something was heard again after silence; the greatest: not yet. What they heard of us before says nothing of now.
+    again_at: Time,
     /// They say that they do, as of this time of theirs.
     they_hear: bool,
     they_said: Time,
@@ -156,6 +158,7 @@ impl Live {
             has_session: false,
             hears: false,
             hears_since: now,
+            again_at: Time(0),
             they_hear: false,
             they_said: Time(0),
             theirs: None,
@@ -319,6 +322,9 @@ impl Live {
         } else {
             RETURN_AFTER
         };
+        if !self.hears {
+            self.again_at = self.again_at.min(now);
+        }
         let begins = !self.hears && self.streak >= enough;
         if begins {
             (self.hears, self.hears_since) = (true, now);
@@ -410,6 +416,7 @@ impl Live {
     /// Nothing is heard any more.
     pub fn fall_silent(&mut self) {
         self.hears = false;
+        self.again_at = Time(u64::MAX);
         self.streak = 0;
         self.eager = 0;
         self.backoff = BACKOFF;
@@ -419,7 +426,7 @@ impl Live {
     /// Makes the state what follows from what is known. True if it is another one.
     pub fn settle(&mut self, now: Time) -> bool {
         let is_deaf = self.hears && now.since(self.hears_since) > DEAF_AFTER;
-        let is_up = self.hears && self.they_hear && self.has_session;
+        let is_up = self.hears && self.they_hear && self.has_session && self.is_answered();
         let (state, why) = match (self.state, is_up) {
             (PathState::Up, true) => return false,
             (_, true) if !self.may_return(now) => return false,
@@ -433,6 +440,11 @@ impl Live {
         (self.state, self.why, self.since) = (state, why, now);
         self.backoff = BACKOFF;
         true
+    }
+
+    /// Whether they have heard something that we have sent since the path was silent. That they say that they hear it may be old: on a path that is down probes are rare, and missed late.
+    fn is_answered(&self) -> bool {
+        self.state == PathState::Up || self.theirs.is_none_or(|theirs| theirs.echo >= self.again_at)
     }
 
     /// Whether it has not come up too often in this second.
