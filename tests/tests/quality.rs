@@ -230,7 +230,7 @@ fn a_link_whose_cap_is_used_up_is_the_last_resort() {
         return;
     }
     let mut sites = Sites::up(
-        ["cost = 1\ndata_cap = '5MB'\n", "cost = 10\nmetered = true\n"],
+        ["cost = 1\ndata_cap = '3MB'\n", "cost = 10\nmetered = true\n"],
         "",
     );
     sites.goes_by("1-1");
@@ -239,9 +239,10 @@ fn a_link_whose_cap_is_used_up_is_the_last_resort() {
             .as_u64()
             .unwrap_or(0)
     };
+    // By which link the answers come is up to the other site.
     assert!(ping(&sites.a, "-c 2500 -i 0.002 -s 1300 -q 10.66.2.1").is_ok());
     sites.goes_by("2-2");
-    assert!(used(&sites) >= 5_000_000, "{}", sites.said("show links"));
+    assert!(used(&sites) >= 3_000_000, "{}", sites.said("show links"));
     assert_eq!(sites.choice()["why"], "cap");
     let decisions = sites.ask("why other default")["decisions"].take();
     let is_said = |one: &Value| one["kind"] == "moved" && one["why"] == "cap" && one["to"] == "2-2";
@@ -282,7 +283,7 @@ fn a_link_whose_cap_is_used_up_is_the_last_resort() {
         "{}",
         sites.said("why other")
     );
-    sites.apply(|text| text.replace("5MB", "5GB"));
+    sites.apply(|text| text.replace("3MB", "5GB"));
     let is_free = || sites.candidate("1-1")["good"] == true;
     assert!(eventually(is_free), "{}", sites.said("why other"));
 }
